@@ -1,0 +1,76 @@
+"""Files that are either complete or not there: checksums, and folders that are written aside and renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from controlnext.errors import InputError, WorkError
+
+MANIFEST = "controlnext.json"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_replaceable(target: Path, force: bool) -> None:
+    """Raise :class:`InputError` unless ``target`` is free, empty, or a bundle that ``force`` may replace."""
+    if target.is_file():
+        raise InputError(f"output {target} is a file; give the path of a folder")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).exists():
+        raise InputError(f"output {target} holds other files and no bundle; give a new or empty folder")
+    if not force:
+        raise InputError(f"output {target} holds a bundle already; give --force to replace it")
+
+
+@contextmanager
+def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """A folder beside ``target`` to write into; it takes ``target``'s place when the block ends well.
+
+    On any error the folder is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
+    """
+    check_replaceable(target, force)
+    aside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        yield aside
+        aside.chmod(0o755)
+        _swap(aside, target)
+    except OSError as error:
+        raise _explain(error, target) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _explain(error: OSError, target: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WorkError(f"the disk that holds {target} is full; nothing was written there")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return InputError(f"cannot write to {target}: {error.strerror}; give --output a folder you may write")
+    return error

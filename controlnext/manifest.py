@@ -1,0 +1,136 @@
+"""The bundle's manifest, ``controlnext.json``: what is in the folder and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from controlnext.errors import BundleError
+from controlnext.files import MANIFEST, sha256
+from controlnext.specs import TensorSpec
+
+SCHEMA = 1
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    sha256: str
+    bytes: int
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """A :class:`~controlnext.specs.TensorSpec` with its sizes resolved."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.dtype, tuple(self.shape))
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """One ONNX graph of the bundle (``<folder>/model.onnx``) and the configuration of its network."""
+
+    network: str
+    precision: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where weights came from: a file's or folder's own name (never its path) or a hub id, and a digest."""
+
+    role: str
+    name: str
+    sha256: str = ""
+    detail: str = ""
+
+
+class ParityRow(msgspec.Struct, frozen=True):
+    """One measured difference between the engine and the PyTorch reference."""
+
+    name: str
+    metric: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``configs``: the configuration of every network by name, as in the diffusers checkpoint.
+    ``options``: pipeline options of the checkpoint (``force_zeros_for_empty_prompt``).
+    ``parity``: what the export measured; empty when it was told not to."""
+
+    schema: int
+    family: str
+    variant: str
+    precision: str
+    graphs: dict[str, Graph]
+    configs: dict[str, dict[str, Any]]
+    options: dict[str, Any]
+    sources: list[Source]
+    tools: dict[str, str]
+    files: dict[str, FileEntry]
+    parity: list[ParityRow] = []
+
+
+class _Header(msgspec.Struct):
+    schema: int
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and validate the manifest of the bundle in folder ``bundle``.
+
+    Raises :class:`BundleError` where there is none, where it is damaged, or of a newer schema.
+    """
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}; make one with controlnext export")
+    try:
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content, type=_Header).schema
+        if schema > SCHEMA:
+            raise BundleError(
+                f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+
+
+def write_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Write the manifest as indented JSON with sorted keys: equal manifests give equal files."""
+    content = msgspec.json.encode(manifest, order="sorted")
+    (bundle / MANIFEST).write_bytes(msgspec.json.format(content, indent=2) + b"\n")
+
+
+def list_files(bundle: Path) -> dict[str, FileEntry]:
+    """Checksums of every file of a bundle but the manifest itself, by relative path."""
+    paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {
+        path.relative_to(bundle).as_posix(): FileEntry(sha256(path), path.stat().st_size) for path in paths
+    }
+
+
+def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+    path, entry = bundle / name, manifest.files[name]
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the bundle again or export it again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, the manifest says {entry.bytes}: truncated; copy the bundle again"
+        )
+    found = sha256(path)
+    if found != entry.sha256:
+        raise BundleError(
+            f"{path} is damaged: its sha256 is {found}, the manifest says {entry.sha256}; copy the bundle again"
+        )
+    return path

@@ -1,0 +1,101 @@
+"""Tensor specs: the one description of a graph's inputs and outputs.
+
+Input names, dynamic axes, example inputs, optimization profiles and the runtime's checks all derive from
+these, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from controlnext.errors import InputError
+
+Dim = int | str
+"""A fixed size, a symbol (``"batch"``) or a multiple of one (``"8*height"``)."""
+
+
+def split_dim(dim: str) -> tuple[int, str]:
+    """``"8*height"`` -> ``(8, "height")``; ``"batch"`` -> ``(1, "batch")``."""
+    factor, star, symbol = dim.partition("*")
+    return (int(factor), symbol) if star else (1, dim)
+
+
+def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """The size of ``dim`` where the symbols have the given ``sizes``."""
+    if isinstance(dim, int):
+        return dim
+    factor, symbol = split_dim(dim)
+    return factor * sizes[symbol]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    A dimension written ``"@name"`` in the registry is a size of the model at hand (``"@cross_attention_dim"``)
+    and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch module takes the input when
+    that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    argument: str = ""
+
+    def resolve(self, sizes: Mapping[str, int]) -> TensorSpec:
+        """The spec with every ``"@name"`` replaced by its size."""
+        shape = tuple(
+            sizes[dim[1:]] if isinstance(dim, str) and dim.startswith("@") else dim for dim in self.shape
+        )
+        return replace(self, shape=shape)
+
+    def symbols(self) -> set[str]:
+        return {split_dim(dim)[1] for dim in self.shape if isinstance(dim, str)}
+
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape where the symbols have the given ``sizes``."""
+        return tuple(evaluate_dim(dim, sizes) for dim in self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+def bind(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], graph: str) -> dict[str, int]:
+    """Check ``arrays`` against ``specs`` and return the sizes of the symbols.
+
+    Raises :class:`~controlnext.errors.InputError` for a missing or unknown name, a wrong dtype, or a shape
+    that contradicts the spec or another input. ``control_batch`` may be 1 or ``batch``.
+    """
+    names = {spec.name for spec in specs}
+    if set(arrays) != names:
+        missing, unknown = sorted(names - set(arrays)), sorted(set(arrays) - names)
+        raise InputError(f"{graph}: inputs missing {missing}, unknown {unknown}; it takes {sorted(names)}")
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        array = arrays[spec.name]
+        wanted = f"{spec.dtype} {_text(spec.shape)}"
+        given = f"{array.dtype} {_text(array.shape)}"
+        if array.dtype != spec.dtype or array.ndim != len(spec.shape):
+            raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted}")
+        for size, dim in zip(array.shape, spec.shape, strict=True):
+            factor, symbol = split_dim(dim) if isinstance(dim, str) else (dim, "")
+            if symbol and size % factor == 0 and size > 0:
+                expected = sizes.setdefault(symbol, size // factor) * factor
+            else:
+                expected = factor
+            if size != expected:
+                raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted} with {sizes}")
+    if "control_batch" in sizes and sizes["control_batch"] not in (1, sizes["batch"]):
+        raise InputError(
+            f"{graph}: control_image has batch {sizes['control_batch']}; give 1 or the batch of the other"
+            f" inputs, {sizes['batch']}"
+        )
+    return sizes
+
+
+def _text(shape: Sequence[Dim]) -> str:
+    return "(" + ", ".join(str(dim) for dim in shape) + ")"
