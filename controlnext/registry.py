@@ -31,6 +31,8 @@ class Injection:
     at: Literal["input", "output"]
     order: Literal["normalize, pool", "pool, normalize"]
     eps: float
+    width: Callable[[Config], int] = field(default=lambda config: config["block_out_channels"][0])
+    """Channels of that feature, from the denoiser's configuration; the control's output has as many."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Network:
     optional: bool = False
     tokenizer: str = ""
     """Folder of the tokenizer that feeds this text encoder."""
+    required: Config = field(default_factory=dict)
+    """Configuration values that tell this family's network from another family's of the same class."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Family:
     """Graph folders of the text encoders, in the order in which their embeddings are concatenated."""
     conditioning: tuple[str, ...] = ()
     """Inputs of the denoiser that the runtime computes: ``"time_ids"`` is (original, crop, target) sizes."""
+    increments: bool = False
+    """Whether the UNet tensors that are published beside the control module are increments."""
     float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
 
@@ -185,7 +191,12 @@ _SDXL = Family(
         )
     },
     networks={
-        "unet": Network("unet", "diffusers", "UNet2DConditionModel"),
+        "unet": Network(
+            "unet",
+            "diffusers",
+            "UNet2DConditionModel",
+            required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
+        ),
         "vae": Network("vae", "diffusers", "AutoencoderKL"),
         "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
         "text_encoder_2": Network(
@@ -226,6 +237,7 @@ _SDXL = Family(
     default_guidance=5.0,
     default_size=1024,
     vae_factor=8,
+    increments=True,
     prompt_encoders=("text_encoder", "text_encoder_2"),
     conditioning=("time_ids",),
     # the original SDXL VAE says so in its configuration; the fp16-fix VAE says false
