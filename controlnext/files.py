@@ -40,18 +40,37 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     On any error the folder is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
     """
     check_replaceable(target, force)
-    aside: Path | None = None
+    aside = _place_beside(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         yield aside
         aside.chmod(0o755)
         _swap(aside, target)
     except OSError as error:
         raise _explain(error, target) from error
     finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write a file at; it takes ``target``'s place, and its old content's, when the block ends well."""
+    aside = _place_beside(target)
+    try:
+        yield aside / target.name
+        (aside / target.name).replace(target)
+    except OSError as error:
+        raise _explain(error, target) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _place_beside(target: Path) -> Path:
+    """An empty folder on the same disk as ``target``, so that a rename moves what is in it."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise _explain(error, target) from error
 
 
 def _swap(new: Path, target: Path) -> None:
@@ -71,6 +90,6 @@ def _swap(new: Path, target: Path) -> None:
 def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"the disk that holds {target} is full; nothing was written there")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return InputError(f"cannot write to {target}: {error.strerror}; give --output a folder you may write")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return InputError(f"cannot write to {target}: {error.strerror}; give --output a place you may write")
     return error

@@ -1,0 +1,121 @@
+"""Folders and files are complete or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from controlnext.errors import InputError, WorkError
+from controlnext.files import MANIFEST, check_replaceable, new_file, new_folder, sha256
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+
+
+def _bundle(folder: Path, content: str = "old") -> Path:
+    folder.mkdir()
+    (folder / MANIFEST).write_text(content)
+    return folder
+
+
+def _listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _fail_half_way(target: Path, error: BaseException) -> None:
+    with new_folder(target, force=True) as aside:
+        (aside / "half").write_text("half")
+        raise error
+
+
+def _fail_half_way_in_a_file(target: Path, error: BaseException) -> None:
+    with new_file(target) as aside:
+        aside.write_text("half")
+        raise error
+
+
+def test_sha256_is_the_digest_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_free_or_empty_folder_may_be_written(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "new", force=False)
+    check_replaceable(tmp_path, force=False)
+
+
+def test_a_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path / "bundle")
+    with pytest.raises(InputError, match="holds a bundle already; give --force"):
+        check_replaceable(bundle, force=False)
+    check_replaceable(bundle, force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds other files"):
+        check_replaceable(tmp_path, force)
+    with pytest.raises(InputError, match="is a file"):
+        check_replaceable(tmp_path / "thesis.txt", force)
+
+
+def test_the_folder_appears_complete(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "bundle"
+    with new_folder(target) as aside:
+        (aside / MANIFEST).write_text("new")
+        assert not target.exists()
+    assert (target / MANIFEST).read_text() == "new"
+    assert _listing(target.parent) == ["bundle"]
+
+
+def test_force_replaces_the_old_folder_whole(tmp_path: Path) -> None:
+    target = _bundle(tmp_path / "bundle")
+    (target / "left-over").write_text("")
+    with new_folder(target, force=True) as aside:
+        (aside / MANIFEST).write_text("new")
+    assert _listing(target) == [MANIFEST]
+    assert (target / MANIFEST).read_text() == "new"
+    assert _listing(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
+def test_a_failure_leaves_the_old_folder_untouched(tmp_path: Path, error: BaseException) -> None:
+    target = _bundle(tmp_path / "bundle")
+    with pytest.raises(type(error)):
+        _fail_half_way(target, error)
+    assert (target / MANIFEST).read_text() == "old"
+    assert _listing(tmp_path) == ["bundle"]
+
+
+def test_a_full_disk_is_one_error_and_nothing_is_left(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="is full; nothing was written"):
+        _fail_half_way(tmp_path / "bundle", FULL_DISK)
+    assert _listing(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"), new_folder(tmp_path / "file" / "bundle"):
+        pass
+
+
+def test_a_new_file_takes_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
+    target = tmp_path / "picture.png"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="bug"):
+        _fail_half_way_in_a_file(target, RuntimeError("bug"))
+    assert target.read_text() == "old"
+    with new_file(target) as aside:
+        assert aside.suffix == ".png"
+        aside.write_text("new")
+    assert target.read_text() == "new"
+    assert _listing(tmp_path) == ["picture.png"]
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="is full; nothing was written"):
+        _fail_half_way_in_a_file(tmp_path / "picture.png", FULL_DISK)
+    assert _listing(tmp_path) == []

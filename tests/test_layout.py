@@ -1,0 +1,91 @@
+"""The four code folders: one package, imports in one direction, and a runtime that is light to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "controlnext": ROOT / "controlnext",
+    "controlnext.export": ROOT / "export",
+    "controlnext.engines": ROOT / "engines",
+    "controlnext.runtime": ROOT / "runtime",
+}
+# part -> the parts that it may import; the command line may import all
+ALLOWED = {
+    "controlnext": {"controlnext"},
+    "controlnext.export": {"controlnext", "controlnext.export"},
+    "controlnext.engines": {"controlnext", "controlnext.engines"},
+    "controlnext.runtime": {"controlnext", "controlnext.engines", "controlnext.runtime"},
+}
+COMMAND_LINE = ("controlnext.commands", "controlnext.__main__")
+HEAVY = ("torch", "diffusers", "transformers", "onnx")
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    """Name and file of every module of the package."""
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+
+
+def _imported(path: Path) -> set[str]:
+    """The names that a module imports, here as far as they may be modules of this package."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == "controlnext"}
+
+
+def _part(module: str) -> str:
+    """Which of the parts in ``ALLOWED``, or the command line, a dotted name belongs to."""
+    parts = [part for part in (*ALLOWED, *COMMAND_LINE) if f"{module}.".startswith(f"{part}.")]
+    return max(parts, key=len)
+
+
+def test_pyproject_lists_exactly_the_packages_that_exist() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    existing = {name for name, path in _modules() if path.name == "__init__.py"}
+    assert set(listed) == existing
+    assert len(listed) == len(set(listed))
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in _modules()
+        if _part(module) not in COMMAND_LINE
+        for name in sorted(_imported(path))
+        if _part(name) not in ALLOWED[_part(module)]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module", ["controlnext", "controlnext.engines", "controlnext.runtime", "controlnext.commands"]
+)
+def test_import_is_light(module: str) -> None:
+    """In a fresh interpreter none of the build machine's libraries is loaded."""
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_import_of_the_runtime_is_quick() -> None:
+    """Under half a second, the best of three: the first may read the files from a cold disk."""
+    code = "import time; t = time.perf_counter(); import controlnext.runtime; print(time.perf_counter() - t)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
+    assert min(seconds) < 0.5
