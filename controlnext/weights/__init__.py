@@ -1,1 +1,6 @@
+"""Weights: from whatever the user has to networks with strictly checked tensors (PyTorch)."""
 
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
+from controlnext.weights.load import load_checkpoint
+
+__all__ = ["Checkpoint", "NetworkWeights", "load_checkpoint"]

@@ -1,0 +1,63 @@
+"""What a checkpoint is once it is loaded, wherever it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlnext.manifest import Source
+from controlnext.registry import Family, Network, Variant
+from controlnext.weights.control import control_spec, empty_control
+from controlnext.weights.networks import empty_module
+
+
+@dataclass(frozen=True)
+class NetworkWeights:
+    """One network: its configuration and its tensors, each read when it is asked for.
+
+    ``spec`` is None for the control module, whose ``config`` is its :class:`ControlSpec` as a dict.
+    """
+
+    spec: Network | None
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    def meta_module(self) -> nn.Module:
+        """The network with parameters on the meta device and computed buffers in memory, in eval mode."""
+        if self.spec is None:
+            return empty_control(control_spec(self.config))
+        return empty_module(self.spec, self.config)
+
+    def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The network with its weights, in eval mode and without gradients."""
+        module = self.meta_module()
+        state = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in self.tensors.items()
+        }
+        module.load_state_dict(state, strict=True, assign=True)
+        return module.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model and its ControlNeXt weights.
+
+    ``networks``: by the registry's names, and ``"control"``; text encoders are absent where the base has none.
+    ``tokenizers``: content of a ``tokenizer.json`` by folder name, with padding and truncation set inside.
+    ``scheduler``: content of ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``.
+    ``variant.control`` has the widths of this control module. ``random``: the weights are random numbers.
+    """
+
+    family: Family
+    variant: Variant
+    networks: dict[str, NetworkWeights]
+    tokenizers: dict[str, str]
+    scheduler: dict[str, Any]
+    options: dict[str, Any]
+    sources: list[Source]
+    random: bool

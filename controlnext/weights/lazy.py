@@ -1,0 +1,128 @@
+"""Tensors that are read, computed or drawn one at a time, when they are asked for."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from controlnext.errors import CheckpointError
+
+_REOPEN_AFTER = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that exists once ``read`` is called; its shape is known before."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
+        """``function`` of this tensor, computed when read; the shape is found without reading."""
+        shape = function(torch.empty(self.shape, device="meta")).shape
+        return LazyTensor(tuple(shape), lambda: function(self.read()))
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by state-dict name. Each access reads the tensor anew, so that no two are held at once.
+
+    Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity.
+    """
+
+    def __init__(self, entries: Mapping[str, LazyTensor], origin: str) -> None:
+        self._entries = entries
+        self._origin = origin
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._entries[name].read()
+        if not is_finite(tensor):
+            raise CheckpointError(
+                f"{self._origin}: tensor {name} holds NaN or infinity; get an undamaged copy of the weights"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times cheaper)."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor.half() if tensor.element_size() == 1 else tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def read_file(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a ``.safetensors`` file, or of a ``.bin`` file that holds nothing but tensors.
+
+    Raises :class:`CheckpointError` for any other file and for a damaged one.
+    """
+    if path.suffix == ".safetensors":
+        return _SafetensorsFile(path).tensors()
+    if path.suffix == ".bin":
+        return {
+            name: LazyTensor(tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
+            for name, tensor in _read_pickle(path).items()
+        }
+    raise CheckpointError(f"{path} is no weight file; accepted are .safetensors and .bin")
+
+
+class _SafetensorsFile:
+    """A memory-mapped file, mapped again from time to time so that pages that were read can be let go."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = self._open()
+        self._read_bytes = 0
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        return {
+            name: LazyTensor(
+                tuple(self._handle.get_slice(name).get_shape()), lambda name=name: self._read(name)
+            )
+            for name in self._handle.keys()  # noqa: SIM118 (the handle is no mapping)
+        }
+
+    def _open(self) -> Any:
+        try:
+            return safe_open(str(self._path), "pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self._path} is no readable .safetensors file: {first_line(error)}; get the file again"
+            ) from error
+
+    def _read(self, name: str) -> Tensor:
+        if self._read_bytes > _REOPEN_AFTER:
+            self._handle, self._read_bytes = self._open(), 0
+        tensor: Tensor = self._handle.get_tensor(name)
+        self._read_bytes += tensor.nbytes
+        return tensor
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and would need its code to run: it is not loaded;"
+            " get it as .safetensors"
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no tensors by name; accepted is a saved state dict")
+    return content
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

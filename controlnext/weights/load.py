@@ -1,0 +1,135 @@
+"""Loading a checkpoint from whatever the user gave."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from controlnext.errors import CheckpointError, InputError
+from controlnext.manifest import Source
+from controlnext.registry import Family, Variant
+from controlnext.weights import control as control_weights
+from controlnext.weights import trained
+from controlnext.weights.base import Base, original_layout, read_base, read_shipped
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
+from controlnext.weights.lazy import LazyTensor, LazyTensors
+from controlnext.weights.networks import shapes_of
+from controlnext.weights.noise import random_tensors
+from controlnext.weights.places import Place, choose_weights, locate, read_weights
+
+log = logging.getLogger(__name__)
+
+
+def load_checkpoint(
+    family: Family,
+    *,
+    variant: str = "auto",
+    base: str | Path | None = None,
+    control: str | Path | None = None,
+    unet_weights: str | Path | None = None,
+    unet_increments: bool = False,
+    vae: str | Path | None = None,
+    random_seed: int | None = None,
+) -> Checkpoint:
+    """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
+
+    ``base``: diffusers folder, single-file ``.safetensors`` checkpoint or hub id (default: the family's).
+    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[/folder]``).
+    ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or with
+    ``unet_increments`` differences to add. Where they are not given and ``control`` is a folder or hub id that
+    holds ``unet.safetensors`` (or ``.bin``), those are used, as increments if the family is published so.
+    ``random_seed``: the full-size architecture with random numbers instead of any file.
+
+    Raises :class:`CheckpointError` naming what does not fit: files, missing, unexpected or mis-shaped tensors.
+    """
+    if random_seed is not None:
+        given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
+        return _random_checkpoint(family, variant, random_seed, [key for key, v in given.items() if v])
+    if control is None:
+        raise InputError(
+            "no control weights are given; give --control a file, a folder or a hub id"
+            " (or --random-weights a seed, to try the architecture)"
+        )
+    loaded = read_base(family, base or family.default_base, vae)
+    place = locate(control, _choose_control)
+    found, sources = read_weights(place, place.path, control_weights.STEMS, "control")
+    chosen, tensors = control_weights.match_control(found, family, variant, place.name)
+    if unet_weights is None and _unet_beside(place):
+        unet_place, unet_increments = place, unet_increments or family.increments
+        log.info("%s: the UNet tensors beside the control module are used", place.name)
+    else:
+        unet_place = locate(unet_weights, _choose_unet) if unet_weights is not None else None
+    if unet_place:
+        sources += _apply_trained(family, loaded, unet_place, unet_increments)
+    return _assemble(family, chosen, loaded, tensors, sources, random=False)
+
+
+def _assemble(
+    family: Family,
+    variant: Variant,
+    base: Base,
+    control: dict[str, LazyTensor],
+    sources: list[Source],
+    random: bool,
+) -> Checkpoint:
+    width = variant.injection.width(base.parts[family.denoiser].config)
+    if variant.control.out_channels != width:
+        raise CheckpointError(
+            f"the control module gives {variant.control.out_channels} channels, the base's {family.denoiser} takes"
+            f" {width} where they are injected: they were not trained together"
+        )
+    networks = {
+        name: NetworkWeights(family.networks[name], part.config, LazyTensors(part.tensors, name))
+        for name, part in base.parts.items()
+    }
+    networks["control"] = NetworkWeights(None, asdict(variant.control), LazyTensors(control, "control"))
+    return Checkpoint(
+        family,
+        variant,
+        networks,
+        base.tokenizers,
+        base.scheduler,
+        base.options,
+        base.sources + sources,
+        random,
+    )
+
+
+def _apply_trained(family: Family, base: Base, place: Place, increments: bool) -> list[Source]:
+    part = base.parts[family.denoiser]
+    found, sources = read_weights(place, place.path, trained.STEMS, "unet-weights")
+    layout = original_layout(family, family.denoiser, part.config)
+    part.tensors = trained.apply_trained(part.tensors, found, layout, increments, place.name)
+    return sources
+
+
+def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]) -> Checkpoint:
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError(
+            f"random weights take the place of every file: leave {options} or --random-weights out"
+        )
+    chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
+    base = read_shipped(family, partial(_draw, seed))
+    control = _draw(seed, "control", shapes_of(control_weights.empty_control(chosen.control)))
+    return _assemble(family, chosen, base, control, [Source("random", f"seed {seed}")], random=True)
+
+
+def _draw(seed: int, network: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
+    return random_tensors(shapes, network, seed)
+
+
+def _unet_beside(place: Place) -> bool:
+    if place.path.is_file():
+        return False
+    return bool(choose_weights((path.name for path in place.path.iterdir()), trained.STEMS[:1]))
+
+
+def _choose_control(names: list[str]) -> list[str]:
+    return choose_weights(names, control_weights.STEMS) + choose_weights(names, trained.STEMS[:1])
+
+
+def _choose_unet(names: list[str]) -> list[str]:
+    return choose_weights(names, trained.STEMS)

@@ -1,0 +1,123 @@
+"""Networks without memory for their weights, and the strict match of found tensors to them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+from torch import nn
+
+from controlnext.errors import CheckpointError
+from controlnext.registry import Network
+from controlnext.weights.lazy import LazyTensor, first_line
+
+Shape = tuple[int, ...]
+
+# what a configuration says of the machine or the libraries that wrote it
+_VOLATILE = {"dtype", "torch_dtype", "transformers_version"}
+
+# names that other releases of the libraries gave the same tensors
+_RENAMED = (
+    (re.compile(r"^text_model\."), ""),
+    (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
+    (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
+    (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
+    (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
+)
+
+# written by some releases and read by none: positions 0, 1, 2 ..., and CLIP's temperature
+_HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
+
+
+def empty_module(network: Network, config: Mapping[str, Any]) -> nn.Module:
+    """The network with parameters on the meta device and its computed buffers in memory, in eval mode.
+
+    Raises :class:`CheckpointError` for a configuration that the network's class refuses.
+    """
+    cls = getattr(importlib.import_module(network.library), network.cls)
+    try:
+        with init_empty_weights():
+            if network.library == "diffusers":
+                module = cls.from_config(dict(config))
+            else:
+                module = cls(cls.config_class.from_dict(dict(config)))
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"the configuration of {network.folder} does not make a {network.cls}: {first_line(error)}"
+        ) from error
+    return module.eval().requires_grad_(False)
+
+
+def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default filled in and nothing about paths and library versions.
+
+    Raises :class:`CheckpointError` for a configuration of another family.
+    """
+    module = empty_module(network, config)
+    text = module.to_json_string() if network.library == "diffusers" else module.config.to_json_string(False)
+    full = {key: value for key, value in json.loads(text).items() if key not in _VOLATILE}
+    for key, wanted in network.required.items():
+        if full.get(key) != wanted:
+            raise CheckpointError(
+                f"its {network.folder} is of another family: {key} is {full.get(key)}, expected {wanted}"
+            )
+    return {key: value for key, value in full.items() if not key.startswith("_") or key == "_class_name"}
+
+
+def shapes_of(module: nn.Module) -> dict[str, Shape]:
+    """Shape of every tensor of the state dict, in its order."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: str) -> dict[str, LazyTensor]:
+    """``found`` under the expected names and in their order, after every name and shape was found right.
+
+    Raises :class:`CheckpointError` listing missing, unexpected and mis-shaped tensors.
+    """
+    known = {canonical(name): name for name in expected}
+    named: dict[str, LazyTensor] = {}
+    unexpected: list[str] = []
+    for name, tensor in found.items():
+        if canonical(name) in known:
+            named[known[canonical(name)]] = tensor
+        elif not _HARMLESS.search(name):
+            unexpected.append(name)
+    named = {name: _fit(tensor, expected[name]) for name, tensor in named.items()}
+    missing = [name for name in expected if name not in named]
+    misshaped = [
+        f"{name} {list(tensor.shape)} for {list(expected[name])}"
+        for name, tensor in named.items()
+        if tensor.shape != expected[name]
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "mis-shaped": misshaped}
+    if any(problems.values()):
+        raise CheckpointError(f"{what} does not fit: {listing(problems)}")
+    return {name: named[name] for name in expected}
+
+
+def canonical(name: str) -> str:
+    """The name of a tensor, the same whichever release of the libraries wrote it."""
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
+    """``"2 missing (a, b); 7 unexpected (c, d, e ...)"``."""
+    parts = []
+    for problem, names in ((key, list(value)) for key, value in problems.items()):
+        if names:
+            more = " ..." if len(names) > shown else ""
+            parts.append(f"{len(names)} {problem} ({', '.join(names[:shown])}{more})")
+    return "; ".join(parts)
+
+
+def _fit(tensor: LazyTensor, shape: Shape) -> LazyTensor:
+    """A linear layer that was stored as a 1 x 1 convolution, as a matrix."""
+    if len(shape) == 2 and tensor.shape[:2] == shape and set(tensor.shape[2:]) == {1}:
+        return tensor.map(lambda value: value.reshape(value.shape[:2]))
+    return tensor

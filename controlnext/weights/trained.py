@@ -1,0 +1,95 @@
+"""The denoiser's tensors that were trained together with the control module: new values, or increments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+
+from torch import Tensor
+
+from controlnext.errors import CheckpointError
+from controlnext.weights.layouts import looks_like
+from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.networks import listing
+from controlnext.weights.original import Layout, from_original
+
+STEMS = ("unet", "diffusion_pytorch_model", "model")
+"""Names under which trained tensors are published."""
+
+_PREFIXES = ("model.diffusion_model.", "unet.")
+_COMPARED = 4
+
+
+def apply_trained(
+    base: Mapping[str, LazyTensor],
+    found: Mapping[str, LazyTensor],
+    layout: Layout,
+    increments: bool,
+    what: str,
+) -> dict[str, LazyTensor]:
+    """``base`` with the tensors ``found`` in place of its own, or added to them in float32.
+
+    ``found`` may be a part of the denoiser and use diffusers' or the original names. Raises
+    :class:`CheckpointError` for tensors that the denoiser does not have, and where values were given as
+    increments or increments as values.
+    """
+    named = _plain_names(found)
+    if not base.keys() & named.keys():
+        named = from_original(named, layout, base)
+    problems = {
+        "unknown": [name for name in named if name not in base],
+        "mis-shaped": [
+            f"{name} {list(tensor.shape)} for {list(base[name].shape)}"
+            for name, tensor in named.items()
+            if name in base and tensor.shape != base[name].shape
+        ],
+    }
+    if any(problems.values()) or not named:
+        shapes = {name: tensor.shape for name, tensor in found.items()}
+        raise CheckpointError(
+            f"{what} does not fit the base's denoiser: it looks like {looks_like(shapes)}; {listing(problems)}"
+        )
+    _check_kind(base, named, increments, what)
+    changed = {name: _sum(base[name], tensor) if increments else tensor for name, tensor in named.items()}
+    return {name: changed.get(name, tensor) for name, tensor in base.items()}
+
+
+def _plain_names(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    for prefix in _PREFIXES:
+        if found and all(name.startswith(prefix) for name in found):
+            return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return dict(found)
+
+
+def _sum(base: LazyTensor, increment: LazyTensor) -> LazyTensor:
+    return LazyTensor(base.shape, lambda: base.read().float() + increment.read().float())
+
+
+def _check_kind(
+    base: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor], increments: bool, what: str
+) -> None:
+    """Trained values stay close to the base's, increments are small and point anywhere.
+
+    Told by the largest cosine and the largest relative size among a few matrices. Random weights are neither.
+    """
+    matrices = (name for name, tensor in found.items() if len(tensor.shape) >= 2)
+    compared = [_compare(base[name].read(), found[name].read()) for name in islice(matrices, _COMPARED)]
+    if not compared:
+        return
+    cosine, size = (max(column) for column in zip(*compared, strict=True))
+    if increments and min(c for c, _ in compared) > 0.9:
+        raise CheckpointError(
+            f"{what} holds values, not increments: they nearly equal the base's; leave --unet-increments out"
+        )
+    if not increments and size < 0.25 and abs(cosine) < 0.5:
+        raise CheckpointError(
+            f"{what} holds increments, not values: they are at most {size:.3f} times the base's size;"
+            " give --unet-increments"
+        )
+
+
+def _compare(base: Tensor, other: Tensor) -> tuple[float, float]:
+    """Cosine between two tensors, and the size of the second over that of the first."""
+    a, b = base.float().flatten(), other.float().flatten()
+    norms = a.norm() * b.norm()
+    return float(a @ b / norms.clamp_min(1e-30)), float(b.norm() / a.norm().clamp_min(1e-30))
