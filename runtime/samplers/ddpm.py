@@ -1,0 +1,49 @@
+"""DDPM: ancestral sampling of arXiv:2006.11239."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from controlnext.runtime.samplers.ddim import AlphaBarSampler
+from controlnext.runtime.samplers.options import OptionTable, choice
+from controlnext.runtime.samplers.schedule import FloatArray
+
+_ONE = np.float32(1)
+_SMALLEST_VARIANCE = np.float32(1e-20)
+
+
+class DDPMSampler(AlphaBarSampler):
+    """Equals diffusers' `DDPMScheduler`.
+
+    Draws noise at every step whose timestep is above 0; with steps_offset 1 that includes the last step,
+    where fixed_small then adds next to nothing (1e-10 times the noise). Learned variances are refused: the
+    denoisers here predict none. So is fixed_large_log, which gives NaN in diffusers.
+    """
+
+    name = "ddpm"
+    known_options: ClassVar[OptionTable] = {
+        **AlphaBarSampler.known_options,
+        "variance_type": choice("fixed_small", None, "fixed_small_log", "fixed_large"),
+    }
+
+    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+        super().__init__(config, num_inference_steps)
+        self._require_divisors()
+        reached = np.append(self._visited[1:], -1)
+        next_alpha_bar = np.where(reached >= 0, self._alpha_bar_table[reached], _ONE)
+        alpha = self.alpha_bar / next_alpha_bar
+        beta, beta_bar, next_beta_bar = _ONE - alpha, _ONE - self.alpha_bar, _ONE - next_alpha_bar
+        # mean of the posterior q(x[t-1] | x[t], x0): equation 7
+        self._x0_share = np.sqrt(next_alpha_bar) * beta / beta_bar
+        self._sample_share = np.sqrt(alpha) * next_beta_bar / beta_bar
+        small = np.maximum(next_beta_bar / beta_bar * beta, _SMALLEST_VARIANCE)
+        # null is fixed_small, and fixed_small_log the same deviation by way of the logarithm
+        deviations = np.sqrt(beta if self.options["variance_type"] == "fixed_large" else small)
+        self._noise_scales = {i: deviations[i] for i, t in enumerate(self._visited) if t > 0}
+
+    def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        x0 = self._limited(self._clean_sample(model_output, i, sample))
+        return self._x0_share[i] * x0 + self._sample_share[i] * sample

@@ -1,0 +1,40 @@
+"""Euler ancestral steps: down past the next noise level, then noise back up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from controlnext.runtime.samplers.euler import NoiseLevelSampler
+from controlnext.runtime.samplers.options import SCHEDULE_OPTIONS, OptionTable, choice
+from controlnext.runtime.samplers.schedule import FloatArray, interpolated_sigmas, sigma_table
+
+
+class EulerAncestralSampler(NoiseLevelSampler):
+    """Equals diffusers' `EulerAncestralDiscreteScheduler`.
+
+    Draws noise at every step, the last one included, where it is multiplied by 0.
+    """
+
+    name = "euler_a"
+    known_options: ClassVar[OptionTable] = {
+        **SCHEDULE_OPTIONS,
+        "prediction_type": choice("epsilon", "v_prediction"),
+    }
+
+    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+        super().__init__(config, num_inference_steps)
+        timesteps = self._grid()
+        self._set_schedule(timesteps, interpolated_sigmas(timesteps, sigma_table(self.options)), 0.0)
+        variance = self.sigmas**2
+        # the next level's variance is split: what is kept going down, and what is added as noise
+        added = np.sqrt(variance[1:] * (variance[:-1] - variance[1:]) / variance[:-1])
+        with np.errstate(invalid="ignore"):  # from a level of thousands, rounding may leave less than nothing
+            self._targets = np.sqrt(variance[1:] - added**2)
+        self._require_finite(self._targets)
+        self._noise_scales = dict(enumerate(added))
+
+    def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        return self._euler(model_output, i, sample, self._targets[i])

@@ -1,0 +1,129 @@
+"""What the multistep solvers share: the schedule, the conversion of the denoiser's answer, the history."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from controlnext.errors import InputError
+from controlnext.runtime.samplers.base import Sampler
+from controlnext.runtime.samplers.options import (
+    SCHEDULE_OPTIONS,
+    SIGMA_OPTIONS,
+    THRESHOLD_OPTIONS,
+    OptionTable,
+    flag,
+    off,
+)
+from controlnext.runtime.samplers.schedule import (
+    FloatArray,
+    interpolated_sigmas,
+    log_snr,
+    replacement_sigmas,
+    sigma_table,
+    spaced_timesteps,
+    timesteps_of,
+    variance_preserving,
+)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A solver's update: a linear combination whose weights depend on the schedule alone.
+
+    The result is sample * x + base * m[0] + sum of differences[k] * (m[k + 1] - m[0]), with m the outputs.
+    """
+
+    sample: np.float32
+    base: np.float32
+    differences: tuple[np.float32, ...] = ()
+
+    def apply(self, sample: FloatArray, outputs: Sequence[FloatArray]) -> FloatArray:
+        """`outputs` may be longer than needed; all arrays float32 of one shape."""
+        result = self.sample * sample + self.base * outputs[0]
+        for weight, output in zip(self.differences, outputs[1:], strict=False):
+            result += weight * (output - outputs[0])
+        return result
+
+
+class MultistepSampler(Sampler):
+    """Base of the solvers that extrapolate from earlier outputs: one object serves one run."""
+
+    known_options: ClassVar[OptionTable] = {
+        **SCHEDULE_OPTIONS,
+        **SIGMA_OPTIONS,
+        **THRESHOLD_OPTIONS,
+        "lower_order_final": flag(True),
+        "use_flow_sigmas": off(),
+        "use_dynamic_shifting": off(),
+    }
+    ends_at_replaced: ClassVar[bool] = False
+    """Whether final_sigmas_type sigma_min repeats the last Karras or exponential level, where there are such;
+    else it is the lowest level of training."""
+    sigmas: FloatArray
+    """Noise level at each step and after the last one, (steps + 1,)."""
+
+    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+        super().__init__(config, num_inference_steps)
+        self._set_schedule(sigma_table(self.options))
+        self._alphas, self._stds = variance_preserving(self.sigmas)
+        self._lambdas = log_snr(self._alphas, self._stds)
+        self._outputs: list[FloatArray] = []
+        self._taken = 0
+
+    def _set_schedule(self, table: FloatArray) -> None:
+        options, steps = self.options, self.num_inference_steps
+        replaced = replacement_sigmas(options, float(table[-1]), float(table[0]), steps)
+        if replaced is None:
+            timesteps = spaced_timesteps(options, steps, steps + 1, self._usable_timesteps()).round()
+            sigmas = interpolated_sigmas(timesteps, table)
+        else:
+            timesteps, sigmas = timesteps_of(replaced, table), replaced
+            if self._rounds_timesteps():
+                timesteps = timesteps.round()
+        lowest = sigmas[-1] if replaced is not None and self.ends_at_replaced else table[0]
+        last = 0.0 if options["final_sigmas_type"] == "zero" else lowest
+        self.sigmas = np.append(sigmas, last).astype(np.float32)
+        self.timesteps = np.trunc(timesteps).astype(np.float32)
+
+    def _usable_timesteps(self) -> int:
+        """How many training timesteps, the lowest first, the grid may reach."""
+        return int(self.options["num_train_timesteps"])
+
+    def _rounds_timesteps(self) -> bool:
+        """Whether the timesteps of replaced noise levels are rounded (else truncated)."""
+        return bool(self.options["use_karras_sigmas"])
+
+    def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        if i != self._taken:
+            raise InputError(
+                f"sampler '{self.name}' keeps a history and was at step {self._taken}, not {i}: take its "
+                "steps once each and in order, and make a new sampler for every run"
+            )
+        self._taken += 1
+        return self._advance(self._converted(model_output, i, sample), i, sample)
+
+    @abstractmethod
+    def _converted(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        """The denoiser's answer as the quantity that the solver integrates."""
+
+    @abstractmethod
+    def _advance(self, output: FloatArray, i: int, sample: FloatArray) -> FloatArray: ...
+
+    def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        """The predicted x0, thresholded if the options ask for it."""
+        alpha, std = self._alphas[i], self._stds[i]
+        if self.options["prediction_type"] == "epsilon":
+            x0 = (sample - std * model_output) / alpha
+        elif self.options["prediction_type"] == "v_prediction":
+            x0 = alpha * sample - std * model_output
+        else:
+            x0 = model_output
+        return self._thresholded(x0)
+
+    def _remember(self, output: FloatArray) -> None:
+        self._outputs = [output, *self._outputs][: self.options["solver_order"]]

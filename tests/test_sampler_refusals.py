@@ -1,0 +1,97 @@
+"""What the samplers refuse: unsupported options, runs that cannot be, arguments that do not fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlnext.errors import InputError
+from controlnext.runtime.random import TorchGenerator
+from controlnext.runtime.samplers import SAMPLERS, make_sampler
+
+CONFIG: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+SAMPLE = np.ones((2, 4, 6, 6), np.float32)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {**CONFIG, **changes}
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, "beta_schedule", "sigmoid") for name in SAMPLERS),
+        *((name, "prediction_type", "flow_prediction") for name in SAMPLERS),
+        *((name, "timestep_spacing", "random") for name in SAMPLERS),
+        *((name, "use_beta_sigmas", True) for name in ("unipc", "euler", "dpmpp_2m")),
+        *((name, "use_flow_sigmas", True) for name in ("unipc", "dpmpp_2m")),
+        *((name, "final_sigmas_type", "half") for name in ("unipc", "euler", "dpmpp_2m")),
+        *(("ddpm", "variance_type", kind) for kind in ("learned", "learned_range", "fixed_large_log")),
+        ("euler_a", "prediction_type", "sample"),
+        ("euler", "interpolation_type", "cubic"),
+        ("unipc", "solver_p", {}),
+        ("unipc", "shift_terminal", 0.1),
+        ("unipc", "solver_type", "bh3"),
+        ("unipc", "solver_order", 0),
+        ("unipc", "disable_corrector", "all"),
+        ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++"),
+        ("dpmpp_2m", "use_lu_lambdas", True),
+        ("dpmpp_2m", "variance_type", "learned"),
+        ("ddim", "num_train_timesteps", 0),
+        ("ddim", "steps_offset", 1.5),
+        ("ddim", "clip_sample", "no"),
+        ("ddim", "beta_end", "0.02"),
+        ("ddim", "dynamic_thresholding_ratio", 1.5),
+        ("ddim", "trained_betas", "betas"),
+        ("euler", "sigma_min", 0),
+    ],
+)
+def test_unsupported_options_are_refused(name: str, option: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"{option}.*accepted: "):
+        make_sampler(name, config(**{option: value}), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps", "message"),
+    [
+        ("heun", CONFIG, 10, "unknown sampler 'heun'.*unipc"),
+        ("unipc", CONFIG, 0, "num_inference_steps is 0"),
+        ("unipc", CONFIG, -3, "num_inference_steps is -3"),
+        ("unipc", CONFIG, 2.5, "num_inference_steps is 2.5"),
+        ("ddim", CONFIG, 1001, "1 to 1000 steps"),
+        ("ddpm", CONFIG, 1001, "1 to 1000 steps"),
+        ("ddim", CONFIG, 1000, "first timestep.*1000"),
+        ("unipc", [], 10, "mapping"),
+        ("unipc", CONFIG, 1000, "repeats a level"),
+        ("dpmpp_2m", CONFIG, 1000, "repeats a level"),
+        ("unipc", config(solver_type="bh1"), 10, "divides by zero"),
+        ("unipc", config(lower_order_final=False), 10, "divides by zero"),
+        ("unipc", config(lower_order_final=False, solver_order=3), 10, "divides by zero"),
+        ("unipc", config(predict_x0=False), 10, "divides by zero"),
+        ("ddim", config(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 10, "divides by zero"),
+        ("euler", config(use_karras_sigmas=True, use_exponential_sigmas=True), 10, "turn one off"),
+        ("euler", config(beta_end=1.5), 10, "betas range"),
+        ("euler", config(trained_betas=[0.1, -0.1]), 10, "betas range"),
+    ],
+)
+def test_what_cannot_run_is_refused(name: str, options: Any, steps: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_sampler(name, options, steps)
+
+
+def test_bad_steps_are_refused() -> None:
+    sampler = make_sampler("euler_a", CONFIG, 10)
+    with pytest.raises(InputError, match="out of range"):
+        sampler.step(SAMPLE, 10, SAMPLE, TorchGenerator(0))
+    with pytest.raises(InputError, match="shape"):
+        sampler.step(SAMPLE[:1], 0, SAMPLE, TorchGenerator(0))
+    with pytest.raises(InputError, match="generator"):
+        sampler.step(SAMPLE, 0, SAMPLE)

@@ -1,0 +1,266 @@
+"""The samplers against diffusers' schedulers, step by step over whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from controlnext.errors import InputError
+from controlnext.runtime.random import TorchGenerator
+from controlnext.runtime.samplers import SAMPLERS, make_sampler
+
+SCHEDULERS: dict[str, Any] = {
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+}
+
+# scheduler/scheduler_config.json of the published SDXL and SVD bases
+SDXL: dict[str, Any] = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+SVD: dict[str, Any] = {
+    **{key: value for key, value in SDXL.items() if key != "sample_max_value"},
+    "prediction_type": "v_prediction",
+    "sigma_max": 700.0,
+    "sigma_min": 0.002,
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+}
+
+# Largest difference at any step, relative to the largest value of diffusers' sample. Both sides work in
+# float32; torch's sqrt, log and exp differ from NumPy's, and between processors, in the last bit, and the
+# differences add up over the steps. Measured: 2e-6 over the base runs, 7e-6 over the options.
+BASE_TOLERANCE = 5e-6
+OPTION_TOLERANCE = 2e-5
+# Measured: 7e-4. Where a schedule starts at a noise level of thousands, the Euler samplers' sample is as
+# large, and diffusers' float32 arithmetic itself is off by this much once it has come down to single digits.
+HUGE_NOISE_TOLERANCE = 2e-3
+
+SHAPE = (2, 4, 6, 6)
+PATTERN = np.random.RandomState(0).standard_normal(SHAPE).astype(np.float32)
+
+
+Run = tuple[list[float], list[NDArray[np.float32]]]
+
+
+def denoise(sample: NDArray[np.float32], timestep: float) -> NDArray[np.float32]:
+    """Cheap stand-in for a network: depends on the sample, the place and the timestep."""
+    return np.float32(0.3) * sample + np.float32(np.sin(timestep / 100)) * PATTERN
+
+
+def run_diffusers(
+    name: str, config: dict[str, Any], steps: int
+) -> tuple[list[float], list[NDArray[np.float32]]]:
+    """Timesteps given to the network, and the sample before the first step and after each."""
+    scheduler = SCHEDULERS[name].from_config(config)
+    scheduler.set_timesteps(steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.from_numpy(PATTERN) * scheduler.init_noise_sigma
+    samples, extra = [sample.numpy()], {"generator": generator} if name != "unipc" else {}
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep)
+        output = torch.from_numpy(denoise(scaled.numpy(), float(timestep)))
+        sample = scheduler.step(output, timestep, sample, return_dict=False, **extra)[0]
+        samples.append(sample.numpy())
+    return [float(timestep) for timestep in scheduler.timesteps], samples
+
+
+def run_ours(name: str, config: dict[str, Any], steps: int) -> Run:
+    sampler = make_sampler(name, config, steps)
+    generator = TorchGenerator(3)
+    sample = PATTERN * sampler.init_noise_sigma
+    samples = [sample]
+    for i, timestep in enumerate(sampler.timesteps):
+        output = denoise(sampler.scale_model_input(sample, i), float(timestep))
+        sample = sampler.step(output, i, sample, generator if sampler.needs_noise else None)
+        assert sample.dtype == np.float32
+        samples.append(sample)
+    return [float(timestep) for timestep in sampler.timesteps], samples
+
+
+def compare(name: str, config: dict[str, Any], steps: int, tolerance: float) -> None:
+    expected_timesteps, expected = run_diffusers(name, config, steps)
+    timesteps, samples = run_ours(name, config, steps)
+    np.testing.assert_allclose(timesteps, expected_timesteps, rtol=3e-7, atol=3e-4)
+    for i, (ours, theirs) in enumerate(zip(samples, expected, strict=True)):
+        difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
+        assert difference < tolerance, f"{name}, {steps} steps, after step {i}: {difference:.2e}"
+
+
+def sdxl(**changes: Any) -> dict[str, Any]:
+    return {**SDXL, **changes}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no options": {},
+    "linspace": sdxl(timestep_spacing="linspace"),
+    "trailing": sdxl(timestep_spacing="trailing"),
+    "leading, no offset": sdxl(steps_offset=0),
+    "v": sdxl(prediction_type="v_prediction"),
+    "v, leading, zero SNR": sdxl(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    "linear betas": sdxl(beta_schedule="linear", beta_start=0.0001, beta_end=0.02),
+    "cosine betas": sdxl(beta_schedule="squaredcos_cap_v2"),
+    "trained betas": sdxl(trained_betas=np.linspace(0.0002, 0.01, 1000).tolist()),
+    "500 training timesteps": sdxl(num_train_timesteps=500),
+    "lowest sigma": sdxl(final_sigmas_type="sigma_min"),
+    "Karras": sdxl(use_karras_sigmas=True),
+    "Karras, lowest sigma": sdxl(use_karras_sigmas=True, final_sigmas_type="sigma_min"),
+    "Karras, cosine betas": sdxl(use_karras_sigmas=True, beta_schedule="squaredcos_cap_v2"),
+    "Karras, own range": sdxl(use_karras_sigmas=True, sigma_min=0.05, sigma_max=20.0),
+    "exponential": sdxl(use_exponential_sigmas=True),
+    "exponential, lowest sigma": sdxl(use_exponential_sigmas=True, final_sigmas_type="sigma_min"),
+    "SVD": SVD,
+    "clip": sdxl(clip_sample=True),
+    "clip wider": sdxl(clip_sample=True, clip_sample_range=2.0),
+    "threshold": sdxl(thresholding=True, sample_max_value=1.7, clip_sample=True),
+    "defaults listed": sdxl(_use_default_values=["timestep_spacing", "steps_offset", "beta_schedule"]),
+}
+HUGE_NOISE: dict[str, dict[str, Any]] = {
+    f"{kind}, {spacing}": {**options, "prediction_type": "v_prediction", "timestep_spacing": spacing}
+    for kind, options in (
+        ("zero SNR", sdxl(rescale_betas_zero_snr=True)),
+        ("cosine betas", sdxl(beta_schedule="squaredcos_cap_v2")),
+    )
+    for spacing in ("trailing", "linspace")
+}
+OWN_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("euler", sdxl(interpolation_type="log_linear", timestep_spacing=s)) for s in ("leading", "linspace")),
+    ("euler", {**SVD, "interpolation_type": "log_linear", "use_karras_sigmas": False}),
+    ("euler", sdxl(timestep_type="continuous")),
+    ("ddim", sdxl(set_alpha_to_one=True)),
+    *(("ddpm", sdxl(variance_type=variance)) for variance in ("fixed_small_log", "fixed_large")),
+    *(("unipc", sdxl(solver_order=order)) for order in (1, 3, 4)),
+    *(("unipc", sdxl(solver_type="bh1", final_sigmas_type="sigma_min", solver_order=o)) for o in (1, 2, 3)),
+    *(("unipc", sdxl(solver_type=other)) for other in ("midpoint", "heun", "logrho")),
+    ("unipc", sdxl(lower_order_final=False, final_sigmas_type="sigma_min", solver_order=3)),
+    ("unipc", sdxl(disable_corrector=[0, 2, 5])),
+    *(
+        ("unipc", sdxl(predict_x0=False, final_sigmas_type="sigma_min", prediction_type=prediction))
+        for prediction in ("epsilon", "v_prediction", "sample")
+    ),
+    *(("dpmpp_2m", sdxl(solver_order=order)) for order in (1, 3, 4)),
+    *(("dpmpp_2m", sdxl(solver_type=other)) for other in ("heun", "bh2", "logrho")),
+    ("dpmpp_2m", sdxl(lower_order_final=False, final_sigmas_type="sigma_min", solver_order=3)),
+    ("dpmpp_2m", sdxl(euler_at_final=True, final_sigmas_type="sigma_min")),
+    ("dpmpp_2m", sdxl(lambda_min_clipped=-5.1, beta_schedule="squaredcos_cap_v2")),
+    ("dpmpp_2m", sdxl(variance_type="fixed_small")),
+    *((name, sdxl(prediction_type="sample")) for name in SCHEDULERS if name != "euler_a"),
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_step_count_from_1_to_100(name: str) -> None:
+    for steps in range(1, 101):
+        compare(name, SDXL, steps, BASE_TOLERANCE)
+
+
+@pytest.mark.parametrize("label", OPTIONS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_options(name: str, label: str) -> None:
+    for steps in (1, 2, 5, 15, 20):
+        compare(name, OPTIONS[label], steps, OPTION_TOLERANCE)
+
+
+@pytest.mark.parametrize("label", HUGE_NOISE)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules_that_start_at_a_huge_noise_level(name: str, label: str) -> None:
+    for steps in (1, 2, 5, 15, 20):
+        tolerance = HUGE_NOISE_TOLERANCE if name.startswith("euler") else OPTION_TOLERANCE
+        compare(name, HUGE_NOISE[label], steps, tolerance)
+
+
+@pytest.mark.parametrize(("name", "config"), OWN_OPTIONS)
+def test_options_of_one_sampler(name: str, config: dict[str, Any]) -> None:
+    for steps in (1, 2, 3, 14, 20):
+        compare(name, config, steps, OPTION_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_additional_step_of_some_trailing_schedules(name: str) -> None:
+    # 1000 / (1000 / 61) is above 61 in floating point: diffusers takes 62 steps, the last at timestep -1
+    config = sdxl(timestep_spacing="trailing", steps_offset=0)
+    assert len(make_sampler(name, config, 61).timesteps) == 62
+    compare(name, config, 61, OPTION_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "writer", [*SCHEDULERS.values(), diffusers.PNDMScheduler, diffusers.HeunDiscreteScheduler]
+)
+def test_configurations_written_by_any_class(writer: Any, tmp_path: Path) -> None:
+    writer.from_config(SDXL).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "scheduler_config.json").read_text())
+    for name in SCHEDULERS:
+        compare(name, written, 10, OPTION_TOLERANCE)
+        live = dict(writer.from_config({}).config)
+        assert "_use_default_values" in live
+        compare(name, live, 10, OPTION_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_a", "ddim", "ddpm"])
+def test_samplers_without_history_are_pure(name: str) -> None:
+    sampler = make_sampler(name, SDXL, 10)
+    first = sampler.step(PATTERN, 4, PATTERN, TorchGenerator(0))
+    sampler.step(PATTERN, 2, PATTERN, TorchGenerator(1))
+    np.testing.assert_array_equal(sampler.step(PATTERN, 4, PATTERN, TorchGenerator(0)), first)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_inputs_are_left_alone(name: str) -> None:
+    sampler = make_sampler(name, SDXL, 3)
+    output, sample = PATTERN.copy(), PATTERN.copy()
+    for i in range(3):
+        sampler.scale_model_input(sample, i)
+        sampler.step(output, i, sample, TorchGenerator(0))
+    np.testing.assert_array_equal(output, PATTERN)
+    np.testing.assert_array_equal(sample, PATTERN)
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpmpp_2m"])
+def test_samplers_with_history_insist_on_the_order(name: str) -> None:
+    sampler = make_sampler(name, SDXL, 10)
+    with pytest.raises(InputError, match="in order"):
+        sampler.step(PATTERN, 1, PATTERN)
+    sampler.step(PATTERN, 0, PATTERN)
+    with pytest.raises(InputError, match="in order"):
+        sampler.step(PATTERN, 0, PATTERN)
+
+
+def test_every_option_of_diffusers_is_known_or_has_no_effect() -> None:
+    without_effect = {
+        "flow_shift",
+        "time_shift_type",
+    }  # of flow matching and dynamic shifting, which are refused
+    for name, scheduler in SCHEDULERS.items():
+        keys = set(scheduler.from_config({}).config) - {"_use_default_values"}
+        assert keys - without_effect <= set(SAMPLERS[name].known_options), name
+        for key, option in SAMPLERS[name].known_options.items():
+            theirs = scheduler.from_config({}).config.get(key, option.default)
+            assert option.default == theirs or (theirs == [] and option.default == ()), (name, key)
