@@ -100,7 +100,7 @@ def sigma_table(options: Options) -> FloatArray:
     with np.errstate(divide="ignore"):
         sigmas = np.sqrt((_ONE - alpha_bar) / alpha_bar)
     if options["rescale_betas_zero_snr"]:
-        # diffusers keeps the highest level finite by an alpha_bar of 2**-24. The square root of 2**24 - 1 lies
+        # diffusers keeps the highest level finite by an alpha_bar of 2**-24. The root of 2**24 - 1 lies
         # halfway between two float32 numbers, of which torch takes this one.
         sigmas[-1] = 4096
     return sigmas
@@ -154,8 +154,8 @@ def replacement_sigmas(options: Options, highest: float, lowest: float, steps: i
     lowest = lowest if options["sigma_min"] is None else options["sigma_min"]
     if (karras or exponential) and (lowest <= 0 or not math.isfinite(highest)):
         raise InputError(
-            f"use_karras_sigmas and use_exponential_sigmas need positive, finite noise levels, not {highest:g} "
-            f"to {lowest:g}: set sigma_max and sigma_min, or change the betas"
+            f"use_karras_sigmas and use_exponential_sigmas need positive, finite noise levels, not "
+            f"{highest:g} to {lowest:g}: set sigma_max and sigma_min, or change the betas"
         )
     if karras:
         high, low = highest ** (1 / _KARRAS_RHO), lowest ** (1 / _KARRAS_RHO)
