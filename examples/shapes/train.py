@@ -1,0 +1,250 @@
+"""Train the small model from nothing: VAE, base (UNet and text encoders), then control with a frozen base.
+
+    python examples/shapes/train.py --stage vae
+    python examples/shapes/train.py --stage base
+    python examples/shapes/train.py --stage control
+
+Each stage reads what the one before wrote to `model/`, next to this file, in float16.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import Drawings, encode, training_drawings
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
+from draw import SIZE
+from networks import (
+    VARIANT,
+    build_scheduler,
+    build_text_encoders,
+    build_tokenizers,
+    build_unet,
+    build_vae,
+    control_spec,
+)
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from controlnext.control import ControlModule
+from controlnext.injection import CrossNormalization, inject
+
+MODEL = Path(__file__).parent / "model"
+DRAWINGS = 40_000
+LOG_EVERY, SNAPSHOT_EVERY = 50, 250
+WARM_UP, COOL_DOWN = 100, 0.35
+TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
+TRAINED_UNET = ("down_blocks.0.", "up_blocks.2.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast one stage trains."""
+
+    steps: int
+    batch: int
+    rate: float
+    averaging: float = 0.0
+
+
+VAE_PLAN = Plan(steps=1250, batch=16, rate=2e-3)
+BASE_PLAN = Plan(steps=3000, batch=32, rate=1e-3, averaging=0.999)
+CONTROL_PLAN = Plan(steps=1500, batch=32, rate=1e-3, averaging=0.998)
+EMPTY_PROMPTS = 0.1
+KL_WEIGHT = 1e-4
+DRAWINGS_PER_PROMPT = 4
+"""In a batch of the base stage: encoding a prompt costs about as much as the UNet does for one picture."""
+
+
+def train_vae(data: Drawings) -> None:
+    """The autoencoder: squared and absolute error, and a light pull of the latents towards a unit normal."""
+    vae = build_vae().to(memory_format=torch.channels_last)
+    batches = data.batches(VAE_PLAN.batch, VAE_PLAN.steps, seed=0)
+
+    def loss() -> Tensor:
+        pictures = data.pictures(next(batches))
+        latents = vae.encode(pictures).latent_dist
+        decoded = vae.decode(latents.sample()).sample
+        kl = latents.kl().mean() / latents.mean[0].numel()
+        return F.mse_loss(decoded, pictures) + 0.1 * F.l1_loss(decoded, pictures) + KL_WEIGHT * kl
+
+    def save() -> None:
+        sample = next(data.batches(256, 1, seed=1))
+        with torch.no_grad():
+            spread = vae.encode(data.pictures(sample)).latent_dist.mean.std()
+        vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
+        save_half(vae, MODEL / "base" / "vae")
+
+    fit(list(vae.parameters()), loss, VAE_PLAN, save)
+
+
+def train_base(data: Drawings) -> None:
+    """UNet and text encoders together, without control."""
+    vae = AutoencoderKL.from_pretrained(MODEL / "base" / "vae", torch_dtype=torch.float32)
+    latents = encode(vae, data)
+    tokenizers = build_tokenizers()
+    encoders = build_text_encoders(tokenizers[0])
+    unet = build_unet().to(memory_format=torch.channels_last)
+    pipeline = StableDiffusionXLPipeline(
+        vae, *encoders, *tokenizers, unet, build_scheduler(), add_watermarker=False
+    )
+    noising = Noising(pipeline)
+    batches = data.batches(BASE_PLAN.batch, BASE_PLAN.steps, 0, DRAWINGS_PER_PROMPT)
+
+    def loss() -> Tensor:
+        indices = next(batches)
+        prompts = encode_prompts(pipeline, data.prompts(indices[::DRAWINGS_PER_PROMPT]))
+        embeds, pooled = (p.repeat_interleave(DRAWINGS_PER_PROMPT, dim=0) for p in prompts)
+        return noising.loss(unet, latents[indices], embeds, pooled, noising.times(len(indices)))
+
+    def save() -> None:
+        save_half(pipeline, MODEL / "base")
+        for folder, tokenizer in zip(("tokenizer", "tokenizer_2"), build_tokenizers(), strict=True):
+            tokenizer.save_pretrained(MODEL / "base" / folder)  # those in use carry a padding setting
+
+    fit([p for network in (unet, *encoders) for p in network.parameters()], loss, BASE_PLAN, save)
+
+
+def train_control(data: Drawings) -> None:
+    """The control module with a few UNet tensors, relative to the base as shipped, in float16."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(MODEL / "base", torch_dtype=torch.float32)
+    control = ControlModule(control_spec()).to(memory_format=torch.channels_last)
+    normalization = CrossNormalization(VARIANT.injection)
+    unet = pipeline.unet.to(memory_format=torch.channels_last)
+    unet.requires_grad_(False)
+    trained = {n: p.requires_grad_() for n, p in unet.named_parameters() if n.startswith(TRAINED_UNET)}
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    latents = encode(pipeline.vae, data)
+    rows, embeds, pooled = prompt_table(pipeline, data)
+    noising = Noising(pipeline)
+    batches = data.batches(CONTROL_PLAN.batch, CONTROL_PLAN.steps, seed=0)
+
+    def loss() -> Tensor:
+        indices = next(batches)
+        times = noising.times(len(indices))
+        feature = control(data.outlines(indices), times)
+        with inject(unet, normalization, feature, torch.ones(())):
+            return noising.loss(unet, latents[indices], embeds[rows[indices]], pooled[rows[indices]], times)
+
+    def save() -> None:
+        increments = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
+        save_file(half(control.state_dict()), MODEL / "controlnet.safetensors")
+        save_file(half(increments), MODEL / "unet.safetensors")
+
+    fit([*control.parameters(), *trained.values()], loss, CONTROL_PLAN, save)
+
+
+class Noising:
+    """The diffusion loss: predict the noise in latents noised to random times."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
+        self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+
+    def times(self, count: int) -> Tensor:
+        """Random timesteps, one from each of `count` equal parts of the range: less variance."""
+        parts = (torch.randperm(count) + torch.rand(count)) / count
+        return (parts * self.scheduler.config.num_train_timesteps).long()
+
+    def loss(self, unet: nn.Module, latents: Tensor, embeds: Tensor, pooled: Tensor, times: Tensor) -> Tensor:
+        """Squared error of the predicted noise; some prompts are zeroed, like empty ones in use."""
+        count = len(latents)
+        kept = (torch.rand(count, 1) >= EMPTY_PROMPTS).float()
+        noise = torch.randn_like(latents)
+        noised = self.scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
+        extra = {"text_embeds": pooled * kept, "time_ids": torch.tensor([TIME_IDS] * count).float()}
+        predicted = unet(noised, times, embeds * kept[..., None], added_cond_kwargs=extra).sample
+        return F.mse_loss(predicted, noise)
+
+
+def fit(
+    parameters: list[nn.Parameter], loss: Callable[[], Tensor], plan: Plan, save: Callable[[], None]
+) -> None:
+    """AdamW; `save` sees the running average of the parameters if the plan has one."""
+    optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
+    average = [parameter.detach().clone() for parameter in parameters]
+    start, total = time.monotonic(), 0.0
+    for step in range(1, plan.steps + 1):
+        value = loss()
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        decay = min(plan.averaging, step / (step + 10)) if plan.averaging else 0.0
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        total += float(value.detach())
+        if step % LOG_EVERY == 0:
+            seconds = time.monotonic() - start
+            print(f"{step}/{plan.steps}  {seconds:.0f} s  loss {total / LOG_EVERY:.5f}", flush=True)
+            total = 0.0
+        if step % SNAPSHOT_EVERY == 0 or step == plan.steps:
+            with swapped(parameters, average):
+                save()
+
+
+@contextmanager
+def swapped(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
+    """The parameters hold `values` for a while."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, values)
+        yield
+        torch._foreach_copy_(parameters, own)
+
+
+def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings and pooled embedding as SDXL's pipeline computes them, with gradients."""
+    hidden = []
+    for tokenizer, encoder in (
+        (pipeline.tokenizer, pipeline.text_encoder),
+        (pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
+        ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        output = encoder(ids, output_hidden_states=True)
+        hidden.append(output.hidden_states[-2])
+    return torch.cat(hidden, dim=-1), output.text_embeds
+
+
+@torch.no_grad()
+def prompt_table(pipeline: StableDiffusionXLPipeline, data: Drawings) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of all distinct prompts, and each drawing's row in them."""
+    distinct, rows = np.unique(data.prompts(np.arange(len(data))), return_inverse=True)
+    embeds, pooled = encode_prompts(pipeline, distinct.tolist())
+    return torch.from_numpy(rows), embeds, pooled
+
+
+def _rate(step: int, steps: int) -> float:
+    """Warm-up, a constant part, and a linear way down to zero."""
+    return min((step + 1) / WARM_UP, 1.0, (1 - step / steps) / COOL_DOWN)
+
+
+def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float16, as files want them."""
+    return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+
+
+def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, folder: Path) -> None:
+    """Save a float16 copy; the network in training stays as it is."""
+    copy.deepcopy(network).to(dtype=torch.float16).save_pretrained(folder)
+
+
+def main() -> None:
+    """Run one stage."""
+    stages = {"vae": train_vae, "base": train_base, "control": train_control}
+    parser = argparse.ArgumentParser(description="Train one stage of the small model.")
+    parser.add_argument("--stage", choices=stages, required=True)
+    stage = parser.parse_args().stage
+    torch.manual_seed(0)
+    stages[stage](training_drawings(DRAWINGS))
+
+
+if __name__ == "__main__":
+    main()
