@@ -19,12 +19,16 @@ class FileEntry(msgspec.Struct, frozen=True):
     bytes: int
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class TensorEntry(msgspec.Struct, frozen=True):
     """A :class:`~controlnext.specs.TensorSpec` with its sizes resolved."""
 
     name: str
     dtype: str
     shape: list[int | str]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> TensorEntry:
+        return cls(spec.name, spec.dtype, list(spec.shape))
 
     def spec(self) -> TensorSpec:
         return TensorSpec(self.name, self.dtype, tuple(self.shape))
@@ -35,8 +39,8 @@ class Graph(msgspec.Struct, frozen=True):
 
     network: str
     precision: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
+    inputs: list[TensorEntry]
+    outputs: list[TensorEntry]
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -59,9 +58,6 @@ class TensorSpec:
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape where the symbols have the given ``sizes``."""
         return tuple(evaluate_dim(dim, sizes) for dim in self.shape)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
 
 def bind(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], graph: str) -> dict[str, int]:

@@ -1,1 +1,36 @@
+"""Graph passes: model in, model out. One pass a file, its rules in the docstring."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import onnx_ir as ir
+
+from controlnext.export.passes.dimensions import name_dimensions
+from controlnext.export.passes.names import name_nodes
+from controlnext.export.passes.precision import lower_to_float16
+from controlnext.export.passes.simplify import infer_types, simplify
+from controlnext.specs import TensorSpec
+
+__all__ = ["finish_graph", "lower_to_float16", "name_dimensions", "name_nodes", "simplify"]
+
+
+def finish_graph(
+    model: ir.Model,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    precision: str,
+    float32: Collection[str] = (),
+) -> ir.Model:
+    """From a traced graph to the one that is shipped.
+
+    Precision comes first: it goes by the module scopes that the exporter noted on each node, and later
+    passes merge nodes of different scopes.
+    """
+    model = infer_types(model)
+    if precision == "fp16":
+        model = lower_to_float16(model, float32)
+    model = simplify(model)
+    model = infer_types(model)
+    model = name_dimensions(model, inputs, outputs)
+    return name_nodes(model)

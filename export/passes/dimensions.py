@@ -1,0 +1,35 @@
+"""Give the dimensions of a graph's inputs and outputs the names of its tensor specs.
+
+Rules:
+- a dimension that the spec leaves dynamic gets the spec's text (``"batch"``, ``"8*height"``), a fixed one
+  its size;
+- an input or output whose name or rank differs from its spec is an error;
+- shapes of values inside are dropped: they carry the tracer's symbols, and every engine infers its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from controlnext.errors import WorkError
+from controlnext.specs import TensorSpec
+
+
+def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:
+    """The model with named dimensions; raises :class:`WorkError` where graph and specs disagree."""
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        if [value.name for value in values] != [spec.name for spec in specs]:
+            raise WorkError(f"the graph has {[v.name for v in values]}, the specs say {[s.name for s in specs]}")
+        for value, spec in zip(values, specs, strict=True):
+            if value.dtype != ir.DataType[_ONNX_TYPES[spec.dtype]]:
+                raise WorkError(f"the graph's {value.name} is {value.dtype}, the spec says {spec.dtype}")
+            value.shape = ir.Shape(spec.shape)
+    return model
+
+
+_ONNX_TYPES = {"float32": "FLOAT", "int64": "INT64"}

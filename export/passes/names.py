@@ -1,0 +1,36 @@
+"""Name nodes after the modules they come from, and forget everything else the exporter noted.
+
+Rules:
+- a node's name is its module's dotted path, a slash and its operator, numbered where that is not unique
+  (``denoiser.down_blocks.0.resnets.0.conv1/Conv``): profilers, per-layer comparison and quantization go by it;
+- all metadata and documentation strings go: the exporter's stack traces hold paths of the build machine and
+  are larger than the graph.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def module_scopes(node: ir.Node) -> list[str]:
+    """Dotted paths of the modules around ``node``, outermost first."""
+    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    return [scope for scope in scopes[:-1] if scope]
+
+
+def name_nodes(model: ir.Model) -> ir.Model:
+    """The model with named nodes and without metadata."""
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        scopes = module_scopes(node)
+        name = f"{scopes[-1]}/{node.op_type}" if scopes else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
+    common.ClearMetadataAndDocStringPass()(model)
+    return model

@@ -1,0 +1,135 @@
+"""Lower a float32 graph to float16 inside, float32 at the edges.
+
+Rules:
+- inputs and outputs of the graph stay float32; a Cast stands behind and before them;
+- nodes inside a named module scope stay float32 together with their constants, and so does what only feeds
+  them by moving or making data (reshaping the timestep, counting elements); Casts stand around them;
+- every other float32 value, constant and parameter becomes float16; constants beyond its range are clamped
+  to it (an attention mask's "minus infinity" stays finite);
+- inputs that an operator requires in float32 (the scales of Resize) stay.
+
+The trace itself is float32: traced in float16, concatenation promotes types silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from controlnext.errors import WorkError
+from controlnext.export.passes.names import module_scopes
+
+_FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_MOVES = {
+    "Cast", "CastLike", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Range",
+    "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+_FLOAT_INPUTS = {"Resize": (1, 2)}
+"""Inputs that are float32 whatever the operator's data type is."""
+
+
+def lower_to_float16(model: ir.Model, float32: Collection[str] = ()) -> ir.Model:
+    """The model in float16, but for the scopes whose last name is in ``float32``.
+
+    Needs the type of every value. Raises :class:`WorkError` for a scope that no node has: a rule that no
+    longer applies must not pass unnoticed.
+    """
+    _separate_constants(model.graph)
+    kept = _float32_nodes(model.graph, float32)
+    for value in model.graph.initializers.values():
+        if value.dtype == _FLOAT and not _only_feeds(value, kept):
+            _lower_initializer(value)
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    for node in list(model.graph):
+        _cast_inputs(node, node in kept, casts)
+        if node not in kept:
+            _lower_node(node)
+    _raise_outputs(model.graph)
+    return model
+
+
+def _separate_constants(graph: ir.Graph) -> None:
+    """Give every use of a float32 constant its own node: the uses may end at different precisions."""
+    for node in [node for node in graph if node.op_type == "Constant" and node.outputs[0].dtype == _FLOAT]:
+        for user, index in list(node.outputs[0].uses())[1:]:
+            copy = ir.Node("", "Constant", [], list(node.attributes.values()))
+            copy.outputs[0].type = node.outputs[0].type
+            node.append(copy)
+            user.replace_input_with(index, copy.outputs[0])
+
+
+def _float32_nodes(graph: ir.Graph, scopes: Collection[str]) -> set[ir.Node]:
+    kept: set[ir.Node] = set()
+    found: set[str] = set()
+    for node in graph:
+        names = {scope.rpartition(".")[2] for scope in module_scopes(node)} & set(scopes)
+        if names:
+            kept.add(node)
+            found |= names
+    if missing := sorted(set(scopes) - found):
+        raise WorkError(f"no node of the graph lies in {missing}, which the registry keeps in float32")
+    for node in reversed(list(graph)):
+        if node.op_type in _MOVES and all(_only_feeds(value, kept) for value in node.outputs):
+            kept.add(node)
+    return kept
+
+
+def _only_feeds(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    users = value.consumers()
+    return bool(users) and not value.is_graph_output() and all(user in nodes for user in users)
+
+
+def _lower_initializer(value: ir.Value) -> None:
+    tensor = value.const_value
+    assert tensor is not None and value.name is not None
+    value.type = ir.TensorType(_HALF)
+    # lazily, since a parameter's values are not here yet: see controlnext.export.write
+    value.const_value = ir.LazyTensor(lambda: _half(tensor), _HALF, tensor.shape, name=value.name)
+
+
+def _cast_inputs(
+    node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+) -> None:
+    for index, value in enumerate(node.inputs):
+        if value is None or value.dtype not in (_FLOAT, _HALF):
+            continue
+        wanted = _FLOAT if keep or index in _FLOAT_INPUTS.get(node.op_type, ()) else _HALF
+        if value.dtype == wanted:
+            continue
+        if (value, wanted) not in casts:
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wanted.value)])
+            cast.outputs[0].type = ir.TensorType(wanted)
+            node.prepend(cast)
+            casts[(value, wanted)] = cast.outputs[0]
+        node.replace_input_with(index, casts[(value, wanted)])
+
+
+def _lower_node(node: ir.Node) -> None:
+    if node.op_type == "Cast" and node.attributes["to"].as_int() == _FLOAT:
+        node.attributes["to"] = ir.AttrInt64("to", _HALF.value)
+    for name, attribute in list(node.attributes.items()):
+        if node.op_type in ("Constant", "ConstantOfShape") and node.outputs[0].dtype == _FLOAT:
+            del node.attributes[name]
+            node.attributes["value"] = ir.AttrTensor("value", _half(ir.tensor(attribute.value)))
+    for value in node.outputs:
+        if value.dtype == _FLOAT:
+            sequence = isinstance(value.type, ir.SequenceType)
+            value.type = ir.SequenceType(ir.TensorType(_HALF)) if sequence else ir.TensorType(_HALF)
+
+
+def _raise_outputs(graph: ir.Graph) -> None:
+    for index, value in enumerate(graph.outputs):
+        if value.dtype == _HALF:
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _FLOAT.value)])
+            cast.outputs[0].type = ir.TensorType(_FLOAT)
+            graph.append(cast)
+            name, value.name = value.name, f"{value.name}.float16"
+            cast.outputs[0].name = name
+            graph.outputs[index] = cast.outputs[0]
+
+
+def _half(tensor: ir.TensorProtocol) -> ir.Tensor:
+    largest = float(np.finfo(np.float16).max)
+    return ir.Tensor(tensor.numpy().clip(-largest, largest).astype(np.float16), name=tensor.name)

@@ -1,0 +1,52 @@
+"""Write a graph and its weights as ``model.onnx`` and ``model.onnx.data``, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from controlnext.errors import CheckpointError
+
+MODEL, DATA = "model.onnx", "model.onnx.data"
+
+
+def write_graph(
+    model: ir.Model,
+    folder: Path,
+    readers: Mapping[str, Callable[[], Tensor]],
+    advance: Callable[[float], None] = lambda _fraction: None,
+) -> None:
+    """Write ``model`` into ``folder``; an initializer named in ``readers`` takes its values from there.
+
+    ``advance`` is told the fraction written so far.
+    """
+    values = model.graph.initializers
+    for name in readers.keys() & values.keys():
+        value = values[name]
+        assert value.dtype is not None and value.const_value is not None
+        read = partial(_read, name, readers[name], value.dtype)
+        value.const_value = ir.LazyTensor(read, value.dtype, value.const_value.shape, name=name)
+    folder.mkdir(parents=True)
+    ir.save(
+        model,
+        folder / MODEL,
+        external_data=DATA,
+        callback=lambda _tensor, info: advance((info.index + 1) / info.total),
+        max_workers=1,
+    )
+
+
+def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor:
+    tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).contiguous()
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(
+            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"
+            " or check the checkpoint for damage"
+        )
+    return ir.Tensor(tensor.numpy(), name=name)
