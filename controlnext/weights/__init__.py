@@ -1,6 +1,7 @@
 """Weights: from whatever the user has to networks with strictly checked tensors (PyTorch)."""
 
+from controlnext.weights.bundle import bundle_checkpoint
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.load import load_checkpoint
 
-__all__ = ["Checkpoint", "NetworkWeights", "load_checkpoint"]
+__all__ = ["Checkpoint", "NetworkWeights", "bundle_checkpoint", "load_checkpoint"]

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from controlnext.manifest import Source
-from controlnext.registry import Family, Network, Variant
-from controlnext.weights.control import control_spec, empty_control
+from controlnext.registry import ControlSpec, Family, Network, Variant
+from controlnext.weights.control import empty_control
 from controlnext.weights.networks import empty_module
 
 
@@ -29,7 +30,7 @@ class NetworkWeights:
     def meta_module(self) -> nn.Module:
         """The network with parameters on the meta device and computed buffers in memory, in eval mode."""
         if self.spec is None:
-            return empty_control(control_spec(self.config))
+            return empty_control(msgspec.convert(self.config, ControlSpec))
         return empty_module(self.spec, self.config)
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -47,10 +48,11 @@ class NetworkWeights:
 class Checkpoint:
     """A base model and its ControlNeXt weights.
 
-    ``networks``: by the registry's names, and ``"control"``; text encoders are absent where the base has none.
-    ``tokenizers``: content of a ``tokenizer.json`` by folder name, with padding and truncation set inside.
-    ``scheduler``: content of ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``.
-    ``variant.control`` has the widths of this control module. ``random``: the weights are random numbers.
+    ``variant.control`` has the widths of this control module. ``networks``: by the registry's names, and
+    ``"control"``; text encoders are absent where the base has none. ``tokenizers``: content of a
+    ``tokenizer.json`` by folder name, with padding and truncation set inside. ``scheduler``: content of
+    ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: the weights
+    are random numbers.
     """
 
     family: Family

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
@@ -28,12 +27,6 @@ def empty_control(spec: ControlSpec) -> nn.Module:
         raise CheckpointError(f"no control module has these widths: {first_line(error)}") from error
 
 
-def control_spec(config: Mapping[str, Any]) -> ControlSpec:
-    """The spec that ``dataclasses.asdict`` (and perhaps JSON) turned into ``config``."""
-    values = {field.name: config[field.name] for field in fields(ControlSpec)}
-    return ControlSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-
 def match_control(
     found: Mapping[str, LazyTensor], family: Family, variant: str, what: str
 ) -> tuple[Variant, dict[str, LazyTensor]]:
@@ -53,7 +46,8 @@ def match_control(
         except CheckpointError as error:
             reasons.append(str(error))
     raise CheckpointError(
-        f"{what} is no control module of {family.name}: it looks like {looks_like(shapes)}; {'; '.join(reasons)}"
+        f"{what} is no control module of {family.name}: it looks like {looks_like(found)};"
+        f" {'; '.join(reasons)}"
     )
 
 
@@ -65,8 +59,8 @@ def _narrow(published: ControlSpec, shapes: Mapping[str, Shape]) -> ControlSpec:
     alike = len(embedding) == len(published.embedding) and len(stages) == len(published.stages)
     if not alike or not last or not time or len(time) != 2:
         raise CheckpointError(
-            f"{len(published.embedding)} embedding convolutions and {len(published.stages)} stages are expected,"
-            f" it has {len(embedding)} and {len(stages)}"
+            f"expected {len(published.embedding)} embedding convolutions and {len(published.stages)} stages,"
+            f" found {len(embedding)} and {len(stages)}"
         )
     return replace(
         published, out_channels=last[0], embedding=embedding, stages=stages, time_channels=(time[1], time[0])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from controlnext.weights.lazy import LazyTensor
+
 _CONTROL = r"^down_sample\.\d+\.conv\.weight$"
 
 # Title, and patterns that must each match some tensor's name (with "!", none); the first layout that fits
@@ -44,17 +46,15 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What these tensors look like: ``"a VAE"``, or a few of their names where they look like nothing known."""
-    names = [f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+def looks_like(found: Mapping[str, LazyTensor]) -> str:
+    """What these tensors look like: ``"a VAE"``, or a few of the names where that is unknown."""
+    if not found:
+        return "an empty file"
+    names = [f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in found.items()]
     for title, patterns in _LAYOUTS:
         if all(_fits(pattern, names) for pattern in patterns):
             return title
-    return (
-        f"nothing known ({len(names)} tensors: {', '.join(list(shapes)[:3])} ...)"
-        if names
-        else "an empty file"
-    )
+    return f"nothing known ({len(names)} tensors: {', '.join(list(found)[:3])} ...)"
 
 
 def _fits(pattern: str, names: list[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ class LazyTensor:
         """``function`` of this tensor, computed when read; the shape is found without reading."""
         shape = function(torch.empty(self.shape, device="meta")).shape
         return LazyTensor(tuple(shape), lambda: function(self.read()))
+
+
+def held(tensor: Tensor) -> LazyTensor:
+    """A tensor that is there already."""
+    return LazyTensor(tuple(tensor.shape), lambda: tensor)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -71,10 +77,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
     if path.suffix == ".safetensors":
         return _SafetensorsFile(path).tensors()
     if path.suffix == ".bin":
-        return {
-            name: LazyTensor(tuple(tensor.shape), lambda tensor=tensor: tensor)  # type: ignore[misc]
-            for name, tensor in _read_pickle(path).items()
-        }
+        return {name: held(tensor) for name, tensor in _read_pickle(path).items()}
     raise CheckpointError(f"{path} is no weight file; accepted are .safetensors and .bin")
 
 
@@ -87,12 +90,9 @@ class _SafetensorsFile:
         self._read_bytes = 0
 
     def tensors(self) -> dict[str, LazyTensor]:
-        return {
-            name: LazyTensor(
-                tuple(self._handle.get_slice(name).get_shape()), lambda name=name: self._read(name)
-            )
-            for name in self._handle.keys()  # noqa: SIM118 (the handle is no mapping)
-        }
+        names = self._handle.keys()
+        shapes = {name: tuple(self._handle.get_slice(name).get_shape()) for name in names}
+        return {name: LazyTensor(shape, partial(self._read, name)) for name, shape in shapes.items()}
 
     def _open(self) -> Any:
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 from controlnext.errors import CheckpointError, InputError
@@ -12,12 +12,13 @@ from controlnext.manifest import Source
 from controlnext.registry import Family, Variant
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
-from controlnext.weights.base import Base, original_layout, read_base, read_shipped
+from controlnext.weights.base import Base, random_base, read_base
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.lazy import LazyTensor, LazyTensors
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.places import Place, choose_weights, locate, read_weights
+from controlnext.weights.shipped import original_layout
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,13 @@ def load_checkpoint(
 
     ``base``: diffusers folder, single-file ``.safetensors`` checkpoint or hub id (default: the family's).
     ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[/folder]``).
-    ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or with
-    ``unet_increments`` differences to add. Where they are not given and ``control`` is a folder or hub id that
-    holds ``unet.safetensors`` (or ``.bin``), those are used, as increments if the family is published so.
+    ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
+    with ``unet_increments`` differences to add. Where they are not given and ``control`` is a folder or hub
+    id that holds ``unet.safetensors`` (or ``.bin``), those are used, as increments if the family is
+    published so.
     ``random_seed``: the full-size architecture with random numbers instead of any file.
 
-    Raises :class:`CheckpointError` naming what does not fit: files, missing, unexpected or mis-shaped tensors.
+    Raises :class:`CheckpointError` naming the files or tensors that are missing or do not fit.
     """
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
@@ -56,13 +58,12 @@ def load_checkpoint(
     place = locate(control, _choose_control)
     found, sources = read_weights(place, place.path, control_weights.STEMS, "control")
     chosen, tensors = control_weights.match_control(found, family, variant, place.name)
-    if unet_weights is None and _unet_beside(place):
-        unet_place, unet_increments = place, unet_increments or family.increments
-        log.info("%s: the UNet tensors beside the control module are used", place.name)
-    else:
-        unet_place = locate(unet_weights, _choose_unet) if unet_weights is not None else None
-    if unet_place:
+    if unet_weights is not None:
+        unet_place = locate(unet_weights, _choose_unet)
         sources += _apply_trained(family, loaded, unet_place, unet_increments)
+    elif _has_trained(place):
+        log.info("%s: the UNet tensors beside the control module are used", place.name)
+        sources += _apply_trained(family, loaded, place, unet_increments or family.increments)
     return _assemble(family, chosen, loaded, tensors, sources, random=False)
 
 
@@ -77,8 +78,8 @@ def _assemble(
     width = variant.injection.width(base.parts[family.denoiser].config)
     if variant.control.out_channels != width:
         raise CheckpointError(
-            f"the control module gives {variant.control.out_channels} channels, the base's {family.denoiser} takes"
-            f" {width} where they are injected: they were not trained together"
+            f"the control module gives {variant.control.out_channels} channels, the base's {family.denoiser}"
+            f" has {width} where they are injected; give weights that were trained for this architecture"
         )
     networks = {
         name: NetworkWeights(family.networks[name], part.config, LazyTensors(part.tensors, name))
@@ -112,24 +113,21 @@ def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]
             f"random weights take the place of every file: leave {options} or --random-weights out"
         )
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
-    base = read_shipped(family, partial(_draw, seed))
-    control = _draw(seed, "control", shapes_of(control_weights.empty_control(chosen.control)))
-    return _assemble(family, chosen, base, control, [Source("random", f"seed {seed}")], random=True)
+    shapes = shapes_of(control_weights.empty_control(chosen.control))
+    control = random_tensors(shapes, "control", seed)
+    sources = [Source("random", f"seed {seed}")]
+    return _assemble(family, chosen, random_base(family, seed), control, sources, random=True)
 
 
-def _draw(seed: int, network: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyTensor]:
-    return random_tensors(shapes, network, seed)
-
-
-def _unet_beside(place: Place) -> bool:
+def _has_trained(place: Place) -> bool:
     if place.path.is_file():
         return False
     return bool(choose_weights((path.name for path in place.path.iterdir()), trained.STEMS[:1]))
 
 
-def _choose_control(names: list[str]) -> list[str]:
+def _choose_control(names: Sequence[str]) -> list[str]:
     return choose_weights(names, control_weights.STEMS) + choose_weights(names, trained.STEMS[:1])
 
 
-def _choose_unet(names: list[str]) -> list[str]:
+def _choose_unet(names: Sequence[str]) -> list[str]:
     return choose_weights(names, trained.STEMS)

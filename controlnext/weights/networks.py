@@ -33,8 +33,8 @@ _RENAMED = (
 _HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
 
 
-def empty_module(network: Network, config: Mapping[str, Any]) -> nn.Module:
-    """The network with parameters on the meta device and its computed buffers in memory, in eval mode.
+def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
+    """The network, in eval mode, with parameters on the meta device and computed buffers in memory.
 
     Raises :class:`CheckpointError` for a configuration that the network's class refuses.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ _BLOCK = 2**17 - 1
 def random_tensors(shapes: Mapping[str, Shape], network: str, seed: int) -> dict[str, LazyTensor]:
     """Float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes."""
     return {
-        name: LazyTensor(shape, lambda name=name, shape=shape: _draw(name, shape, f"{seed}/{network}/{name}"))  # type: ignore[misc]
+        name: LazyTensor(shape, partial(_draw, name, shape, f"{seed}/{network}/{name}"))
         for name, shape in shapes.items()
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -74,11 +73,6 @@ _OPEN_CLIP = (
     (r"^final_layer_norm\.", r"ln_final."),
 )
 _PROJECTION = re.compile(r"\.([qkv])_proj\.(weight|bias)$")
-
-
-def layout(name: str, config: Mapping[str, Any]) -> Layout:
-    """The layout of that name for a network of this configuration; shipped configurations name theirs."""
-    return partial(_LAYOUTS[name], config)
 
 
 def from_original(
@@ -148,9 +142,10 @@ def _replace(name: str, table: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-_LAYOUTS: Mapping[str, Callable[[Mapping[str, Any], str], Origin]] = {
+LAYOUTS: Mapping[str, Callable[[Mapping[str, Any], str], Origin]] = {
     "unchanged": _unchanged,
     "unet": _unet,
     "vae": _vae,
     "open_clip": _open_clip,
 }
+"""Layouts by name, each still to be given the network's configuration."""

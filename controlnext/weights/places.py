@@ -1,4 +1,4 @@
-"""Where weights lie: a local file or folder, or a repository on the model hub; and which files there to take."""
+"""Where weights lie: a local file or folder, or a repository on the model hub; which files there to take."""
 
 from __future__ import annotations
 

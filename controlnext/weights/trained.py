@@ -45,9 +45,8 @@ def apply_trained(
         ],
     }
     if any(problems.values()) or not named:
-        shapes = {name: tensor.shape for name, tensor in found.items()}
         raise CheckpointError(
-            f"{what} does not fit the base's denoiser: it looks like {looks_like(shapes)}; {listing(problems)}"
+            f"{what} does not fit the base's denoiser: it looks like {looks_like(found)}; {listing(problems)}"
         )
     _check_kind(base, named, increments, what)
     changed = {name: _sum(base[name], tensor) if increments else tensor for name, tensor in named.items()}
@@ -79,7 +78,8 @@ def _check_kind(
     cosine, size = (max(column) for column in zip(*compared, strict=True))
     if increments and min(c for c, _ in compared) > 0.9:
         raise CheckpointError(
-            f"{what} holds values, not increments: they nearly equal the base's; leave --unet-increments out"
+            f"{what} holds values, not increments: they nearly equal the base's; give it with"
+            " --unet-weights and without --unet-increments"
         )
     if not increments and size < 0.25 and abs(cosine) < 0.5:
         raise CheckpointError(
