@@ -99,6 +99,7 @@ class Family:
     title: str
     default_base: str
     pipeline_class: str
+    """The stock diffusers pipeline that the PyTorch reference runs."""
     denoiser: str
     variants: Mapping[str, Variant]
     networks: Mapping[str, Network]
@@ -111,6 +112,8 @@ class Family:
     vae_factor: int
     prompt_encoders: tuple[str, ...]
     """Graph folders of the text encoders, in the order in which their embeddings are concatenated."""
+    pipeline_options: Config = field(default_factory=dict)
+    """Arguments of ``pipeline_class`` besides its networks and the checkpoint's own options."""
     conditioning: tuple[str, ...] = ()
     """Inputs of the denoiser that the runtime computes: ``"time_ids"`` is (original, crop, target) sizes."""
     increments: bool = False
@@ -238,6 +241,7 @@ _SDXL = Family(
     default_size=1024,
     vae_factor=8,
     increments=True,
+    pipeline_options={"add_watermarker": False},
     prompt_encoders=("text_encoder", "text_encoder_2"),
     conditioning=("time_ids",),
     # the original SDXL VAE says so in its configuration; the fp16-fix VAE says false
