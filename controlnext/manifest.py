@@ -122,16 +122,23 @@ def list_files(bundle: Path) -> dict[str, FileEntry]:
     }
 
 
-def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
-    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """The path of the bundle's file ``name``, after its size was found right."""
     path, entry = bundle / name, manifest.files[name]
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the bundle again or export it again")
     size = path.stat().st_size
     if size != entry.bytes:
         raise BundleError(
-            f"{path} has {size} bytes, the manifest says {entry.bytes}: truncated; copy the bundle again"
+            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}): truncated; copy"
+            " the bundle again"
         )
+    return path
+
+
+def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+    path, entry = check_size(bundle, manifest, name), manifest.files[name]
     found = sha256(path)
     if found != entry.sha256:
         raise BundleError(

@@ -1,0 +1,59 @@
+"""A bundle that is open: its manifest, its files, its engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from controlnext.engines import Backend, Engine, select_backend
+from controlnext.errors import InputError
+from controlnext.manifest import check_file, check_size, read_manifest
+from controlnext.registry import get_family
+
+
+class Bundle:
+    """The bundle in folder ``path``, complete as far as sizes tell. A context manager: leaving it closes it.
+
+    An engine is opened when it is first asked for and kept until the bundle is closed.
+    """
+
+    def __init__(self, path: str | Path, backend: Backend, cache: bool) -> None:
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.family = get_family(self.manifest.family)
+        for name in self.manifest.files:
+            check_size(self.path, self.manifest, name)
+        self._backend, self._cache = backend, cache
+        self._engines: dict[str, Engine] | None = {}
+
+    @classmethod
+    def open(cls, path: str | Path, backend: str = "auto", device: str = "auto", cache: bool = True) -> Self:
+        """As :meth:`controlnext.runtime.Pipeline.load`."""
+        return cls(path, select_backend(backend, device), cache)
+
+    def file(self, name: str) -> Path:
+        """The path of a file, after its checksum was found right."""
+        return check_file(self.path, self.manifest, name)
+
+    def engine(self, folder: str) -> Engine:
+        """The engine of the graph ``folder``."""
+        if self._engines is None:
+            raise InputError(f"the bundle {self.path} is closed; load it again")
+        if folder not in self._engines:
+            self._engines[folder] = self._backend.open(self.path, self.manifest, folder, cache=self._cache)
+        return self._engines[folder]
+
+    def close(self) -> None:
+        """Give back the engines' memory."""
+        for engine in (self._engines or {}).values():
+            engine.close()
+        self._engines = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,80 @@
+"""Embeddings and size conditioning: the denoiser's inputs that say what to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlnext.errors import InputError
+from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.request import Request, texts
+from controlnext.runtime.text import Embeddings, TextEncoders
+
+FloatArray = NDArray[np.float32]
+
+_HIDDEN, _POOLED = "encoder_hidden_states", "text_embeds"
+
+
+class Conditioner:
+    """From a request to the denoiser's text inputs, as diffusers' ``encode_prompt`` and ``check_inputs``."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        inputs = bundle.manifest.graphs[bundle.family.denoiser].inputs
+        shapes = {tensor.name: tensor.shape for tensor in inputs}
+        self._encode = TextEncoders(bundle)
+        self._width = shapes[_HIDDEN][-1]
+        self._pooled_width = shapes[_POOLED][-1] if _POOLED in shapes else None
+        self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
+
+    def __call__(self, request: Request, guided: bool) -> dict[str, FloatArray]:
+        """The inputs by name, a row for every picture; guided: those of the negative prompts first."""
+        names = ("prompt_embeds", "pooled_prompt_embeds")
+        positive = self._embeddings(request, *names, texts(request.prompt, 1))
+        parts = [self._negative(request, positive), positive] if guided else [positive]
+        count = request.num_images_per_prompt
+        inputs = {_HIDDEN: np.concatenate([np.repeat(part.hidden, count, axis=0) for part in parts])}
+        pooled = [np.repeat(part.pooled, count, axis=0) for part in parts if part.pooled is not None]
+        return {**inputs, _POOLED: np.concatenate(pooled)} if pooled else inputs
+
+    def _negative(self, request: Request, positive: Embeddings) -> Embeddings:
+        names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+        if self._zeros and request.negative_prompt is None and request.negative_prompt_embeds is None:
+            return positive.zeros()
+        made = self._embeddings(request, *names, texts(request.negative_prompt, len(positive.hidden)))
+        for name, one, other in zip(names, made, positive, strict=True):
+            if one is not None and other is not None and one.shape != other.shape:
+                raise InputError(f"{name} has shape {one.shape}, the prompt's {other.shape}; they must agree")
+        return made
+
+    def _embeddings(self, request: Request, name: str, pooled_name: str, prompts: list[str]) -> Embeddings:
+        given, given_pooled = getattr(request, name), getattr(request, pooled_name)
+        if given is None:
+            hidden, pooled = self._encode(prompts)
+        else:
+            hidden, pooled = _checked(name, given, ("batch", "tokens", self._width)), None
+        if self._pooled_width is None:
+            return Embeddings(hidden, None)
+        if given_pooled is not None:
+            pooled = _checked(pooled_name, given_pooled, (len(hidden), self._pooled_width))
+        if pooled is None:
+            raise InputError(f"{name} was given without {pooled_name}; this model needs both")
+        return Embeddings(hidden, pooled)
+
+
+def _checked(name: str, array: FloatArray, expected: tuple[int | str, ...]) -> FloatArray:
+    sizes = zip(array.shape, expected, strict=False)
+    if array.ndim != len(expected) or not array.size or any(b != a for a, b in sizes if isinstance(b, int)):
+        raise InputError(f"{name} has shape {array.shape}, expected ({', '.join(map(str, expected))})")
+    return array
+
+
+def time_ids(height: int, width: int) -> FloatArray:
+    """SDXL's size conditioning (arXiv:2307.01952, 2.2): original size, top left of the crop, target size."""
+    return np.array([height, width, 0, 0, height, width], np.float32)
+
+
+SIZE_CONDITIONING: Mapping[str, Callable[[int, int], FloatArray]] = MappingProxyType({"time_ids": time_ids})
+"""The inputs that a family's ``conditioning`` may name: one row of it from height and width."""
