@@ -14,7 +14,7 @@ from controlnext.manifest import Source
 from controlnext.registry import Family, Network
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
-from controlnext.weights.networks import complete_config, empty_module, match, shapes_of
+from controlnext.weights.networks import complete_config, empty_module, match, public, shapes_of
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.original import from_original
 from controlnext.weights.places import Place, choose_weights, locate, read_weights
@@ -23,7 +23,6 @@ from controlnext.weights.shipped import (
     SCHEDULER,
     original_layout,
     pipeline_options,
-    public,
     read_json,
     section,
     shipped_config,
@@ -84,6 +83,7 @@ def _read_folder(family: Family, place: Place) -> Base:
     _check_folder(family, folder)
     index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     base = Base(public(read_json(folder / SCHEDULER)), pipeline_options(family, index))
+    what = f"{place.name} ({index.get('_class_name', 'without ' + INDEX)})"
     for name, network in family.networks.items():
         inside = folder / network.folder
         if network.optional and not (inside / "config.json").is_file():
@@ -91,7 +91,7 @@ def _read_folder(family: Family, place: Place) -> Base:
         if network.tokenizer and not (folder / network.tokenizer).is_dir():
             log.warning("%s has no %s: %s is left out", place.name, network.tokenizer, network.folder)
             continue
-        base.parts[name], sources = _read_network(network, place, inside)
+        base.parts[name], sources = _read_network(network, place, inside, what)
         base.sources += sources
         if network.tokenizer:
             config = base.parts[name].config
@@ -113,15 +113,15 @@ def _check_folder(family: Family, folder: Path) -> None:
         )
 
 
-def _read_network(network: Network, place: Place, folder: Path) -> tuple[Part, list[Source]]:
+def _read_network(network: Network, place: Place, folder: Path, what: str) -> tuple[Part, list[Source]]:
     """A network of a diffusers checkpoint from its own ``folder``, which is ``place`` or in it."""
     try:
         config = complete_config(network, read_json(folder / "config.json"))
     except CheckpointError as error:
-        raise CheckpointError(f"{place.name}: {error}") from error
+        raise CheckpointError(f"{what}: {error}") from error
     found, sources = read_weights(place, folder, _STEMS[network.library], network.folder)
     expected = shapes_of(empty_module(network, config))
-    return Part(config, match(found, expected, f"{place.name}: {network.folder}")), sources
+    return Part(config, match(found, expected, f"{what}: {network.folder}")), sources
 
 
 def _read_single_file(family: Family, place: Place) -> Base:
@@ -163,7 +163,8 @@ def _read_vae(family: Family, given: str | Path, config: dict[str, Any]) -> tupl
     place = locate(given, partial(_choose_vae, network))
     if place.path.is_dir():
         alone = (place.path / "config.json").is_file()
-        return _read_network(network, place, place.path if alone else place.path / network.folder)
+        folder = place.path if alone else place.path / network.folder
+        return _read_network(network, place, folder, place.name)
     found, sources = read_weights(place, place.path, (), "vae")
     beside = place.path.with_name("config.json")
     if beside.is_file() and read_json(beside).get("_class_name") == network.cls:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import msgspec
+
 from controlnext.errors import CheckpointError, InputError
 from controlnext.manifest import Source
 from controlnext.registry import Family, Variant
@@ -100,10 +102,11 @@ def _assemble(
 
 def _apply_trained(family: Family, base: Base, place: Place, increments: bool) -> list[Source]:
     part = base.parts[family.denoiser]
-    found, sources = read_weights(place, place.path, trained.STEMS, "unet-weights")
+    found, sources = read_weights(place, place.path, trained.STEMS, family.denoiser)
     layout = original_layout(family, family.denoiser, part.config)
     part.tensors = trained.apply_trained(part.tensors, found, layout, increments, place.name)
-    return sources
+    how = "increments" if increments else "values"
+    return [msgspec.structs.replace(source, role=f"{family.denoiser} {how}") for source in sources]
 
 
 def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]) -> Checkpoint:

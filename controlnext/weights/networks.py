@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
+from transformers import PretrainedConfig
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Network
@@ -55,17 +56,30 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
 def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every default filled in and nothing about paths and library versions.
 
-    Raises :class:`CheckpointError` for a configuration of another family.
+    Raises :class:`CheckpointError` for a configuration of another class or family.
     """
+    cls = config.get("_class_name", network.cls)
+    if cls != network.cls:
+        raise CheckpointError(f"its {network.folder} is a {cls}, expected a {network.cls}")
     module = empty_module(network, config)
-    text = module.to_json_string() if network.library == "diffusers" else module.config.to_json_string(False)
-    full = {key: value for key, value in json.loads(text).items() if key not in _VOLATILE}
+    if network.library == "diffusers":
+        full = json.loads(module.to_json_string())
+    else:
+        full = json.loads(module.config.to_json_string(use_diff=False))
+        # what every configuration has and nobody changed says nothing of the network
+        general = json.loads(PretrainedConfig().to_json_string(use_diff=False))
+        full = {key: value for key, value in full.items() if key not in general or value != general[key]}
     for key, wanted in network.required.items():
         if full.get(key) != wanted:
             raise CheckpointError(
                 f"its {network.folder} is of another family: {key} is {full.get(key)}, expected {wanted}"
             )
-    return {key: value for key, value in full.items() if not key.startswith("_") or key == "_class_name"}
+    return {key: value for key, value in public(full).items() if key not in _VOLATILE}
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the private entries that name paths and versions, but with its class."""
+    return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:

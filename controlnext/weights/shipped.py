@@ -16,7 +16,7 @@ from typing import Any
 from controlnext.errors import CheckpointError
 from controlnext.registry import Family, Network
 from controlnext.weights.lazy import LazyTensor, first_line
-from controlnext.weights.networks import complete_config
+from controlnext.weights.networks import complete_config, public
 from controlnext.weights.original import LAYOUTS, Layout
 from controlnext.weights.tokenizers import shipped_clip_tokenizer
 
@@ -63,11 +63,6 @@ def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[
 def _single_file(family: Family, name: str) -> dict[str, str]:
     entry: dict[str, str] = read_json(shipped_folder(family) / "single_file.json")[name]
     return entry
-
-
-def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the private entries that name paths and versions, but with its class."""
-    return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
