@@ -16,7 +16,7 @@ from controlnext.manifest import (
     Manifest,
     ParityRow,
     Source,
-    Tensor,
+    TensorEntry,
     check_file,
     list_files,
     read_manifest,
@@ -34,7 +34,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def _manifest(bundle: Path) -> Manifest:
-    sample = Tensor("sample", "float32", ["batch", 4, "height", "8*width"])
+    sample = TensorEntry("sample", "float32", ["batch", 4, "height", "8*width"])
     return Manifest(
         schema=SCHEMA,
         family="sdxl",

@@ -1,0 +1,41 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Bundle = Annotated[Path, typer.Argument(help="Folder that an export made.", show_default=False)]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Base model: diffusers folder, single-file .safetensors checkpoint or hub id.",
+        show_default="the family's usual base",
+    ),
+]
+Control = Annotated[
+    str | None,
+    typer.Option(metavar="PATH_OR_ID", help="Control module weights: file, folder or hub id."),
+]
+UnetWeights = Annotated[
+    str | None,
+    typer.Option(metavar="PATH_OR_ID", help="The UNet tensors that were trained with the control module."),
+]
+UnetIncrements = Annotated[
+    bool,
+    typer.Option("--unet-increments", help="The trained UNet tensors are differences to add to the base's."),
+]
+Vae = Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="Replacement VAE.")]
+RandomWeights = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED",
+        min=0,
+        help="The family's full-size architecture with random numbers instead of weights from files:"
+        " for trials of size and speed.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

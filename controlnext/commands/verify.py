@@ -1,0 +1,94 @@
+"""``controlnext verify``: compare a bundle with PyTorch, on the terminal and as a page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from controlnext.commands import options
+from controlnext.commands.console import print_json, print_parity, progress
+from controlnext.commands.extras import extra
+from controlnext.commands.pictures import read_picture
+from controlnext.errors import InputError
+from controlnext.manifest import read_manifest
+from controlnext.registry import get_family
+
+
+def verify(
+    bundle: options.Bundle,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table and the pictures to one .html file.")
+    ] = None,
+    base: options.Base = None,
+    control: options.Control = None,
+    unet_weights: options.UnetWeights = None,
+    unet_increments: options.UnetIncrements = False,
+    vae: options.Vae = None,
+    random_weights: options.RandomWeights = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampling run.")] = None,
+    height: Annotated[int | None, typer.Option(min=8, help="Height of its picture.")] = None,
+    width: Annotated[int | None, typer.Option(min=8, help="Width of its picture.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
+
+    PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
+    options of the export it takes the original ones.
+    """
+    manifest = read_manifest(bundle)
+    original = control is not None or random_weights is not None
+    if not original and (base or unet_weights or vae):
+        raise InputError("the original weights need --control too; without it PyTorch takes the bundle's own")
+    if report is not None and report.suffix != ".html":
+        raise InputError(f"report {report} is no .html file; give --report FILE.html")
+    picture = None if control_image is None else read_picture(control_image)
+    wishes: dict[str, Any] = {
+        "prompt": prompt,
+        "control_image": picture,
+        "steps": steps,
+        "height": height,
+        "width": width,
+    }
+    with extra("export"):
+        from controlnext.commands.parity import compare, default_run
+        from controlnext.commands.report import write_report
+        from controlnext.export.bundle import check_parity
+        from controlnext.weights import bundle_checkpoint, load_checkpoint
+    run = default_run(manifest)
+    if prompt is not None and run.prompt is None:
+        raise InputError(
+            f"{bundle} has no text encoders; leave --prompt out, random embeddings take its place"
+        )
+    run = replace(run, **{name: wish for name, wish in wishes.items() if wish is not None})
+    family = get_family(manifest.family)
+    if run.height % family.vae_factor or run.width % family.vae_factor:
+        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {family.vae_factor}")
+    if original:
+        checkpoint = load_checkpoint(
+            family,
+            variant=manifest.variant,
+            base=base,
+            control=control,
+            unet_weights=unet_weights,
+            unet_increments=unet_increments,
+            vae=vae,
+            random_seed=random_weights,
+        )
+    else:
+        checkpoint = bundle_checkpoint(bundle)
+    with progress(quiet=as_json) as bars:
+        comparison = compare(bundle, checkpoint, run, bars)
+    if report is not None:
+        write_report(report, manifest, run, comparison)
+    if as_json:
+        print_json({"bundle": str(bundle), "parity": comparison.rows})
+    else:
+        print_parity(comparison.rows)
+    check_parity(comparison.rows)
