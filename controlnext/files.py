@@ -90,6 +90,16 @@ def _swap(new: Path, target: Path) -> None:
 def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"the disk that holds {target} is full; nothing was written there")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+    if error.errno in (
+        errno.EACCES,
+        errno.EROFS,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+    ):
         return InputError(f"cannot write to {target}: {error.strerror}; give --output a place you may write")
+    if error.errno is None:
+        # so NumPy reports that a file took less than was written
+        return WorkError(f"writing {target} failed: {error}; is the disk full? Nothing was written there")
     return error

@@ -96,6 +96,13 @@ def test_a_full_disk_is_one_error_and_nothing_is_left(tmp_path: Path) -> None:
     assert _listing(tmp_path) == []
 
 
+def test_a_short_write_is_the_same_error(tmp_path: Path) -> None:
+    """So NumPy tells of a full disk: without an error number."""
+    with pytest.raises(WorkError, match="is the disk full"):
+        _fail_half_way(tmp_path / "bundle", OSError("16384 requested and 3712 written"))
+    assert _listing(tmp_path) == []
+
+
 def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"), new_folder(tmp_path / "file" / "bundle"):

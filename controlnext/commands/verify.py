@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from controlnext.commands.pictures import read_picture
 from controlnext.errors import InputError
 from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
+
+if TYPE_CHECKING:
+    from controlnext.commands.parity import SamplingRun
 
 
 def verify(
@@ -49,27 +52,21 @@ def verify(
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is no .html file; give --report FILE.html")
     picture = None if control_image is None else read_picture(control_image)
-    wishes: dict[str, Any] = {
-        "prompt": prompt,
-        "control_image": picture,
-        "steps": steps,
-        "height": height,
-        "width": width,
-    }
     with extra("export"):
         from controlnext.commands.parity import compare, default_run
         from controlnext.commands.report import write_report
         from controlnext.export.bundle import check_parity
         from controlnext.weights import bundle_checkpoint, load_checkpoint
-    run = default_run(manifest)
-    if prompt is not None and run.prompt is None:
-        raise InputError(
-            f"{bundle} has no text encoders; leave --prompt out, random embeddings take its place"
-        )
-    run = replace(run, **{name: wish for name, wish in wishes.items() if wish is not None})
     family = get_family(manifest.family)
-    if run.height % family.vae_factor or run.width % family.vae_factor:
-        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {family.vae_factor}")
+    run = _choose(
+        default_run(manifest),
+        family.vae_factor,
+        prompt=prompt,
+        control_image=picture,
+        steps=steps,
+        height=height,
+        width=width,
+    )
     if original:
         checkpoint = load_checkpoint(
             family,
@@ -92,3 +89,15 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _choose(default: SamplingRun, factor: int, **wishes: Any) -> SamplingRun:
+    """``default`` with the ``wishes`` that are not None; ``factor`` divides the height and the width."""
+    if wishes["prompt"] is not None and default.prompt is None:
+        raise InputError(
+            "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
+        )
+    run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
+    if run.height % factor or run.width % factor:
+        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {factor}")
+    return run
