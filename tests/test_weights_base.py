@@ -32,48 +32,55 @@ def base(tmp_path: Path, tiny_checkpoint_dir: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint_dir / "base", tmp_path / "base"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def load(tiny_checkpoint_dir: Path):
     """Load a base with the tiny control module."""
 
     def load_base(base: Path, **options: object) -> Checkpoint:
-        return load_checkpoint(SDXL, base=base, control=tiny_checkpoint_dir / "control.safetensors", **options)
+        return load_checkpoint(
+            SDXL, base=base, control=tiny_checkpoint_dir / "control.safetensors", **options
+        )
 
     return load_base
 
 
+@pytest.fixture(scope="module")
+def loaded(full: Path, load) -> Checkpoint:
+    """The tiny base with text encoders, loaded once for the tests that only look at it."""
+    return load(full)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_modules_equal_those_of_from_pretrained(full: Path, load, name: str) -> None:
+def test_modules_equal_those_of_from_pretrained(full: Path, loaded: Checkpoint, name: str) -> None:
     network = SDXL.networks[name]
     library = {"diffusers": diffusers, "transformers": transformers}[network.library]
     reference = getattr(library, network.cls).from_pretrained(full / name)
-    module = load(full).networks[name].module()
+    module = loaded.networks[name].module()
     with torch.no_grad():
         assert torch.equal(module(**example_inputs(name))[0], reference(**example_inputs(name))[0])
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_a_module_can_be_had_in_another_precision(full: Path, load) -> None:
-    module = load(full).networks["text_encoder"].module(torch.float16)
+def test_a_module_can_be_had_in_another_precision(loaded: Checkpoint) -> None:
+    module = loaded.networks["text_encoder"].module(torch.float16)
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float16}
 
 
-def test_meta_modules_have_no_weights_in_memory_but_real_buffers(full: Path, load) -> None:
-    for network in load(full).networks.values():
+def test_meta_modules_have_no_weights_in_memory_but_real_buffers(loaded: Checkpoint) -> None:
+    for network in loaded.networks.values():
         module = network.meta_module()
         assert all(parameter.is_meta for parameter in module.parameters())
         assert not any(buffer.is_meta for buffer in module.buffers())
 
 
-def test_the_rest_of_the_checkpoint(full: Path, load) -> None:
-    checkpoint = load(full)
-    assert set(checkpoint.networks) == {*NETWORKS, "control"}
-    assert set(checkpoint.tokenizers) == {"tokenizer", "tokenizer_2"}
-    assert checkpoint.options == {"force_zeros_for_empty_prompt": True}
-    assert checkpoint.scheduler["_class_name"] == "UniPCMultistepScheduler"
-    assert not any(key.startswith("_diffusers") for key in checkpoint.scheduler)
-    assert not checkpoint.random
+def test_the_rest_of_the_checkpoint(loaded: Checkpoint) -> None:
+    assert set(loaded.networks) == {*NETWORKS, "control"}
+    assert set(loaded.tokenizers) == {"tokenizer", "tokenizer_2"}
+    assert loaded.options == {"force_zeros_for_empty_prompt": True}
+    assert loaded.scheduler["_class_name"] == "UniPCMultistepScheduler"
+    assert not any(key.startswith("_diffusers") for key in loaded.scheduler)
+    assert not loaded.random
 
 
 def test_options_of_the_model_index_are_taken(base: Path, load) -> None:
@@ -81,8 +88,8 @@ def test_options_of_the_model_index_are_taken(base: Path, load) -> None:
     assert load(base).options == {"force_zeros_for_empty_prompt": False}
 
 
-def test_sources_tell_names_and_digests_but_no_paths(full: Path, load, tmp_path: Path) -> None:
-    sources = load(full).sources
+def test_sources_tell_names_and_digests_but_no_paths(full: Path, loaded: Checkpoint) -> None:
+    sources = loaded.sources
     assert [source.role for source in sources] == [*NETWORKS, "control"]
     assert {source.name for source in sources} == {"base", "control.safetensors"}
     assert all(len(source.sha256) == 64 for source in sources)
@@ -151,8 +158,8 @@ def test_pickled_state_dicts_are_read_as_nothing_but_tensors(base: Path, load) -
     assert torch.equal(load(base).networks["unet"].tensors["conv_in.weight"], tensors["conv_in.weight"])
 
 
-def test_names_of_older_releases(full: Path, load, tmp_path: Path) -> None:
-    """Old VAEs name their attention query, key, value and store it as convolutions; old CLIPs keep positions."""
+def test_names_of_older_releases(full: Path, loaded: Checkpoint, load, tmp_path: Path) -> None:
+    """Old VAEs store attention as convolutions named query, key and value; old CLIPs keep positions."""
     base = Path(shutil.copytree(full, tmp_path / "base"))
     vae, clip = base / "vae/diffusion_pytorch_model.safetensors", base / "text_encoder/model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -165,9 +172,9 @@ def test_names_of_older_releases(full: Path, load, tmp_path: Path) -> None:
     save_file(tensors, vae)
     tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(clip).items()}
     save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, clip)
-    new, now = load(full), load(base)
+    now = load(base)
     for name in ("vae", "text_encoder"):
-        before, after = new.networks[name].tensors, now.networks[name].tensors
+        before, after = loaded.networks[name].tensors, now.networks[name].tensors
         assert list(before) == list(after)
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -188,7 +195,9 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed(base: Path, load) -
 def test_a_base_of_another_family_is_refused(base: Path, load) -> None:
     rewrite_json(base / "unet/config.json", addition_embed_type=None)
     rewrite_json(base / "model_index.json", _class_name="StableDiffusionPipeline")
-    with pytest.raises(CheckpointError, match=r"StableDiffusionPipeline.*another family: addition_embed_type"):
+    with pytest.raises(
+        CheckpointError, match=r"StableDiffusionPipeline.*another family: addition_embed_type"
+    ):
         load(base)
 
 
@@ -201,7 +210,9 @@ def test_a_network_of_another_class_is_refused(base: Path, load) -> None:
 @pytest.mark.parametrize("change", [{"block_out_channels": [32]}, {"norm_num_groups": 7}])
 def test_an_impossible_configuration_is_one_error(base: Path, load, change: dict[str, object]) -> None:
     rewrite_json(base / "unet/config.json", **change)
-    with pytest.raises(CheckpointError, match="the configuration of unet does not make a UNet2DConditionModel"):
+    with pytest.raises(
+        CheckpointError, match="the configuration of unet does not make a UNet2DConditionModel"
+    ):
         load(base)
 
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-from controlnext.weights.lazy import LazyTensor
+from collections.abc import Collection
 
 _CONTROL = r"^down_sample\.\d+\.conv\.weight$"
 
-# Title, and patterns that must each match some tensor's name (with "!", none); the first layout that fits
-# is named. A name is followed by its shape: "mid_convs.1.weight 320x256x1x1".
+# Title, and patterns that must each match some tensor's name (with "!", none); the first that fits counts.
 _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("a LoRA, which --lora takes", (r"\blora_|\.lora\.|lora_(up|down)\.|\.lora_[AB]\.",)),
+    ("a LoRA", (r"\blora_|\.lora\.|lora_(up|down)\.|\.lora_[AB]\.",)),
     ("an IP-Adapter", (r"^(image_proj|ip_adapter)\.",)),
-    ("the control module of the first SD1.5 release (sd15-mid)", (_CONTROL, r"^scale ", r"!^embedding\.")),
-    ("the control module of the first SVD release (svd-v1)", (_CONTROL, r"^scale ", r"^embedding\.")),
+    ("the control module of the first SD1.5 release (sd15-mid)", (_CONTROL, r"^scale$", r"!^embedding\.")),
+    ("the control module of the first SVD release (svd-v1)", (_CONTROL, r"^scale$", r"^embedding\.")),
     (
         "the control module of sd15, sdxl or svd v2, which share names and shapes",
         (_CONTROL, r"^embedding\.", r"^down_res\.1\.", r"!^down_res\.2\."),
@@ -46,17 +43,16 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def looks_like(found: Mapping[str, LazyTensor]) -> str:
-    """What these tensors look like: ``"a VAE"``, or a few of the names where that is unknown."""
+def looks_like(found: Collection[str]) -> str:
+    """What tensors of these names look like: ``"a VAE"``, or a few of the names where that is unknown."""
     if not found:
         return "an empty file"
-    names = [f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in found.items()]
     for title, patterns in _LAYOUTS:
-        if all(_fits(pattern, names) for pattern in patterns):
+        if all(_fits(pattern, found) for pattern in patterns):
             return title
-    return f"nothing known ({len(names)} tensors: {', '.join(list(found)[:3])} ...)"
+    return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
 
 
-def _fits(pattern: str, names: list[str]) -> bool:
+def _fits(pattern: str, names: Collection[str]) -> bool:
     wanted = not pattern.startswith("!")
     return wanted == any(re.search(pattern.removeprefix("!"), name) for name in names)

@@ -1,0 +1,130 @@
+"""Trained UNet tensors: values and increments, diffusers' and original names, parts of the UNet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from weights_models import SDXL, rewrite_json
+
+from controlnext.errors import CheckpointError
+from controlnext.weights import Checkpoint, load_checkpoint
+from controlnext.weights.shipped import original_layout
+
+NAMES = [
+    "down_blocks.0.resnets.0.conv1.weight",
+    "mid_block.resnets.1.norm2.weight",
+    "up_blocks.1.resnets.0.conv_shortcut.bias",
+    "conv_in.weight",
+]
+
+
+@pytest.fixture
+def folder(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_checkpoint_dir, tmp_path / "all")
+    return tmp_path / "all"
+
+
+@pytest.fixture
+def unet(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "base/unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture
+def increments(unet: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: 0.01 * torch.randn(unet[name].shape, generator=generator) for name in NAMES}
+
+
+def load(folder: Path, control: str = "control.safetensors", **options: object) -> Checkpoint:
+    return load_checkpoint(SDXL, base=folder / "base", control=folder / control, **options)
+
+
+def check(checkpoint: Checkpoint, unet: dict[str, torch.Tensor], changed: dict[str, torch.Tensor]) -> None:
+    """The UNet has the ``changed`` tensors, and the base's everywhere else."""
+    tensors = checkpoint.networks["unet"].tensors
+    assert list(tensors) == list(checkpoint.networks["unet"].module().state_dict())
+    assert all(torch.equal(tensors[name], changed.get(name, tensor)) for name, tensor in unet.items())
+
+
+def test_values_take_the_place_of_the_bases(folder: Path, unet, increments) -> None:
+    values = {name: unet[name] + tensor for name, tensor in increments.items()}
+    save_file(values, folder / "trained.safetensors")
+    checkpoint = load(folder, unet_weights=folder / "trained.safetensors")
+    check(checkpoint, unet, values)
+    assert (checkpoint.sources[-1].role, checkpoint.sources[-1].name) == (
+        "unet values",
+        "trained.safetensors",
+    )
+
+
+def test_increments_are_added_in_float32(folder: Path, unet, increments) -> None:
+    path = folder / "base/unet/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.half() for name, tensor in unet.items()}, path)
+    save_file({name: tensor.half() for name, tensor in increments.items()}, folder / "trained.safetensors")
+    checkpoint = load(folder, unet_weights=folder / "trained.safetensors", unet_increments=True)
+    sums = {name: unet[name].half().float() + tensor.half().float() for name, tensor in increments.items()}
+    check(checkpoint, {name: tensor.half() for name, tensor in unet.items()}, sums)
+    assert checkpoint.sources[-1].role == "unet increments"
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "unet."])
+@pytest.mark.parametrize("original", [False, True])
+def test_names_with_and_without_prefix(folder: Path, unet, increments, prefix: str, original: bool) -> None:
+    layout = original_layout(SDXL, "unet", load(folder).networks["unet"].config)
+    named = {layout(name).name if original else name: tensor for name, tensor in increments.items()}
+    save_file({prefix + name: tensor for name, tensor in named.items()}, folder / "trained.safetensors")
+    checkpoint = load(folder, unet_weights=folder / "trained.safetensors", unet_increments=True)
+    check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
+    assert not original or "input_blocks.1.0.in_layers.2.weight" in named
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_increments_beside_the_control_module_are_used(folder: Path, unet, increments, suffix: str) -> None:
+    """As the family is published: a folder with controlnet.safetensors and unet.safetensors."""
+    published = folder / "published"
+    published.mkdir()
+    shutil.copy(folder / "control.safetensors", published / "controlnet.safetensors")
+    save = save_file if suffix == "safetensors" else torch.save
+    save(increments, published / f"unet.{suffix}")
+    check(load(folder, "published"), unet, {name: unet[name] + tensor for name, tensor in increments.items()})
+    check(load(folder, "published/controlnet.safetensors"), unet, {})
+
+
+def test_increments_given_as_values_are_noticed(folder: Path, increments) -> None:
+    save_file(increments, folder / "trained.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds increments, not values.*give --unet-increments"):
+        load(folder, unet_weights=folder / "trained.safetensors")
+
+
+def test_values_given_as_increments_are_noticed(folder: Path, unet, increments) -> None:
+    values = {name: unet[name] + tensor for name, tensor in increments.items()}
+    save_file(values, folder / "trained.safetensors")
+    with pytest.raises(CheckpointError, match="holds values, not increments"):
+        load(folder, unet_weights=folder / "trained.safetensors", unet_increments=True)
+
+
+def test_tensors_that_the_unet_does_not_have_are_listed(folder: Path, increments) -> None:
+    surplus = {"down_blocks.9.conv.weight": torch.zeros(1), "conv_out.bias": torch.zeros(7)}
+    save_file({**increments, **surplus}, folder / "trained.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load(folder, unet_weights=folder / "trained.safetensors", unet_increments=True)
+    assert "1 unknown (down_blocks.9.conv.weight)" in str(caught.value)
+    assert "1 mis-shaped (conv_out.bias [7] for [4])" in str(caught.value)
+
+
+def test_another_kind_of_file_says_what_it_looks_like(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="it looks like the control module of sd15, sdxl or svd v2"):
+        load(folder, unet_weights=folder / "control.safetensors")
+
+
+def test_a_diffusers_unet_folder_serves_as_trained_values(folder: Path, unet) -> None:
+    """A whole fine-tuned UNet, as some releases ship it."""
+    trained = Path(shutil.copytree(folder / "base/unet", folder / "trained"))
+    rewrite_json(trained / "config.json", sample_size=64)
+    values = {name: 1.1 * tensor for name, tensor in unet.items()}
+    save_file(values, trained / "diffusion_pytorch_model.safetensors")
+    check(load(folder, unet_weights=trained), unet, values)
