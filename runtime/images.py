@@ -38,19 +38,18 @@ def read_pictures(given: object) -> list[Bands]:
 
 
 def _read(given: object) -> Bands:
+    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
+        return _float_bands(given.astype(np.float32))
     try:
-        image = Image.fromarray(given) if isinstance(given, np.ndarray) and given.dtype.kind != "f" else given
-        if isinstance(image, Image.Image) and image.mode[0] not in "IF":
+        image = Image.fromarray(given) if isinstance(given, np.ndarray) else given
+        if not isinstance(image, Image.Image):
+            raise InputError(f"the control picture is of type {type(image).__name__}; {_ACCEPTED}")
+        if image.mode[0] not in "IF":
             return (image.convert("RGB"),)
+        levels = np.asarray(image, np.float32)
     except (TypeError, ValueError, OSError) as error:
         raise InputError(f"the control picture cannot be read ({error}); {_ACCEPTED}") from error
-    if isinstance(image, Image.Image):
-        levels = np.asarray(image, np.float32) / np.float32(1 if image.mode == "F" else _SIXTEEN_BITS)
-    elif isinstance(image, np.ndarray):
-        levels = image.astype(np.float32)
-    else:
-        raise InputError(f"the control picture is of type {type(image).__name__}; {_ACCEPTED}")
-    return _float_bands(levels)
+    return _float_bands(levels if image.mode == "F" else levels / np.float32(_SIXTEEN_BITS))
 
 
 def _float_bands(levels: FloatArray) -> Bands:

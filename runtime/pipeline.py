@@ -90,6 +90,8 @@ class Pipeline:
 
     def decode(self, latents: FloatArray, output_type: str = "pil") -> list[Image.Image] | FloatArray:
         """Pictures of latents (N, C, h, w): PIL images or, with "np", (N, 8h, 8w, 3) float32 in [0, 1]."""
+        if output_type not in ("pil", "np"):
+            raise InputError(f"unknown output_type {output_type!r} for pictures; accepted: pil, np")
         config = self.bundle.manifest.configs["vae"]
         pictures = decode_latents(self.bundle.engine("vae_decoder"), config, latents)
         return to_pil(pictures) if output_type == "pil" else pictures

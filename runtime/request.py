@@ -27,7 +27,7 @@ FloatArray = NDArray[np.float32]
 Prompt = str | Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """The arguments of a pipeline call. None means the default that is given in brackets.
 
@@ -80,22 +80,28 @@ class Request:
         for name in _ARRAYS:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_floats(name, getattr(self, name)))
+        self._check_numbers()
+        self._check_prompts()
+        if self.output_type not in OUTPUT_TYPES:
+            raise InputError(f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
+
+    def _check_numbers(self) -> None:
+        if self.latents is not None and self.latents.ndim != 4:
+            raise InputError(
+                f"latents have shape {self.latents.shape}, expected (batch, channels, height/8, width/8)"
+            )
         if not is_whole(self.num_images_per_prompt) or self.num_images_per_prompt < 1:
             raise InputError(
                 f"num_images_per_prompt is {self.num_images_per_prompt!r}; give a whole number from 1 on"
             )
         if self.guidance_scale is not None and not _is_finite(self.guidance_scale):
             raise InputError(f"guidance_scale is {self.guidance_scale!r}; give a finite number")
-        if not (_is_finite(self.control_start, self.control_end)) or not (
-            0 <= self.control_start < self.control_end <= 1
-        ):
+        start, end = self.control_start, self.control_end
+        if not (_is_finite(start, end) and 0 <= start < end <= 1):
             raise InputError(
-                f"control_start is {self.control_start!r} and control_end {self.control_end!r};"
+                f"control_start is {start!r} and control_end {end!r};"
                 " give 0 <= control_start < control_end <= 1"
             )
-        if self.output_type not in OUTPUT_TYPES:
-            raise InputError(f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
-        self._check_prompts()
 
     def _check_prompts(self) -> None:
         """The rules of diffusers' ``check_inputs`` that need no model."""
