@@ -162,7 +162,8 @@ def _stock_pipeline(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> An
 def _tokenizer(content: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer.from_str(content)
     padding, truncation = tokenizer.padding, tokenizer.truncation
-    assert padding is not None and truncation is not None
+    assert padding is not None
+    assert truncation is not None
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=padding["pad_token"],

@@ -20,7 +20,9 @@ class FusedDenoiser(nn.Module):
     latents have a guided batch: the control module then runs once and its feature is repeated.
     """
 
-    def __init__(self, denoiser: nn.Module, control: nn.Module, injection: Injection, spec: GraphSpec) -> None:
+    def __init__(
+        self, denoiser: nn.Module, control: nn.Module, injection: Injection, spec: GraphSpec
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.control = control

@@ -36,7 +36,8 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     """
     inputs = [tensor.resolve(sizes) for tensor in spec.inputs]
     examples = tuple(
-        torch.zeros(tensor.shape_at(spec.trace_sizes), dtype=getattr(torch, tensor.dtype)) for tensor in inputs
+        torch.zeros(tensor.shape_at(spec.trace_sizes), dtype=getattr(torch, tensor.dtype))
+        for tensor in inputs
     )
     dynamic = tuple(_dynamic_axes(tensor) for tensor in inputs)
     # a module that takes *tensors has one parameter, one that names its inputs has several

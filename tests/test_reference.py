@@ -7,8 +7,8 @@ from pathlib import Path
 
 import diffusers
 import pytest
-import torch
 import recipe
+import torch
 from recipe import drawing, fill
 from safetensors import safe_open
 
@@ -60,7 +60,9 @@ def pipeline(tiny_checkpoint_dir):
     return ReferencePipeline(load_checkpoint(get_family("sdxl"), base=base, control=control))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['scheduler']}-{c['steps']}-guidance{c['guidance']}")
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"{c['scheduler']}-{c['steps']}-guidance{c['guidance']}"
+)
 def test_sampling_run_equals_the_recorded_one(pipeline, case):
     _, vectors = read("sdxl-pipeline")
     s, width, height, batch = case["seed"], case["width"], case["height"], case["batch"]
@@ -79,6 +81,16 @@ def test_sampling_run_equals_the_recorded_one(pipeline, case):
         sampler=case["scheduler"],
         seed=case["generator_seed"],
     )
-    assert torch.equal(torch.from_numpy(output.latents), vectors.get_tensor(case["name"] + ".latents"))
-    image = vectors.get_tensor(case["name"] + ".image").permute(0, 2, 3, 1)
-    assert torch.equal(torch.from_numpy(output.images), image)
+    latents = torch.from_numpy(output.latents)
+    images = torch.from_numpy(output.images).permute(0, 3, 1, 2)
+    recorded_latents = vectors.get_tensor(case["name"] + ".latents")
+    recorded_images = vectors.get_tensor(case["name"] + ".image")
+    if case["guidance"] > 1:
+        assert torch.equal(latents, recorded_latents)
+        assert torch.equal(images, recorded_images)
+    else:
+        # Without guidance the batch is one row, and the float32 kernels then divide one picture among the
+        # threads: the last bits follow the number of threads and the memory layout (seen: 6e-6 with two
+        # threads, 1e-5 with one, on latents of deviation 7.6). With two rows each thread has its own.
+        torch.testing.assert_close(latents, recorded_latents, rtol=0, atol=2e-5)
+        torch.testing.assert_close(images, recorded_images, rtol=0, atol=1e-5)

@@ -24,7 +24,9 @@ def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequ
             value.shape = None
     for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         if [value.name for value in values] != [spec.name for spec in specs]:
-            raise WorkError(f"the graph has {[v.name for v in values]}, the specs say {[s.name for s in specs]}")
+            raise WorkError(
+                f"the graph has {[v.name for v in values]}, the specs say {[s.name for s in specs]}"
+            )
         for value, spec in zip(values, specs, strict=True):
             if value.dtype != ir.DataType[_ONNX_TYPES[spec.dtype]]:
                 raise WorkError(f"the graph's {value.name} is {value.dtype}, the spec says {spec.dtype}")

@@ -21,7 +21,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def module_scopes(node: ir.Node) -> list[str]:
     """Dotted paths of the modules around ``node``, outermost first."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    return [scope for scope in scopes[:-1] if scope]
+    # the last entry is the operation itself; sizes of inputs are noted under a hook of the exporter's own
+    return [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]
 
 
 def name_nodes(model: ir.Model) -> ir.Model:
@@ -33,4 +34,7 @@ def name_nodes(model: ir.Model) -> ir.Model:
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}.{seen[name]}"
     common.ClearMetadataAndDocStringPass()(model)
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for value in values + [value for node in model.graph for value in node.outputs]:
+        value.metadata_props.clear()
     return model

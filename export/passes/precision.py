@@ -89,9 +89,7 @@ def _lower_initializer(value: ir.Value) -> None:
     value.const_value = ir.LazyTensor(lambda: _half(tensor), _HALF, tensor.shape, name=value.name)
 
 
-def _cast_inputs(
-    node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
-) -> None:
+def _cast_inputs(node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype not in (_FLOAT, _HALF):
             continue

@@ -83,5 +83,7 @@ def infer_types(model: ir.Model) -> ir.Model:
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=False)(model)
     untyped = [value.name for node in model.graph for value in node.outputs if value.type is None]
     if untyped:
-        raise WorkError(f"the traced graph does not type-check: {len(untyped)} values have no type: {untyped[:5]}")
+        raise WorkError(
+            f"the traced graph does not type-check: {len(untyped)} values have no type: {untyped[:5]}"
+        )
     return model

@@ -1,0 +1,142 @@
+"""The exported graphs give what PyTorch gives, at sizes they were not traced with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from controlnext.errors import CheckpointError, InputError
+from controlnext.export import export_bundle
+from controlnext.export.networks import wrap
+from controlnext.manifest import read_manifest
+from controlnext.registry import get_family
+from controlnext.weights import load_checkpoint
+
+FAMILY = get_family("sdxl")
+SIZES = (
+    {"batch": 2, "control_batch": 1, "height": 16, "width": 16, "sequence": 77},
+    {"batch": 1, "control_batch": 1, "height": 17, "width": 9, "sequence": 154},
+    {"batch": 4, "control_batch": 4, "height": 12, "width": 7, "sequence": 5},
+    {"batch": 3, "control_batch": 1, "height": 1, "width": 2, "sequence": 1},
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint_dir: Path):
+    return load_checkpoint(
+        FAMILY,
+        base=str(tiny_checkpoint_dir / "base"),
+        control=str(tiny_checkpoint_dir / "control.safetensors"),
+    )
+
+
+def feeds(tensors, sizes):
+    rng = np.random.default_rng(0)
+    feed = {t.name: rng.standard_normal(t.shape_at(sizes), dtype=np.float32) for t in tensors}
+    if "timestep" in feed:
+        feed["timestep"] = np.abs(feed["timestep"]) * 300
+        feed["time_ids"] = np.abs(feed["time_ids"]) * 500
+    return feed
+
+
+@pytest.mark.parametrize("folder", ["unet", "vae_decoder", "vae_encoder"])
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 4e-3)])
+def test_graph_equals_pytorch_at_every_size(request, checkpoint, folder, precision, limit):
+    bundle = request.getfixturevalue("tiny_bundle" if precision == "fp32" else "tiny_bundle_fp16")
+    manifest = read_manifest(bundle)
+    spec = next(graph for graph in FAMILY.graphs if graph.folder == folder)
+    networks = checkpoint.networks
+    module = wrap(
+        spec, networks[spec.network].module(), networks["control"].module(), checkpoint.variant.injection
+    )
+    session = ort.InferenceSession(bundle / folder / "model.onnx")
+    for sizes in SIZES:
+        feed = feeds([entry.spec() for entry in manifest.graphs[folder].inputs], sizes)
+        with torch.no_grad():
+            want = module(*map(torch.from_numpy, feed.values())).numpy()
+        (got,) = session.run(None, feed)
+        assert got.shape == want.shape
+        assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), sizes
+
+
+def test_one_control_picture_serves_the_whole_guided_batch(tiny_bundle):
+    """The graph's control branch has the batch of the picture, not that of the latents."""
+    inputs = [entry.spec() for entry in read_manifest(tiny_bundle).graphs["unet"].inputs]
+    feed = feeds(inputs, {"batch": 2, "control_batch": 1, "height": 16, "width": 16, "sequence": 7})
+    feed["timestep"][:] = 500
+    session = ort.InferenceSession(tiny_bundle / "unet" / "model.onnx")
+    (one,) = session.run(None, feed)
+    (both,) = session.run(None, feed | {"control_image": feed["control_image"].repeat(2, 0)})
+    np.testing.assert_allclose(one, both, rtol=0, atol=1e-5)
+    model = onnx.load(tiny_bundle / "unet" / "model.onnx", load_external_data=False)
+    first = next(node for node in model.graph.node if node.name == "control.embedding.0/Conv")
+    assert first.input[0] == "control_image"
+
+
+def test_scale_zero_is_the_uncontrolled_model(tiny_bundle, checkpoint):
+    inputs = [entry.spec() for entry in read_manifest(tiny_bundle).graphs["unet"].inputs]
+    feed = feeds(inputs, SIZES[0])
+    feed["control_scale"][:] = 0
+    (got,) = ort.InferenceSession(tiny_bundle / "unet" / "model.onnx").run(None, feed)
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    added = {name: tensors[name] for name in ("text_embeds", "time_ids")}
+    with torch.no_grad():
+        unet = checkpoint.networks["unet"].module()
+        want = unet(
+            tensors["sample"], tensors["timestep"], tensors["encoder_hidden_states"], added_cond_kwargs=added
+        ).sample.numpy()
+    assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+
+
+def test_float16_graph_computes_in_float16_and_keeps_the_vae(tiny_bundle_fp16):
+    """All large weights of the denoiser are float16; this VAE's configuration says that it overflows."""
+    manifest = read_manifest(tiny_bundle_fp16)
+    assert {f: g.precision for f, g in manifest.graphs.items()} == {
+        "unet": "fp16",
+        "vae_decoder": "fp32",
+        "vae_encoder": "fp32",
+    }
+    model = onnx.load(tiny_bundle_fp16 / "unet" / "model.onnx", load_external_data=False)
+    large = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) > 512]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+    onnx.checker.check_model(tiny_bundle_fp16 / "unet" / "model.onnx", full_check=True)
+
+
+def test_weights_keep_their_state_dict_names(tiny_bundle, checkpoint):
+    model = onnx.load(tiny_bundle / "unet" / "model.onnx", load_external_data=False)
+    names = {tensor.name for tensor in model.graph.initializer}
+    assert {f"denoiser.{name}" for name in checkpoint.networks["unet"].tensors} <= names
+    assert {f"control.{name}" for name in checkpoint.networks["control"].tensors} <= names
+
+
+def test_nothing_in_a_bundle_tells_of_the_build_machine(tiny_bundle, tiny_checkpoint_dir):
+    root = Path(__file__).parent.parent
+    secrets = [str(root), str(tiny_checkpoint_dir), str(Path.home()), ".py"]
+    for path in [*tiny_bundle.rglob("*.onnx"), *tiny_bundle.rglob("*.json")]:
+        content = path.read_bytes()
+        assert not [secret for secret in secrets if secret.encode() in content], path.name
+
+
+def test_unknown_precision_is_refused_before_any_work(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="int4.*accepted: fp32, fp16"):
+        export_bundle(checkpoint, "int4", tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_float16_cannot_hold_are_refused(checkpoint, tmp_path, tiny_checkpoint_dir):
+    from safetensors.torch import load_file, save_file
+
+    control = load_file(tiny_checkpoint_dir / "control.safetensors")
+    control["mid_convs.1.bias"][0] = 1e6
+    save_file(control, tmp_path / "control.safetensors")
+    large = load_checkpoint(
+        FAMILY, base=str(tiny_checkpoint_dir / "base"), control=str(tmp_path / "control.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"mid_convs\.1\.bias.*fp32"):
+        export_bundle(large, "fp16", tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["control.safetensors"]
