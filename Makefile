@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 		--control examples/shapes/model/controlnet.safetensors \
 		--unet-weights examples/shapes/model/unet.safetensors --unet-increments \
 		--output build/shapes-fp16 --force
-	$(BIN)/python examples/shapes/demo.py build/shapes-fp16 build/demo.png
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/shapes/demo.py build/shapes-fp16 build/demo.png
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -36,8 +36,8 @@ class TensorSpec:
     """One input or output of a graph.
 
     A dimension written ``"@name"`` in the registry is a size of the model at hand
-    (``"@cross_attention_dim"``) and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch module takes the input when
-    that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
+    (``"@cross_attention_dim"``) and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch
+    module takes the input when that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
     """
 
     name: str

@@ -78,11 +78,10 @@ def export_bundle(
 
 def check_parity(rows: list[ParityRow]) -> None:
     """Raise :class:`ParityError` naming the rows that miss their limit."""
-    missed = [
-        f"{row.name} {row.metric} {row.value:.2g} (limit {row.limit:.2g})" for row in rows if not row.passed
-    ]
+    missed = [row for row in rows if not row.passed]
     if missed:
-        raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(missed[:5])}")
+        texts = [f"{row.name} {row.metric} {row.value:.2g} (limit {row.limit:.2g})" for row in missed[:5]]
+        raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(texts)}")
 
 
 def graph_precision(family: Family, spec: GraphSpec, precision: str, config: Mapping[str, object]) -> str:

@@ -48,7 +48,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
             program,
             dynamo=True,
             opset_version=OPSET,
-            # minutes of work on a large graph, of which controlnext.export.passes does the part that is needed
+            # minutes of work on a large graph; controlnext.export.passes does the part that is needed
             optimize=False,
             verbose=False,
             input_names=[tensor.name for tensor in inputs],

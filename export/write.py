@@ -29,7 +29,8 @@ def write_graph(
     values = model.graph.initializers
     for name in readers.keys() & values.keys():
         value = values[name]
-        assert value.dtype is not None and value.const_value is not None
+        assert value.dtype is not None
+        assert value.const_value is not None
         read = partial(_read, name, readers[name], value.dtype)
         value.const_value = ir.LazyTensor(read, value.dtype, value.const_value.shape, name=name)
     folder.mkdir(parents=True)

@@ -123,12 +123,12 @@ def test_nothing_in_a_bundle_tells_of_the_build_machine(tiny_bundle, tiny_checkp
 
 
 def test_unknown_precision_is_refused_before_any_work(checkpoint, tmp_path):
-    with pytest.raises(InputError, match="int4.*accepted: fp32, fp16"):
+    with pytest.raises(InputError, match=r"int4.*accepted: fp32, fp16"):
         export_bundle(checkpoint, "int4", tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_float16_cannot_hold_are_refused(checkpoint, tmp_path, tiny_checkpoint_dir):
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path, tiny_checkpoint_dir):
     from safetensors.torch import load_file, save_file
 
     control = load_file(tiny_checkpoint_dir / "control.safetensors")

@@ -79,7 +79,9 @@ def test_conversion_equals_that_of_diffusers(full_size, name: str) -> None:
             modules[name], dict(checkpoint), prefix=PREFIX[name]
         )
     layout = original_layout(SDXL, name, shipped_config(SDXL, SDXL.networks[name]))
-    same = [key for key, tensor in theirs.items() if tensor is checkpoint.get(PREFIX[name] + layout(key).name)]
+    same = [
+        key for key, tensor in theirs.items() if tensor is checkpoint.get(PREFIX[name] + layout(key).name)
+    ]
     changed = set(theirs) - set(same)
     assert set(theirs) == set(modules[name].state_dict())
     assert all("mid_block.attentions" in key or "_proj." in key or "projection" in key for key in changed)
@@ -110,7 +112,9 @@ def small(tmp_path: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
-def test_a_small_single_file_gives_the_same_values_as_its_folder(small: Path, tiny_checkpoint_dir: Path) -> None:
+def test_a_small_single_file_gives_the_same_values_as_its_folder(
+    small: Path, tiny_checkpoint_dir: Path
+) -> None:
     control = tiny_checkpoint_dir / "control.safetensors"
     folder = load_checkpoint(SDXL, base=small / "base", control=control)
     single = load_checkpoint(SDXL, base=small / "single.safetensors", control=control)

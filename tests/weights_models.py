@@ -23,7 +23,11 @@ def add_text_encoders(base: Path) -> Path:
     classes = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     for seed, (name, cls) in enumerate(classes.items()):
         config = CLIPTextConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, projection_dim=24
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=24,
         )
         fill(cls(config), seed).save_pretrained(base / name)
         network = SDXL.networks[name]

@@ -33,7 +33,8 @@ class Place:
     def source(self, role: str, file: Path) -> Source:
         """The provenance of one weight file in this place."""
         inside = file.relative_to(self.path).as_posix() if file != self.path else ""
-        return Source(role, self.name, sha256(file), "@".join(filter(None, (inside, self.revision))))
+        revision = f"@{self.revision}" if self.revision else ""
+        return Source(role, self.name, sha256(file), inside + revision)
 
 
 def locate(given: str | Path, choice: Choice) -> Place:

@@ -73,8 +73,8 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 
 def control_spec() -> ControlSpec:
-    """The published control module at half its widths."""
-    return replace(VARIANT.control, out_channels=UNET_WIDTHS[0], embedding=(32, 32, 64), stages=(64, 128))
+    """The published control module at a quarter of its widths."""
+    return replace(VARIANT.control, out_channels=UNET_WIDTHS[0], embedding=(16, 16, 32), stages=(32, 64))
 
 
 def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:

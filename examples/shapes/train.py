@@ -37,9 +37,8 @@ from controlnext.control import ControlModule
 from controlnext.injection import CrossNormalization, inject
 
 MODEL = Path(__file__).parent / "model"
-DRAWINGS = 40_000
 LOG_EVERY, SNAPSHOT_EVERY = 50, 250
-WARM_UP, COOL_DOWN = 100, 0.35
+WARM_UP = 100
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
 TRAINED_UNET = ("down_blocks.0.", "up_blocks.2.")
 
@@ -51,16 +50,24 @@ class Plan:
     steps: int
     batch: int
     rate: float
+    drawings: int
     averaging: float = 0.0
+    cool_down: float = 0.0
+    """The last part of the steps, in which the rate falls linearly to zero."""
 
 
-VAE_PLAN = Plan(steps=1250, batch=16, rate=2e-3)
-BASE_PLAN = Plan(steps=3000, batch=32, rate=1e-3, averaging=0.999)
-CONTROL_PLAN = Plan(steps=1500, batch=32, rate=1e-3, averaging=0.998)
+VAE_PLAN = Plan(steps=1250, batch=16, rate=2e-3, drawings=40_000, cool_down=0.3)
+BASE_PLAN = Plan(steps=3000, batch=32, rate=1e-3, drawings=40_000, averaging=0.999)
+CONTROL_PLAN = Plan(steps=1500, batch=16, rate=1e-3, drawings=16_000, averaging=0.995, cool_down=0.35)
 EMPTY_PROMPTS = 0.1
+MAX_WEIGHT = 20.0
+"""Times weigh in by 1 / alpha, up to this: colours show through all but the strongest noise, so only there
+does the prompt matter, and there the plain error counts for little."""
 KL_WEIGHT = 1e-4
 DRAWINGS_PER_PROMPT = 4
-"""In a batch of the base stage: encoding a prompt costs about as much as the UNet does for one picture."""
+"""In a batch of the base stage: encoding a prompt costs about half as much as the UNet does for a picture."""
+NOISES_PER_DRAWING = 2
+"""In a batch of the control stage: the control module costs thrice as much as the frozen UNet."""
 
 
 def train_vae(data: Drawings) -> None:
@@ -129,9 +136,11 @@ def train_control(data: Drawings) -> None:
     def loss() -> Tensor:
         indices = next(batches)
         times = noising.times(len(indices))
-        feature = control(data.outlines(indices), times)
+        feature = control(data.outlines(indices), times).repeat(NOISES_PER_DRAWING, 1, 1, 1)
+        repeated, times = np.tile(indices, NOISES_PER_DRAWING), times.repeat(NOISES_PER_DRAWING)
+        row = rows[repeated]
         with inject(unet, normalization, feature, torch.ones(())):
-            return noising.loss(unet, latents[indices], embeds[rows[indices]], pooled[rows[indices]], times)
+            return noising.loss(unet, latents[repeated], embeds[row], pooled[row], times)
 
     def save() -> None:
         increments = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
@@ -146,6 +155,7 @@ class Noising:
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.weights = (1 / self.scheduler.alphas_cumprod).clamp(max=MAX_WEIGHT) / MAX_WEIGHT
 
     def times(self, count: int) -> Tensor:
         """Random timesteps, one from each of `count` equal parts of the range: less variance."""
@@ -160,7 +170,8 @@ class Noising:
         noised = self.scheduler.add_noise(latents, noise, times).contiguous(memory_format=torch.channels_last)
         extra = {"text_embeds": pooled * kept, "time_ids": torch.tensor([TIME_IDS] * count).float()}
         predicted = unet(noised, times, embeds * kept[..., None], added_cond_kwargs=extra).sample
-        return F.mse_loss(predicted, noise)
+        errors = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return (self.weights[times] * errors).mean()
 
 
 def fit(
@@ -168,7 +179,7 @@ def fit(
 ) -> None:
     """AdamW; `save` sees the running average of the parameters if the plan has one."""
     optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
     average = [parameter.detach().clone() for parameter in parameters]
     start, total = time.monotonic(), 0.0
     for step in range(1, plan.steps + 1):
@@ -221,9 +232,10 @@ def prompt_table(pipeline: StableDiffusionXLPipeline, data: Drawings) -> tuple[T
     return torch.from_numpy(rows), embeds, pooled
 
 
-def _rate(step: int, steps: int) -> float:
-    """Warm-up, a constant part, and a linear way down to zero."""
-    return min((step + 1) / WARM_UP, 1.0, (1 - step / steps) / COOL_DOWN)
+def _rate(step: int, plan: Plan) -> float:
+    """Warm-up, a constant part, and the way down."""
+    left = 1 - step / plan.steps
+    return min((step + 1) / WARM_UP, 1.0, left / plan.cool_down if plan.cool_down else 1.0)
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -238,12 +250,16 @@ def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, folder: Path) 
 
 def main() -> None:
     """Run one stage."""
-    stages = {"vae": train_vae, "base": train_base, "control": train_control}
+    stages = {
+        "vae": (train_vae, VAE_PLAN),
+        "base": (train_base, BASE_PLAN),
+        "control": (train_control, CONTROL_PLAN),
+    }
     parser = argparse.ArgumentParser(description="Train one stage of the small model.")
     parser.add_argument("--stage", choices=stages, required=True)
-    stage = parser.parse_args().stage
+    train, plan = stages[parser.parse_args().stage]
     torch.manual_seed(0)
-    stages[stage](training_drawings(DRAWINGS))
+    train(training_drawings(plan.drawings))
 
 
 if __name__ == "__main__":

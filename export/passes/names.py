@@ -2,7 +2,7 @@
 
 Rules:
 - a node's name is its module's dotted path, a slash and its operator, numbered where that is not unique
-  (``denoiser.down_blocks.0.resnets.0.conv1/Conv``): profilers, per-layer comparison and quantization go by it;
+  (``denoiser.down_blocks.0.resnets.0.conv1/Conv``): profilers and per-layer comparison go by it;
 - all metadata and documentation strings go: the exporter's stack traces hold paths of the build machine and
   are larger than the graph.
 """

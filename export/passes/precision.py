@@ -83,7 +83,7 @@ def _only_feeds(value: ir.Value, nodes: set[ir.Node]) -> bool:
 
 def _lower_initializer(value: ir.Value) -> None:
     tensor = value.const_value
-    assert tensor is not None and value.name is not None
+    assert tensor is not None
     value.type = ir.TensorType(_HALF)
     # lazily, since a parameter's values are not here yet: see controlnext.export.write
     value.const_value = ir.LazyTensor(lambda: _half(tensor), _HALF, tensor.shape, name=value.name)

@@ -79,11 +79,9 @@ def _numbers(node: ir.Node, index: int) -> list[float]:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """The model with the type of every value; raises :class:`WorkError` where the graph does not type-check."""
+    """The model with the type of every value; raises :class:`WorkError` where it does not type-check."""
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=False)(model)
     untyped = [value.name for node in model.graph for value in node.outputs if value.type is None]
     if untyped:
-        raise WorkError(
-            f"the traced graph does not type-check: {len(untyped)} values have no type: {untyped[:5]}"
-        )
+        raise WorkError(f"the graph does not type-check: {len(untyped)} values have no type: {untyped[:5]}")
     return model
