@@ -187,7 +187,8 @@ def _choose_base(family: Family, names: Sequence[str]) -> list[str]:
 def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
     prefix = f"{network.folder}/"
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    return [prefix + name for name in ("config.json", *choose_weights(inside, _STEMS[network.library]))]
+    config = [name for name in inside if name == "config.json"]
+    return [prefix + name for name in (*config, *choose_weights(inside, _STEMS[network.library]))]
 
 
 def _choose_vae(network: Network, names: Sequence[str]) -> list[str]:
