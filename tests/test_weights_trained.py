@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL, rewrite_json
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, InputError
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.shipped import original_layout
 
@@ -105,6 +105,11 @@ def test_values_given_as_increments_are_noticed(folder: Path, unet, increments) 
     save_file(values, folder / "trained.safetensors")
     with pytest.raises(CheckpointError, match="holds values, not increments"):
         load(folder, unet_weights=folder / "trained.safetensors", unet_increments=True)
+
+
+def test_increments_without_weights_are_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="--unet-weights, which are not given"):
+        load(folder, unet_increments=True)
 
 
 def test_tensors_that_the_unet_does_not_have_are_listed(folder: Path, increments) -> None:

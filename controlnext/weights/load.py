@@ -56,16 +56,18 @@ def load_checkpoint(
             "no control weights are given; give --control a file, a folder or a hub id"
             " (or --random-weights a seed, to try the architecture)"
         )
-    loaded = read_base(family, base or family.default_base, vae)
     place = locate(control, _choose_control)
     found, sources = read_weights(place, place.path, control_weights.STEMS, "control")
     chosen, tensors = control_weights.match_control(found, family, variant, place.name)
+    loaded = read_base(family, base or family.default_base, vae)
     if unet_weights is not None:
         unet_place = locate(unet_weights, _choose_unet)
         sources += _apply_trained(family, loaded, unet_place, unet_increments)
     elif _has_trained(place):
         log.info("%s: the UNet tensors beside the control module are used", place.name)
         sources += _apply_trained(family, loaded, place, unet_increments or family.increments)
+    elif unet_increments:
+        raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
     return _assemble(family, chosen, loaded, tensors, sources, random=False)
 
 

@@ -50,42 +50,46 @@ def locate(given: str | Path, choice: Choice) -> Place:
     if not match:
         raise CheckpointError(f"{given}: no such file or folder, and no hub id (owner/name)")
     repository, inside = match[1], match[2].strip("/")
-    folder, revision = _download(repository, inside, choice)
+    try:
+        folder, revision = _download(repository, inside, choice)
+    except CheckpointError as error:
+        raise CheckpointError(f"{given}: no such file or folder here, and {error}") from error
     if not (folder / inside).exists():
-        raise CheckpointError(f"{given}: hub repository {repository} has no {inside}")
+        raise CheckpointError(f"{given}: the copy of {repository} that was downloaded before lacks {inside}")
     return Place(folder / inside, str(given), revision)
 
 
 def _download(repository: str, inside: str, choice: Choice) -> tuple[Path, str]:
+    """A folder with what is needed of a hub repository (or what is ``inside`` it), and its revision."""
     try:
         info = HfApi().model_info(repository)
     except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
-        raise CheckpointError(
-            f"{repository}: no such file or folder, and the hub refuses it: {first_line(error)}"
-        ) from error
+        raise CheckpointError(f"the hub refuses {repository}: {first_line(error)}") from error
     except Exception as error:  # no connection; each network library has its own exception
-        return _downloaded(repository, error)
+        return _downloaded(repository, first_line(error))
     names = [sibling.rfilename for sibling in info.siblings or []]
-    if inside in names:
-        wanted = [inside]
-    else:
-        prefix = f"{inside}/" if inside else ""
-        below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        wanted = [prefix + name for name in choice(below)]
+    prefix = f"{inside}/" if inside else ""
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    wanted = [inside] if inside in names else [prefix + name for name in choice(below)]
+    if not wanted:
+        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+        raise CheckpointError(
+            f"hub repository {repository} has nothing that fits in {inside or 'its top folder'};"
+            f" its weights are {', '.join(weights[:8])}"
+        )
     try:
         folder = snapshot_download(repository, revision=info.sha, allow_patterns=wanted)
     except Exception as error:
-        raise CheckpointError(f"{repository}: the download failed: {first_line(error)}") from error
+        raise CheckpointError(f"the download of {repository} failed: {first_line(error)}") from error
     return Path(folder), info.sha or ""
 
 
-def _downloaded(repository: str, reason: Exception) -> tuple[Path, str]:
+def _downloaded(repository: str, reason: str) -> tuple[Path, str]:
     try:
         folder = Path(snapshot_download(repository, local_files_only=True))
     except OSError as error:
         raise CheckpointError(
-            f"{repository}: no such file or folder here, and the hub cannot be reached"
-            f" ({first_line(reason)}); give the path of a local copy"
+            f"the hub cannot be reached ({reason}); give the path of a local copy"
         ) from error
     return folder, folder.name
 
