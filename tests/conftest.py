@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+
+SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,33 @@ def tiny_bundle(shared_folder: Path, tiny_checkpoint_dir: Path) -> Path:
 def tiny_bundle_fp16(shared_folder: Path, tiny_checkpoint_dir: Path) -> Path:
     """The tiny SDXL as a float16 bundle. Tests read it and never write to it."""
     return _once(shared_folder / "tiny-fp16", lambda folder: export_tiny(tiny_checkpoint_dir, "fp16", folder))
+
+
+@pytest.fixture(scope="session")
+def shapes_bundle(shared_folder: Path) -> Path:
+    """The small trained model as a float32 bundle. Tests read it and never write to it."""
+    return _once(shared_folder / "shapes-fp32", lambda folder: export_shapes("fp32", folder))
+
+
+@pytest.fixture(scope="session")
+def shapes_bundle_fp16(shared_folder: Path) -> Path:
+    """The small trained model as a float16 bundle. Tests read it and never write to it."""
+    return _once(shared_folder / "shapes-fp16", lambda folder: export_shapes("fp16", folder))
+
+
+def export_shapes(precision: str, bundle: Path, **environment: str) -> None:
+    """Export the small trained model as a user does: the command, which compares it with PyTorch."""
+    sources = [f"--base={SHAPES}/base", f"--control={SHAPES}/controlnet.safetensors"]
+    sources += [f"--unet-weights={SHAPES}/unet.safetensors", "--unet-increments"]
+    command = [sys.executable, "-m", "controlnext", "export", "--model=sdxl", f"--precision={precision}"]
+    done = subprocess.run(
+        [*command, *sources, f"--output={bundle}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def export_tiny(checkpoint_dir: Path, precision: str, bundle: Path) -> None:

@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+
+def _check_seed(seed: int | None) -> int | None:
+    if seed is not None and seed < 0:
+        raise typer.BadParameter(f"{seed} is negative; give a whole number from 0 on")
+    return seed
+
+
 Bundle = Annotated[Path, typer.Argument(help="Folder that an export made.", show_default=False)]
 Base = Annotated[
     str | None,
@@ -33,7 +40,7 @@ RandomWeights = Annotated[
     int | None,
     typer.Option(
         metavar="SEED",
-        min=0,
+        callback=_check_seed,
         help="The family's full-size architecture with random numbers instead of weights from files:"
         " for trials of size and speed.",
     ),

@@ -35,9 +35,9 @@ def verify(
     control_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the sampling run.")] = None,
-    height: Annotated[int | None, typer.Option(min=8, help="Height of its picture.")] = None,
-    width: Annotated[int | None, typer.Option(min=8, help="Width of its picture.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampling run.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of its picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of its picture.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
@@ -92,12 +92,14 @@ def verify(
 
 
 def _choose(default: SamplingRun, factor: int, **wishes: Any) -> SamplingRun:
-    """``default`` with the ``wishes`` that are not None; ``factor`` divides the height and the width."""
+    """``default`` with the ``wishes`` that are not None; ``factor`` has to divide the size."""
     if wishes["prompt"] is not None and default.prompt is None:
         raise InputError(
             "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
         )
     run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
-    if run.height % factor or run.width % factor:
+    if run.steps < 1:
+        raise InputError(f"the number of steps is {run.steps}; give one from 1 on")
+    if min(run.height, run.width) < factor or run.height % factor or run.width % factor:
         raise InputError(f"the size is {run.width} x {run.height}; give multiples of {factor}")
     return run

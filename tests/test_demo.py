@@ -1,0 +1,121 @@
+"""The small model that ships with the project: what it draws, and how near the engine is to PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import demo
+import numpy as np
+import pytest
+from conftest import export_shapes
+from draw import SIZE, held_out, outline, prompt
+from PIL import Image
+from score import colours_right, overlap
+
+from controlnext.commands.parity import psnr
+from controlnext.files import MANIFEST
+from controlnext.manifest import check_file, read_manifest
+from controlnext.runtime import Pipeline
+
+ROOT = Path(__file__).parent.parent
+COMPARED, SCORED, BATCH = 16, 64, 16
+
+
+def _arguments(start: int, count: int) -> dict[str, Any]:
+    """One call's arguments for the held-out drawings from number ``start`` on."""
+    drawings = held_out(SCORED)[start : start + count]
+    return {
+        "prompt": [prompt(drawing) for drawing in drawings],
+        "control_image": [Image.fromarray(outline(drawing)) for drawing in drawings],
+        "num_inference_steps": 20,
+        "height": SIZE,
+        "width": SIZE,
+        "seed": start,
+    }
+
+
+def _scores(bundle: Path, scale: float) -> tuple[float, float]:
+    """Mean overlap with the asked shape, and the share of pictures with both colours right."""
+    with Pipeline.load(bundle, cache=False) as pipeline:
+        batches = [
+            pipeline(**_arguments(start, BATCH), control_scale=scale, output_type="np").images
+            for start in range(0, SCORED, BATCH)
+        ]
+    pairs = list(zip(np.concatenate(batches), held_out(SCORED), strict=True))
+    covered = [overlap(picture, drawing) for picture, drawing in pairs]
+    return float(np.mean(covered)), float(np.mean([colours_right(*pair) for pair in pairs]))
+
+
+@functools.cache
+def _pytorch_pictures() -> np.ndarray:
+    return demo.reference()(**_arguments(0, COMPARED)).images
+
+
+@pytest.mark.parametrize(("bundle", "decibels"), [("shapes_bundle", 60), ("shapes_bundle_fp16", 40)])
+def test_the_engine_draws_pytorchs_pictures(
+    request: pytest.FixtureRequest, bundle: str, decibels: float
+) -> None:
+    """Mean PSNR over 16 pictures of 20 steps."""
+    with Pipeline.load(request.getfixturevalue(bundle), cache=False) as pipeline:
+        pictures = pipeline(**_arguments(0, COMPARED), output_type="np").images
+    assert np.mean([psnr(*pair) for pair in zip(_pytorch_pictures(), pictures, strict=True)]) >= decibels
+
+
+def test_the_engine_draws_what_is_asked(shapes_bundle_fp16: Path) -> None:
+    """Over 64 prompts and outlines that were not trained on."""
+    covered, colours = _scores(shapes_bundle_fp16, scale=1.0)
+    assert covered >= 0.8
+    assert colours >= 0.9
+
+
+def test_without_control_the_shape_is_elsewhere(shapes_bundle_fp16: Path) -> None:
+    covered, _ = _scores(shapes_bundle_fp16, scale=0.0)
+    assert covered < 0.4
+
+
+def test_the_export_measured_every_output(shapes_bundle_fp16: Path) -> None:
+    """The manifest holds a row for every output of every graph, and two for a sampling run."""
+    manifest = read_manifest(shapes_bundle_fp16)
+    outputs = [f"{folder}: {out.name}" for folder, graph in manifest.graphs.items() for out in graph.outputs]
+    assert [row.name for row in manifest.parity][: len(outputs)] == outputs
+    assert len(manifest.parity) == len(outputs) + 2
+    assert all(row.passed for row in manifest.parity)
+
+
+def test_two_exports_are_byte_identical(shapes_bundle_fp16: Path, tmp_path: Path) -> None:
+    """In another folder, time zone, home and hash seed: the manifest with its checksums is the same."""
+    other = tmp_path / "elsewhere" / "bundle"
+    export_shapes("fp16", other, TZ="Asia/Tokyo", HOME=str(tmp_path), USER="nobody", PYTHONHASHSEED="7")
+    assert (other / MANIFEST).read_bytes() == (shapes_bundle_fp16 / MANIFEST).read_bytes()
+    manifest = read_manifest(other)
+    assert all(check_file(other, manifest, name) for name in manifest.files)
+
+
+def test_the_readmes_python_works(
+    shapes_bundle_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the README, in a folder where the bundle and the outline lie as it says."""
+    (tmp_path / "build").mkdir()
+    shutil.copytree(shapes_bundle_fp16, tmp_path / "build" / "shapes-fp16")
+    Image.fromarray(outline(held_out(1)[0])).save(tmp_path / "outline.png")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert Image.open(tmp_path / "picture.png").size == (SIZE, SIZE)
+
+
+def test_the_demo_writes_a_strip_for_each_outline(
+    shapes_bundle_fp16: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(demo, "COUNT", 2)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    demo.main(shapes_bundle_fp16, tmp_path / "demo.png")
+    assert Image.open(tmp_path / "demo.png").size == (4 * SIZE, 2 * SIZE)
+    assert capsys.readouterr().out.count("PSNR") == 2
