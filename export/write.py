@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
+from controlnext.weights import is_finite
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
@@ -45,7 +46,7 @@ def write_graph(
 
 def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor:
     tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).contiguous()
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise CheckpointError(
             f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"
             " or check the checkpoint for damage"
