@@ -20,6 +20,8 @@ from train import MODEL, TIME_IDS, encode_prompts
 from controlnext.control import ControlModule
 from controlnext.injection import CrossNormalization, inject
 
+GUIDANCE = 3.0
+
 
 class Sampler:
     """The shipped files in float32, sampled in batches with UniPC."""
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5])
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args()
     drawings, sampler, pictures = draw.held_out(options.count), Sampler(), {}
