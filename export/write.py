@@ -35,13 +35,22 @@ def write_graph(
         read = partial(_read, name, readers[name], value.dtype)
         value.const_value = ir.LazyTensor(read, value.dtype, value.const_value.shape, name=name)
     folder.mkdir(parents=True)
-    ir.save(
-        model,
-        folder / MODEL,
-        external_data=DATA,
-        callback=lambda _tensor, info: advance((info.index + 1) / info.total),
-        max_workers=1,
-    )
+    try:
+        ir.save(
+            model,
+            folder / MODEL,
+            external_data=DATA,
+            callback=lambda _tensor, info: advance((info.index + 1) / info.total),
+            max_workers=1,
+        )
+    except ir.serde.SerdeError as error:
+        # small tensors are read while the graph is serialized, which wraps what goes wrong: often a full disk
+        # or a damaged checkpoint, and the user has to see that
+        raise _first_cause(error) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor:
