@@ -1,6 +1,7 @@
-"""Train the small model from nothing: VAE, base (UNet and text encoders), then control with a frozen base.
+"""Train the small model from nothing: VAE, base (UNet and text encoders), then control on a frozen base.
 
     python examples/shapes/train.py --stage vae       # 0.3 hours
+    python examples/shapes/train.py --stage decoder   # 0.1 hours
     python examples/shapes/train.py --stage base      # 0.5 hours
     python examples/shapes/train.py --stage control   # 0.3 hours
 
