@@ -53,7 +53,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A path to write a file at; it takes ``target``'s place, and its old content's, when the block ends well."""
+    """A path to write a file at; it takes ``target``'s place when the block ends well."""
     aside = _place_beside(target)
     try:
         yield aside / target.name
