@@ -6,15 +6,14 @@ import functools
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import demo
 import numpy as np
 import pytest
 from conftest import export_shapes
-from draw import SIZE, held_out, outline, prompt
+from draw import SIZE, held_out, outline
+from evaluate import sample, scores
 from PIL import Image
-from score import colours_right, overlap
 
 from controlnext.commands.parity import psnr
 from controlnext.files import MANIFEST
@@ -22,37 +21,18 @@ from controlnext.manifest import check_file, read_manifest
 from controlnext.runtime import Pipeline
 
 ROOT = Path(__file__).parent.parent
-COMPARED, SCORED, BATCH = 16, 64, 16
+COMPARED, SCORED = 16, 64
+OPTIONS = {"num_inference_steps": 20, "guidance_scale": demo.GUIDANCE}
 
 
-def _arguments(start: int, count: int) -> dict[str, Any]:
-    """One call's arguments for the held-out drawings from number ``start`` on."""
-    drawings = held_out(SCORED)[start : start + count]
-    return {
-        "prompt": [prompt(drawing) for drawing in drawings],
-        "control_image": [Image.fromarray(outline(drawing)) for drawing in drawings],
-        "num_inference_steps": 20,
-        "height": SIZE,
-        "width": SIZE,
-        "seed": start,
-    }
-
-
-def _scores(bundle: Path, scale: float) -> tuple[float, float]:
-    """Mean overlap with the asked shape, and the share of pictures with both colours right."""
+def _pictures(bundle: Path, count: int, scale: float = 1.0) -> np.ndarray:
     with Pipeline.load(bundle, cache=False) as pipeline:
-        batches = [
-            pipeline(**_arguments(start, BATCH), control_scale=scale, output_type="np").images
-            for start in range(0, SCORED, BATCH)
-        ]
-    pairs = list(zip(np.concatenate(batches), held_out(SCORED), strict=True))
-    covered = [overlap(picture, drawing) for picture, drawing in pairs]
-    return float(np.mean(covered)), float(np.mean([colours_right(*pair) for pair in pairs]))
+        return sample(pipeline, held_out(count), control_scale=scale, output_type="np", **OPTIONS)
 
 
 @functools.cache
 def _pytorch_pictures() -> np.ndarray:
-    return demo.reference()(**_arguments(0, COMPARED)).images
+    return sample(demo.reference(), held_out(COMPARED), **OPTIONS)
 
 
 @pytest.mark.parametrize(("bundle", "decibels"), [("shapes_bundle", 60), ("shapes_bundle_fp16", 40)])
@@ -60,20 +40,20 @@ def test_the_engine_draws_pytorchs_pictures(
     request: pytest.FixtureRequest, bundle: str, decibels: float
 ) -> None:
     """Mean PSNR over 16 pictures of 20 steps."""
-    with Pipeline.load(request.getfixturevalue(bundle), cache=False) as pipeline:
-        pictures = pipeline(**_arguments(0, COMPARED), output_type="np").images
+    pictures = _pictures(request.getfixturevalue(bundle), COMPARED)
     assert np.mean([psnr(*pair) for pair in zip(_pytorch_pictures(), pictures, strict=True)]) >= decibels
 
 
-def test_the_engine_draws_what_is_asked(shapes_bundle_fp16: Path) -> None:
+@pytest.mark.parametrize("bundle", ["shapes_bundle", "shapes_bundle_fp16"])
+def test_the_engine_draws_what_is_asked(request: pytest.FixtureRequest, bundle: str) -> None:
     """Over 64 prompts and outlines that were not trained on."""
-    covered, colours = _scores(shapes_bundle_fp16, scale=1.0)
+    covered, colours = scores(_pictures(request.getfixturevalue(bundle), SCORED), held_out(SCORED))
     assert covered >= 0.8
     assert colours >= 0.9
 
 
 def test_without_control_the_shape_is_elsewhere(shapes_bundle_fp16: Path) -> None:
-    covered, _ = _scores(shapes_bundle_fp16, scale=0.0)
+    covered, _ = scores(_pictures(shapes_bundle_fp16, SCORED, scale=0.0), held_out(SCORED))
     assert covered < 0.4
 
 

@@ -5,12 +5,13 @@
     python examples/shapes/train.py --stage base      # 0.5 hours
     python examples/shapes/train.py --stage control   # 0.3 hours
 
-on two processor cores, half of them taken by other work. Nothing is downloaded. Each stage reads what the one
-before wrote to `model/`, next to this file, in float16.
+on two processor cores, half of them taken by other work, as the shipped files were trained. Nothing is
+downloaded. Each stage reads what the one before wrote to `model/`, next to this file, in float16.
 """
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -269,6 +270,11 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, folder: Path) -> None:
     """Save a float16 copy; the network in training stays as it is."""
     copy.deepcopy(network).to(dtype=torch.float16).save_pretrained(folder)
+    for path in folder.rglob("config.json"):
+        # diffusers notes the folder that a network was loaded from, which means nothing elsewhere
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:
