@@ -35,7 +35,9 @@ class CrossNormalization(nn.Module):
         return (c - mean_c) * (std_x / (std_c + self.injection.eps)) + mean_x
 
     def _pool(self, c: Tensor, x: Tensor) -> Tensor:
-        return c if c.shape[-2:] == x.shape[-2:] else F.adaptive_avg_pool2d(c, x.shape[-2:])
+        if c.shape[-2:] == x.shape[-2:]:
+            return c
+        return F.adaptive_avg_pool2d(c, (x.shape[-2], x.shape[-1]))
 
 
 @contextmanager

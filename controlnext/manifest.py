@@ -130,8 +130,8 @@ def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
     size = path.stat().st_size
     if size != entry.bytes:
         raise BundleError(
-            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}): truncated; copy"
-            " the bundle again"
+            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}): truncated;"
+            " copy the bundle again"
         )
     return path
 
@@ -142,6 +142,7 @@ def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
     found = sha256(path)
     if found != entry.sha256:
         raise BundleError(
-            f"{path} is damaged: its sha256 is {found}, the manifest says {entry.sha256}; copy the bundle again"
+            f"{path} is damaged: its sha256 is {found}, the manifest says {entry.sha256};"
+            " copy the bundle again"
         )
     return path

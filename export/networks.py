@@ -71,6 +71,8 @@ class ClipPenultimate(nn.Module):
 class VaeDecoder(nn.Module):
     """Latents (already divided by the scaling factor) -> picture in about [-1, 1]."""
 
+    network: Any
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -81,6 +83,8 @@ class VaeDecoder(nn.Module):
 
 class VaeEncoder(nn.Module):
     """Picture in [-1, 1] -> mean and logarithm of the variance of its latents, stacked on the channels."""
+
+    network: Any
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -33,7 +33,9 @@ def write_graph(
         assert value.dtype is not None
         assert value.const_value is not None
         read = partial(_read, name, readers[name], value.dtype)
-        value.const_value = ir.LazyTensor(read, value.dtype, value.const_value.shape, name=name)
+        value.const_value = ir.LazyTensor(
+            read, value.dtype, ir.Shape(value.const_value.shape.numpy()), name=name
+        )
     folder.mkdir(parents=True)
     try:
         ir.save(
@@ -53,7 +55,7 @@ def _first_cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
-def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor:
+def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor[np.ndarray]:
     tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).contiguous()
     if not is_finite(tensor):
         raise CheckpointError(

@@ -86,7 +86,9 @@ def _lower_initializer(value: ir.Value) -> None:
     assert tensor is not None
     value.type = ir.TensorType(_HALF)
     # lazily, since a parameter's values are not here yet: see controlnext.export.write
-    value.const_value = ir.LazyTensor(lambda: _half(tensor), _HALF, tensor.shape, name=value.name)
+    value.const_value = ir.LazyTensor(
+        lambda: _half(tensor), _HALF, ir.Shape(tensor.shape.numpy()), name=value.name
+    )
 
 
 def _cast_inputs(node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
@@ -128,6 +130,6 @@ def _raise_outputs(graph: ir.Graph) -> None:
             graph.outputs[index] = cast.outputs[0]
 
 
-def _half(tensor: ir.TensorProtocol) -> ir.Tensor:
+def _half(tensor: ir.TensorProtocol) -> ir.Tensor[np.ndarray]:
     largest = float(np.finfo(np.float16).max)
     return ir.Tensor(tensor.numpy().clip(-largest, largest).astype(np.float16), name=tensor.name)

@@ -35,7 +35,7 @@ def simplify(model: ir.Model) -> ir.Model:
     )
     _merge(model)
     for node in list(model.graph):
-        if _changes_nothing(node):
+        if node.inputs and node.inputs[0] is not None and _changes_nothing(node):
             ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=False)
     _merge(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -60,9 +60,7 @@ def _changes_nothing(node: ir.Node) -> bool:
         case "Cast":
             source = node.inputs[0]
             return source is not None and source.dtype == node.attributes["to"].as_int()
-        case "Div":
-            return _numbers(node, 1) == [1.0]
-        case "Mul":
+        case "Div" | "Mul":
             return _numbers(node, 1) == [1.0]
         case "Slice":
             starts, ends, steps = (_numbers(node, index) for index in (1, 2, 4))
