@@ -105,7 +105,7 @@ def test_a_whole_file_passes(bundle: Path) -> None:
     ("content", "message"),
     [
         (None, "model.onnx is missing"),
-        (b"gra", "model.onnx has 3 bytes, the manifest says 5: truncated"),
+        (b"gra", "model.onnx has 3 bytes, the manifest says 5 .*: truncated"),
         (b"grapf", "model.onnx is damaged: its sha256 is [0-9a-f]{64}, the manifest says [0-9a-f]{64}"),
     ],
 )
