@@ -66,6 +66,17 @@ def test_the_export_measured_every_output(shapes_bundle_fp16: Path) -> None:
     assert all(row.passed for row in manifest.parity)
 
 
+def test_the_readmes_table_is_what_the_export_measures(shapes_bundle_fp16: Path) -> None:
+    """The same rows, and values of the same size: they depend a little on the processor."""
+    text = (ROOT / "README.md").read_text()
+    table = [
+        re.split(r" ?\| ?", line) for line in text.splitlines() if "| at most" in line or "| at least" in line
+    ]
+    measured = read_manifest(shapes_bundle_fp16).parity
+    assert [cells[1] for cells in table] == [row.name for row in measured]
+    assert [float(cells[3]) for cells in table] == pytest.approx([row.value for row in measured], rel=0.5)
+
+
 def test_two_exports_are_byte_identical(shapes_bundle_fp16: Path, tmp_path: Path) -> None:
     """In another folder, time zone, home and hash seed: the manifest with its checksums is the same."""
     other = tmp_path / "elsewhere" / "bundle"
