@@ -172,8 +172,12 @@ def _tokenizer(content: str) -> PreTrainedTokenizerFast:
 
 
 def _control_tensor(image: Any, height: int, width: int) -> Tensor:
-    processor = VaeImageProcessor(do_convert_rgb=True, do_normalize=False)
-    return processor.preprocess(image, height=height, width=width).to(torch.float32)
+    """(N, 3, height, width) in [0, 1]. To RGB before resizing, as the published scripts do: resizing a
+    palette's indices, or colours apart from their alpha, gives other pictures."""
+    pictures = image if isinstance(image, list) else [image]
+    rgb = [p.convert("RGB") if isinstance(p, Image.Image) else p for p in pictures]
+    processor = VaeImageProcessor(do_normalize=False)
+    return processor.preprocess(rgb, height=height, width=width).to(torch.float32)
 
 
 def _strengths(
