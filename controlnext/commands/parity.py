@@ -37,7 +37,7 @@ class Limits:
 
 
 # With room above the worst that was measured on the tiny models of the tests and the small trained one. A
-# sampling run feeds every step's error into the next and guidance multiplies it: its latents may differ more.
+# A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
 LIMITS = {
     # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
     "fp32": Limits(graph=1e-4, latents=2e-4, picture=60),
