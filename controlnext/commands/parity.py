@@ -36,7 +36,7 @@ class Limits:
     picture: float
 
 
-# With room above the worst that was measured on the tiny models of the tests and the small trained one. A
+# With room above the worst that was measured on the tiny models of the tests and the small trained one.
 # A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
 LIMITS = {
     # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
