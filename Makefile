@@ -24,7 +24,7 @@ test: $(INSTALLED)
 	rm -rf $(TYPES) && mkdir -p $(TYPES)
 	ln -s $(addprefix $(CURDIR)/,$(wildcard controlnext/*) export engines runtime) $(TYPES)
 	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --package controlnext
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
