@@ -52,6 +52,11 @@ class TensorSpec:
         )
         return replace(self, shape=shape)
 
+    def numbered(self, number: int) -> TensorSpec:
+        """The same for another control: the name and the size of its batch carry ``_<number>``."""
+        shape = tuple(f"{dim}_{number}" if dim == "control_batch" else dim for dim in self.shape)
+        return replace(self, name=f"{self.name}_{number}", shape=shape)
+
     def symbols(self) -> set[str]:
         return {split_dim(dim)[1] for dim in self.shape if isinstance(dim, str)}
 
@@ -85,11 +90,12 @@ def bind(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], graph: s
                 expected = factor
             if size != expected:
                 raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted} with {sizes}")
-    if "control_batch" in sizes and sizes["control_batch"] not in (1, sizes["batch"]):
-        raise InputError(
-            f"{graph}: control_image has batch {sizes['control_batch']}; give 1 or the batch of the other"
-            f" inputs, {sizes['batch']}"
-        )
+    for symbol, size in sizes.items():
+        if symbol.startswith("control_batch") and size not in (1, sizes["batch"]):
+            name = symbol.replace("batch", "image")
+            raise InputError(
+                f"{graph}: {name} has batch {size}; give 1 or the batch of the other inputs, {sizes['batch']}"
+            )
     return sizes
 
 

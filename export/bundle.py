@@ -49,7 +49,7 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise InputError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
     family = checkpoint.family
-    specs = [spec for spec in family.graphs if not spec.optional or spec.network in checkpoint.networks]
+    specs = checkpoint.graphs
     with new_folder(output, force) as folder:
         graphs = {}
         for index, spec in enumerate(specs):
@@ -123,15 +123,16 @@ def _export_graph(
 
 def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
     network = make_hollow(checkpoint.networks[spec.network].meta_module())
-    control = make_hollow(checkpoint.networks["control"].meta_module())
-    return wrap(spec, network, control, checkpoint.variant.injection)
+    controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
+    return wrap(spec, network, controls, checkpoint.variant.injection)
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:
     """A function that reads each weight behind a graph, by the weight's name in the traced module."""
     parts = {"network": spec.network}
     if spec.wrapper == "denoiser":
-        parts = {"denoiser": spec.network, "control": "control"}
+        controls = {name: name for name, network in checkpoint.networks.items() if network.spec is None}
+        parts = {"denoiser": spec.network, **controls}
     return {
         f"{prefix}.{name}": partial(checkpoint.networks[network].tensors.__getitem__, name)
         for prefix, network in parts.items()

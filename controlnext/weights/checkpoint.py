@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.manifest import Source
-from controlnext.registry import ControlSpec, Family, Network, Variant
+from controlnext.registry import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
 from controlnext.weights.networks import empty_module
 
@@ -48,8 +48,8 @@ class NetworkWeights:
 class Checkpoint:
     """A base model and its ControlNeXt weights.
 
-    ``variant.control`` has the widths of this control module. ``networks``: by the registry's names, and
-    ``"control"``; text encoders are absent where the base has none. ``tokenizers``: content of a
+    ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules, which
+    all belong to ``variant``; text encoders are absent where the base has none. ``tokenizers``: content of a
     ``tokenizer.json`` by folder name, with padding and truncation set inside. ``scheduler``: content of
     ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: the weights
     are random numbers.
@@ -63,3 +63,22 @@ class Checkpoint:
     options: dict[str, Any]
     sources: list[Source]
     random: bool
+
+    @property
+    def controls(self) -> list[NetworkWeights]:
+        """The control modules, in the order in which they were given."""
+        return [network for network in self.networks.values() if network.spec is None]
+
+    @property
+    def graphs(self) -> list[GraphSpec]:
+        """The graphs that an export of this checkpoint has."""
+        return [
+            spec.with_controls(len(self.controls))
+            for spec in self.family.graphs
+            if not spec.optional or spec.network in self.networks
+        ]
+
+
+def control_name(index: int) -> str:
+    """The name of control module number ``index``, counted from 0: ``"control"``, ``"control_2"``, ..."""
+    return "control" if index == 0 else f"control_{index + 1}"

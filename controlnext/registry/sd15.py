@@ -1,0 +1,85 @@
+"""Stable Diffusion 1.5."""
+
+from __future__ import annotations
+
+from controlnext.registry.parts import CONTROL, FLOAT32, HIDDEN, IMAGE_TRACE, SAMPLERS, text_encoder, vae_graphs
+from controlnext.registry.schema import ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.specs import TensorSpec
+
+SD15 = Family(
+    name="sd15",
+    title="Stable Diffusion 1.5",
+    default_base="runwayml/stable-diffusion-v1-5",
+    task="image",
+    pipeline_class="StableDiffusionPipeline",
+    denoiser="unet",
+    variants={
+        "down": Variant(
+            name="down",
+            control=ControlSpec(out_channels=320),
+            injection=Injection("down_blocks.0", "output", "pool, normalize", 1e-12),
+        ),
+        "mid": Variant(
+            name="mid",
+            control=ControlSpec(
+                out_channels=1280,
+                embedding=(),
+                embedding_padding=(),
+                stages=(128, 256, 256),
+                stage_groups=(1, 8, 8),
+                mid_groups=0,
+                learned_scale=True,
+            ),
+            injection=Injection(
+                "mid_block",
+                "output",
+                "pool, normalize",
+                1e-12,
+                width=lambda config: config["block_out_channels"][-1],
+            ),
+        ),
+    },
+    networks={
+        "unet": Network(
+            "unet",
+            "diffusers",
+            "UNet2DConditionModel",
+            required={"addition_embed_type": None, "in_channels": 4, "out_channels": 4},
+        ),
+        "vae": Network("vae", "diffusers", "AutoencoderKL"),
+        "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
+    },
+    graphs=(
+        text_encoder("text_encoder", (HIDDEN,), "text_last"),
+        *vae_graphs(),
+        GraphSpec(
+            folder="unet",
+            network="unet",
+            wrapper="denoiser",
+            inputs=(
+                TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
+                TensorSpec("timestep", "float32", ("batch",)),
+                TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
+                *CONTROL,
+            ),
+            outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),
+            sizes=lambda config: {"cross_attention_dim": config["cross_attention_dim"]},
+            trace_sizes=IMAGE_TRACE,
+            float32=FLOAT32,
+        ),
+    ),
+    samplers=SAMPLERS,
+    default_sampler="unipc",
+    default_steps=20,
+    default_guidance=7.5,
+    default_size=(512, 512),
+    pipeline_options={
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    # StableDiffusionPipeline mends configurations from before these options had their meaning
+    scheduler_options={"steps_offset": 1, "clip_sample": False},
+    prompt_encoders=("text_encoder",),
+    note="the UNet tensors beside the published control modules are values",
+)

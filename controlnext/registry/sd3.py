@@ -1,0 +1,95 @@
+"""Stable Diffusion 3."""
+
+from __future__ import annotations
+
+from controlnext.registry.parts import FLOAT32, HIDDEN, POOLED, text_encoder, vae_graphs
+from controlnext.registry.schema import Config, ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.specs import TensorSpec
+
+_LATENT = ("batch", 16, "2*height", "2*width")
+
+
+def _width(config: Config) -> int:
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    return width
+
+
+SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3",
+    default_base="stabilityai/stable-diffusion-3-medium-diffusers",
+    task="image",
+    pipeline_class="StableDiffusion3Pipeline",
+    denoiser="transformer",
+    variants={
+        "sd3": Variant(
+            name="sd3",
+            control=ControlSpec(out_channels=1536),
+            injection=Injection(
+                "pos_embed", "output", "pool, normalize", 1e-12, width=_width, tokens=True
+            ),
+        )
+    },
+    networks={
+        "transformer": Network(
+            "transformer", "diffusers", "SD3Transformer2DModel", required={"in_channels": 16, "patch_size": 2}
+        ),
+        "vae": Network("vae", "diffusers", "AutoencoderKL"),
+        "text_encoder": Network(
+            "text_encoder", "transformers", "CLIPTextModelWithProjection", True, "tokenizer"
+        ),
+        "text_encoder_2": Network(
+            "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2"
+        ),
+        "text_encoder_3": Network(
+            "text_encoder_3", "transformers", "T5EncoderModel", True, "tokenizer_3", tokens=256
+        ),
+    },
+    graphs=(
+        text_encoder("text_encoder", (HIDDEN, POOLED), "text_penultimate_pooled"),
+        text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
+        GraphSpec(
+            folder="text_encoder_3",
+            network="text_encoder_3",
+            wrapper="text_last",
+            inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
+            outputs=(TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@d_model")),),
+            sizes=lambda config: {"d_model": config["d_model"]},
+            trace_sizes={"batch": 2, "sequence": 77},
+            optional=True,
+            float32={"wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows"},
+        ),
+        *vae_graphs(),
+        GraphSpec(
+            folder="transformer",
+            network="transformer",
+            wrapper="denoiser",
+            inputs=(
+                # patches of 2 x 2 latents: height and width count patches
+                TensorSpec("sample", "float32", _LATENT, "hidden_states"),
+                TensorSpec("timestep", "float32", ("batch",)),
+                TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@joint_attention_dim")),
+                TensorSpec("pooled_projections", "float32", ("batch", "@pooled_projection_dim")),
+                TensorSpec("control_image", "float32", ("control_batch", 3, "16*height", "16*width")),
+                TensorSpec("control_scale", "float32", ("batch",)),
+            ),
+            outputs=(TensorSpec("noise_pred", "float32", _LATENT),),
+            sizes=lambda config: {
+                name: config[name] for name in ("joint_attention_dim", "pooled_projection_dim")
+            },
+            trace_sizes={"batch": 3, "control_batch": 2, "height": 7, "width": 5, "sequence": 33},
+            float32=FLOAT32,
+        ),
+    ),
+    samplers=("flow_euler",),
+    default_sampler="flow_euler",
+    default_steps=28,
+    default_guidance=7.0,
+    default_size=(1024, 1024),
+    size_multiple=16,
+    prompt_encoders=("text_encoder", "text_encoder_2"),
+    sequence_encoder="text_encoder_3",
+    pooled_input="pooled_projections",
+    join_pooled=True,
+    note="no control weights were ever published for SD3; give --control your own",
+)
