@@ -11,6 +11,8 @@ from controlnext.errors import InputError
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import SAMPLERS, make_sampler
 
+DIFFUSION = [name for name in SAMPLERS if name != "flow_euler"]
+
 CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -28,10 +30,10 @@ def config(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
-        *((name, "beta_schedule", "sigmoid") for name in SAMPLERS),
-        *((name, "prediction_type", "flow_prediction") for name in SAMPLERS),
-        *((name, "timestep_spacing", "random") for name in SAMPLERS),
-        *((name, "use_beta_sigmas", True) for name in ("unipc", "euler", "dpmpp_2m")),
+        *((name, "beta_schedule", "sigmoid") for name in DIFFUSION),
+        *((name, "prediction_type", "flow_prediction") for name in DIFFUSION),
+        *((name, "timestep_spacing", "random") for name in DIFFUSION),
+        *((name, "use_beta_sigmas", True) for name in ("unipc", "euler", "dpmpp_2m", "flow_euler")),
         *((name, "use_flow_sigmas", True) for name in ("unipc", "dpmpp_2m")),
         *((name, "final_sigmas_type", "half") for name in ("unipc", "euler", "dpmpp_2m")),
         *(("ddpm", "variance_type", kind) for kind in ("learned", "learned_range", "fixed_large_log")),
@@ -52,6 +54,11 @@ def config(**changes: Any) -> dict[str, Any]:
         ("ddim", "dynamic_thresholding_ratio", 1.5),
         ("ddim", "trained_betas", "betas"),
         ("euler", "sigma_min", 0),
+        ("flow_euler", "use_dynamic_shifting", True),
+        ("flow_euler", "shift", 0),
+        ("flow_euler", "shift", None),
+        ("flow_euler", "shift_terminal", 1.5),
+        ("flow_euler", "stochastic_sampling", "yes"),
     ],
 )
 def test_unsupported_options_are_refused(name: str, option: str, value: object) -> None:
@@ -78,6 +85,8 @@ def test_unsupported_options_are_refused(name: str, option: str, value: object) 
         ("unipc", config(predict_x0=False), 10, "divides by zero"),
         ("ddim", config(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 10, "divides by zero"),
         ("euler", config(use_karras_sigmas=True, use_exponential_sigmas=True), 10, "turn one off"),
+        ("flow_euler", config(use_karras_sigmas=True, use_exponential_sigmas=True), 10, "turn one off"),
+        ("flow_euler", CONFIG, 0, "num_inference_steps is 0"),
         ("euler", config(beta_end=1.5), 10, "betas range"),
         ("euler", config(trained_betas=[0.1, -0.1]), 10, "betas range"),
     ],

@@ -23,6 +23,7 @@ SCHEDULERS: dict[str, Any] = {
     "ddim": diffusers.DDIMScheduler,
     "ddpm": diffusers.DDPMScheduler,
     "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    "flow_euler": diffusers.FlowMatchEulerDiscreteScheduler,
 }
 
 # scheduler/scheduler_config.json of the published SDXL and SVD bases
@@ -53,10 +54,21 @@ SVD: dict[str, Any] = {
     "use_karras_sigmas": True,
 }
 
+# of the published SD3-medium
+SD3: dict[str, Any] = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "_diffusers_version": "0.29.0.dev0",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+}
+BASES = {**dict.fromkeys(SCHEDULERS, SDXL), "flow_euler": SD3}
+DIFFUSION = [name for name in SCHEDULERS if name != "flow_euler"]
+
 # Largest difference at any step, relative to the largest value of diffusers' sample. Both sides work in
 # float32; torch's sqrt, log and exp differ from NumPy's, and between processors, in the last bit, and the
 # differences add up over the steps. Measured: 2e-6 over the base runs, 7e-6 over the options.
 BASE_TOLERANCE = 5e-6
+FLOW_TOLERANCE = 2e-6
 OPTION_TOLERANCE = 2e-5
 # Measured: 7e-4. Where a schedule starts at a noise level of thousands, the Euler samplers' sample is as
 # large, and diffusers' float32 arithmetic itself is off by this much once it has come down to single digits.
@@ -83,10 +95,11 @@ def run_diffusers(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     generator = torch.Generator().manual_seed(3)
-    sample = torch.from_numpy(PATTERN) * scheduler.init_noise_sigma
+    # SD3's pipeline starts from the noise as it is and never scales what it gives the network
+    sample = torch.from_numpy(PATTERN) * getattr(scheduler, "init_noise_sigma", 1.0)
     samples, extra = [sample.numpy()], {"generator": generator} if name != "unipc" else {}
     for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(sample, timestep)
+        scaled = sample if name == "flow_euler" else scheduler.scale_model_input(sample, timestep)
         output = torch.from_numpy(denoise(scaled.numpy(), float(timestep)))
         sample = scheduler.step(output, timestep, sample, return_dict=False, **extra)[0]
         samples.append(sample.numpy())
@@ -172,14 +185,30 @@ OWN_OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("dpmpp_2m", sdxl(euler_at_final=True, final_sigmas_type="sigma_min")),
     ("dpmpp_2m", sdxl(lambda_min_clipped=-5.1, beta_schedule="squaredcos_cap_v2")),
     ("dpmpp_2m", sdxl(variance_type="fixed_small")),
-    *((name, sdxl(prediction_type="sample")) for name in SCHEDULERS if name != "euler_a"),
+    *((name, sdxl(prediction_type="sample")) for name in DIFFUSION if name != "euler_a"),
+    *(
+        ("flow_euler", {**SD3, **changes})
+        for changes in (
+            {"shift": 1},
+            {"shift": 0.5, "num_train_timesteps": 500},
+            {"invert_sigmas": True},
+            {"stochastic_sampling": True},
+            {"stochastic_sampling": True, "invert_sigmas": True},
+            {"shift_terminal": 0},
+            {"use_karras_sigmas": True},
+            {"use_exponential_sigmas": True},
+            {"use_karras_sigmas": True, "sigma_min": 0.01, "sigma_max": 0.9},
+            {"use_karras_sigmas": True, "sigma_min": 0.01, "_use_default_values": ["sigma_min", "shift"]},
+        )
+    ),
 ]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_step_count_from_1_to_100(name: str) -> None:
+    tolerance = FLOW_TOLERANCE if name == "flow_euler" else BASE_TOLERANCE
     for steps in range(1, 101):
-        compare(name, SDXL, steps, BASE_TOLERANCE)
+        compare(name, BASES[name], steps, tolerance)
 
 
 @pytest.mark.parametrize("label", OPTIONS)
@@ -190,7 +219,7 @@ def test_options(name: str, label: str) -> None:
 
 
 @pytest.mark.parametrize("label", HUGE_NOISE)
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_schedules_that_start_at_a_huge_noise_level(name: str, label: str) -> None:
     for steps in (1, 2, 5, 15, 20):
         tolerance = HUGE_NOISE_TOLERANCE if name.startswith("euler") else OPTION_TOLERANCE
@@ -203,7 +232,7 @@ def test_options_of_one_sampler(name: str, config: dict[str, Any]) -> None:
         compare(name, config, steps, OPTION_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_the_additional_step_of_some_trailing_schedules(name: str) -> None:
     # 1000 / (1000 / 61) is above 61 in floating point: diffusers takes 62 steps, the last at timestep -1
     config = sdxl(timestep_spacing="trailing", steps_offset=0)
@@ -224,12 +253,21 @@ def test_configurations_written_by_any_class(writer: Any, tmp_path: Path) -> Non
         compare(name, live, 10, OPTION_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_a", "ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["euler", "euler_a", "ddim", "ddpm", "flow_euler"])
 def test_samplers_without_history_are_pure(name: str) -> None:
     sampler = make_sampler(name, SDXL, 10)
     first = sampler.step(PATTERN, 4, PATTERN, TorchGenerator(0))
     sampler.step(PATTERN, 2, PATTERN, TorchGenerator(1))
     np.testing.assert_array_equal(sampler.step(PATTERN, 4, PATTERN, TorchGenerator(0)), first)
+
+
+def test_a_flow_that_ends_at_a_share_of_noise() -> None:
+    """Of one step alone there is no such flow."""
+    config = {**SD3, "shift_terminal": 0.1}
+    for steps in (2, 5, 20):
+        compare("flow_euler", config, steps, FLOW_TOLERANCE)
+    with pytest.raises(InputError, match="divides by zero"):
+        make_sampler("flow_euler", config, 1)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -254,10 +292,9 @@ def test_samplers_with_history_insist_on_the_order(name: str) -> None:
 
 
 def test_every_option_of_diffusers_is_known_or_has_no_effect() -> None:
-    without_effect = {
-        "flow_shift",
-        "time_shift_type",
-    }  # of flow matching and dynamic shifting, which are refused
+    # of flow matching in the other classes and of shifting by the picture's size, which are refused
+    without_effect = {"flow_shift", "time_shift_type"}
+    without_effect |= {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
     for name, scheduler in SCHEDULERS.items():
         keys = set(scheduler.from_config({}).config) - {"_use_default_values"}
         assert keys - without_effect <= set(SAMPLERS[name].known_options), name

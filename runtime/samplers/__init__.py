@@ -21,6 +21,7 @@ from controlnext.runtime.samplers.ddpm import DDPMSampler
 from controlnext.runtime.samplers.dpmpp_2m import DPMPP2MSampler
 from controlnext.runtime.samplers.euler import EulerSampler
 from controlnext.runtime.samplers.euler_a import EulerAncestralSampler
+from controlnext.runtime.samplers.flow_euler import FlowEulerSampler
 from controlnext.runtime.samplers.unipc import UniPCSampler
 
 __all__ = ["SAMPLERS", "Sampler", "make_sampler"]
@@ -34,6 +35,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
         DDIMSampler,
         DDPMSampler,
         DPMPP2MSampler,
+        FlowEulerSampler,
     )
 }
 

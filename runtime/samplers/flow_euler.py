@@ -1,0 +1,69 @@
+"""Euler steps of flow matching (arXiv:2403.03206): samples are (1 - sigma) * x0 + sigma * noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from controlnext.runtime.samplers.base import Sampler
+from controlnext.runtime.samplers.options import OptionTable, flag, number, off, whole
+from controlnext.runtime.samplers.schedule import DoubleArray, FloatArray, replacement_sigmas
+
+_ONE = np.float32(1)
+
+
+class FlowEulerSampler(Sampler):
+    """Equals diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by the picture's size."""
+
+    name = "flow_euler"
+    known_options: ClassVar[OptionTable] = {
+        "num_train_timesteps": whole(1000, 1),
+        "shift": number(1.0, 0, above=True),
+        "use_dynamic_shifting": off(),
+        "shift_terminal": number(None, 0, 1),
+        "invert_sigmas": flag(),
+        "stochastic_sampling": flag(),
+        "use_karras_sigmas": flag(),
+        "use_exponential_sigmas": flag(),
+        "use_beta_sigmas": off(),
+        # no parameters of the class, but diffusers reads them where another class's configuration has them
+        "sigma_min": number(None, 0, above=True),
+        "sigma_max": number(None, 0, above=True),
+    }
+    sigmas: FloatArray
+    """Share of noise at each step and after the last one, (steps + 1,)."""
+
+    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+        super().__init__(config, num_inference_steps)
+        sigmas, last = self._schedule().astype(np.float32), 0
+        self._require_finite(sigmas)
+        if self.options["invert_sigmas"]:
+            sigmas, last = _ONE - sigmas, 1
+        self.timesteps = sigmas * np.float32(self.options["num_train_timesteps"])
+        self.sigmas = np.append(sigmas, np.float32(last))
+        if self.options["stochastic_sampling"]:
+            self._noise_scales = dict(enumerate(self.sigmas[1:]))
+
+    def _schedule(self) -> DoubleArray:
+        """The noise shares of the steps, highest first."""
+        options, train = self.options, self.options["num_train_timesteps"]
+        ends = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).astype(np.float64)
+        # diffusers shifts the ends of the range, and then all of it
+        sigmas = self._shifted(np.linspace(*(ends * train), self.num_inference_steps) / train)
+        if options["shift_terminal"]:
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))
+        replaced = replacement_sigmas(options, sigmas[0], sigmas[-1], self.num_inference_steps)
+        return sigmas if replaced is None else replaced
+
+    def _shifted(self, sigmas: Any) -> Any:
+        shift = self.options["shift"]
+        return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+    def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        sigma, target = self.sigmas[i], self.sigmas[i + 1]
+        if self.options["stochastic_sampling"]:
+            return (_ONE - target) * (sample - sigma * model_output)
+        return sample + (target - sigma) * model_output
