@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from controlnext.registry import GraphSpec
 from controlnext.specs import TensorSpec
@@ -44,6 +44,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+        program = program.run_decompositions(_DECOMPOSITIONS)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -56,6 +57,21 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
         )
     assert exported is not None
     return exported.model
+
+
+def _repeat_interleave(
+    tensor: Tensor,
+    repeats: int,
+    dim: int | None = None,
+    output_size: int | None = None,  # noqa: ARG001
+) -> Tensor:
+    """The exporter's own translation fails for a dynamic number of repeats and more than one row."""
+    assert dim is not None
+    sizes = [-1] * tensor.ndim
+    return tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :]).flatten(dim, dim + 1)
+
+
+_DECOMPOSITIONS = {torch.ops.aten.repeat_interleave.self_int: _repeat_interleave}
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
