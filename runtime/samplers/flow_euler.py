@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.options import OptionTable, flag, number, off, whole
 from controlnext.runtime.samplers.schedule import DoubleArray, FloatArray, replacement_sigmas
 
 _ONE = np.float32(1)
+Float = TypeVar("Float", np.float32, np.float64)
 
 
 class FlowEulerSampler(Sampler):
@@ -49,16 +51,16 @@ class FlowEulerSampler(Sampler):
     def _schedule(self) -> DoubleArray:
         """The noise shares of the steps, highest first."""
         options, train = self.options, self.options["num_train_timesteps"]
-        ends = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).astype(np.float64)
+        first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
         # diffusers shifts the ends of the range, and then all of it
-        sigmas = self._shifted(np.linspace(*(ends * train), self.num_inference_steps) / train)
+        sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
         if options["shift_terminal"]:
             with np.errstate(all="ignore"):  # what is not finite is refused
                 sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))
         replaced = replacement_sigmas(options, sigmas[0], sigmas[-1], self.num_inference_steps)
         return sigmas if replaced is None else replaced
 
-    def _shifted(self, sigmas: Any) -> Any:
+    def _shifted(self, sigmas: NDArray[Float]) -> NDArray[Float]:
         shift = self.options["shift"]
         return shift * sigmas / (1 + (shift - 1) * sigmas)
 
