@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from controlnext.closing import Closing
 from controlnext.manifest import Manifest
 from controlnext.specs import bind
 
 
-class Engine(ABC):
+class Engine(Closing):
     """One graph of a bundle, ready to run. A context manager: leaving it closes it.
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, at the edges float32 or int64
@@ -41,14 +40,6 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back the memory; the engine cannot run any more."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Backend(ABC):

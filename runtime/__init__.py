@@ -1,9 +1,11 @@
-"""The runtime: from a bundle and a prompt to pictures, with NumPy and an engine."""
+"""The runtime: from a bundle and a prompt to pictures or clips, with NumPy and an engine."""
 
 from __future__ import annotations
 
 from controlnext.runtime.denoise import Step
-from controlnext.runtime.pipeline import Output, Pipeline
-from controlnext.runtime.request import Request
+from controlnext.runtime.image import Output
+from controlnext.runtime.pipeline import Pipeline
+from controlnext.runtime.request import Request, VideoRequest
+from controlnext.runtime.video import VideoOutput
 
-__all__ = ["Output", "Pipeline", "Request", "Step"]
+__all__ = ["Output", "Pipeline", "Request", "Step", "VideoOutput", "VideoRequest"]

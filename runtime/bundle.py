@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from controlnext.closing import Closing
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.errors import InputError
 from controlnext.manifest import check_file, check_size, read_manifest
 from controlnext.registry import get_family
 
 
-class Bundle:
+class Bundle(Closing):
     """The bundle in folder ``path``, complete as far as sizes tell. A context manager: leaving it closes it.
 
     An engine is opened when it is first asked for and kept until the bundle is closed.
@@ -49,11 +49,3 @@ class Bundle:
         for engine in (self._engines or {}).values():
             engine.close()
         self._engines = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

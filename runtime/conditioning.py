@@ -1,9 +1,6 @@
-"""Embeddings and size conditioning: the denoiser's inputs that say what to draw."""
+"""Embeddings: the denoiser's inputs that say what to draw."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,22 +8,21 @@ from numpy.typing import NDArray
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.request import Request, texts
-from controlnext.runtime.text import Embeddings, TextEncoders
+from controlnext.runtime.text import Embeddings, TextEncoders, denoiser_width
 
 FloatArray = NDArray[np.float32]
 
-_HIDDEN, _POOLED = "encoder_hidden_states", "text_embeds"
+_HIDDEN = "encoder_hidden_states"
 
 
 class Conditioner:
     """From a request to the denoiser's text inputs, as diffusers' ``encode_prompt`` and ``check_inputs``."""
 
     def __init__(self, bundle: Bundle) -> None:
-        inputs = bundle.manifest.graphs[bundle.family.denoiser].inputs
-        shapes = {tensor.name: tensor.shape for tensor in inputs}
         self._encode = TextEncoders(bundle)
-        self._width = shapes[_HIDDEN][-1]
-        self._pooled_width = shapes[_POOLED][-1] if _POOLED in shapes else None
+        self._width = denoiser_width(bundle, _HIDDEN)
+        self._pooled = bundle.family.pooled_input
+        self._pooled_width = denoiser_width(bundle, self._pooled) if self._pooled else None
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
     def __call__(self, request: Request, guided: bool) -> dict[str, FloatArray]:
@@ -37,7 +33,7 @@ class Conditioner:
         count = request.num_images_per_prompt
         inputs = {_HIDDEN: np.concatenate([np.repeat(part.hidden, count, axis=0) for part in parts])}
         pooled = [np.repeat(part.pooled, count, axis=0) for part in parts if part.pooled is not None]
-        return {**inputs, _POOLED: np.concatenate(pooled)} if pooled else inputs
+        return {**inputs, self._pooled: np.concatenate(pooled)} if pooled else inputs
 
     def _negative(self, request: Request, positive: Embeddings) -> Embeddings:
         names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -56,6 +52,8 @@ class Conditioner:
         else:
             hidden, pooled = _checked(name, given, ("batch", "tokens", self._width)), None
         if self._pooled_width is None:
+            if given_pooled is not None:
+                raise InputError(f"{pooled_name} was given, but this model takes none; leave it out")
             return Embeddings(hidden, None)
         if given_pooled is not None:
             pooled = _checked(pooled_name, given_pooled, (len(hidden), self._pooled_width))
@@ -69,12 +67,3 @@ def _checked(name: str, array: FloatArray, expected: tuple[int | str, ...]) -> F
     if array.ndim != len(expected) or not array.size or any(b != a for a, b in sizes if isinstance(b, int)):
         raise InputError(f"{name} has shape {array.shape}, expected ({', '.join(map(str, expected))})")
     return array
-
-
-def time_ids(height: int, width: int) -> FloatArray:
-    """SDXL's size conditioning (arXiv:2307.01952, 2.2): original size, top left of the crop, target size."""
-    return np.array([height, width, 0, 0, height, width], np.float32)
-
-
-SIZE_CONDITIONING: Mapping[str, Callable[[int, int], FloatArray]] = MappingProxyType({"time_ids": time_ids})
-"""The inputs that a family's ``conditioning`` may name: one row of it from height and width."""

@@ -1,8 +1,8 @@
-"""The denoising loop."""
+"""The denoising loop, guidance, and the schedule of the control."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,16 @@ from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
 
 FloatArray = NDArray[np.float32]
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Predict = Callable[[FloatArray, float, int], FloatArray]
+"""The (guided) noise in ``latents`` at a timestep, which is that of the step of this index."""
 
 
 @dataclass(frozen=True)
 class Step:
     """What is known after a denoising step: ``index`` of ``total``, counted from 0.
 
-    ``latents`` (N, C, h, w) float32 are the loop's own: copy them before changing anything.
+    ``latents`` (N, C, h, w), of a clip (1, frames, C, h, w), float32, are the loop's own: copy them before
+    changing anything.
     """
 
     index: int
@@ -30,43 +32,16 @@ class Step:
 
 
 def denoise(
-    run: Run,
-    sampler: Sampler,
-    latents: FloatArray,
-    constants: Mapping[str, np.ndarray],
-    control_scales: Sequence[FloatArray],
-    guidance_scale: float | None,
-    generator: TorchGenerator,
+    predict: Predict, sampler: Sampler, latents: FloatArray, generator: TorchGenerator
 ) -> Iterator[Step]:
-    """Denoise ``latents`` (N, C, h, w), already at the sampler's initial noise level, step by step.
+    """Denoise ``latents``, already at the sampler's initial noise level, step by step.
 
-    With guidance the batch is doubled, unconditional half first, and the noise is
-    ``uncond + guidance_scale * (cond - uncond)`` (arXiv:2207.12598 in diffusers' terms).
-
-    Args:
-        run: the denoiser: inputs by name -> ``noise_pred``.
-        constants: the inputs that stay the same at every step, for the whole (doubled) batch.
-        control_scales: ``control_scale`` of every step, (batch,) float32 each.
-        guidance_scale: None for no guidance.
-        generator: where samplers that add noise draw it.
-
-    Raises:
-        WorkError: the denoiser gave a number that is not finite.
+    ``generator`` is where samplers that add noise draw it. Raises :class:`WorkError` where the denoiser gave
+    a number that is not finite.
     """
     total = len(sampler.timesteps)
     for index, timestep in enumerate(sampler.timesteps):
-        sample = sampler.scale_model_input(latents, index)
-        if guidance_scale is not None:
-            sample = np.concatenate([sample, sample])
-        changing = {
-            "sample": sample,
-            "timestep": np.full(len(sample), timestep, np.float32),
-            "control_scale": control_scales[index],
-        }
-        noise = run({**constants, **changing})["noise_pred"]
-        if guidance_scale is not None:
-            unconditional, conditional = np.split(noise, 2)
-            noise = unconditional + guidance_scale * (conditional - unconditional)
+        noise = predict(sampler.scale_model_input(latents, index), float(timestep), index)
         if not np.isfinite(noise).all():
             raise WorkError(
                 f"the denoiser's output at step {index + 1} of {total} is not finite: float16 overflows with"
@@ -76,11 +51,22 @@ def denoise(
         yield Step(index, total, float(timestep), latents)
 
 
-def control_schedule(scale: FloatArray, steps: int, start: float, end: float) -> list[FloatArray]:
-    """``scale`` at the steps within the interval from ``start`` to ``end`` of the run, 0 at the others.
+def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
+    """Classifier-free guidance (arXiv:2207.12598 in diffusers' terms): of a batch with the unconditional half
+    first, ``uncond + scale * (cond - uncond)``. The noise as it is where ``scale`` is None."""
+    if scale is None:
+        return noise
+    unconditional, conditional = np.split(noise, 2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def control_schedule(
+    scale: FloatArray, steps: int, start: float, end: float, off: float
+) -> list[FloatArray]:
+    """``scale`` at the steps within the interval from ``start`` to ``end`` of the run, ``off`` at the others.
 
     A step counts as within when it neither begins before ``start`` nor ends after ``end``, the run being from
     0 to 1 (diffusers' rule for its ControlNet pipelines).
     """
-    off = np.zeros_like(scale)
-    return [scale if i / steps >= start and (i + 1) / steps <= end else off for i in range(steps)]
+    outside = np.full_like(scale, off)
+    return [scale if i / steps >= start and (i + 1) / steps <= end else outside for i in range(steps)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,23 +82,25 @@ def _resized(bands: Bands, height: int, width: int) -> FloatArray:
     return np.broadcast_to(planes, (3, height, width))
 
 
-def decode_latents(decoder: Engine, config: Mapping[str, Any], latents: FloatArray) -> FloatArray:
-    """Pictures (N, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8).
+def decode_latents(
+    decoder: Engine, config: Mapping[str, Any], latents: FloatArray, chunk: int
+) -> Iterator[FloatArray]:
+    """Pictures (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
 
-    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does. One picture is decoded
-    at a time: the decoder needs more memory than the denoiser.
+    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does.
 
     Raises:
         WorkError: the decoder gave a number that is not finite.
     """
-    latents = _unscaled(config, latents)
-    samples = np.concatenate([decoder.run({"latent_sample": one[None]})["sample"] for one in latents])
-    if not np.isfinite(samples).all():
-        raise WorkError(
-            "the decoded picture is not finite: this VAE overflows in float16; export with --precision fp32"
-            " or with the VAE that is made for float16"
-        )
-    return np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
+    for start in range(0, len(latents), chunk):
+        some = _unscaled(config, latents[start : start + chunk])
+        samples = decoder.run({"latent_sample": some})["sample"]
+        if not np.isfinite(samples).all():
+            raise WorkError(
+                "the decoded picture is not finite: this VAE overflows in float16; export with --precision"
+                " fp32 or with the VAE that is made for float16"
+            )
+        yield np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
 
 
 def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:

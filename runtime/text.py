@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FloatArray = NDArray[np.float32]
+
 _HIDDEN, _POOLED = "prompt_embeds", "text_embeds"
 
 
 class Embeddings(NamedTuple):
     """``hidden`` (N, tokens, width) float32; ``pooled`` (N, width) float32, or None where there is none."""
 
-    hidden: NDArray[np.float32]
-    pooled: NDArray[np.float32] | None
+    hidden: FloatArray
+    pooled: FloatArray | None
 
     def zeros(self) -> Embeddings:
         """Zeros of the same shapes."""
@@ -36,32 +38,57 @@ class TextEncoders:
     """The text encoders of a bundle, each with its tokenizer."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._folders = [name for name in bundle.family.prompt_encoders if name in bundle.manifest.graphs]
+        self._bundle, self._family = bundle, bundle.family
         self._tokenizers: dict[str, Tokenizer] = {}
 
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
         """Embeddings of ``prompts`` by every text encoder, as diffusers' ``encode_prompt`` makes them.
 
-        Hidden states are concatenated on the last axis; the pooled embedding is that of the last encoder that
-        has one. What does not fit is cut off, and a warning says what. Raises
-        :class:`~controlnext.errors.InputError` where the bundle has no text encoders.
+        Hidden states are concatenated on the last axis; the pooled embeddings likewise, or that of the last
+        encoder that has one counts, as the family has it. The tokens of a family's sequence encoder follow on
+        the token axis. What does not fit is cut off, and a warning says what.
+
+        Raises :class:`~controlnext.errors.InputError` where the bundle lacks a text encoder.
         """
-        if not self._folders:
+        self._require_encoders()
+        folders = [*self._family.prompt_encoders, self._family.sequence_encoder]
+        folders = [folder for folder in folders if folder in self._bundle.manifest.graphs]
+        encodings = {folder: self._tokenizer(folder).encode_batch(list(prompts)) for folder in folders}
+        _warn_of_the_rest(prompts, encodings)
+        outputs = {folder: self._run(folder, encodings[folder]) for folder in folders}
+        following = outputs.pop(self._family.sequence_encoder, None)
+        hidden = np.concatenate([output[_HIDDEN] for output in outputs.values()], axis=-1)
+        pooled = [output[_POOLED] for output in outputs.values() if _POOLED in output]
+        if not self._family.join_pooled:
+            pooled = pooled[-1:]
+        if self._family.sequence_encoder:
+            hidden = self._followed(hidden, None if following is None else following[_HIDDEN])
+        return Embeddings(hidden, np.concatenate(pooled, axis=-1) if pooled else None)
+
+    def _require_encoders(self) -> None:
+        needed = self._family.prompt_encoders
+        missing = [folder for folder in needed if folder not in self._bundle.manifest.graphs]
+        if missing:
+            what = "text encoders" if len(missing) == len(needed) else f"{', '.join(missing)} to read prompts"
             raise InputError(
-                "this bundle has no text encoders; give prompt_embeds and, with guidance, the negative ones"
+                f"this bundle has no {what}; give prompt_embeds and, with guidance, the negative ones, or"
+                f" export a base that has {', '.join(needed)}"
             )
-        hidden, pooled, cut_off = [], None, set()
-        for folder in self._folders:
-            encodings = self._tokenizer(folder).encode_batch(list(prompts))
-            cut_off |= {_rest(text, e) for text, e in zip(prompts, encodings, strict=True) if e.overflowing}
-            ids = np.array([encoding.ids for encoding in encodings], np.int64)
-            outputs = self._bundle.engine(folder).run({"input_ids": ids})
-            hidden.append(outputs[_HIDDEN])
-            pooled = outputs.get(_POOLED, pooled)
-        for text in sorted(cut_off):
-            logger.warning("a prompt is longer than the text encoders read; this part is left out: %s", text)
-        return Embeddings(np.concatenate(hidden, axis=-1), pooled)
+
+    def _run(self, folder: str, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
+        ids = np.array([encoding.ids for encoding in encodings], np.int64)
+        return self._bundle.engine(folder).run({"input_ids": ids})
+
+    def _followed(self, hidden: FloatArray, following: FloatArray | None) -> FloatArray:
+        """``hidden`` at the denoiser's width, followed by the sequence encoder's tokens or zeros for them."""
+        width = denoiser_width(self._bundle, "encoder_hidden_states")
+        if following is None:
+            folder = self._family.sequence_encoder
+            (name,) = (graph.network for graph in self._family.graphs if graph.folder == folder)
+            following = np.zeros((len(hidden), self._family.networks[name].tokens, width), np.float32)
+        padded = np.zeros((*hidden.shape[:2], width), np.float32)
+        padded[..., : hidden.shape[-1]] = hidden[..., :width]
+        return np.concatenate([padded, following], axis=1)
 
     def _tokenizer(self, folder: str) -> Tokenizer:
         """The tokenizer of the text encoder ``folder``; its file says to what length it cuts and pads."""
@@ -69,10 +96,29 @@ class TextEncoders:
         from tokenizers import Tokenizer
 
         if folder not in self._tokenizers:
-            network = self._bundle.family.networks[self._bundle.manifest.graphs[folder].network]
+            network = self._family.networks[self._bundle.manifest.graphs[folder].network]
             path = self._bundle.file(f"{network.tokenizer}/tokenizer.json")
             self._tokenizers[folder] = Tokenizer.from_file(str(path))
         return self._tokenizers[folder]
+
+
+def denoiser_width(bundle: Bundle, name: str) -> int:
+    """The size of the last axis of the denoiser's input ``name``."""
+    inputs = bundle.manifest.graphs[bundle.family.denoiser].inputs
+    (width,) = (tensor.shape[-1] for tensor in inputs if tensor.name == name)
+    assert isinstance(width, int)
+    return width
+
+
+def _warn_of_the_rest(prompts: Sequence[str], encodings: Mapping[str, Sequence[Encoding]]) -> None:
+    """Text encoders of different lengths cut off different parts."""
+    cut_off: dict[str, dict[str, None]] = {}
+    for folder, rows in encodings.items():
+        for text, encoding in zip(prompts, rows, strict=True):
+            if encoding.overflowing:
+                cut_off.setdefault(_rest(text, encoding), {})[folder] = None
+    for rest, folders in cut_off.items():
+        logger.warning("a prompt is too long for %s; this part is left out: %s", ", ".join(folders), rest)
 
 
 def _rest(text: str, encoding: Encoding) -> str:

@@ -1,0 +1,35 @@
+"""Windows of a long clip: what is denoised at once, and which of it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controlnext.errors import InputError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames ``start`` to ``stop`` of a clip, of which those from ``first`` on count."""
+
+    start: int
+    stop: int
+    first: int
+
+
+def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
+    """The windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames`` frames.
+
+    The last one is shifted back to end with the clip. A window that does not begin with the clip sees the
+    clip's first control picture in the place of its own first one, so that its first frame does not count;
+    that frame has to lie in the window before. Raises :class:`InputError` where none can be made.
+    """
+    if size < 1:
+        raise InputError(f"frames_per_batch is {size}; give a whole number from 1 on")
+    if frames <= size:
+        return [Window(0, frames, 0)]
+    if not 1 <= overlap < size:
+        raise InputError(
+            f"overlap is {overlap} for windows of {size} frames over a clip of {frames}; give 1 to {size - 1}"
+        )
+    starts = [*range(0, frames - size, size - overlap), frames - size]
+    return [Window(start, start + size, start + 1 if start else 0) for start in starts]

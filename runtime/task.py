@@ -1,0 +1,121 @@
+"""What image and video pipelines share: from a request to the arguments of the denoising loop."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from controlnext.errors import InputError
+from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.denoise import Step, control_schedule
+from controlnext.runtime.random import TorchGenerator
+from controlnext.runtime.request import CommonRequest, is_whole
+from controlnext.runtime.samplers import Sampler, make_sampler
+
+FloatArray = NDArray[np.float32]
+Pictures = list[Image.Image] | list[list[Image.Image]] | FloatArray
+Feed = Mapping[str, np.ndarray]
+
+
+class Task(ABC):
+    """One way of using a bundle: what it takes, how that is sampled, what comes out."""
+
+    request: ClassVar[type[CommonRequest]]
+    output: ClassVar[Callable[[Any, FloatArray], Any]]
+    """What a call returns, made of the arranged pictures (None if they were not asked for) and the latents."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.family = bundle.family
+        self.variant = self.family.variant(bundle.manifest.variant)
+        self.inputs = {spec.name: spec.spec() for spec in bundle.manifest.graphs[self.family.denoiser].inputs}
+        self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
+
+    @abstractmethod
+    def steps(self, request: Any) -> Iterator[Step]:
+        """The steps of a run; the request is checked before this returns."""
+
+    @abstractmethod
+    def arrange(self, pictures: Any) -> Pictures:
+        """PIL images, or an array (N, H, W, 3), as a call returns them."""
+
+    def run(self, feed: Feed) -> FloatArray:
+        """The denoiser's answer."""
+        return self.bundle.engine(self.family.denoiser).run(feed)["noise_pred"]
+
+    @property
+    def controls(self) -> list[str]:
+        """What follows ``control_image`` and ``control_scale`` in the input names of each control."""
+        return [name.removeprefix("control_image") for name in self.inputs if name.startswith("control_image")]
+
+    def per_control(self, name: str, value: Any) -> list[Any]:
+        """One value for each control; with several controls ``value`` has to be a list of as many."""
+        if len(self.controls) == 1:
+            return [value]
+        if not isinstance(value, (list, tuple)) or len(value) != len(self.controls):
+            raise InputError(f"this bundle has {len(self.controls)} controls; give {name} as a list of as many")
+        return list(value)
+
+    def scales_per_control(self, scale: Any) -> list[Any]:
+        """As :meth:`per_control`, but a single number serves all."""
+        single = np.ndim(scale) == 0
+        return [scale] * len(self.controls) if single else self.per_control("control_scale", scale)
+
+    def schedules(
+        self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
+    ) -> list[dict[str, FloatArray]]:
+        """The control scale inputs of every step; ``scales``: of each control, a row for every result."""
+        factor = np.float32(self.variant.unconditional_scale)
+        span, off = (request.control_start, request.control_end), self.variant.off_scale
+        schedules = [
+            control_schedule(np.concatenate([factor * scale, scale] if guided else [scale]), steps, *span, off)
+            for scale in scales
+        ]
+        names = [f"control_scale{suffix}" for suffix in self.controls]
+        return [dict(zip(names, step, strict=True)) for step in zip(*schedules, strict=True)]
+
+    def sampler(self, request: CommonRequest) -> Sampler:
+        family, steps = self.family, request.num_inference_steps
+        name = family.default_sampler if request.sampler is None else request.sampler
+        if name not in family.samplers:
+            raise InputError(f"unknown sampler {name!r}; {family.title} takes {', '.join(family.samplers)}")
+        return make_sampler(name, self._scheduler, family.default_steps if steps is None else steps)
+
+    def size(self, request: CommonRequest, control_size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels: as asked for, else those of the latents or of the control picture
+        (``control_size``, height and width)."""
+        factor, multiple = self.family.vae_factor, self.family.size_multiple
+        if request.latents is None:
+            source, found = "control picture", control_size
+        else:
+            source, found = "latents", tuple(factor * size for size in request.latents.shape[-2:])
+        sizes = {}
+        for name, default in zip(("height", "width"), found, strict=False):
+            asked = getattr(request, name)
+            size = default if asked is None else asked
+            if not is_whole(size) or size < multiple or size % multiple:
+                given = f"{name} is {size!r}" if asked is not None else f"the {source}'s {name} is {size}"
+                raise InputError(f"{given}; give height and width as multiples of {multiple}")
+            sizes[name] = int(size)
+        return sizes["height"], sizes["width"]
+
+    def noise(self, request: CommonRequest, shape: tuple[int, ...], generator: TorchGenerator) -> FloatArray:
+        """Latents of unit variance: what was given, else the next numbers of the generator."""
+        if request.latents is None:
+            return generator.randn(shape)
+        if request.latents.shape != shape:
+            raise InputError(f"latents have shape {request.latents.shape}, expected {shape}")
+        return request.latents
+
+    def conditioning(self, height: int, width: int, rows: int) -> dict[str, np.ndarray]:
+        """The denoiser's inputs that follow from the size, the same in all rows."""
+        return {
+            name: np.tile(np.array(make(height, width), np.float32), (rows, 1))
+            for name, make in self.family.conditioning.items()
+        }

@@ -1,0 +1,158 @@
+"""Clips from a reference picture and a control clip, in windows where they are long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from controlnext.errors import InputError
+from controlnext.runtime.antialias import clip_pixels
+from controlnext.runtime.denoise import Step, denoise, guide
+from controlnext.runtime.images import control_array, read_pictures
+from controlnext.runtime.random import TorchGenerator
+from controlnext.runtime.request import VideoRequest, as_floats
+from controlnext.runtime.task import Pictures, Task
+from controlnext.windows import Window, clip_windows
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VideoOutput:
+    """What a call gives.
+
+    Attributes:
+        frames: clips of PIL images; with output type "np" (1, F, H, W, 3) float32 in [0, 1]; with "latent" None.
+        latents: (1, F, C, H/8, W/8) float32 as the last step left them, not unscaled for the VAE.
+    """
+
+    frames: list[list[Image.Image]] | FloatArray | None
+    latents: FloatArray
+
+
+class VideoTask(Task):
+    """Stable Video Diffusion's sampling (arXiv:2311.15127) with a control for every frame.
+
+    A guided batch has the unconditional half first: zeros for the picture's embedding and latents, and the
+    control scale that the variant gives it. Guidance grows linearly over the frames. What a step needs in
+    memory depends on the window, not on the clip, but for the latents.
+    """
+
+    request = VideoRequest
+    output = VideoOutput
+
+    def steps(self, request: VideoRequest) -> Iterator[Step]:
+        sampler = self.sampler(request)
+        generator = TorchGenerator(request.seed)
+        clips = [Clip(given) for given in self.per_control("control_images", request.control_images)]
+        frames = _frame_count(request, clips)
+        windows = clip_windows(frames, request.frames_per_batch, request.overlap)
+        height, width = self.size(request, clips[0].size)
+        low, high = request.min_guidance_scale, request.max_guidance_scale
+        high = self.family.default_guidance if high is None else high
+        guided = high >= 1
+        guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
+        scales = [as_floats("control_scale", s) for s in self.scales_per_control(request.control_scale)]
+        schedules = self.schedules(
+            [_single(scale) for scale in scales], request, len(sampler.timesteps), guided
+        )
+        picture, constants = self._picture(request, height, width, guided, generator)
+        factor = self.family.vae_factor
+        shape = (1, frames, picture.shape[1], height // factor, width // factor)
+        latents = self.noise(request, shape, generator)
+
+        def noise_of(sample: FloatArray, timestep: float, index: int, window: Window) -> FloatArray:
+            part = slice(window.start, window.stop)
+            rows = np.concatenate([sample[:, part]] * len(picture))
+            still = np.broadcast_to(picture[:, None], rows.shape)
+            changing = {
+                "sample": np.concatenate([rows, still], axis=2),
+                "timestep": np.full(len(rows), timestep, np.float32),
+            }
+            for suffix, clip in zip(self.controls, clips, strict=True):
+                # the first control frame of every window is the clip's
+                numbers = [0, *range(window.start + 1, window.stop)]
+                changing[f"control_image{suffix}"] = clip.array(numbers, height, width)
+            noise = self.run({**constants, **schedules[index], **changing})
+            return guide(noise, guidance[:, part] if guided else None)
+
+        def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
+            total, count = np.zeros_like(sample), np.zeros((1, frames, 1, 1, 1), np.float32)
+            for window in windows:
+                noise = noise_of(sample, timestep, index, window)
+                total[:, window.first : window.stop] += noise[:, window.first - window.start :]
+                count[:, window.first : window.stop] += 1
+            return total / count
+
+        return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
+
+    def arrange(self, pictures: Any) -> Pictures:
+        return [pictures] if isinstance(pictures, list) else pictures[None]
+
+    def _picture(
+        self, request: VideoRequest, height: int, width: int, guided: bool, generator: TorchGenerator
+    ) -> tuple[FloatArray, dict[str, np.ndarray]]:
+        """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
+        bundle, options = self.bundle, self.bundle.manifest.options
+        (bands,) = read_pictures(request.image)
+        (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
+        (own,) = control_array([bands], *bands[0].size[::-1])
+        clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
+        embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
+        sample = control_array([bands], height, width) * np.float32(2) - np.float32(1)
+        sample = sample + np.float32(request.noise_aug_strength) * generator.randn(sample.shape)
+        parameters = bundle.engine("vae_encoder").run({"sample": sample})["latent_parameters"]
+        mean = np.split(parameters, 2, axis=1)[0]
+        if guided:
+            mean, embedding = (np.concatenate([np.zeros_like(a), a]) for a in (mean, embedding))
+        constants = self.conditioning(height, width, len(mean))
+        return mean, {**constants, "encoder_hidden_states": embedding[:, None]}
+
+
+class Clip:
+    """The pictures of a control clip, read when they are needed; the last few are kept."""
+
+    def __init__(self, given: Any) -> None:
+        if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+            raise InputError("no control clip was given; give control_images, a sequence of pictures")
+        if not len(given):
+            raise InputError("control_images is empty; give one picture for every frame")
+        self._given = given
+        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(self._read)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first picture."""
+        (bands,) = read_pictures(self._given[0])
+        width, height = bands[0].size
+        return height, width
+
+    def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
+        """(1, frames, 3, height, width) float32 in [0, 1] of the frames of these numbers."""
+        return np.stack([self._frame(number, height, width) for number in numbers])[None]
+
+    def _read(self, number: int, height: int, width: int) -> FloatArray:
+        return control_array(read_pictures(self._given[number]), height, width)[0]
+
+
+def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
+    shortest = min(len(clip) for clip in clips)
+    frames = shortest if request.num_frames is None else request.num_frames
+    if frames > shortest:
+        raise InputError(f"num_frames is {frames}, the control has {shortest}; give a picture for every frame")
+    return frames
+
+
+def _single(scale: FloatArray) -> FloatArray:
+    if scale.size != 1:
+        raise InputError(f"control_scale has shape {scale.shape}; give one number for the clip")
+    return scale.reshape(1)
