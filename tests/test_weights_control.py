@@ -1,10 +1,11 @@
-"""The control module's weights: published layouts, files and folders, refusals that say what was given."""
+"""The control modules' weights: published layouts, files and folders, refusals that say what was given."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +15,59 @@ from weights_models import SDXL
 
 from controlnext.control import ControlModule
 from controlnext.errors import CheckpointError, InputError
-from controlnext.registry import ControlSpec
+from controlnext.registry import FAMILIES, ControlSpec, Family, Variant, get_family
 from controlnext.weights import Checkpoint, load_checkpoint
-from controlnext.weights.control import match_control
+from controlnext.weights import load as loading
+from controlnext.weights.base import Base, Part
+from controlnext.weights.control import ControlWeights, check_width, match_control
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, held
+from controlnext.weights.variants import options
+
+SHARED = "--model sd15 --variant down, --model sdxl or --model svd --variant v2, which share names and shapes"
+# layout of a control checkpoint -> the variants that take it, and what it looks like to the others
+LAYOUTS = {
+    "sd15": (("down", "sdxl", "v2"), SHARED),
+    "sdxl": (("down", "sdxl", "v2"), SHARED),
+    "svd": (("down", "sdxl", "v2"), SHARED),
+    "sd15-mid": (("mid",), "--model sd15 --variant mid"),
+    "svd-v1": (("v1",), "--model svd --variant v1"),
+    "sd3": (("sd3",), "--model sd3"),
+}
+# what of the bases' configurations tells the width of their features
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd15": {"block_out_channels": [320, 640, 1280, 1280]},
+    "sdxl": {"block_out_channels": [320, 640, 1280]},
+    "svd": {"block_out_channels": [320, 640, 1280, 1280]},
+    "sd3": {"num_attention_heads": 24, "attention_head_dim": 64},
+}
+PAIRS = [(family, name) for family in FAMILIES.values() for name in ("auto", *family.variants)]
+VARIANTS = [(family, variant) for family in FAMILIES.values() for variant in family.variants.values()]
+
+
+def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a full-size control module; sd3's is sdxl's, of its base's width."""
+    path = GOLDEN / "keys" / f"{'sdxl' if layout == 'sd3' else layout}.json"
+    shapes = {name: tuple(shape) for name, shape in json.loads(path.read_text()).items()}
+    if layout == "sd3":
+        shapes |= {"mid_convs.1.weight": (1536, 256, 1, 1), "mid_convs.1.bias": (1536,)}
+    return shapes
 
 
 def published(layout: str) -> dict[str, LazyTensor]:
     """The full-size control module of that layout, without memory for its weights."""
-    shapes = json.loads((GOLDEN / "keys" / f"{layout}.json").read_text())
-    return {name: held(torch.empty(shape, device="meta")) for name, shape in shapes.items()}
+    return {name: held(torch.empty(shape, device="meta")) for name, shape in shapes_of(layout).items()}
+
+
+def hollow(*names: str) -> dict[str, LazyTensor]:
+    return {name: held(torch.empty(1)) for name in names}
+
+
+def take(found: dict[str, LazyTensor], family: Family, variant: str) -> ControlWeights:
+    """The control module, if it is of the variant and of the full-size base's width."""
+    control = match_control(found, family, variant, "control.bin")
+    check_width(control, family, CONFIGS[family.name])
+    return control
 
 
 @pytest.fixture
@@ -40,33 +83,100 @@ def load(tiny_checkpoint_dir: Path):
     return load_control
 
 
-def test_the_published_layout_is_accepted_exactly() -> None:
-    found = published("sdxl")
-    variant, tensors = match_control(found, SDXL, "auto", "controlnet.safetensors")
-    assert variant == SDXL.variants["sdxl"]
-    assert tensors.keys() == found.keys()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("family", "asked"), PAIRS, ids=[f"{family.name}-{name}" for family, name in PAIRS])
+def test_a_published_control_fits_its_own_variants_and_is_named_to_others(
+    family: Family, asked: str, layout: str
+) -> None:
+    """Every family and variant against every layout, at full size and the width of the base included."""
+    variants, title = LAYOUTS[layout]
+    fitting = [name for name in family.variants if name in variants and asked in ("auto", name)]
+    found = published(layout)
+    if fitting:
+        control = take(found, family, asked)
+        assert control.variant == family.variants[fitting[0]]
+        assert control.spec == control.variant.control
+        assert control.tensors == {name: found[name] for name in control.tensors}
+        assert control.tensors.keys() == found.keys()
+        return
+    with pytest.raises(CheckpointError) as caught:
+        take(found, family, asked)
+    own = [variant for name, variant in family.variants.items() if name in variants]
+    assert f"the control module of {options(family, own[0]) if own else title}" in str(caught.value)
+    assert str(caught.value).startswith("control.bin ")
+    assert "\n" not in str(caught.value)
 
 
-def test_the_narrowed_module_is_rebuilt_with_its_own_widths() -> None:
-    spec = ControlSpec(64, embedding=(32, 32, 64), stages=(64, 128), time_channels=(32, 64))
+def test_another_variant_than_the_one_asked_for_is_named_with_the_way_out() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        match_control(published("sd15-mid"), get_family("sd15"), "down", "controlnet.safetensors")
+    assert str(caught.value) == (
+        "controlnet.safetensors does not fit --model sd15 --variant down: it is the control module of"
+        " --model sd15 --variant mid; give that, or leave --variant out"
+    )
+
+
+@pytest.mark.parametrize(("family", "variant"), VARIANTS, ids=[variant.name for _, variant in VARIANTS])
+def test_a_full_size_control_file_loads(
+    family: Family, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a file of the published names, shapes and suffix to a module that works."""
+    layout = next(name for name, (variants, _) in reversed(LAYOUTS.items()) if variant.name in variants)
+    tensors = {name: torch.zeros(shape).half() for name, shape in shapes_of(layout).items()}
+    tensors |= {"scale": torch.tensor(0.35).half()} if variant.control.learned_scale else {}
+    torch.save(tensors, tmp_path / "controlnet.bin")
+    base = Base({}, {}, {family.denoiser: Part(CONFIGS[family.name], {})})
+    monkeypatch.setattr(loading, "read_base", lambda *_args, **_options: base)
+    checkpoint = load_checkpoint(family, control=tmp_path, base="somewhere")
+    module = checkpoint.networks["control"].module()
+    assert checkpoint.variant == variant
+    assert isinstance(module, ControlModule)
+    assert (module.scale is None) == (not variant.control.learned_scale)
+    assert module.scale is None or module.scale == torch.tensor(0.35).half()
+    image = torch.zeros(1, 2, 3, 64, 64) if family.task == "video" else torch.zeros(2, 3, 64, 64)
+    feature = module(image, torch.ones(image.shape[0]))
+    assert feature.shape[:2] == (2, variant.injection.width(CONFIGS[family.name]))
+
+
+NARROW = [
+    ("sdxl", ControlSpec(64, embedding=(32, 32, 64), stages=(64, 128), time_channels=(32, 64))),
+    (
+        "mid",
+        ControlSpec(
+            48,
+            embedding=(),
+            embedding_padding=(),
+            stages=(8, 16, 24),
+            stage_groups=(1, 8, 8),
+            mid_groups=0,
+            learned_scale=True,
+            time_channels=(16, 32),
+        ),
+    ),
+    ("v2", ControlSpec(32, embedding=(8, 8, 16), embedding_padding=(1, 0, 0), time_channels=(32, 64))),
+    (
+        "v1",
+        ControlSpec(
+            48,
+            embedding=(8, 8, 16),
+            embedding_padding=(1, 0, 0),
+            embedding_pool=True,
+            stages=(16, 24, 32),
+            stage_groups=(4, 8, 8),
+            learned_scale=True,
+        ),
+    ),
+    ("sd3", ControlSpec(96)),
+]
+
+
+@pytest.mark.parametrize(("variant", "spec"), NARROW, ids=[name for name, _ in NARROW])
+def test_a_narrowed_module_is_rebuilt_with_its_own_widths(variant: str, spec: ControlSpec) -> None:
+    family = next(family for family in FAMILIES.values() if variant in family.variants)
     module = ControlModule(spec)
     found = {name: held(tensor) for name, tensor in module.state_dict().items()}
-    variant, _ = match_control(found, SDXL, "auto", "small")
-    assert variant.control == spec
-
-
-@pytest.mark.parametrize(
-    ("layout", "title"),
-    [
-        ("sd15", "the control module of sd15, sdxl or svd v2, which share names and shapes"),
-        ("sdxl", "the control module of sd15, sdxl or svd v2, which share names and shapes"),
-        ("svd", "the control module of sd15, sdxl or svd v2, which share names and shapes"),
-        ("sd15-mid", "the control module of the first SD1.5 release (sd15-mid)"),
-        ("svd-v1", "the control module of the first SVD release (svd-v1)"),
-    ],
-)
-def test_every_published_layout_is_recognised(layout: str, title: str) -> None:
-    assert looks_like(published(layout)) == title
+    control = match_control(found, family, "auto", "small")
+    assert (control.spec, control.variant.name) == (spec, variant)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +197,7 @@ def test_every_published_layout_is_recognised(layout: str, title: str) -> None:
     ],
 )
 def test_other_files_are_recognised_by_their_names(name: str, title: str) -> None:
-    assert looks_like([name]) == title
-
-
-@pytest.mark.parametrize("layout", ["sd15-mid", "svd-v1"])
-def test_another_variant_is_refused_by_name(layout: str) -> None:
-    with pytest.raises(CheckpointError, match=layout):
-        match_control(published(layout), SDXL, "auto", "controlnet.safetensors")
+    assert looks_like(hollow(name)) == title
 
 
 def test_the_base_given_as_control_is_recognised(tiny_checkpoint_dir: Path, load) -> None:
@@ -104,19 +208,29 @@ def test_the_base_given_as_control_is_recognised(tiny_checkpoint_dir: Path, load
 
 def test_wrong_tensors_are_listed(control: Path, load) -> None:
     tensors = load_file(control)
-    del tensors["down_sample.1.conv.bias"]
-    save_file({**tensors, "scale": torch.tensor(1.0)}, control)
-    with pytest.raises(
-        CheckpointError, match=r"1 missing \(down_sample.1.conv.bias\); 1 unexpected \(scale\)"
-    ):
+    del tensors["down_sample.1.conv.bias"], tensors["mid_convs.1.weight"]
+    save_file({**tensors, "epoch": torch.tensor(1.0)}, control)
+    with pytest.raises(CheckpointError) as caught:
         load(control)
+    assert "2 missing (down_sample.1.conv.bias, mid_convs.1.weight); 1 unexpected (epoch)" in str(
+        caught.value
+    )
+
+
+def test_an_unknown_architecture_is_described(control: Path, load) -> None:
+    save_file({**load_file(control), "scale": torch.tensor(1.0)}, control)
+    with pytest.raises(CheckpointError) as caught:
+        load(control)
+    assert "an unknown variant with 3 embedding convolutions, 2 stages, norms in the middle" in str(
+        caught.value
+    )
+    assert "and a learned scale; expected 3 embedding convolutions" in str(caught.value)
 
 
 def test_groups_that_do_not_divide_the_widths_are_one_error() -> None:
-    spec = {"mid_convs.1.weight": (8, 20, 1, 1), "time_embedding.linear_1.weight": (8, 8)}
-    spec |= {f"embedding.{index}.weight": (8, 3, 3, 3) for index in (0, 3, 6)}
-    spec |= {f"down_res.{index}.conv1.weight": (20, 8, 3, 3) for index in (0, 1)}
-    found = {name: held(torch.empty(shape, device="meta")) for name, shape in spec.items()}
+    found = published("sdxl")
+    odd = {f"down_res.{index}.conv1.weight": (20, 8, 3, 3) for index in (0, 1)}
+    found |= {name: held(torch.empty(shape, device="meta")) for name, shape in odd.items()}
     with pytest.raises(CheckpointError, match="no control module has these widths"):
         match_control(found, SDXL, "auto", "odd")
 
@@ -139,6 +253,13 @@ def test_an_unknown_variant_is_refused(control: Path, load) -> None:
 def test_no_control_is_refused(tiny_checkpoint_dir: Path) -> None:
     with pytest.raises(InputError, match="--control"):
         load_checkpoint(SDXL, base=tiny_checkpoint_dir / "base")
+
+
+def test_where_no_control_was_published_the_message_says_so() -> None:
+    with pytest.raises(
+        InputError, match=r"no control weights are given; .*no control weights were ever published"
+    ):
+        load_checkpoint(get_family("sd3"))
 
 
 @pytest.mark.parametrize(
@@ -178,3 +299,53 @@ def test_pickled_control_modules(control: Path, load, name: str) -> None:
 def test_a_folder_without_control_weights_is_refused(load, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights of the control; looked for"):
         load(tmp_path)
+
+
+@pytest.fixture
+def second(control: Path) -> Path:
+    """A second control of the same layout and other numbers."""
+    path = control.with_name("depth.safetensors")
+    shapes = {name: tensor.shape for name, tensor in load_file(control).items()}
+    save_file(numbers(shapes, 1), path)
+    return path
+
+
+def test_several_controls_are_networks_of_their_own_in_their_order(control: Path, second: Path, load) -> None:
+    checkpoint = load([control, second])
+    names = [name for name, network in checkpoint.networks.items() if network.spec is None]
+    assert names == ["control", "control_2"]
+    for name, path in zip(names, (control, second), strict=True):
+        tensors = load_file(path)
+        found = checkpoint.networks[name].module().state_dict()
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    sources = {source.role: source.name for source in checkpoint.sources}
+    assert (sources["control"], sources["control 2"]) == ("control.safetensors", "depth.safetensors")
+    inputs = [tensor.name for tensor in checkpoint.graphs[-1].inputs]
+    assert inputs[-4:] == ["control_image", "control_scale", "control_image_2", "control_scale_2"]
+
+
+def test_each_of_several_controls_has_its_own_widths(control: Path, load) -> None:
+    small = ControlModule(ControlSpec(32, stages=(64, 128)))
+    save_file(small.state_dict(), control.with_name("small.safetensors"))
+    checkpoint = load([control, control.with_name("small.safetensors")])
+    stages = [network.config["stages"] for network in checkpoint.controls]
+    assert stages == [(128, 256), (64, 128)]
+    assert checkpoint.variant == SDXL.variants["sdxl"]
+
+
+def test_controls_of_different_variants_are_refused_each_with_its_own(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{layout}.bin" for layout in ("sd15", "sd15-mid")]
+    for path in paths:
+        shapes = shapes_of(path.stem)
+        torch.save({name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}, path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(get_family("sd15"), control=paths, base="somewhere")
+    assert "sd15.bin is of variant down, sd15-mid.bin is of variant mid; give several" in str(caught.value)
+
+
+def test_the_second_of_two_controls_is_named_when_it_does_not_fit(control: Path, load) -> None:
+    shapes = {"mid_convs.1.weight": (48, 256, 1, 1), "mid_convs.1.bias": (48,)}
+    save_file({**load_file(control), **numbers(shapes, 0)}, control.with_name("wide.safetensors"))
+    with pytest.raises(CheckpointError, match=r"^wide.safetensors gives 48 channels"):
+        load([control, control.with_name("wide.safetensors")])

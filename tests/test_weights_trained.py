@@ -39,8 +39,22 @@ def increments(unet: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: 0.01 * torch.randn(unet[name].shape, generator=generator) for name in NAMES}
 
 
-def load(folder: Path, control: str = "control.safetensors", **options: object) -> Checkpoint:
-    return load_checkpoint(SDXL, base=folder / "base", control=folder / control, **options)
+def load(folder: Path, *controls: str, **options: object) -> Checkpoint:
+    control = [folder / name for name in controls or ["control.safetensors"]]
+    return load_checkpoint(SDXL, base=folder / "base", control=control, **options)
+
+
+def publish(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> str:
+    """A folder as the family is published: controlnet.safetensors and unet.safetensors."""
+    published = folder / name
+    published.mkdir()
+    shutil.copy(folder / "control.safetensors", published / "controlnet.safetensors")
+    save_file(tensors, published / "unet.safetensors")
+    return name
+
+
+def roles(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    return [(source.role, source.name) for source in checkpoint.sources if source.name != "base"]
 
 
 def check(checkpoint: Checkpoint, unet: dict[str, torch.Tensor], changed: dict[str, torch.Tensor]) -> None:
@@ -85,11 +99,10 @@ def test_names_with_and_without_prefix(folder: Path, unet, increments, prefix: s
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_increments_beside_the_control_module_are_used(folder: Path, unet, increments, suffix: str) -> None:
     """As the family is published: a folder with controlnet.safetensors and unet.safetensors."""
-    published = folder / "published"
-    published.mkdir()
-    shutil.copy(folder / "control.safetensors", published / "controlnet.safetensors")
-    save = save_file if suffix == "safetensors" else torch.save
-    save(increments, published / f"unet.{suffix}")
+    publish(folder, "published", increments)
+    if suffix == "bin":
+        (folder / "published/unet.safetensors").unlink()
+        torch.save(increments, folder / "published/unet.bin")
     check(load(folder, "published"), unet, {name: unet[name] + tensor for name, tensor in increments.items()})
     check(load(folder, "published/controlnet.safetensors"), unet, {})
 
@@ -122,7 +135,7 @@ def test_tensors_that_the_unet_does_not_have_are_listed(folder: Path, increments
 
 
 def test_another_kind_of_file_says_what_it_looks_like(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="it looks like the control module of sd15, sdxl or svd v2"):
+    with pytest.raises(CheckpointError, match="it looks like the control module of --model sd15"):
         load(folder, unet_weights=folder / "control.safetensors")
 
 
@@ -133,3 +146,64 @@ def test_a_diffusers_unet_folder_serves_as_trained_values(folder: Path, unet) ->
     values = {name: 1.1 * tensor for name, tensor in unet.items()}
     save_file(values, trained / "diffusion_pytorch_model.safetensors")
     check(load(folder, unet_weights=trained), unet, values)
+
+
+def test_increments_of_several_controls_are_added_in_their_order(folder: Path, unet, increments) -> None:
+    other = {name: -0.3 * tensor for name, tensor in increments.items() if name != NAMES[0]}
+    publish(folder, "canny", increments)
+    publish(folder, "depth", {**other, "conv_out.bias": torch.ones(4)})
+    checkpoint = load(folder, "canny", "depth")
+    sums = {name: (unet[name] + increments[name]) + other.get(name, 0) for name in NAMES}
+    check(checkpoint, unet, {**sums, "conv_out.bias": unet["conv_out.bias"] + 1})
+    expected = [("control", "canny"), ("control 2", "depth")]
+    expected += [("unet increments", "canny"), ("unet increments 2", "depth")]
+    assert roles(checkpoint) == expected
+
+
+def test_increments_beside_the_second_control_alone_carry_its_number(folder: Path, unet, increments) -> None:
+    publish(folder, "depth", increments)
+    checkpoint = load(folder, "control.safetensors", "depth")
+    check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
+    assert roles(checkpoint)[-1] == ("unet increments 2", "depth")
+
+
+def test_the_same_control_twice_brings_its_increments_once(folder: Path, unet, increments) -> None:
+    publish(folder, "canny", increments)
+    checkpoint = load(folder, "canny", "canny")
+    check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
+    assert roles(checkpoint) == [("control", "canny"), ("control 2", "canny"), ("unet increments", "canny")]
+
+
+def test_several_files_of_values_for_different_tensors(folder: Path, unet, increments) -> None:
+    values = {name: unet[name] + tensor for name, tensor in increments.items()}
+    files = [folder / "even.safetensors", folder / "odd.safetensors"]
+    for start, file in enumerate(files):
+        save_file({name: values[name] for name in NAMES[start::2]}, file)
+    checkpoint = load(folder, unet_weights=files)
+    check(checkpoint, unet, values)
+    assert roles(checkpoint)[1:] == [
+        ("unet values", "even.safetensors"),
+        ("unet values 2", "odd.safetensors"),
+    ]
+
+
+def test_two_values_for_the_same_tensor_are_refused(folder: Path, unet, increments) -> None:
+    files = [folder / "a.safetensors", folder / "b.safetensors"]
+    for number, file in enumerate(files):
+        save_file({name: unet[name] + (1 + number) * increments[name] for name in NAMES[number:]}, file)
+    with pytest.raises(
+        CheckpointError, match=r"^a\.safetensors and b\.safetensors both hold values"
+    ) as caught:
+        load(folder, unet_weights=files)
+    assert "values of 3 tensors (conv_in.weight, mid_block.resnets.1.norm2.weight, " in str(caught.value)
+    assert "--unet-increments" in str(caught.value)
+
+
+def test_given_weights_take_the_place_of_those_beside_the_control(
+    folder: Path, unet, increments, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(folder, "canny", {"conv_out.bias": torch.ones(4)})
+    save_file(increments, folder / "trained.safetensors")
+    checkpoint = load(folder, "canny", unet_weights=folder / "trained.safetensors", unet_increments=True)
+    check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
+    assert "canny: the unet tensors beside the control module are not used" in caplog.text

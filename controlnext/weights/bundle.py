@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,14 @@ from torch import Tensor
 from controlnext.errors import BundleError, CheckpointError
 from controlnext.manifest import Manifest, check_file, read_manifest
 from controlnext.registry import ControlSpec, Network, get_family
-from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import empty_control
 from controlnext.weights.lazy import LazyTensor, LazyTensors, held
 from controlnext.weights.networks import Shape, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER, read_json
 
-_CONTROL = "control"
-# prefix of the initializers of one network in a graph -> the network, where it is not the graph's own
-_PREFIXES = {"network": None, "denoiser": None, _CONTROL: _CONTROL}
+# prefixes of the initializers of a graph's own network; a control module's has its name
+_OWN = ("network", "denoiser")
 
 
 def bundle_checkpoint(bundle: Path) -> Checkpoint:
@@ -37,15 +35,18 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
     for name in manifest.files:
         check_file(bundle, manifest, name)
     family = get_family(manifest.family)
-    spec = msgspec.convert(manifest.configs[_CONTROL], ControlSpec)
+    count = len(manifest.configs.keys() - family.networks.keys())
+    controls = [control_name(index) for index in range(count)]
+    found = _initializers(bundle, manifest, controls)
+    names = [name for name in family.networks if name in manifest.configs] + controls
     networks = {
-        name: _network(bundle, name, family.networks.get(name), manifest.configs[name], found)
-        for name, found in _initializers(bundle, manifest).items()
+        name: _network(bundle, name, family.networks.get(name), manifest.configs[name], found[name])
+        for name in names
     }
     tokenizers = sorted({network.spec.tokenizer for network in networks.values() if network.spec} - {""})
     return Checkpoint(
         family=family,
-        variant=replace(family.variant(manifest.variant), control=spec),
+        variant=family.variant(manifest.variant),
         networks=networks,
         tokenizers={name: (bundle / name / "tokenizer.json").read_text("utf-8") for name in tokenizers},
         scheduler=read_json(bundle / SCHEDULER),
@@ -55,16 +56,18 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
     )
 
 
-def _initializers(bundle: Path, manifest: Manifest) -> dict[str, dict[str, LazyTensor]]:
+def _initializers(
+    bundle: Path, manifest: Manifest, controls: Collection[str]
+) -> dict[str, dict[str, LazyTensor]]:
     """The tensors of every network under their state-dict names, from all the graphs that hold some."""
-    found: dict[str, dict[str, LazyTensor]] = {}
+    found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
     for folder, graph in manifest.graphs.items():
         model = ir.load(bundle / folder / "model.onnx")
         for name, value in model.graph.initializers.items():
             prefix, _, tensor = name.partition(".")
-            if prefix in _PREFIXES and value.const_value is not None:
-                network = _PREFIXES[prefix] or graph.network
-                found.setdefault(network, {})[tensor] = _lazy(value.const_value)
+            if (prefix in _OWN or prefix in controls) and value.const_value is not None:
+                network = graph.network if prefix in _OWN else prefix
+                found[network][tensor] = _lazy(value.const_value)
     return found
 
 

@@ -48,11 +48,11 @@ class NetworkWeights:
 class Checkpoint:
     """A base model and its ControlNeXt weights.
 
-    ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules, which
-    all belong to ``variant``; text encoders are absent where the base has none. ``tokenizers``: content of a
-    ``tokenizer.json`` by folder name, with padding and truncation set inside. ``scheduler``: content of
-    ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: the weights
-    are random numbers.
+    ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules;
+    text encoders are absent where the base has none. ``variant``: the registry's, of all control modules,
+    each of which has its own widths in its configuration. ``tokenizers``: content of a ``tokenizer.json`` by
+    folder name, with padding and truncation set inside. ``scheduler``: content of ``scheduler_config.json``.
+    ``options``: pipeline options of ``model_index.json``. ``random``: the weights are random numbers.
     """
 
     family: Family

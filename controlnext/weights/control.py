@@ -1,10 +1,10 @@
-"""The control module's weights: its widths are read off the checkpoint, then every tensor is checked."""
+"""The control module's weights: variant and widths are read off the file, then every tensor is checked."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -13,10 +13,21 @@ from controlnext.errors import CheckpointError
 from controlnext.registry import ControlSpec, Family, Variant
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line
-from controlnext.weights.networks import Shape, match, shapes_of
+from controlnext.weights.networks import match, shapes_of
+from controlnext.weights.variants import Architecture, candidates, narrow, options, read_spec, title
 
 STEMS = ("controlnet", "controlnext", "diffusion_pytorch_model", "model")
 """Names under which control modules are published."""
+
+
+@dataclass(frozen=True)
+class ControlWeights:
+    """One control module: where it comes from, its variant, its own widths, and its tensors by name."""
+
+    name: str
+    variant: Variant
+    spec: ControlSpec
+    tensors: dict[str, LazyTensor]
 
 
 def empty_control(spec: ControlSpec) -> nn.Module:
@@ -27,51 +38,60 @@ def empty_control(spec: ControlSpec) -> nn.Module:
         raise CheckpointError(f"no control module has these widths: {first_line(error)}") from error
 
 
-def match_control(
-    found: Mapping[str, LazyTensor], family: Family, variant: str, what: str
-) -> tuple[Variant, dict[str, LazyTensor]]:
-    """The variant, its control spec narrowed to the checkpoint's widths, and the tensors by name.
+def match_control(found: Mapping[str, LazyTensor], family: Family, variant: str, name: str) -> ControlWeights:
+    """The control module that ``found`` holds, after every tensor's name and shape was found right.
 
-    ``variant`` "auto" takes the first of the family's variants that the checkpoint fits. Raises
-    :class:`CheckpointError` saying what the checkpoint looks like where it fits none.
+    ``variant`` "auto" takes that of the family's variants whose architecture it has. Raises
+    :class:`CheckpointError` saying what the tensors look like where that is none.
     """
-    candidates = list(family.variants.values()) if variant == "auto" else [family.variant(variant)]
-    shapes = {name: tensor.shape for name, tensor in found.items()}
-    reasons = []
-    for candidate in candidates:
-        try:
-            spec = _narrow(candidate.control, shapes)
-            tensors = match(found, shapes_of(empty_control(spec)), f"variant {candidate.name}")
-            return replace(candidate, control=spec), tensors
-        except CheckpointError as error:
-            reasons.append(str(error))
-    raise CheckpointError(
-        f"{what} is no control module of {family.name}: it looks like {looks_like(found)};"
-        f" {'; '.join(reasons)}"
-    )
-
-
-def _narrow(published: ControlSpec, shapes: Mapping[str, Shape]) -> ControlSpec:
-    """The published spec with the widths of a checkpoint; group counts leave no trace and stay."""
-    embedding = _widths(shapes, r"embedding\.(\d+)\.weight")
-    stages = _widths(shapes, r"down_res\.(\d+)\.conv1\.weight")
-    last, time = shapes.get("mid_convs.1.weight"), shapes.get("time_embedding.linear_1.weight")
-    alike = len(embedding) == len(published.embedding) and len(stages) == len(published.stages)
-    if not alike or not last or not time or len(time) != 2:
+    wanted = list(family.variants.values()) if variant == "auto" else [family.variant(variant)]
+    read = read_spec(found)
+    if read is None:
         raise CheckpointError(
-            f"expected {len(published.embedding)} embedding convolutions and {len(published.stages)} stages,"
-            f" found {len(embedding)} and {len(stages)}"
+            f"{name} is no control module of {family.name}: it looks like {looks_like(found)}"
         )
-    return replace(
-        published, out_channels=last[0], embedding=embedding, stages=stages, time_channels=(time[1], time[0])
+    for candidate in wanted:
+        if Architecture.of(candidate.control) == Architecture.of(read):
+            spec = narrow(candidate.control, read)
+            tensors = match(found, shapes_of(empty_control(spec)), f"{name} as {options(family, candidate)}")
+            return ControlWeights(name, candidate, spec, tensors)
+    raise CheckpointError(_mismatch(read, family, wanted, name))
+
+
+def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name: str) -> str:
+    asked = options(family, wanted[0]) if len(wanted) == 1 else f"--model {family.name}"
+    found = candidates(read)
+    own = [(f, v) for f, v in found if f == family]
+    if own:
+        return f"{name} does not fit {asked}: it is {title(own)}; give that, or leave --variant out"
+    if found:
+        return f"{name} does not fit {asked}: it is {title(found)}; give that, or weights of {family.name}"
+    expected = "; or ".join(str(Architecture.of(variant.control)) for variant in wanted)
+    return (
+        f"{name} does not fit {asked}: it is a control module of an unknown variant with"
+        f" {Architecture.of(read)}; expected {expected}"
     )
 
 
-def _widths(shapes: Mapping[str, Shape], pattern: str) -> tuple[int, ...]:
-    """Output channels of the convolutions whose names match, ordered by the number in the name."""
-    found = {
-        int(match[1]): shape[0]
-        for name, shape in shapes.items()
-        if len(shape) == 4 and (match := re.fullmatch(pattern, name))
-    }
-    return tuple(width for _, width in sorted(found.items()))
+def check_one_variant(controls: Sequence[ControlWeights]) -> Variant:
+    """The variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if not."""
+    variant = controls[0].variant
+    if any(control.variant != variant for control in controls):
+        each = ", ".join(f"{control.name} is of variant {control.variant.name}" for control in controls)
+        raise CheckpointError(f"{each}; give several controls of one variant only")
+    return variant
+
+
+def check_width(control: ControlWeights, family: Family, config: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where the control gives another number of channels than the denoiser of
+    configuration ``config`` has where they are injected."""
+    width, given = control.variant.injection.width(config), control.spec.out_channels
+    if given == width:
+        return
+    found = candidates(control.spec)
+    other = not any(f == family for f, _ in found)
+    hint = f"it looks like {title(found)}; " if other else ""
+    raise CheckpointError(
+        f"{control.name} gives {given} channels, the base's {family.denoiser} has {width} where they are"
+        f" injected; {hint}give weights that were trained for this architecture"
+    )

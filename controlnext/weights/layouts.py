@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-_CONTROL = r"^down_sample\.\d+\.conv\.weight$"
+from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.variants import candidates, read_spec, title
 
 # Title, and patterns that must each match some tensor's name (with "!", none); the first that fits counts.
 _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a LoRA", (r"\blora_|\.lora\.|lora_(up|down)\.|\.lora_[AB]\.",)),
     ("an IP-Adapter", (r"^(image_proj|ip_adapter)\.",)),
-    ("the control module of the first SD1.5 release (sd15-mid)", (_CONTROL, r"^scale$", r"!^embedding\.")),
-    ("the control module of the first SVD release (svd-v1)", (_CONTROL, r"^scale$", r"^embedding\.")),
-    (
-        "the control module of sd15, sdxl or svd v2, which share names and shapes",
-        (_CONTROL, r"^embedding\.", r"^down_res\.1\.", r"!^down_res\.2\."),
-    ),
-    ("a ControlNeXt control module of an unknown variant", (_CONTROL,)),
     ("a ControlNet, not a ControlNeXt", (r"(^|\.)(controlnet_cond_embedding|input_hint_block)\.",)),
     ("a T2I-Adapter", (r"^(adapter\.)?body\.\d",)),
     ("a complete SDXL checkpoint", (r"^model\.diffusion_model\.", r"^conditioner\.embedders\.1\.")),
@@ -26,6 +20,7 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (r"^model\.diffusion_model\.", r"^conditioner\.embedders\.0\.model\."),
     ),
     ("a complete SVD checkpoint", (r"^model\.diffusion_model\..*time_stack\.",)),
+    ("a complete SD3 checkpoint", (r"^model\.diffusion_model\.joint_blocks\.", r"^first_stage_model\.")),
     ("a complete SD1.x checkpoint", (r"^model\.diffusion_model\.", r"^cond_stage_model\.transformer\.")),
     ("a complete SD2.x checkpoint", (r"^model\.diffusion_model\.", r"^cond_stage_model\.model\.")),
     (
@@ -43,13 +38,17 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-def looks_like(found: Collection[str]) -> str:
-    """What tensors of these names look like: ``"a VAE"``, or a few of the names where that is unknown."""
+def looks_like(found: Mapping[str, LazyTensor]) -> str:
+    """What these tensors look like: ``"a VAE"``, or a few of their names where that is unknown."""
     if not found:
         return "an empty file"
-    for title, patterns in _LAYOUTS:
+    control = read_spec(found)
+    if control:
+        variants = candidates(control)
+        return title(variants) if variants else "a ControlNeXt control module of an unknown variant"
+    for name, patterns in _LAYOUTS:
         if all(_fits(pattern, found) for pattern in patterns):
-            return title
+            return name
     return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import msgspec
-
-from controlnext.errors import CheckpointError, InputError
+from controlnext.errors import InputError
 from controlnext.manifest import Source
-from controlnext.registry import Family, Variant
+from controlnext.registry import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.base import Base, random_base, read_base
-from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
-from controlnext.weights.lazy import LazyTensor, LazyTensors
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
+from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
+from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.places import Place, choose_weights, locate, read_weights
@@ -24,26 +24,29 @@ from controlnext.weights.shipped import original_layout
 
 log = logging.getLogger(__name__)
 
+Given = str | Path
+
 
 def load_checkpoint(
     family: Family,
     *,
     variant: str = "auto",
-    base: str | Path | None = None,
-    control: str | Path | None = None,
-    unet_weights: str | Path | None = None,
+    base: Given | None = None,
+    control: Given | Sequence[Given] | None = None,
+    unet_weights: Given | Sequence[Given] | None = None,
     unet_increments: bool = False,
-    vae: str | Path | None = None,
+    vae: Given | None = None,
     random_seed: int | None = None,
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
 
     ``base``: diffusers folder, single-file ``.safetensors`` checkpoint or hub id (default: the family's).
-    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[/folder]``).
+    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[/folder]``); several of the
+    first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
     ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
-    with ``unet_increments`` differences to add. Where they are not given and ``control`` is a folder or hub
-    id that holds ``unet.safetensors`` (or ``.bin``), those are used, as increments if the family is
-    published so.
+    with ``unet_increments`` differences to add. Where they are not given, those beside a ``control`` that is
+    a folder or hub id (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published
+    so.
     ``random_seed``: the full-size architecture with random numbers instead of any file.
 
     Raises :class:`CheckpointError` naming the files or tensors that are missing or do not fit.
@@ -51,48 +54,87 @@ def load_checkpoint(
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
         return _random_checkpoint(family, variant, random_seed, [key for key, v in given.items() if v])
-    if control is None:
+    places = [locate(one, partial(_choose_control, family)) for one in _each(control)]
+    if not places:
+        note = f"; {family.note}" if family.note else ""
         raise InputError(
             "no control weights are given; give --control a file, a folder or a hub id"
-            " (or --random-weights a seed, to try the architecture)"
+            f" (or --random-weights a seed, to try the architecture){note}"
         )
-    place = locate(control, _choose_control)
-    found, sources = read_weights(place, place.path, control_weights.STEMS, "control")
-    chosen, tensors = control_weights.match_control(found, family, variant, place.name)
+    controls, sources = _read_controls(family, variant, places)
     loaded = read_base(family, base or family.default_base, vae)
-    if unet_weights is not None:
-        unet_place = locate(unet_weights, _choose_unet)
-        sources += _apply_trained(family, loaded, unet_place, unet_increments)
-    elif _has_trained(place):
-        log.info("%s: the UNet tensors beside the control module are used", place.name)
-        sources += _apply_trained(family, loaded, place, unet_increments or family.increments)
+    for one in controls:
+        check_width(one, family, loaded.parts[family.denoiser].config)
+    if unet_weights:
+        trained_places = [locate(one, partial(_choose_trained, family)) for one in _each(unet_weights)]
+        sources += _apply_trained(family, loaded, dict(enumerate(trained_places)), unet_increments)
+        _warn_of_unused(family, places)
+    elif beside := {number: place for number, place in enumerate(places) if _has_trained(family, place)}:
+        sources += _apply_trained(family, loaded, beside, unet_increments or family.increments)
     elif unet_increments:
         raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
-    return _assemble(family, chosen, loaded, tensors, sources, random=False)
+    return _assemble(family, loaded, controls, sources, random=False)
+
+
+def _each(given: Given | Sequence[Given] | None) -> list[Given]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path) else list(given)
+
+
+def _read_controls(
+    family: Family, variant: str, places: Sequence[Place]
+) -> tuple[list[ControlWeights], list[Source]]:
+    controls: list[ControlWeights] = []
+    sources: list[Source] = []
+    for number, place in enumerate(places):
+        role = _numbered("control", number)
+        found, files = read_weights(place, place.path, control_weights.STEMS, role)
+        controls.append(match_control(found, family, variant, place.name))
+        sources += files
+    check_one_variant(controls)
+    return controls, sources
+
+
+def _numbered(role: str, number: int) -> str:
+    """``"control"``, ``"control 2"``, ... for the numbers from 0 on."""
+    return role if number == 0 else f"{role} {number + 1}"
+
+
+def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], increments: bool) -> list[Source]:
+    """Apply the trained tensors in ``places``, by the number of the control or of the option they came with.
+
+    A file that comes twice counts once: the same control may be given for two pictures.
+    """
+    part = base.parts[family.denoiser]
+    given: list[trained.Trained] = []
+    sources: list[Source] = []
+    for number, place in places.items():
+        role = _numbered(f"{family.denoiser} {'increments' if increments else 'values'}", number)
+        found, files = read_weights(place, place.path, (family.denoiser, *trained.STEMS), role)
+        if {file.sha256 for file in files} <= {source.sha256 for source in sources}:
+            log.info("%s: the %s were applied already", place.name, role)
+            continue
+        given.append(trained.Trained(place.name, found))
+        sources += files
+    layout = original_layout(family, family.denoiser, part.config)
+    part.tensors = trained.apply_trained(part.tensors, given, layout, increments)
+    return sources
 
 
 def _assemble(
-    family: Family,
-    variant: Variant,
-    base: Base,
-    control: dict[str, LazyTensor],
-    sources: list[Source],
-    random: bool,
+    family: Family, base: Base, controls: Sequence[ControlWeights], sources: list[Source], random: bool
 ) -> Checkpoint:
-    width = variant.injection.width(base.parts[family.denoiser].config)
-    if variant.control.out_channels != width:
-        raise CheckpointError(
-            f"the control module gives {variant.control.out_channels} channels, the base's {family.denoiser}"
-            f" has {width} where they are injected; give weights that were trained for this architecture"
-        )
     networks = {
         name: NetworkWeights(family.networks[name], part.config, LazyTensors(part.tensors, name))
         for name, part in base.parts.items()
     }
-    networks["control"] = NetworkWeights(None, asdict(variant.control), LazyTensors(control, "control"))
+    for index, control in enumerate(controls):
+        name = control_name(index)
+        networks[name] = NetworkWeights(None, asdict(control.spec), LazyTensors(control.tensors, name))
     return Checkpoint(
         family,
-        variant,
+        controls[0].variant,
         networks,
         base.tokenizers,
         base.scheduler,
@@ -100,15 +142,6 @@ def _assemble(
         base.sources + sources,
         random,
     )
-
-
-def _apply_trained(family: Family, base: Base, place: Place, increments: bool) -> list[Source]:
-    part = base.parts[family.denoiser]
-    found, sources = read_weights(place, place.path, trained.STEMS, family.denoiser)
-    layout = original_layout(family, family.denoiser, part.config)
-    part.tensors = trained.apply_trained(part.tensors, found, layout, increments, place.name)
-    how = "increments" if increments else "values"
-    return [msgspec.structs.replace(source, role=f"{family.denoiser} {how}") for source in sources]
 
 
 def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]) -> Checkpoint:
@@ -119,20 +152,31 @@ def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]
         )
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
-    control = random_tensors(shapes, "control", seed)
+    tensors = random_tensors(shapes, "control", seed)
+    control = ControlWeights("random weights", chosen, chosen.control, tensors)
     sources = [Source("random", f"seed {seed}")]
-    return _assemble(family, chosen, random_base(family, seed), control, sources, random=True)
+    return _assemble(family, random_base(family, seed), [control], sources, random=True)
 
 
-def _has_trained(place: Place) -> bool:
+def _has_trained(family: Family, place: Place) -> bool:
     if place.path.is_file():
         return False
-    return bool(choose_weights((path.name for path in place.path.iterdir()), trained.STEMS[:1]))
+    return bool(choose_weights((path.name for path in place.path.iterdir()), (family.denoiser,)))
 
 
-def _choose_control(names: Sequence[str]) -> list[str]:
-    return choose_weights(names, control_weights.STEMS) + choose_weights(names, trained.STEMS[:1])
+def _warn_of_unused(family: Family, controls: Sequence[Place]) -> None:
+    for place in controls:
+        if _has_trained(family, place):
+            log.warning(
+                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
+                place.name,
+                family.denoiser,
+            )
 
 
-def _choose_unet(names: Sequence[str]) -> list[str]:
-    return choose_weights(names, trained.STEMS)
+def _choose_control(family: Family, names: Sequence[str]) -> list[str]:
+    return choose_weights(names, control_weights.STEMS) + choose_weights(names, (family.denoiser,))
+
+
+def _choose_trained(family: Family, names: Sequence[str]) -> list[str]:
+    return choose_weights(names, (family.denoiser, *trained.STEMS))

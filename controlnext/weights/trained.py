@@ -1,8 +1,9 @@
-"""The denoiser's tensors that were trained together with the control module: new values, or increments."""
+"""The denoiser's tensors that were trained together with a control module: new values, or increments."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from torch import Tensor
@@ -13,27 +14,45 @@ from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import listing
 from controlnext.weights.original import Layout, from_original
 
-STEMS = ("unet", "diffusion_pytorch_model", "model")
-"""Names under which trained tensors are published."""
+STEMS = ("diffusion_pytorch_model", "model")
+"""Names under which trained tensors are published, besides the denoiser's own."""
 
-_PREFIXES = ("model.diffusion_model.", "unet.")
+_PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
 _COMPARED = 4
 
 
-def apply_trained(
-    base: Mapping[str, LazyTensor],
-    found: Mapping[str, LazyTensor],
-    layout: Layout,
-    increments: bool,
-    what: str,
-) -> dict[str, LazyTensor]:
-    """``base`` with the tensors ``found`` in place of its own, or added to them in float32.
+@dataclass(frozen=True)
+class Trained:
+    """Trained tensors as they were found: where, and by name."""
 
-    ``found`` may be a part of the denoiser and use diffusers' or the original names. Raises
-    :class:`CheckpointError` for tensors that the denoiser does not have, and where values were given as
-    increments or increments as values.
+    name: str
+    tensors: Mapping[str, LazyTensor]
+
+
+def apply_trained(
+    base: Mapping[str, LazyTensor], given: Sequence[Trained], layout: Layout, increments: bool
+) -> dict[str, LazyTensor]:
+    """``base`` with the tensors ``given`` in place of its own, or added to them in order and in float32.
+
+    Each may be a part of the denoiser and use diffusers' or the original names. Raises
+    :class:`CheckpointError` for tensors that the denoiser does not have, where values were given as
+    increments or increments as values, and where two give values for the same tensor.
     """
-    named = _plain_names(found)
+    changed: dict[str, LazyTensor] = {}
+    givers: dict[str, str] = {}
+    for trained in given:
+        named = _match(base, trained, layout)
+        _check_kind(base, named, increments, trained.name)
+        if not increments:
+            _check_apart(givers, named, trained.name)
+        for name, tensor in named.items():
+            changed[name] = _sum(changed.get(name, base[name]), tensor) if increments else tensor
+            givers[name] = trained.name
+    return {name: changed.get(name, tensor) for name, tensor in base.items()}
+
+
+def _match(base: Mapping[str, LazyTensor], trained: Trained, layout: Layout) -> dict[str, LazyTensor]:
+    named = _plain_names(trained.tensors)
     if not base.keys() & named.keys():
         named = from_original(named, layout, base)
     problems = {
@@ -46,11 +65,10 @@ def apply_trained(
     }
     if any(problems.values()) or not named:
         raise CheckpointError(
-            f"{what} does not fit the base's denoiser: it looks like {looks_like(found)}; {listing(problems)}"
+            f"{trained.name} does not fit the base's denoiser: it looks like {looks_like(trained.tensors)};"
+            f" {listing(problems)}"
         )
-    _check_kind(base, named, increments, what)
-    changed = {name: _sum(base[name], tensor) if increments else tensor for name, tensor in named.items()}
-    return {name: changed.get(name, tensor) for name, tensor in base.items()}
+    return named
 
 
 def _plain_names(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -62,6 +80,16 @@ def _plain_names(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 def _sum(base: LazyTensor, increment: LazyTensor) -> LazyTensor:
     return LazyTensor(base.shape, lambda: base.read().float() + increment.read().float())
+
+
+def _check_apart(givers: Mapping[str, str], named: Mapping[str, LazyTensor], what: str) -> None:
+    both = [name for name in named if name in givers]
+    if both:
+        raise CheckpointError(
+            f"{givers[both[0]]} and {what} both hold values of {listing({'tensors': both})};"
+            " values cannot be joined: give --unet-weights for one of them, or their differences to the base"
+            " with --unet-increments"
+        )
 
 
 def _check_kind(

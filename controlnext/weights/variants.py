@@ -1,0 +1,99 @@
+"""Which of the registry's variants a control module may be of, as its tensors' names and shapes tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from controlnext.registry import FAMILIES, ControlSpec, Family, Variant
+from controlnext.weights.lazy import LazyTensor
+
+
+class Architecture(NamedTuple):
+    """What tells control modules apart, whatever their widths."""
+
+    embedding: int
+    stages: int
+    norms: bool
+    learned_scale: bool
+
+    @classmethod
+    def of(cls, spec: ControlSpec) -> Architecture:
+        return cls(len(spec.embedding), len(spec.stages), spec.mid_groups > 0, spec.learned_scale)
+
+    def __str__(self) -> str:
+        middle, scale = "" if self.norms else "no ", "a" if self.learned_scale else "no"
+        return (
+            f"{self.embedding} embedding convolutions, {self.stages} stages, {middle}norms in the middle and"
+            f" {scale} learned scale"
+        )
+
+
+def read_spec(found: Mapping[str, LazyTensor]) -> ControlSpec | None:
+    """What the tensors of a control module tell of it; None if they are something else's.
+
+    Group counts, padding and pooling leave no trace; ``out_channels`` is 0 where the last convolution lacks.
+    """
+    if not any(re.fullmatch(r"down_sample\.\d+\.conv\.weight", name) for name in found):
+        return None
+    last, time = _shape(found, "mid_convs.1.weight", 4), _shape(found, "time_embedding.linear_1.weight", 2)
+    spec = ControlSpec(
+        out_channels=last[0] if last else 0,
+        embedding=_widths(found, r"embedding\.(\d+)\.weight", 4),
+        stages=_widths(found, r"down_res\.(\d+)\.conv1\.weight", 4),
+        mid_groups=len(_widths(found, r"mid_convs\.0\.(\d+)\.weight", 1)),
+        learned_scale="scale" in found,
+    )
+    return replace(spec, time_channels=(time[1], time[0])) if time else spec
+
+
+def narrow(published: ControlSpec, read: ControlSpec) -> ControlSpec:
+    """The published spec with the widths of a checkpoint of the same architecture."""
+    return replace(
+        published,
+        out_channels=read.out_channels or published.out_channels,
+        embedding=read.embedding,
+        stages=read.stages,
+        time_channels=read.time_channels,
+    )
+
+
+def _shape(found: Mapping[str, LazyTensor], name: str, axes: int) -> tuple[int, ...] | None:
+    shape = found[name].shape if name in found else ()
+    return shape if len(shape) == axes else None
+
+
+def _widths(found: Mapping[str, LazyTensor], pattern: str, axes: int) -> tuple[int, ...]:
+    """First axis of the tensors of so many axes whose names match, ordered by the number in the name."""
+    widths = {
+        int(match[1]): tensor.shape[0]
+        for name, tensor in found.items()
+        if len(tensor.shape) == axes and (match := re.fullmatch(pattern, name))
+    }
+    return tuple(width for _, width in sorted(widths.items()))
+
+
+def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
+    """The variants of all families that a module may be of: those with its output width, if there are any."""
+    alike = [
+        (family, variant)
+        for family in FAMILIES.values()
+        for variant in family.variants.values()
+        if Architecture.of(variant.control) == Architecture.of(read)
+    ]
+    return [(f, v) for f, v in alike if v.control.out_channels == read.out_channels] or alike
+
+
+def title(variants: Iterable[tuple[Family, Variant]]) -> str:
+    """``"the control module of --model sd15 --variant mid"``, or of several that look the same."""
+    names = [options(family, variant) for family, variant in variants]
+    if len(names) == 1:
+        return f"the control module of {names[0]}"
+    return f"the control module of {', '.join(names[:-1])} or {names[-1]}, which share names and shapes"
+
+
+def options(family: Family, variant: Variant) -> str:
+    """The options that ask for a variant: ``"--model sd15 --variant down"``."""
+    return f"--model {family.name}" + (f" --variant {variant.name}" if len(family.variants) > 1 else "")
