@@ -68,7 +68,9 @@ def _repeat_interleave(
     """The exporter's own translation fails for a dynamic number of repeats and more than one row."""
     assert dim is not None
     sizes = [-1] * tensor.ndim
-    return tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :]).flatten(dim, dim + 1)
+    return (
+        tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :]).flatten(dim, dim + 1)
+    )
 
 
 _DECOMPOSITIONS = {torch.ops.aten.repeat_interleave.self_int: _repeat_interleave}

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from controlnext.weights import Checkpoint
 
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 
@@ -22,23 +26,43 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint_dir(shared_folder: Path) -> Path:
-    """A tiny SDXL: ``base/`` (diffusers layout, without text encoders) and ``control.safetensors``."""
+def tiny_checkpoint(shared_folder: Path) -> Callable[[str], Path]:
+    """The folder of the tiny model of a variant: ``base/`` (diffusers layout, no text encoders) and
+    ``control.safetensors``."""
     from recipe import write_checkpoint
 
-    return _once(shared_folder / "tiny-sdxl", lambda folder: write_checkpoint("sdxl", folder))
+    return lambda variant: _once(
+        shared_folder / f"tiny-{variant}", lambda folder: write_checkpoint(variant, folder)
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(shared_folder: Path, tiny_checkpoint_dir: Path) -> Path:
-    """The tiny SDXL as a float32 bundle. Tests read it and never write to it."""
-    return _once(shared_folder / "tiny-fp32", lambda folder: export_tiny(tiny_checkpoint_dir, "fp32", folder))
+def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callable[..., Path]:
+    """The tiny model of a variant as a bundle of a precision. Tests read it and never write to it."""
+
+    def bundle(variant: str, precision: str = "fp32") -> Path:
+        made = shared_folder / f"tiny-{variant}-{precision}"
+        return _once(made, lambda folder: export_tiny(variant, tiny_checkpoint(variant), precision, folder))
+
+    return bundle
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle_fp16(shared_folder: Path, tiny_checkpoint_dir: Path) -> Path:
-    """The tiny SDXL as a float16 bundle. Tests read it and never write to it."""
-    return _once(shared_folder / "tiny-fp16", lambda folder: export_tiny(tiny_checkpoint_dir, "fp16", folder))
+def tiny_checkpoint_dir(tiny_checkpoint: Callable[[str], Path]) -> Path:
+    """The tiny SDXL."""
+    return tiny_checkpoint("sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny: Callable[..., Path]) -> Path:
+    """The tiny SDXL as a float32 bundle."""
+    return tiny("sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_fp16(tiny: Callable[..., Path]) -> Path:
+    """The tiny SDXL as a float16 bundle."""
+    return tiny("sdxl", "fp16")
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +92,22 @@ def export_shapes(precision: str, bundle: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def export_tiny(checkpoint_dir: Path, precision: str, bundle: Path) -> None:
-    """Export the tiny SDXL to ``bundle`` without comparing it with PyTorch."""
-    from controlnext.export import export_bundle
+def load_tiny(variant: str, folder: Path) -> Checkpoint:
+    """The checkpoint of a tiny model in ``folder``."""
+    from recipe import VARIANTS
+
     from controlnext.registry import get_family
     from controlnext.weights import load_checkpoint
 
-    checkpoint = load_checkpoint(
-        get_family("sdxl"),
-        base=str(checkpoint_dir / "base"),
-        control=str(checkpoint_dir / "control.safetensors"),
-    )
-    export_bundle(checkpoint, precision, bundle)
+    family = get_family(VARIANTS[variant][0])
+    return load_checkpoint(family, base=folder / "base", control=folder / "control.safetensors")
+
+
+def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path) -> None:
+    """Export a tiny model to ``bundle`` without comparing it with PyTorch."""
+    from controlnext.export import export_bundle
+
+    export_bundle(load_tiny(variant, checkpoint_dir), precision, bundle)
 
 
 def _once(folder: Path, make: Callable[[Path], object]) -> Path:

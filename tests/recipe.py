@@ -6,6 +6,7 @@ machine without being stored. ``golden/README.md`` says what each case means.
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -48,7 +50,7 @@ def numbers(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]
             x = 1.0 + 0.1 * x
         else:
             x = 0.1 * x
-        values[name] = torch.from_numpy(x.astype(np.float32).reshape(shape))
+        values[name] = torch.from_numpy(np.asarray(x, np.float32).reshape(shape))
     return values
 
 
@@ -75,38 +77,108 @@ def read_golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def control_tensors(variant: str, last_width: int, seed: int) -> dict[str, torch.Tensor]:
     """A control checkpoint of the published layout, its last convolution narrowed to ``last_width``."""
-    shapes = json.loads((GOLDEN / "keys" / f"{variant}.json").read_text())
+    keys = "sdxl" if variant == "sd3" else variant
+    shapes = json.loads((GOLDEN / "keys" / f"{keys}.json").read_text())
     shapes["mid_convs.1.weight"][0] = shapes["mid_convs.1.bias"][0] = last_width
     return numbers(shapes, seed)
 
 
+VARIANTS = {
+    "sd15": ("sd15", "down"),
+    "sd15-mid": ("sd15", "mid"),
+    "sdxl": ("sdxl", "sdxl"),
+    "svd": ("svd", "v2"),
+    "svd-v1": ("svd", "v1"),
+    "sd3": ("sd3", "sd3"),
+}
+"""Family and variant of each tiny model."""
+
+_SD3 = {
+    "transformer": {
+        "sample_size": 32,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 40,
+        "pos_embed_max_size": 24,
+    },
+    "vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 32, 32),
+        "layers_per_block": 1,
+        "latent_channels": 16,
+        "norm_num_groups": 8,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "force_upcast": True,
+    },
+}
+"""Nothing was recorded for SD3: sizes of our own."""
+
+
 def tiny_networks(variant: str) -> dict[str, nn.Module]:
-    """The UNet and the VAE of the reference vectors."""
-    spec, pipeline = read_golden(variant)[0], read_golden(f"{variant}-pipeline")[0]
-    return {
-        "unet": fill(diffusers.UNet2DConditionModel(**_tuples(spec["unet_config"])), spec["unet_seed"]),
-        "vae": fill(diffusers.AutoencoderKL(**_tuples(pipeline["vae_config"])), pipeline["vae_seed"]),
+    """The denoiser and the VAE (and SVD's image encoder) of the reference vectors."""
+    if variant == "sd3":
+        return {
+            "transformer": fill(diffusers.SD3Transformer2DModel(**_SD3["transformer"]), 7),
+            "vae": fill(diffusers.AutoencoderKL(**_SD3["vae"]), 9),
+        }
+    spec, pipeline = read_golden(variant)[0], read_golden(f"{_recorded_runs(variant)}-pipeline")[0]
+    video = "image_encoder_config" in pipeline
+    unet = diffusers.UNetSpatioTemporalConditionModel if video else diffusers.UNet2DConditionModel
+    vae = diffusers.AutoencoderKLTemporalDecoder if video else diffusers.AutoencoderKL
+    networks = {
+        "unet": fill(unet(**_tuples(spec["unet_config"])), spec["unet_seed"]),
+        "vae": fill(vae(**_tuples(pipeline["vae_config"])), pipeline["vae_seed"]),
     }
+    if video:
+        config = CLIPVisionConfig(**pipeline["image_encoder_config"])
+        networks["image_encoder"] = fill(
+            CLIPVisionModelWithProjection(config), pipeline["image_encoder_seed"]
+        )
+    return networks
+
+
+def _recorded_runs(variant: str) -> str:
+    """Whole runs of the first SVD release were not recorded; its base is the second one's."""
+    return "svd" if variant == "svd-v1" else variant
+
+
+_BASES = {
+    "sd15": (diffusers.StableDiffusionPipeline, {"requires_safety_checker": False}),
+    "sdxl": (diffusers.StableDiffusionXLPipeline, {"add_watermarker": False}),
+    "svd": (diffusers.StableVideoDiffusionPipeline, {}),
+    "sd3": (diffusers.StableDiffusion3Pipeline, {}),
+}
 
 
 def write_checkpoint(variant: str, folder: Path) -> Path:
     """The tiny base without text encoders (``base/``, diffusers layout) and ``control.safetensors``."""
-    spec, pipeline = read_golden(variant)[0], read_golden(f"{variant}-pipeline")[0]
-    base = diffusers.StableDiffusionXLPipeline(
-        **tiny_networks(variant),
-        scheduler=diffusers.UniPCMultistepScheduler.from_config(pipeline["scheduler_config"]),
-        text_encoder=None,
-        tokenizer=None,
-        text_encoder_2=None,
-        tokenizer_2=None,
-        add_watermarker=False,
-    )
+    cls, options = _BASES[VARIANTS[variant][0]]
+    if variant == "sd3":
+        scheduler, width, seed = {"shift": 3.0, "num_train_timesteps": 1000}, 32, 8
+        made = diffusers.FlowMatchEulerDiscreteScheduler(**scheduler)
+    else:
+        scheduler = read_golden(f"{_recorded_runs(variant)}-pipeline")[0]["scheduler_config"]
+        spec = read_golden(variant)[0]
+        width, seed = spec["control_last_width"], spec["control_seed"]
+        kind = "EulerDiscreteScheduler" if variant.startswith("svd") else "UniPCMultistepScheduler"
+        made = getattr(diffusers, kind).from_config(scheduler)
+    parts = {**tiny_networks(variant), **options, "scheduler": made}
+    if variant.startswith("svd"):
+        parts["feature_extractor"] = CLIPImageProcessor()
+    accepted = inspect.signature(cls).parameters
+    base = cls(**{name: None for name in accepted if name not in ("self", *options)} | parts)
     base.save_pretrained(folder / "base")
     # the configuration as the cases use it, without the defaults that the class above added
     config = folder / "base" / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", **pipeline["scheduler_config"]}))
-    control = control_tensors(variant, spec["control_last_width"], spec["control_seed"])
-    save_file(control, folder / "control.safetensors")
+    config.write_text(json.dumps({"_class_name": type(made).__name__, **scheduler}))
+    save_file(control_tensors(variant, width, seed), folder / "control.safetensors")
     return folder
 
 

@@ -1,0 +1,32 @@
+"""The PyTorch reference: the stock diffusers pipeline, its denoiser steered by forward hooks.
+
+What "the same outputs as PyTorch" means everywhere in this project is defined here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from controlnext.reference.image import ImageReference, ReferenceOutput
+from controlnext.reference.stock import SCHEDULERS
+from controlnext.reference.video import VideoReference, VideoReferenceOutput
+from controlnext.weights import Checkpoint
+
+__all__ = [
+    "SCHEDULERS",
+    "ImageReference",
+    "ReferenceOutput",
+    "VideoReference",
+    "VideoReferenceOutput",
+    "reference_pipeline",
+]
+
+_TASKS: Mapping[str, Callable[[Checkpoint], ImageReference | VideoReference]] = MappingProxyType(
+    {"image": ImageReference, "video": VideoReference}
+)
+
+
+def reference_pipeline(checkpoint: Checkpoint) -> ImageReference | VideoReference:
+    """The reference for a checkpoint's family."""
+    return _TASKS[checkpoint.family.task](checkpoint)

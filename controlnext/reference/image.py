@@ -1,0 +1,77 @@
+"""The PyTorch reference of the image families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from controlnext.reference.steering import Steering, scale_schedule, steered
+from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+
+
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """``latents`` (N, C, h, w) float32 before decoding; ``images`` (N, H, W, 3) float32 in [0, 1]."""
+
+    latents: np.ndarray
+    images: np.ndarray
+
+
+class ImageReference(StockPipeline):
+    """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.Request`."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        *,
+        control_image: Any,
+        control_scale: float | Sequence[Any] = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int,
+        width: int,
+        seed: int = 0,
+        sampler: str | None = None,
+        num_images_per_prompt: int = 1,
+        latents: np.ndarray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        **embeddings: np.ndarray | None,
+    ) -> ReferenceOutput:
+        asked, steps = self.set_steps(sampler, num_inference_steps)
+        count = len(self.controls)
+        pictures = per_control(control_image, count, shared=False)
+        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
+        steerings = []
+        for module, given, scale in zip(self.controls, pictures, scales, strict=True):
+            image, value = control_tensor(given, height, width), torch.tensor(scale, dtype=torch.float32)
+            if len(image) > 1:
+                image = image.repeat_interleave(num_images_per_prompt, 0)
+            if value.ndim:
+                value = value.repeat_interleave(num_images_per_prompt)
+            span = (control_start, control_end, self.variant.off_scale)
+            steerings.append(Steering(module, image, scale_schedule(value, steps, *span)))
+        keeper = LatentsKeeper()
+        with steered(self.denoiser, self.variant.injection, steerings):
+            result = self.pipeline(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                num_inference_steps=asked,
+                guidance_scale=self.family.default_guidance if guidance_scale is None else guidance_scale,
+                height=height,
+                width=width,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                num_images_per_prompt=num_images_per_prompt,
+                latents=None if latents is None else torch.from_numpy(latents),
+                output_type="np",
+                callback_on_step_end=keeper,
+                callback_on_step_end_tensor_inputs=["latents"],
+                **{k: None if v is None else torch.from_numpy(v) for k, v in embeddings.items()},
+            )
+        return ReferenceOutput(keeper.latents.numpy(), result.images)

@@ -1,0 +1,96 @@
+"""A stock denoiser steered by its controls while a stock pipeline runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlnext.injection import Control, CrossNormalization, inject
+from controlnext.registry import Injection
+from controlnext.windows import Window
+
+
+@dataclass(frozen=True)
+class Steering:
+    """One control over a run.
+
+    ``image``: (1 or N, 3, H, W) in [0, 1], of a clip (1, frames, 3, H, W); repeated to the rows of a guided
+    batch, as the published pipelines do. ``scales``: for each step the scale, (N,) or a scalar, of a guided
+    batch (2 N,).
+    """
+
+    module: nn.Module
+    image: Tensor
+    scales: Sequence[Tensor]
+
+    def control(self, step: int, rows: int, timestep: Tensor, frames: Sequence[int] | None) -> Control:
+        """The control at a step, for a batch of ``rows``; of a clip the frames of these numbers."""
+        image = self.image if frames is None else self.image[:, list(frames)]
+        image = image.repeat(rows // image.shape[0], *[1] * (image.ndim - 1))
+        scale = self.scales[step]
+        if scale.ndim:
+            scale = scale.repeat(rows // len(scale))
+            scale = scale if frames is None else scale.repeat_interleave(len(frames))
+        return Control(self.module(image, timestep.expand(rows)), scale, self.module.scale)  # type: ignore[arg-type]
+
+
+@contextmanager
+def steered(
+    denoiser: nn.Module,
+    injection: Injection,
+    steerings: Sequence[Steering],
+    windows: Sequence[Window] | None = None,
+    **fixed: Tensor,
+) -> Iterator[None]:
+    """While the context lasts, each call of ``denoiser`` is one more step of a steered run.
+
+    With ``windows`` a call gets a whole clip (B, frames, ...), which is denoised window by window.
+    ``fixed``: arguments that take the place of the caller's, one row for all.
+    """
+    stock, normalization = denoiser.forward, CrossNormalization(injection)
+    signature = inspect.signature(stock)
+    (sample_name, *_), step = signature.parameters, -1
+
+    def predict(arguments: dict[str, Any], sample: Tensor, frames: Sequence[int] | None) -> Tensor:
+        rows, timestep = len(sample), arguments["timestep"]
+        controls = [steering.control(step, rows, timestep, frames) for steering in steerings]
+        with inject(denoiser, normalization, controls):
+            return stock(**{**arguments, sample_name: sample, "return_dict": False})[0]
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
+        nonlocal step
+        step += 1
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        sample = arguments[sample_name]
+        arguments |= {name: row.expand(len(sample), -1) for name, row in fixed.items()}
+        if windows is None:
+            return (predict(arguments, sample, None),)
+        total, count = None, torch.zeros(sample.shape[1])
+        for window in windows:
+            part, kept = slice(window.start, window.stop), slice(window.first, window.stop)
+            noise = predict(arguments, sample[:, part], [0, *range(window.start + 1, window.stop)])
+            if total is None:
+                total = noise.new_zeros(len(noise), sample.shape[1], *noise.shape[2:])
+            total[:, kept] += noise[:, window.first - window.start :]
+            count[kept] += 1
+        assert total is not None
+        return (total / count.reshape(1, -1, 1, 1, 1),)
+
+    denoiser.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        denoiser.forward = stock  # type: ignore[method-assign]
+
+
+def scale_schedule(scale: Tensor, steps: int, start: float, end: float, off: float) -> list[Tensor]:
+    """``scale`` at each step, ``off`` outside [start, end] of the run, by the rule of diffusers' ControlNet
+    pipelines (``control_guidance_start``, ``control_guidance_end``)."""
+    keep = [start <= i / steps and (i + 1) / steps <= end for i in range(steps)]
+    return [scale if kept else torch.full_like(scale, off) for kept in keep]

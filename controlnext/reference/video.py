@@ -1,0 +1,107 @@
+"""The PyTorch reference of the video families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from controlnext.reference.steering import Steering, scale_schedule, steered
+from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+from controlnext.weights import Checkpoint
+from controlnext.windows import clip_windows
+
+
+@dataclass(frozen=True)
+class VideoReferenceOutput:
+    """``latents`` (1, F, C, h, w) float32 before decoding; ``frames`` (1, F, H, W, 3) float32 in [0, 1]."""
+
+    latents: np.ndarray
+    frames: np.ndarray
+
+
+class VideoReference(StockPipeline):
+    """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.VideoRequest`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        stock = getattr(diffusers, checkpoint.family.pipeline_class)
+        normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
+        processor = CLIPImageProcessor(**normalization)
+        super().__init__(checkpoint, _guided_from_one(stock), feature_extractor=processor)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image,
+        control_images: Sequence[Any],
+        *,
+        height: int,
+        width: int,
+        control_scale: float | Sequence[float] = 1.0,
+        num_frames: int | None = None,
+        frames_per_batch: int = 14,
+        overlap: int = 4,
+        num_inference_steps: int | None = None,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float | None = None,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        latents: np.ndarray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+    ) -> VideoReferenceOutput:
+        asked, steps = self.set_steps(sampler, num_inference_steps)
+        highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
+        count = len(self.controls)
+        clips = per_control(control_images, count, shared=False)
+        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
+        frames = num_frames or min(len(clip) for clip in clips)
+        steerings = []
+        for module, clip, scale in zip(self.controls, clips, scales, strict=True):
+            pictures = control_tensor(list(clip[:frames]), height, width)[None]
+            value = torch.tensor([scale], dtype=torch.float32)
+            if highest >= 1:
+                value = torch.cat([self.variant.unconditional_scale * value, value])
+            span = (control_start, control_end, self.variant.off_scale)
+            steerings.append(Steering(module, pictures, scale_schedule(value, steps, *span)))
+        windows = clip_windows(frames, frames_per_batch, overlap)
+        fixed = {n: torch.tensor([make(height, width)]) for n, make in self.family.conditioning.items()}
+        keeper = LatentsKeeper()
+        with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
+            result = self.pipeline(
+                image,
+                height=height,
+                width=width,
+                num_frames=frames,
+                num_inference_steps=asked,
+                min_guidance_scale=min_guidance_scale,
+                max_guidance_scale=highest,
+                noise_aug_strength=noise_aug_strength,
+                decode_chunk_size=decode_chunk_size or frames_per_batch,
+                generator=torch.Generator("cpu").manual_seed(seed),
+                latents=None if latents is None else torch.from_numpy(latents),
+                output_type="np",
+                callback_on_step_end=keeper,
+                callback_on_step_end_tensor_inputs=["latents"],
+            )
+        return VideoReferenceOutput(keeper.latents.numpy(), np.asarray(result.frames))
+
+
+def _guided_from_one(stock: Any) -> Any:
+    """The published pipeline is guided from a maximum of 1 on; the stock one above it."""
+
+    class Guided(stock):
+        @property
+        def do_classifier_free_guidance(self) -> bool:
+            return bool(torch.as_tensor(self.guidance_scale).max() >= 1)
+
+    Guided.__name__ = stock.__name__
+    return Guided
