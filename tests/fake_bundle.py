@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,27 @@ from controlnext.specs import TensorSpec
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
 LENGTH = 8
-SIZES = {
-    "text_encoder": {"hidden_size": 6, "projection_dim": 0},
-    "text_encoder_2": {"hidden_size": 10, "projection_dim": 5},
-    "vae_decoder": {"latent_channels": 4},
-    "unet": {"cross_attention_dim": 16, "pooled": 5, "ids": 6},
+SIZES: dict[str, dict[str, dict[str, int]]] = {
+    "sd15": {
+        "text_encoder": {"hidden_size": 6},
+        "vae_decoder": {"latent_channels": 4},
+        "unet": {"cross_attention_dim": 6},
+    },
+    "sdxl": {
+        "text_encoder": {"hidden_size": 6},
+        "text_encoder_2": {"hidden_size": 10, "projection_dim": 5},
+        "vae_decoder": {"latent_channels": 4},
+        "unet": {"cross_attention_dim": 16, "pooled": 5, "ids": 6},
+    },
+    "sd3": {
+        "text_encoder": {"hidden_size": 6, "projection_dim": 3},
+        "text_encoder_2": {"hidden_size": 10, "projection_dim": 5},
+        "text_encoder_3": {"d_model": 20},
+        "vae_decoder": {"latent_channels": 16},
+        "transformer": {"joint_attention_dim": 20, "pooled_projection_dim": 8},
+    },
 }
+"""Of every graph that a fake bundle has, by family."""
 VAE_CONFIG = {"scaling_factor": 0.5, "latents_mean": None, "latents_std": None, "shift_factor": None}
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -30,35 +46,48 @@ SCHEDULER = {
     "num_train_timesteps": 1000,
     "steps_offset": 1,
     "timestep_spacing": "leading",
+    "shift": 3.0,
 }
+"""For flow matching too: every sampler reads what it knows."""
 
 
-def write_fake_bundle(folder: Path, *, text_encoders: bool = True, force_zeros: bool = True) -> Path:
-    """A bundle of the sdxl family in ``folder``, with or without text encoders."""
-    family = get_family("sdxl")
-    networks = ("text_encoder", "text_encoder_2", "vae_decoder", "unet")
+def write_fake_bundle(
+    folder: Path,
+    family_name: str = "sdxl",
+    *,
+    text_encoders: bool = True,
+    leave_out: Sequence[str] = (),
+    force_zeros: bool = True,
+    controls: int = 1,
+) -> Path:
+    """A bundle of an image family in ``folder``, without the graphs ``leave_out`` and, where
+    ``text_encoders`` is false, without any text encoder."""
+    family, sizes = get_family(family_name), SIZES[family_name]
     graphs = {}
     for spec in family.graphs:
-        if spec.folder not in networks or (spec.optional and not text_encoders):
+        if spec.folder not in sizes or spec.folder in leave_out or (spec.optional and not text_encoders):
             continue
-        inputs = [tensor.resolve(SIZES[spec.folder]) for tensor in spec.inputs]
-        outputs = [tensor.resolve(SIZES[spec.folder]) for tensor in spec.outputs]
+        spec = spec.with_controls(controls)
+        inputs, outputs = (
+            [tensor.resolve(sizes[spec.folder]) for tensor in side] for side in (spec.inputs, spec.outputs)
+        )
         _write_graph(folder / spec.folder, inputs, outputs)
-        tensors = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
-        graphs[spec.folder] = Graph(spec.network, "fp32", *tensors)
-        tokenizer = family.networks[spec.network].tokenizer
-        if tokenizer:
-            write_tokenizer(folder / tokenizer / "tokenizer.json")
+        entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
+        graphs[spec.folder] = Graph(spec.network, "fp32", *entries)
+        network = family.networks[spec.network]
+        if network.tokenizer:
+            path = folder / network.tokenizer / "tokenizer.json"
+            write_tokenizer(path, network.tokens or LENGTH, start=spec.folder != family.sequence_encoder)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
         schema=1,
-        family="sdxl",
-        variant="sdxl",
+        family=family.name,
+        variant=next(iter(family.variants)),
         precision="fp32",
         graphs=graphs,
         configs={"vae": VAE_CONFIG},
-        options={"force_zeros_for_empty_prompt": force_zeros},
+        options=dict.fromkeys(family.checkpoint_options, force_zeros),
         sources=[],
         tools={},
         files=list_files(folder),
@@ -75,20 +104,32 @@ def table(width: int) -> np.ndarray:
 def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
     """What the fake denoiser's graph computes, in NumPy: every input changes the result."""
     batch, _, height, width = feed["sample"].shape
-    control = feed["control_image"].mean(1, keepdims=True)
-    control = control.reshape(len(control), 1, height, 8, width, 8).mean((3, 5))
-    rows = (
-        feed["timestep"] / 1000
-        + feed["encoder_hidden_states"].mean((1, 2))
-        + feed["text_embeds"].mean(1)
-        + feed["time_ids"].mean(1) / 1000
-    )
-    strength = feed["control_scale"].reshape(batch, 1, 1, 1)
-    return 0.5 * feed["sample"] + rows.reshape(batch, 1, 1, 1) + strength * control
+    rows = feed["timestep"] / 1000
+    for name, array in feed.items():
+        if name not in _CHANGING and not name.startswith("control_"):
+            rows = rows + array.mean(tuple(range(1, array.ndim))) / _divisor(name)
+    result = 0.5 * feed["sample"] + rows.reshape(batch, 1, 1, 1)
+    for suffix in _suffixes(feed):
+        control = feed[f"control_image{suffix}"].mean(1, keepdims=True)
+        control = control.reshape(len(control), 1, height, 8, width, 8).mean((3, 5))
+        result = result + feed[f"control_scale{suffix}"].reshape(batch, 1, 1, 1) * control
+    return result
 
 
-def write_tokenizer(path: Path) -> None:
-    """A tokenizer of whole words that cuts off and pads to ``LENGTH`` tokens."""
+_CHANGING = ("sample", "timestep")
+
+
+def _suffixes(names: Iterable[str]) -> list[str]:
+    return [name.removeprefix("control_image") for name in names if name.startswith("control_image")]
+
+
+def _divisor(name: str) -> float:
+    """Sizes in pixels are large."""
+    return 1000.0 if name.endswith("_ids") else 1.0
+
+
+def write_tokenizer(path: Path, length: int, start: bool) -> None:
+    """A tokenizer of whole words, with or without a token before them, that cuts off and pads."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: index for index, word in enumerate(WORDS)}
@@ -96,16 +137,16 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+        single="<start> $A <end>" if start else "$A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
-    tokenizer.enable_truncation(LENGTH)
-    tokenizer.enable_padding(length=LENGTH, pad_token="<pad>", pad_id=0)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_token="<pad>", pad_id=0)
     path.parent.mkdir(parents=True)
     tokenizer.save(str(path))
 
 
 def _write_graph(folder: Path, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
-    nodes, initializers = _BODIES[folder.name]()
+    nodes, initializers = _body(folder.name)(inputs, outputs)
     graph = helper.make_graph(
         [helper.make_node(operator, ins, outs, **attributes) for operator, ins, outs, attributes in nodes],
         folder.name,
@@ -129,21 +170,27 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
 Body = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
 
 
-def _text_encoder() -> Body:
-    return [("Gather", ["table", "input_ids"], ["prompt_embeds"], {})], {"table": table(6)}
+def _body(folder: str) -> Callable[[list[TensorSpec], list[TensorSpec]], Body]:
+    if folder.startswith("text_encoder"):
+        return _text_encoder
+    return _vae_decoder if folder == "vae_decoder" else _denoiser
 
 
-def _text_encoder_2() -> Body:
-    nodes = [
-        ("Gather", ["table", "input_ids"], ["prompt_embeds"], {}),
+def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
+    """A row of the table for every token; pooled: the first entries of the rows' mean."""
+    nodes = [("Gather", ["table", "input_ids"], ["prompt_embeds"], {})]
+    arrays = {"table": table(outputs[0].shape[-1])}
+    if len(outputs) == 1:
+        return nodes, arrays
+    nodes += [
         ("ReduceMean", ["prompt_embeds", "tokens"], ["mean"], {"keepdims": 0}),
         ("Slice", ["mean", "start", "end", "last"], ["text_embeds"], {}),
     ]
-    arrays = {"tokens": [1], "start": [0], "end": [5], "last": [1]}
-    return nodes, {"table": table(10), **{name: np.array(value) for name, value in arrays.items()}}
+    ends = {"tokens": [1], "start": [0], "end": [outputs[1].shape[-1]], "last": [1]}
+    return nodes, {**arrays, **{name: np.array(value) for name, value in ends.items()}}
 
 
-def _vae_decoder() -> Body:
+def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
     nodes = [
         ("Slice", ["latent_sample", "start", "end", "axis"], ["three"], {}),
         ("Resize", ["three", "", "scales"], ["sample"], {"mode": "nearest"}),
@@ -152,33 +199,32 @@ def _vae_decoder() -> Body:
     return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
-def _unet() -> Body:
-    nodes = [
-        ("ReduceMean", ["encoder_hidden_states", "axes_12"], ["hidden"], {"keepdims": 0}),
-        ("ReduceMean", ["text_embeds", "axes_1"], ["pooled"], {"keepdims": 0}),
-        ("ReduceMean", ["time_ids", "axes_1"], ["sizes"], {"keepdims": 0}),
-        ("Add", ["timestep", "sizes"], ["numbers"], {}),
-        ("Div", ["numbers", "thousand"], ["small"], {}),
-        ("Sum", ["small", "hidden", "pooled"], ["rows"], {}),
-        ("Reshape", ["rows", "per_row"], ["offset"], {}),
-        ("ReduceMean", ["control_image", "axes_1"], ["grey"], {"keepdims": 1}),
-        ("AveragePool", ["grey"], ["control"], {"kernel_shape": [8, 8], "strides": [8, 8]}),
-        ("Reshape", ["control_scale", "per_row"], ["strength"], {}),
-        ("Mul", ["strength", "control"], ["controlled"], {}),
-        ("Mul", ["sample", "half"], ["halved"], {}),
-        ("Sum", ["halved", "offset", "controlled"], ["noise_pred"], {}),
-    ]
-    integers = {"axes_12": [1, 2], "axes_1": [1], "per_row": [-1, 1, 1, 1]}
+def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
+    """As :func:`fake_denoiser`."""
+    integers = {"per_row": [-1, 1, 1, 1], "channels": [1]}
     floats = {"thousand": 1000.0, "half": 0.5}
+    nodes = [("Div", ["timestep", "thousand"], ["time"], {}), ("Mul", ["sample", "half"], ["halved"], {})]
+    rows, terms = ["time"], ["halved", "offset"]
+    for tensor in inputs:
+        name = tensor.name
+        if name not in _CHANGING and not name.startswith("control_"):
+            integers[f"{name}_axes"] = list(range(1, len(tensor.shape)))
+            floats[f"{name}_divisor"] = _divisor(name)
+            nodes.append(("ReduceMean", [name, f"{name}_axes"], [f"{name}_mean"], {"keepdims": 0}))
+            nodes.append(("Div", [f"{name}_mean", f"{name}_divisor"], [f"{name}_row"], {}))
+            rows.append(f"{name}_row")
+    nodes += [("Sum", rows, ["sum"], {}), ("Reshape", ["sum", "per_row"], ["offset"], {})]
+    for suffix in _suffixes(tensor.name for tensor in inputs):
+        grey, pooled, strength, term = (f"{name}{suffix}" for name in ("grey", "pooled", "strength", "term"))
+        nodes += [
+            ("ReduceMean", [f"control_image{suffix}", "channels"], [grey], {"keepdims": 1}),
+            ("AveragePool", [grey], [pooled], {"kernel_shape": [8, 8], "strides": [8, 8]}),
+            ("Reshape", [f"control_scale{suffix}", "per_row"], [strength], {}),
+            ("Mul", [strength, pooled], [term], {}),
+        ]
+        terms.append(term)
+    nodes.append(("Sum", terms, ["noise_pred"], {}))
     return nodes, {
         **{name: np.array(value, np.int64) for name, value in integers.items()},
         **{name: np.array(value, np.float32) for name, value in floats.items()},
     }
-
-
-_BODIES = {
-    "text_encoder": _text_encoder,
-    "text_encoder_2": _text_encoder_2,
-    "vae_decoder": _vae_decoder,
-    "unet": _unet,
-}
