@@ -1,0 +1,253 @@
+"""LoRAs fused into the base's tensors: their names through diffusers, their layers through peft."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import msgspec
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from controlnext.errors import CheckpointError, InputError
+from controlnext.manifest import Source
+from controlnext.registry import Family, Network
+from controlnext.weights.base import Base, Part
+from controlnext.weights.layouts import looks_like
+from controlnext.weights.lazy import LazyTensor, first_line, read_file
+from controlnext.weights.networks import canonical, empty_module, listing
+from controlnext.weights.places import Place, choose_weights, locate
+
+log = logging.getLogger(__name__)
+
+_STEMS = ("pytorch_lora_weights",)
+_ADAPTER = "lora"
+# layer, then "down" or "A" for the first of its two matrices, "up" or "B" for the second, in every format
+_MATRIX = re.compile(r"(.+)[._]lora(?:_linear_layer)?[._](?:(down|A)|up|B)\.weight")
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+# what of peft's settings says how strong a layer is; the others steer training, or name modules to import
+_STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
+
+_Pair = tuple[Tensor, Tensor]
+"""down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)"""
+
+
+def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source]:
+    """Add LoRAs, each ``PATH[:SCALE]``, to those tensors of ``base`` that they were trained for.
+
+    ``PATH``: a file, a folder with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The sums
+    are computed when they are read, in float32; what is there for a text encoder that ``base`` lacks is left
+    out with a warning. Raises :class:`InputError` for a scale that is no finite number and for a family whose
+    pipeline takes no LoRA, :class:`CheckpointError` for a file that is no plain LoRA or does not fit.
+    """
+    if loras and not hasattr(_pipeline(family), "lora_state_dict"):
+        raise InputError(
+            f"{family.name} takes no LoRA: diffusers' {family.pipeline_class} has none; leave --lora out"
+        )
+    return [_apply(family, base, *_split(given)) for given in loras]
+
+
+def _pipeline(family: Family) -> Any:
+    return getattr(diffusers, family.pipeline_class)
+
+
+def _split(given: str) -> tuple[str, float]:
+    """Path and scale. A path may hold colons: what follows the last is a scale only where it is a number."""
+    path, colon, last = given.rpartition(":")
+    if not colon or Path(given).expanduser().exists():
+        return given, 1.0
+    try:
+        scale = float(last)
+    except ValueError:
+        if not Path(path).expanduser().exists():
+            return given, 1.0
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise InputError(f"--lora {given}: {last!r} is no finite number; give PATH or PATH:SCALE")
+    return path, scale
+
+
+def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
+    place = locate(given, _choose)
+    file = _weight_file(place)
+    found = read_file(file)
+    settings = _settings(file)
+    for name, matrices in _by_network(family, base, _matrices(found, place.name), place.name).items():
+        if name in base.parts:
+            network, part = family.networks[name], base.parts[name]
+            pairs = _pairs(network, part, matrices, f"{place.name} does not fit the base's {name}")
+            strength = {key: settings[f"{name}.{key}"] for key in _STRENGTH if f"{name}.{key}" in settings}
+            _fuse(network, part, pairs, strength, scale)
+        else:
+            log.warning("%s: what it has for %s is left out; the base has none", place.name, name)
+    source = place.source("lora", file)
+    detail = ", ".join(filter(None, (source.detail, f"scale {scale:g}")))
+    return msgspec.structs.replace(source, detail=detail)
+
+
+def _choose(names: Sequence[str]) -> list[str]:
+    """The LoRA among the files of a folder: the one that diffusers names, or the only one."""
+    top = [name for name in names if "/" not in name]
+    files = [name for name in top if name.endswith(".safetensors")]
+    files = files or [name for name in top if name.endswith(".bin")]
+    return choose_weights(top, _STEMS) or (files if len(files) == 1 else [])
+
+
+def _weight_file(place: Place) -> Path:
+    if place.path.is_file():
+        return place.path
+    names = sorted(path.name for path in place.path.iterdir())
+    chosen = _choose(names)
+    if not chosen:
+        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+        raise CheckpointError(
+            f"{place.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
+            f" {', '.join(weights[:8]) or 'none'}; give the LoRA's file itself"
+        )
+    return place.path / chosen[0]
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """peft's settings that diffusers' trainers write into the file, as ``"unet.lora_alpha"``."""
+    if file.suffix != ".safetensors":
+        return {}
+    with safe_open(str(file), "pt") as opened:
+        text = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file}: its {LORA_ADAPTER_METADATA_KEY} is damaged; get it again") from error
+
+
+def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
+    """All the matrices under the file's own names; an ``alpha`` is multiplied into the second of its layer.
+
+    diffusers would take the alphas too, but loses them where an attention's layers have different ones.
+    """
+    matches = {name: match for name in found if (match := _MATRIX.fullmatch(name))}
+    layers = Counter(match[1] for match in matches.values())
+    problems = {
+        "without their pair": [name for name, match in matches.items() if layers[match[1]] != 2],
+        "other tensors": [n for n in found if n not in matches and n.removesuffix(".alpha") not in layers],
+    }
+    if any(problems.values()) or not matches:
+        raise CheckpointError(
+            f"{what} is no plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank matrices;"
+            f" {listing(problems)}; accepted are pairs of such, with or without alpha: no DoRA, LoHa or LoKr"
+        )
+    matrices = {}
+    for name, match in matches.items():
+        matrices[name] = tensor = found[name].read()
+        alpha = found.get(f"{match[1]}.alpha")
+        if alpha is not None and not match[2]:
+            matrices[name] = tensor.float() * (float(alpha.read()) / tensor.shape[1])
+    return matrices
+
+
+def _by_network(
+    family: Family, base: Base, matrices: dict[str, Tensor], what: str
+) -> dict[str, dict[str, Tensor]]:
+    """The matrices of each network under the names that diffusers gives them."""
+    config = SimpleNamespace(**base.parts[family.denoiser].config)
+    try:
+        # what follows the state dict differs between the pipelines: alphas or not
+        state, *_ = _pipeline(family).lora_state_dict(matrices, unet_config=config, return_lora_metadata=True)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(
+            f"{what} does not fit {family.name}: {first_line(error)[:200]}; give a LoRA of {family.name}"
+        ) from error
+    networks: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        network, _, inside = name.partition(".")
+        networks.setdefault(network, {})[inside] = tensor
+    unknown = [name for name in state if name.partition(".")[0] not in family.networks]
+    if unknown:
+        raise CheckpointError(
+            f"{what} does not fit {family.name}: {listing({'for no network of it': unknown})}; give a LoRA of"
+            f" {family.name} as diffusers or kohya's sd-scripts save it"
+        )
+    return networks
+
+
+def _pairs(network: Network, part: Part, matrices: dict[str, Tensor], what: str) -> dict[str, _Pair]:
+    """The two matrices of every layer, by the layer's name in the network."""
+    known = {canonical(name): name for name in part.tensors}
+    found: dict[str, dict[str, Tensor]] = {}
+    unknown = []
+    for name, tensor in _peft_names(network, matrices, what).items():
+        weight = known.get(canonical(name.replace(_DOWN, ".weight").replace(_UP, ".weight")))
+        if weight is None:
+            unknown.append(name)
+        else:
+            found.setdefault(weight.removesuffix(".weight"), {})[name[-len(_DOWN) :]] = tensor
+    pairs = {layer: (both[_DOWN], both[_UP]) for layer, both in found.items()}
+    misshaped = []
+    for layer, (down, up) in pairs.items():
+        shape = part.tensors[f"{layer}.weight"].shape
+        if (up.shape[0], *down.shape[1:]) != shape or up.shape[1] != down.shape[0]:
+            misshaped.append(f"{layer} {list(up.shape)} x {list(down.shape)} for {list(shape)}")
+    if unknown or misshaped:
+        problems = listing({"unknown": unknown, "mis-shaped": misshaped})
+        raise CheckpointError(f"{what}: {problems}; give a LoRA that was trained for this architecture")
+    return pairs
+
+
+def _peft_names(network: Network, matrices: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    if network.library == "diffusers":
+        return convert_unet_state_dict_to_peft(matrices)
+    if any(name.endswith(_DOWN) for name in matrices):
+        return matrices
+    try:
+        return convert_state_dict_to_peft(convert_state_dict_to_diffusers(matrices))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{what}: {listing({'unknown': matrices})}; give a LoRA of this family"
+        ) from error
+
+
+def _fuse(
+    network: Network, part: Part, pairs: Mapping[str, _Pair], strength: Mapping[str, Any], scale: float
+) -> None:
+    """Add scale * strength * up @ down to the weight of every layer."""
+    module = _adapted(empty_module(network, part.config), list(pairs), strength)
+    summed = {}
+    for layer, (down, up) in pairs.items():
+        adapter = module.get_submodule(layer)
+        adapter.lora_A[_ADAPTER].weight = nn.Parameter(down.float(), requires_grad=False)
+        adapter.lora_B[_ADAPTER].weight = nn.Parameter(up.float(), requires_grad=False)
+        adapter.scale_layer(scale)
+        name = f"{layer}.weight"
+        summed[name] = _sum(part.tensors[name], adapter)
+    part.tensors = part.tensors | summed
+
+
+def _adapted(module: nn.Module, layers: list[str], strength: Mapping[str, Any]) -> Any:
+    """``module`` on the meta device with peft's layers in it; without settings their strength is 1."""
+    names = {layer + _DOWN: torch.empty(0) for layer in layers}
+    try:
+        config = LoraConfig(target_modules=layers, **strength)
+        return inject_adapter_in_model(config, module, _ADAPTER, low_cpu_mem_usage=True, state_dict=names)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        raise CheckpointError(
+            f"peft refuses the LoRA's settings {dict(strength)}: {first_line(error)}; get the file again"
+        ) from error
+
+
+def _sum(base: LazyTensor, adapter: Any) -> LazyTensor:
+    return LazyTensor(base.shape, lambda: base.read().float() + adapter.get_delta_weight(_ADAPTER))
