@@ -19,7 +19,7 @@ from controlnext.registry import ControlSpec, Network, get_family
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import empty_control
 from controlnext.weights.lazy import LazyTensor, LazyTensors, held
-from controlnext.weights.networks import Shape, empty_module, match, shapes_of
+from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER, read_json
 
 # prefixes of the initializers of a graph's own network; a control module's has its name
@@ -86,7 +86,10 @@ def _network(
         empty_module(spec, config) if spec else empty_control(msgspec.convert(config, ControlSpec))
     )
     if spec and spec.tokenizer:
-        found = _zeros(expected.keys() - found.keys(), expected) | dict(found)
+        # a tensor that goes by two names is in the graph under one of them
+        known = {canonical(tensor) for tensor in found}
+        absent = {tensor for tensor in expected if canonical(tensor) not in known}
+        found = _zeros(absent, expected) | dict(found)
     try:
         tensors = match(found, expected, f"{bundle}: {name}")
     except CheckpointError as error:
