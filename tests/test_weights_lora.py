@@ -262,6 +262,14 @@ def test_half_a_layer_is_refused(tmp_path: Path) -> None:
     assert "1 without their pair (lora_unet_conv_in.lora_down.weight)" in line
 
 
+def test_matrices_of_other_dimensions_are_refused(tmp_path: Path) -> None:
+    matrices = as_peft(low_rank({"unet": networks(SD15)["unet"]}))
+    flat = {name: tensor.flatten(1) if ".conv" in name else tensor for name, tensor in matrices.items()}
+    assert "mis-shaped (conv_in [16, 4] x [4, 36] for [16, 4, 3, 3]" in refusal(SD15, flat, tmp_path)
+    bare = {name: tensor.flatten() for name, tensor in matrices.items()}
+    assert f"0 low-rank matrices; {len(matrices)} other tensors" in refusal(SD15, bare, tmp_path)
+
+
 def test_a_lora_of_another_family_is_refused_with_the_layers_that_do_not_fit(tmp_path: Path) -> None:
     unet = {"unet": networks(SDXL)["unet"]}
     line = refusal(SD15, as_peft(low_rank(unet)), tmp_path)

@@ -140,7 +140,8 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
 
     diffusers would take the alphas too, but loses them where an attention's layers have different ones.
     """
-    matches = {name: match for name in found if (match := _MATRIX.fullmatch(name))}
+    matrix = {name: _MATRIX.fullmatch(name) for name, tensor in found.items() if len(tensor.shape) >= 2}
+    matches = {name: match for name, match in matrix.items() if match}
     layers = Counter(match[1] for match in matches.values())
     problems = {
         "without their pair": [name for name, match in matches.items() if layers[match[1]] != 2],
@@ -200,7 +201,8 @@ def _pairs(network: Network, part: Part, matrices: dict[str, Tensor], what: str)
     misshaped = []
     for layer, (down, up) in pairs.items():
         shape = part.tensors[f"{layer}.weight"].shape
-        if (up.shape[0], *down.shape[1:]) != shape or up.shape[1] != down.shape[0]:
+        fitting = (shape[0], down.shape[0], *[1] * len(shape[2:]))
+        if up.shape != fitting or down.shape[1:] != shape[1:]:
             misshaped.append(f"{layer} {list(up.shape)} x {list(down.shape)} for {list(shape)}")
     if unknown or misshaped:
         problems = listing({"unknown": unknown, "mis-shaped": misshaped})
