@@ -18,6 +18,7 @@ from controlnext.export.passes import finish_graph
 from controlnext.export.trace import make_hollow, trace
 from controlnext.export.write import write_graph
 from controlnext.files import new_folder
+from controlnext.injection import CrossNormalization, averaging_pool
 from controlnext.manifest import SCHEMA, Graph, Manifest, ParityRow, TensorEntry, list_files, write_manifest
 from controlnext.registry import Family, GraphSpec
 from controlnext.weights import Checkpoint
@@ -124,7 +125,7 @@ def _export_graph(
 def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
     network = make_hollow(checkpoint.networks[spec.network].meta_module())
     controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
-    return wrap(spec, network, controls, checkpoint.variant.injection)
+    return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlnext.injection import Control, CrossNormalization, averaging_pool, inject
-from controlnext.registry import GraphSpec, Injection
+from controlnext.injection import Control, CrossNormalization, inject
+from controlnext.registry import GraphSpec
 
 
 class FusedDenoiser(nn.Module):
@@ -22,14 +22,18 @@ class FusedDenoiser(nn.Module):
     """
 
     def __init__(
-        self, denoiser: nn.Module, controls: Sequence[nn.Module], injection: Injection, spec: GraphSpec
+        self,
+        denoiser: nn.Module,
+        controls: Sequence[nn.Module],
+        normalization: CrossNormalization,
+        spec: GraphSpec,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.suffixes = ["", *(f"_{number}" for number in range(2, len(controls) + 1))]
         for suffix, control in zip(self.suffixes, controls, strict=True):
             self.add_module(f"control{suffix}", control)
-        self.cross_normalization = CrossNormalization(injection, averaging_pool)
+        self.cross_normalization = normalization
         self.spec = spec
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class TextEncoder(nn.Module):
-    """Token ids -> hidden states of the last layer, or before it with ``penultimate``, [pooled projection]."""
+    """Token ids -> hidden states of the last layer, with ``penultimate`` before it, [pooled projection]."""
 
     def __init__(self, network: nn.Module, penultimate: bool = False, pooled: bool = False) -> None:
         super().__init__()
@@ -138,9 +142,9 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
 
 
 def wrap(
-    spec: GraphSpec, network: nn.Module, controls: Sequence[nn.Module], injection: Injection
+    spec: GraphSpec, network: nn.Module, controls: Sequence[nn.Module], normalization: CrossNormalization
 ) -> nn.Module:
-    """The module to trace for the graph ``spec``."""
+    """The module behind the graph ``spec``; to be traced it needs a pool that can be (averaging_pool)."""
     if spec.wrapper == "denoiser":
-        return FusedDenoiser(network, controls, injection, spec).eval()
+        return FusedDenoiser(network, controls, normalization, spec).eval()
     return ADAPTERS[spec.wrapper](network).eval()

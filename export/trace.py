@@ -23,7 +23,7 @@ def make_hollow(module: nn.Module) -> nn.Module:
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None and parameter.is_meta:
-                zeros = torch.zeros(1).expand(parameter.shape)
+                zeros = torch.zeros(()).expand(parameter.shape)
                 part._parameters[name] = nn.Parameter(zeros, requires_grad=False)
     return module
 

@@ -60,9 +60,7 @@ def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
     return unconditional + scale * (conditional - unconditional)
 
 
-def control_schedule(
-    scale: FloatArray, steps: int, start: float, end: float, off: float
-) -> list[FloatArray]:
+def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:
     """``scale`` at the steps within the interval from ``start`` to ``end`` of the run, ``off`` at the others.
 
     A step counts as within when it neither begins before ``start`` nor ends after ``end``, the run being from

@@ -66,7 +66,9 @@ class ImageTask(Task):
         for suffix, pictures in zip(self.controls, controls, strict=True):
             control = control_array(pictures, height, width)
             if len(control) > 1:
-                control = np.tile(np.repeat(control, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
+                control = np.tile(
+                    np.repeat(control, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1)
+                )
             constants[f"control_image{suffix}"] = control
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
@@ -80,9 +82,7 @@ class ImageTask(Task):
     def arrange(self, pictures: Any) -> Pictures:
         return pictures
 
-    def _latents(
-        self, request: Request, height: int, width: int, generator: TorchGenerator
-    ) -> FloatArray:
+    def _latents(self, request: Request, height: int, width: int, generator: TorchGenerator) -> FloatArray:
         count, factor = request.prompt_count * request.num_images_per_prompt, self.family.vae_factor
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)

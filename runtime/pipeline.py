@@ -28,7 +28,7 @@ TASKS: Mapping[str, Callable[[Bundle], Task]] = MappingProxyType({"image": Image
 
 
 class Pipeline(Closing):
-    """A bundle ready to make pictures or clips. Leaving it as a context manager gives back the engines' memory.
+    """A bundle ready to make pictures or clips. A context manager: leaving it gives back the engines' memory.
 
     An engine is opened when it is first needed and kept until then.
     """
@@ -96,7 +96,9 @@ class Pipeline(Closing):
     def _decoded(self, latents: FloatArray, chunk: int | None) -> Iterator[FloatArray]:
         decoder, config = self.bundle.engine("vae_decoder"), self.bundle.manifest.configs["vae"]
         rows = latents.reshape(-1, *latents.shape[-3:])
-        return decode_latents(decoder, config, rows, self.task.request.default_chunk if chunk is None else chunk)
+        return decode_latents(
+            decoder, config, rows, self.task.request.default_chunk if chunk is None else chunk
+        )
 
     def close(self) -> None:
         """Give back the engines' memory."""

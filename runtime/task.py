@@ -28,7 +28,7 @@ class Task(ABC):
 
     request: ClassVar[type[CommonRequest]]
     output: ClassVar[Callable[[Any, FloatArray], Any]]
-    """What a call returns, made of the arranged pictures (None if they were not asked for) and the latents."""
+    """What a call returns, of the arranged pictures (None if they were not asked for) and the latents."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -52,14 +52,18 @@ class Task(ABC):
     @property
     def controls(self) -> list[str]:
         """What follows ``control_image`` and ``control_scale`` in the input names of each control."""
-        return [name.removeprefix("control_image") for name in self.inputs if name.startswith("control_image")]
+        return [
+            name.removeprefix("control_image") for name in self.inputs if name.startswith("control_image")
+        ]
 
     def per_control(self, name: str, value: Any) -> list[Any]:
         """One value for each control; with several controls ``value`` has to be a list of as many."""
         if len(self.controls) == 1:
             return [value]
         if not isinstance(value, (list, tuple)) or len(value) != len(self.controls):
-            raise InputError(f"this bundle has {len(self.controls)} controls; give {name} as a list of as many")
+            raise InputError(
+                f"this bundle has {len(self.controls)} controls; give {name} as a list of as many"
+            )
         return list(value)
 
     def scales_per_control(self, scale: Any) -> list[Any]:
@@ -74,7 +78,9 @@ class Task(ABC):
         factor = np.float32(self.variant.unconditional_scale)
         span, off = (request.control_start, request.control_end), self.variant.off_scale
         schedules = [
-            control_schedule(np.concatenate([factor * scale, scale] if guided else [scale]), steps, *span, off)
+            control_schedule(
+                np.concatenate([factor * scale, scale] if guided else [scale]), steps, *span, off
+            )
             for scale in scales
         ]
         names = [f"control_scale{suffix}" for suffix in self.controls]

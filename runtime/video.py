@@ -28,7 +28,8 @@ class VideoOutput:
     """What a call gives.
 
     Attributes:
-        frames: clips of PIL images; with output type "np" (1, F, H, W, 3) float32 in [0, 1]; with "latent" None.
+        frames: clips of PIL images; with output type "np" (1, F, H, W, 3) float32 in [0, 1]; with "latent"
+            None.
         latents: (1, F, C, H/8, W/8) float32 as the last step left them, not unscaled for the VAE.
     """
 
@@ -148,7 +149,9 @@ def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
     shortest = min(len(clip) for clip in clips)
     frames = shortest if request.num_frames is None else request.num_frames
     if frames > shortest:
-        raise InputError(f"num_frames is {frames}, the control has {shortest}; give a picture for every frame")
+        raise InputError(
+            f"num_frames is {frames}, the control has {shortest}; give a picture for every frame"
+        )
     return frames
 
 

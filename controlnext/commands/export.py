@@ -28,6 +28,8 @@ def export(
     unet_weights: options.UnetWeights = None,
     unet_increments: options.UnetIncrements = False,
     vae: options.Vae = None,
+    lora: options.Lora = None,
+    no_t5: options.NoT5 = False,
     random_weights: options.RandomWeights = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     verify: Annotated[
@@ -59,10 +61,12 @@ def export(
                 family,
                 variant=variant,
                 base=base,
-                control=control,
-                unet_weights=unet_weights,
+                control=control or (),
+                unet_weights=unet_weights or (),
                 unet_increments=unet_increments,
                 vae=vae,
+                lora=lora or (),
+                leave_out=options.leave_out(family, no_t5),
                 random_seed=random_weights,
             )
 

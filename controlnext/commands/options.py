@@ -7,11 +7,21 @@ from typing import Annotated
 
 import typer
 
+from controlnext.errors import InputError
+from controlnext.registry import Family
+
 
 def _check_seed(seed: int | None) -> int | None:
     if seed is not None and seed < 0:
         raise typer.BadParameter(f"{seed} is negative; give a whole number from 0 on")
     return seed
+
+
+def leave_out(family: Family, no_t5: bool) -> tuple[str, ...]:
+    """The optional networks that ``--no-t5`` leaves out; raises where the family has none."""
+    if no_t5 and not family.sequence_encoder:
+        raise InputError(f"{family.name} has no T5 text encoder; leave --no-t5 out")
+    return (family.sequence_encoder,) if no_t5 else ()
 
 
 Bundle = Annotated[Path, typer.Argument(help="Folder that an export made.", show_default=False)]
@@ -24,18 +34,37 @@ Base = Annotated[
     ),
 ]
 Control = Annotated[
-    str | None,
-    typer.Option(metavar="PATH_OR_ID", help="Control module weights: file, folder or hub id."),
+    list[str] | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Control module weights: file, folder or hub id. More than one for several controls at once.",
+        show_default=False,
+    ),
 ]
 UnetWeights = Annotated[
-    str | None,
-    typer.Option(metavar="PATH_OR_ID", help="The UNet tensors that were trained with the control module."),
+    list[str] | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="The UNet tensors that were trained with the control module.",
+        show_default=False,
+    ),
 ]
 UnetIncrements = Annotated[
     bool,
     typer.Option("--unet-increments", help="The trained UNet tensors are differences to add to the base's."),
 ]
 Vae = Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="Replacement VAE.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH_OR_ID[:SCALE]",
+        help="LoRA to fuse into the base, with its strength (1 if none is given); may be repeated.",
+        show_default=False,
+    ),
+]
+NoT5 = Annotated[
+    bool, typer.Option("--no-t5", help="Leave the T5 text encoder out (sd3): less text, 9 GB less.")
+]
 RandomWeights = Annotated[
     int | None,
     typer.Option(

@@ -12,7 +12,8 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from controlnext.commands.console import PARITY_COLUMNS, parity_cells
-from controlnext.commands.parity import Comparison, SamplingRun
+from controlnext.commands.parity import Comparison
+from controlnext.commands.trial import SamplingRun
 from controlnext.files import new_file
 from controlnext.manifest import Manifest
 

@@ -17,7 +17,7 @@ from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
 
 if TYPE_CHECKING:
-    from controlnext.commands.parity import SamplingRun
+    from controlnext.commands.trial import SamplingRun
 
 
 def verify(
@@ -30,6 +30,8 @@ def verify(
     unet_weights: options.UnetWeights = None,
     unet_increments: options.UnetIncrements = False,
     vae: options.Vae = None,
+    lora: options.Lora = None,
+    no_t5: options.NoT5 = False,
     random_weights: options.RandomWeights = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
     control_image: Annotated[
@@ -46,15 +48,16 @@ def verify(
     options of the export it takes the original ones.
     """
     manifest = read_manifest(bundle)
-    original = control is not None or random_weights is not None
-    if not original and (base or unet_weights or vae):
+    original = bool(control) or random_weights is not None
+    if not original and (base or unet_weights or vae or lora or no_t5):
         raise InputError("the original weights need --control too; without it PyTorch takes the bundle's own")
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is no .html file; give --report FILE.html")
     picture = None if control_image is None else read_picture(control_image)
     with extra("export"):
-        from controlnext.commands.parity import compare, default_run
+        from controlnext.commands.parity import compare
         from controlnext.commands.report import write_report
+        from controlnext.commands.trial import default_run
         from controlnext.export.bundle import check_parity
         from controlnext.weights import bundle_checkpoint, load_checkpoint
     family = get_family(manifest.family)
@@ -72,10 +75,12 @@ def verify(
             family,
             variant=manifest.variant,
             base=base,
-            control=control,
-            unet_weights=unet_weights,
+            control=control or (),
+            unet_weights=unet_weights or (),
             unet_increments=unet_increments,
             vae=vae,
+            lora=lora or (),
+            leave_out=options.leave_out(family, no_t5),
             random_seed=random_weights,
         )
     else:

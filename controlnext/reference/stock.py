@@ -30,7 +30,7 @@ SCHEDULERS = {
 class StockPipeline:
     """A checkpoint as the stock diffusers pipeline, in float32 on the CPU.
 
-    ``modules``: the networks and control modules by name; ``pipeline``: of ``cls``, the family's if not given.
+    ``modules``: the networks and control modules by name; ``pipeline``: of ``cls``, or of the family's class.
     """
 
     def __init__(self, checkpoint: Checkpoint, cls: Any = None, **parts: Any) -> None:

@@ -17,7 +17,7 @@ from score import overlap
 from controlnext.commands.parity import psnr
 from controlnext.commands.report import difference_picture, to_picture
 from controlnext.files import new_file
-from controlnext.reference import ReferencePipeline
+from controlnext.reference import ImageReference
 from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
@@ -27,7 +27,7 @@ COUNT, STEPS, GUIDANCE = 4, 20, 3.0
 """At the usual guidance of 5 this small model's colours begin to mix."""
 
 
-def reference() -> ReferencePipeline:
+def reference() -> ImageReference:
     """The small model in PyTorch, from the files that the export reads."""
     checkpoint = load_checkpoint(
         get_family("sdxl"),
@@ -36,7 +36,7 @@ def reference() -> ReferencePipeline:
         unet_weights=MODEL / "unet.safetensors",
         unet_increments=True,
     )
-    return ReferencePipeline(checkpoint)
+    return ImageReference(checkpoint)
 
 
 def main(bundle: Path, output: Path) -> None:

@@ -1,0 +1,150 @@
+"""What a bundle is tried on: seeded inputs for each graph, and a short sampling run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from controlnext.manifest import Graph, Manifest
+from controlnext.registry import Family, get_family
+from controlnext.runtime.samplers import make_sampler
+
+Arrays = dict[str, np.ndarray]
+
+SEED = 0
+
+# Neither is a size at which graphs are traced, and every family takes both.
+SIZES = (
+    {"batch": 1, "height": 24, "width": 16, "sequence": 77, "frames": 3},
+    {"batch": 2, "height": 8, "width": 40, "sequence": 33, "frames": 2},
+)
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """What a whole run is compared on. Where the prompt is None, random embeddings take its place.
+
+    A clip shows the control picture moving, in overlapping windows; a further control sees it turned.
+    """
+
+    prompt: str | None
+    control_image: Image.Image
+    steps: int
+    height: int
+    width: int
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        clip = f"x{self.frames}" if self.frames else ""
+        return f"{self.steps} steps {self.width}x{self.height}{clip}"
+
+
+def default_run(manifest: Manifest) -> SamplingRun:
+    """A short run at a small size: on a full-size model it takes about a minute on a processor."""
+    size, family = 128, get_family(manifest.family)
+    picture = Image.new("RGB", (size, size))
+    ImageDraw.Draw(picture).ellipse((24, 32, 96, 104), outline="white", width=2)
+    reads_prompts = bool(family.prompt_encoders) and set(family.prompt_encoders) <= set(manifest.graphs)
+    prompt = "a red circle on a blue background" if reads_prompts else None
+    video = family.task == "video"
+    return SamplingRun(prompt, picture, 3 if video else 6, size, size, frames=5 if video else None)
+
+
+def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    """The arguments that the PyTorch reference and the runtime's pipeline both take."""
+    common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
+    return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
+
+
+def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
+    return {"control_image": _one_or_all(_turned(run.control_image, _controls(manifest))), **words}
+
+
+def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    clips = [
+        [ImageChops.offset(picture, 8 * frame, 0) for frame in range(run.frames or 1)]
+        for picture in _turned(run.control_image, _controls(manifest))
+    ]
+    return {
+        "image": run.control_image,
+        "control_images": _one_or_all(clips),
+        "frames_per_batch": 3,
+        "overlap": 1,
+    }
+
+
+_ARGUMENTS: Mapping[str, Callable[[Manifest, SamplingRun], dict[str, Any]]] = MappingProxyType(
+    {"image": _image_arguments, "video": _video_arguments}
+)
+
+
+def _turned(picture: Image.Image, count: int) -> list[Image.Image]:
+    return [picture.rotate(90 * number) for number in range(count)]
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values if len(values) > 1 else values[0]
+
+
+def _controls(manifest: Manifest) -> int:
+    inputs = manifest.graphs[get_family(manifest.family).denoiser].inputs
+    return sum(tensor.name.startswith("control_image") for tensor in inputs)
+
+
+def _random_embeddings(manifest: Manifest) -> Arrays:
+    family, generator = get_family(manifest.family), np.random.default_rng(SEED)
+    names = {"encoder_hidden_states": "prompt_embeds", family.pooled_input: "pooled_prompt_embeds"}
+    embeddings = {}
+    for tensor in manifest.graphs[family.denoiser].inputs:
+        if tensor.name in names:
+            shape = tensor.spec().shape_at({"batch": 1, "sequence": 77})
+            for name in (names[tensor.name], f"negative_{names[tensor.name]}"):
+                embeddings[name] = generator.standard_normal(shape).astype(tensor.dtype)
+    return embeddings
+
+
+def graph_feeds(bundle: Path, manifest: Manifest) -> dict[str, Sequence[Arrays]]:
+    """Inputs for each graph by folder, at each of :data:`SIZES`."""
+    family = get_family(manifest.family)
+    scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
+    timesteps = make_sampler(family.default_sampler, scheduler, 10).timesteps
+    return {
+        folder: [_feed(manifest, family, graph, sizes, timesteps) for sizes in SIZES]
+        for folder, graph in manifest.graphs.items()
+    }
+
+
+def _feed(
+    manifest: Manifest, family: Family, graph: Graph, sizes: Mapping[str, int], timesteps: np.ndarray
+) -> Arrays:
+    generator = np.random.default_rng(SEED)
+    config = manifest.configs[graph.network]
+    feed = {}
+    for tensor in graph.inputs:
+        batches = {name: sizes["batch"] for name in tensor.spec().symbols() if name.startswith("control_")}
+        shape = tensor.spec().shape_at({**batches, **sizes})
+        values: np.ndarray
+        if tensor.name == "input_ids":
+            values = generator.integers(0, config["vocab_size"], shape)
+        elif tensor.name == "timestep":
+            # one time for the whole batch, as in every sampling step
+            values = np.full(shape, generator.choice(timesteps))
+        elif tensor.name.startswith("control_image"):
+            values = generator.random(shape)
+        elif tensor.name.startswith("control_scale"):
+            values = generator.uniform(0.3, 1.0, shape)
+        elif tensor.name in family.conditioning:
+            size = (family.vae_factor * sizes["height"], family.vae_factor * sizes["width"])
+            values = np.tile(family.conditioning[tensor.name](*size), (shape[0], 1))
+        else:
+            values = generator.standard_normal(shape)
+        feed[tensor.name] = values.astype(tensor.dtype)
+    return feed
