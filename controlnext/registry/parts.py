@@ -13,9 +13,7 @@ SAMPLERS = ("unipc", "euler", "euler_a", "ddim", "ddpm", "dpmpp_2m")
 
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
 _STATISTICS = "mean and standard deviation over a whole feature map: sums overflow and cancel in float16"
-FLOAT32: Mapping[str, str] = MappingProxyType(
-    {"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS}
-)
+FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS})
 """Of every denoiser."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
 
@@ -58,7 +56,9 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
             folder="vae_decoder",
             network="vae",
             wrapper="vae_decoder",
-            inputs=(TensorSpec("latent_sample", "float32", ("batch", "@latent_channels", "height", "width")),),
+            inputs=(
+                TensorSpec("latent_sample", "float32", ("batch", "@latent_channels", "height", "width")),
+            ),
             outputs=(_picture("sample"),),
             sizes=lambda config: {"latent_channels": config["latent_channels"]},
             trace_sizes=_VAE_TRACE,

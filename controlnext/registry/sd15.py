@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from controlnext.registry.parts import CONTROL, FLOAT32, HIDDEN, IMAGE_TRACE, SAMPLERS, text_encoder, vae_graphs
+from controlnext.registry.parts import (
+    CONTROL,
+    FLOAT32,
+    HIDDEN,
+    IMAGE_TRACE,
+    SAMPLERS,
+    text_encoder,
+    vae_graphs,
+)
 from controlnext.registry.schema import ControlSpec, Family, GraphSpec, Injection, Network, Variant
 from controlnext.specs import TensorSpec
 
@@ -44,9 +52,14 @@ SD15 = Family(
             "unet",
             "diffusers",
             "UNet2DConditionModel",
-            required={"addition_embed_type": None, "in_channels": 4, "out_channels": 4},
+            required={
+                "addition_embed_type": None,
+                "use_linear_projection": False,
+                "in_channels": 4,
+                "out_channels": 4,
+            },
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL"),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}),
         "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
     },
     graphs=(

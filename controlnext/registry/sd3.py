@@ -25,16 +25,14 @@ SD3 = Family(
         "sd3": Variant(
             name="sd3",
             control=ControlSpec(out_channels=1536),
-            injection=Injection(
-                "pos_embed", "output", "pool, normalize", 1e-12, width=_width, tokens=True
-            ),
+            injection=Injection("pos_embed", "output", "pool, normalize", 1e-12, width=_width, tokens=True),
         )
     },
     networks={
         "transformer": Network(
             "transformer", "diffusers", "SD3Transformer2DModel", required={"in_channels": 16, "patch_size": 2}
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL"),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 16}),
         "text_encoder": Network(
             "text_encoder", "transformers", "CLIPTextModelWithProjection", True, "tokenizer"
         ),
@@ -57,7 +55,9 @@ SD3 = Family(
             sizes=lambda config: {"d_model": config["d_model"]},
             trace_sizes={"batch": 2, "sequence": 77},
             optional=True,
-            float32={"wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows"},
+            float32={
+                "wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows"
+            },
         ),
         *vae_graphs(),
         GraphSpec(

@@ -49,7 +49,7 @@ SDXL = Family(
             "UNet2DConditionModel",
             required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL"),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}),
         "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
         "text_encoder_2": Network(
             "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2"

@@ -57,8 +57,13 @@ SVD = Family(
         ),
     },
     networks={
-        "unet": Network("unet", "diffusers", "UNetSpatioTemporalConditionModel"),
-        "vae": Network("vae", "diffusers", "AutoencoderKLTemporalDecoder"),
+        "unet": Network(
+            "unet",
+            "diffusers",
+            "UNetSpatioTemporalConditionModel",
+            required={"in_channels": 8, "out_channels": 4},
+        ),
+        "vae": Network("vae", "diffusers", "AutoencoderKLTemporalDecoder", required={"latent_channels": 4}),
         "image_encoder": Network("image_encoder", "transformers", "CLIPVisionModelWithProjection"),
     },
     graphs=(
@@ -114,5 +119,9 @@ SVD = Family(
     default_guidance=3.0,
     default_size=(576, 1024),
     conditioning={"added_time_ids": _added_time_ids},
+    checkpoint_options={
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
 )

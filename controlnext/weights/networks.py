@@ -14,16 +14,17 @@ from transformers import PretrainedConfig
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Network
-from controlnext.weights.lazy import LazyTensor, first_line
+from controlnext.weights.lazy import LazyTensor, first_line, held
 
 Shape = tuple[int, ...]
 
 # what a configuration says of the machine or the libraries that wrote it
 _VOLATILE = {"dtype", "torch_dtype", "transformers_version"}
 
-# names that other releases of the libraries gave the same tensors
+# names that other releases of the libraries gave the same tensors, or that one tensor has beside its first
 _RENAMED = (
     (re.compile(r"^text_model\."), ""),
+    (re.compile(r"^encoder\.embed_tokens\."), "shared."),
     (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
     (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
     (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
@@ -87,20 +88,24 @@ def shapes_of(module: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
+    """The tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
+    return {name: held(tensor) for name, tensor in module.state_dict().items() if not tensor.is_meta}
+
+
 def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: str) -> dict[str, LazyTensor]:
     """``found`` under the expected names and in their order, after every name and shape was found right.
 
     Raises :class:`CheckpointError` listing missing, unexpected and mis-shaped tensors.
     """
-    known = {canonical(name): name for name in expected}
-    named: dict[str, LazyTensor] = {}
-    unexpected: list[str] = []
-    for name, tensor in found.items():
-        if canonical(name) in known:
-            named[known[canonical(name)]] = tensor
-        elif not _HARMLESS.search(name):
-            unexpected.append(name)
-    named = {name: _fit(tensor, expected[name]) for name, tensor in named.items()}
+    known = {canonical(name) for name in expected}
+    unexpected = [name for name in found if canonical(name) not in known and not _HARMLESS.search(name)]
+    by_canonical = {canonical(name): tensor for name, tensor in found.items()}
+    named = {
+        name: _fit(found.get(name) or by_canonical[canonical(name)], shape)
+        for name, shape in expected.items()
+        if canonical(name) in by_canonical
+    }
     missing = [name for name in expected if name not in named]
     misshaped = [
         f"{name} {list(tensor.shape)} for {list(expected[name])}"
@@ -111,6 +116,11 @@ def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: 
     if any(problems.values()):
         raise CheckpointError(f"{what} does not fit: {listing(problems)}")
     return {name: named[name] for name in expected}
+
+
+def named_today(found: Iterable[str], expected: Iterable[str]) -> bool:
+    """Whether every expected tensor is there under a name of some release of the libraries."""
+    return {canonical(name) for name in expected} <= {canonical(name) for name in found}
 
 
 def canonical(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from controlnext.weights.lazy import LazyTensor
-from controlnext.weights.networks import Shape
+from controlnext.weights.networks import Shape, canonical
 
 # Large tensors repeat a block of this many numbers: a Mersenne prime, so no two rows of a matrix are alike.
 # Drawing all of 3.5 G normal numbers takes a minute, this takes seconds.
@@ -19,9 +19,12 @@ _BLOCK = 2**17 - 1
 
 
 def random_tensors(shapes: Mapping[str, Shape], network: str, seed: int) -> dict[str, LazyTensor]:
-    """Float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes."""
+    """Float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes.
+
+    A tensor that goes by two names has the same numbers under both.
+    """
     return {
-        name: LazyTensor(shape, partial(_draw, name, shape, f"{seed}/{network}/{name}"))
+        name: LazyTensor(shape, partial(_draw, name, shape, f"{seed}/{network}/{canonical(name)}"))
         for name, shape in shapes.items()
     }
 

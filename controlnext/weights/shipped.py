@@ -1,15 +1,18 @@
 """The shipped folder of each family: a diffusers folder without weights, so that everything loads offline.
 
 ``configs/<family>/`` has the configuration of every network, the tokenizers' settings, the scheduler and
-``single_file.json``: for each network the prefix of its tensors in a single-file checkpoint and the
-:mod:`~controlnext.weights.original` layout of their names. CLIP's vocabulary is in ``configs/clip/``.
+``single_file.json``: for each network the :mod:`~controlnext.weights.original` layout of its tensors' names,
+and the prefixes that they have in a single-file checkpoint, each with what takes its place.
+CLIP's vocabulary is in ``configs/clip/``; a tokenizer without a folder has a vocabulary that is not shipped.
+
+A family without such a folder loads from diffusers folders alone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,19 @@ from controlnext.weights.original import LAYOUTS, Layout
 from controlnext.weights.tokenizers import shipped_clip_tokenizer
 
 INDEX = "model_index.json"
+PREPROCESSOR = "feature_extractor/preprocessor_config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def shipped_folder(family: Family) -> Path:
-    return Path(__file__).parent / "configs" / family.name
+    """Raises :class:`CheckpointError` for a family that has none."""
+    folder = Path(__file__).parent / "configs" / family.name
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no configurations of {family.name} are shipped, which random weights, single-file checkpoints"
+            " and original tensor names need; give diffusers folders and files with diffusers' tensor names"
+        )
+    return folder
 
 
 def shipped_config(family: Family, network: Network) -> dict[str, Any]:
@@ -33,36 +44,56 @@ def shipped_config(family: Family, network: Network) -> dict[str, Any]:
     return complete_config(network, read_json(shipped_folder(family) / network.folder / "config.json"))
 
 
-def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any]) -> str:
-    """Content of the ``tokenizer.json`` for a text encoder of this configuration."""
+def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any]) -> str | None:
+    """Content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is shipped."""
     folder = shipped_folder(family) / network.tokenizer
-    return shipped_clip_tokenizer(folder, config["max_position_embeddings"], config["vocab_size"])
+    return shipped_clip_tokenizer(folder, network, config) if folder.is_dir() else None
 
 
-def shipped_scheduler(family: Family) -> dict[str, Any]:
-    return read_json(shipped_folder(family) / SCHEDULER)
+def read_scheduler(family: Family, folder: Path) -> dict[str, Any]:
+    """The scheduler's configuration in a diffusers folder, as the family's pipeline passes it on.
+
+    Options that the file does not name stay unnamed: each scheduler class has its own defaults for them,
+    which diffusers keeps when one class is made from another's configuration.
+    """
+    config = public(read_json(folder / SCHEDULER))
+    return config | {key: value for key, value in family.scheduler_options.items() if key in config}
 
 
-def pipeline_options(family: Family, index: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the shipped ``model_index.json`` lists, with the values of a base's ``index``."""
-    shipped = public(read_json(shipped_folder(family) / INDEX))
-    return {key: index.get(key, value) for key, value in shipped.items() if key != "_class_name"}
+def read_options(family: Family, folder: Path) -> dict[str, Any]:
+    """The family's checkpoint options with the values that a diffusers folder gives them."""
+    names = (INDEX, PREPROCESSOR) if family.checkpoint_options else ()
+    files = [folder / name for name in names if (folder / name).is_file()]
+    given = {key: value for file in files for key, value in read_json(file).items()}
+    return {key: given.get(key, default) for key, default in family.checkpoint_options.items()}
 
 
 def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Layout:
-    """The original names of the tensors of one of the family's networks."""
-    return partial(LAYOUTS[_single_file(family, name)["layout"]], config)
+    """The original names of the tensors of one of the family's networks.
+
+    The layout, not this function, raises :class:`CheckpointError` for a family without a shipped folder.
+    """
+
+    @cache
+    def convert() -> Layout:
+        return partial(LAYOUTS[_single_file(family)[name]["layout"]], config)
+
+    return lambda today: convert()(today)
 
 
 def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors of one network in a single-file checkpoint, without their prefix."""
-    prefix = _single_file(family, name)["prefix"]
-    return {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
+    prefixes: dict[str, str] = _single_file(family)[name]["prefixes"]
+    return {
+        inside + key.removeprefix(prefix): tensor
+        for prefix, inside in prefixes.items()
+        for key, tensor in found.items()
+        if key.startswith(prefix)
+    }
 
 
-def _single_file(family: Family, name: str) -> dict[str, str]:
-    entry: dict[str, str] = read_json(shipped_folder(family) / "single_file.json")[name]
-    return entry
+def _single_file(family: Family) -> dict[str, Any]:
+    return read_json(shipped_folder(family) / "single_file.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
