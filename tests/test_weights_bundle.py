@@ -52,8 +52,8 @@ def test_a_float16_bundle_gives_its_own_numbers(tiny_bundle_fp16: Path, tiny_che
     assert torch.equal(after.networks["unet"].tensors[name].half(), expected)
 
 
-def test_what_a_text_encoders_graph_leaves_out_is_zero() -> None:
-    """Nothing depends on the last layer and the last norm where the layer before is asked for."""
+def test_what_no_output_depends_on_is_zero() -> None:
+    """A text encoder's last layer and last norm, where the layer before is asked for."""
     network = SDXL.networks["text_encoder"]
     config = {**shipped_config(SDXL, network), "hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
     shapes = shapes_of(empty_module(network, config))
@@ -64,7 +64,7 @@ def test_what_a_text_encoders_graph_leaves_out_is_zero() -> None:
     weights.module()
 
 
-def test_missing_tensors_of_another_network_are_an_error(tiny_bundle: Path) -> None:
+def test_a_network_without_any_tensors_is_an_error(tiny_bundle: Path) -> None:
     checkpoint = bundle_checkpoint(tiny_bundle)
     network = checkpoint.networks["vae"]
     with pytest.raises(BundleError, match=r"vae does not fit: \d+ missing .*export the bundle again"):

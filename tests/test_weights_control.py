@@ -170,6 +170,23 @@ NARROW = [
 ]
 
 
+@pytest.mark.parametrize(("family", "variant"), VARIANTS, ids=[variant.name for _, variant in VARIANTS])
+def test_random_weights_have_the_published_control(
+    family: Family, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where none was published; what is left out of the base is passed on."""
+    base = Base({}, {}, {family.denoiser: Part(CONFIGS[family.name], {})})
+    left_out = []
+    monkeypatch.setattr(
+        loading, "random_base", lambda _family, _seed, leave_out: left_out.extend(leave_out) or base
+    )
+    checkpoint = load_checkpoint(family, variant=variant.name, random_seed=0, leave_out=["text_encoder"])
+    layout = next(name for name, (variants, _) in LAYOUTS.items() if variant.name in variants)
+    tensors = checkpoint.networks["control"].tensors
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes_of(layout)
+    assert (checkpoint.random, left_out) == (True, ["text_encoder"])
+
+
 @pytest.mark.parametrize(("variant", "spec"), NARROW, ids=[name for name, _ in NARROW])
 def test_a_narrowed_module_is_rebuilt_with_its_own_widths(variant: str, spec: ControlSpec) -> None:
     family = next(family for family in FAMILIES.values() if variant in family.variants)

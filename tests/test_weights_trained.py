@@ -207,3 +207,18 @@ def test_given_weights_take_the_place_of_those_beside_the_control(
     checkpoint = load(folder, "canny", unet_weights=folder / "trained.safetensors", unet_increments=True)
     check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
     assert "canny: the unet tensors beside the control module are not used" in caplog.text
+
+
+def test_a_lora_comes_on_top_of_the_increments(folder: Path, unet) -> None:
+    name = next(name for name in unet if name.endswith("attn1.to_q.weight"))
+    generator = torch.Generator().manual_seed(1)
+    increment = 0.01 * torch.randn(unet[name].shape, generator=generator)
+    up, down = torch.randn(64, 2, generator=generator), torch.randn(2, 64, generator=generator)
+    layer = name.removesuffix(".weight")
+    lora = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
+    save_file(lora, folder / "lora.safetensors")
+    publish(folder, "canny", {name: increment})
+    checkpoint = load(folder, "canny", lora=[f"{folder / 'lora.safetensors'}:0.5"])
+    expected = unet[name] + increment + 0.5 * (up @ down)
+    assert torch.allclose(checkpoint.networks["unet"].tensors[name], expected, atol=1e-6)
+    assert roles(checkpoint)[-2:] == [("unet increments", "canny"), ("lora", "lora.safetensors")]

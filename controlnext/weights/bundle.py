@@ -85,7 +85,7 @@ def _network(
     expected = shapes_of(
         empty_module(spec, config) if spec else empty_control(msgspec.convert(config, ControlSpec))
     )
-    if spec and spec.tokenizer:
+    if spec and found:
         # a tensor that goes by two names is in the graph under one of them
         known = {canonical(tensor) for tensor in found}
         absent = {tensor for tensor in expected if canonical(tensor) not in known}
@@ -98,5 +98,5 @@ def _network(
 
 
 def _zeros(names: set[str], shapes: Mapping[str, Shape]) -> dict[str, LazyTensor]:
-    """For the part of a text encoder that its graph leaves out, since no output depends on it."""
-    return {name: held(torch.zeros(1).expand(shapes[name])) for name in names}
+    """For what a network's graphs leave out, since no output depends on it: a text encoder's last layer."""
+    return {name: held(torch.zeros(()).expand(shapes[name])) for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from controlnext.weights.base import Base, random_base, read_base
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
 from controlnext.weights.lazy import LazyTensors
+from controlnext.weights.lora import apply_loras
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.places import Place, choose_weights, locate, read_weights
@@ -36,6 +37,8 @@ def load_checkpoint(
     unet_weights: Given | Sequence[Given] | None = None,
     unet_increments: bool = False,
     vae: Given | None = None,
+    lora: Sequence[str] = (),
+    leave_out: Collection[str] = (),
     random_seed: int | None = None,
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
@@ -47,13 +50,16 @@ def load_checkpoint(
     with ``unet_increments`` differences to add. Where they are not given, those beside a ``control`` that is
     a folder or hub id (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published
     so.
+    ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
+    ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``random_seed``: the full-size architecture with random numbers instead of any file.
 
     Raises :class:`CheckpointError` naming the files or tensors that are missing or do not fit.
     """
     if random_seed is not None:
-        given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
-        return _random_checkpoint(family, variant, random_seed, [key for key, v in given.items() if v])
+        given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae, "lora": lora}
+        _refuse_files([key for key, value in given.items() if value])
+        return _random_checkpoint(family, variant, random_seed, leave_out)
     places = [locate(one, partial(_choose_control, family)) for one in _each(control)]
     if not places:
         note = f"; {family.note}" if family.note else ""
@@ -62,17 +68,11 @@ def load_checkpoint(
             f" (or --random-weights a seed, to try the architecture){note}"
         )
     controls, sources = _read_controls(family, variant, places)
-    loaded = read_base(family, base or family.default_base, vae)
+    loaded = read_base(family, base or family.default_base, vae, leave_out)
     for one in controls:
         check_width(one, family, loaded.parts[family.denoiser].config)
-    if unet_weights:
-        trained_places = [locate(one, partial(_choose_trained, family)) for one in _each(unet_weights)]
-        sources += _apply_trained(family, loaded, dict(enumerate(trained_places)), unet_increments)
-        _warn_of_unused(family, places)
-    elif beside := {number: place for number, place in enumerate(places) if _has_trained(family, place)}:
-        sources += _apply_trained(family, loaded, beside, unet_increments or family.increments)
-    elif unet_increments:
-        raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
+    sources += _find_trained(family, loaded, places, _each(unet_weights), unet_increments)
+    sources += apply_loras(family, loaded, lora)
     return _assemble(family, loaded, controls, sources, random=False)
 
 
@@ -99,6 +99,27 @@ def _read_controls(
 def _numbered(role: str, number: int) -> str:
     """``"control"``, ``"control 2"``, ... for the numbers from 0 on."""
     return role if number == 0 else f"{role} {number + 1}"
+
+
+def _find_trained(
+    family: Family, base: Base, controls: Sequence[Place], given: Sequence[Given], increments: bool
+) -> list[Source]:
+    """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
+    beside = {number: place for number, place in enumerate(controls) if _has_trained(family, place)}
+    if given:
+        for place in beside.values():
+            log.warning(
+                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
+                place.name,
+                family.denoiser,
+            )
+        places = [locate(one, partial(_choose_trained, family)) for one in given]
+        return _apply_trained(family, base, dict(enumerate(places)), increments)
+    if beside:
+        return _apply_trained(family, base, beside, increments or family.increments)
+    if increments:
+        raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
+    return []
 
 
 def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], increments: bool) -> list[Source]:
@@ -144,34 +165,28 @@ def _assemble(
     )
 
 
-def _random_checkpoint(family: Family, variant: str, seed: int, given: list[str]) -> Checkpoint:
+def _refuse_files(given: Sequence[str]) -> None:
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise InputError(
             f"random weights take the place of every file: leave {options} or --random-weights out"
         )
+
+
+def _random_checkpoint(family: Family, variant: str, seed: int, leave_out: Collection[str]) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
-    tensors = random_tensors(shapes, "control", seed)
-    control = ControlWeights("random weights", chosen, chosen.control, tensors)
+    control = ControlWeights(
+        "random weights", chosen, chosen.control, random_tensors(shapes, "control", seed)
+    )
     sources = [Source("random", f"seed {seed}")]
-    return _assemble(family, random_base(family, seed), [control], sources, random=True)
+    return _assemble(family, random_base(family, seed, leave_out), [control], sources, random=True)
 
 
 def _has_trained(family: Family, place: Place) -> bool:
     if place.path.is_file():
         return False
     return bool(choose_weights((path.name for path in place.path.iterdir()), (family.denoiser,)))
-
-
-def _warn_of_unused(family: Family, controls: Sequence[Place]) -> None:
-    for place in controls:
-        if _has_trained(family, place):
-            log.warning(
-                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
-                place.name,
-                family.denoiser,
-            )
 
 
 def _choose_control(family: Family, names: Sequence[str]) -> list[str]:
