@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from controlnext.registry import FAMILIES, ControlSpec, Family, Variant
+from controlnext import registry
+from controlnext.registry import ControlSpec, Family, Variant
 from controlnext.weights.lazy import LazyTensor
 
 
@@ -79,7 +80,7 @@ def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
     """The variants of all families that a module may be of: those with its output width, if there are any."""
     alike = [
         (family, variant)
-        for family in FAMILIES.values()
+        for family in registry.FAMILIES.values()
         for variant in family.variants.values()
         if Architecture.of(variant.control) == Architecture.of(read)
     ]
