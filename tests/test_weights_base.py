@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from weights_models import NETWORKS, SDXL, add_text_encoders, example_inputs, rewrite_json
+from weights_models import NETWORKS, SDXL, add_text_encoders, rewrite_json
 
 from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, load_checkpoint
@@ -50,21 +48,11 @@ def loaded(full: Path, load) -> Checkpoint:
     return load(full)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_modules_equal_those_of_from_pretrained(full: Path, loaded: Checkpoint, name: str) -> None:
-    network = SDXL.networks[name]
-    library = {"diffusers": diffusers, "transformers": transformers}[network.library]
-    reference = getattr(library, network.cls).from_pretrained(full / name)
-    module, inputs = loaded.networks[name].module(), example_inputs(SDXL, name)
-    with torch.no_grad():
-        assert torch.equal(module(**inputs)[0], reference(**inputs)[0])
-    assert not module.training
-    assert not any(parameter.requires_grad for parameter in module.parameters())
-
-
 def test_a_module_can_be_had_in_another_precision(loaded: Checkpoint) -> None:
     module = loaded.networks["text_encoder"].module(torch.float16)
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float16}
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_meta_modules_have_no_weights_in_memory_but_real_buffers(loaded: Checkpoint) -> None:
@@ -192,15 +180,11 @@ def test_missing_unexpected_and_misshaped_tensors_are_listed(base: Path, load) -
     assert "1 mis-shaped (conv_out.bias [5] for [4])" in str(caught.value)
 
 
-def test_a_base_of_another_family_is_refused(base: Path, load) -> None:
-    rewrite_json(base / "unet/config.json", addition_embed_type=None, use_linear_projection=False)
-    with pytest.raises(CheckpointError, match=r"another family: addition_embed_type.*a base of sd15"):
-        load(base)
-
-
 def test_a_network_of_another_class_is_refused(base: Path, load) -> None:
     rewrite_json(base / "unet/config.json", _class_name="UNetSpatioTemporalConditionModel")
-    with pytest.raises(CheckpointError, match="UNetSpatioTemporalConditionModel, expected a UNet2DCondition"):
+    with pytest.raises(
+        CheckpointError, match="is UNetSpatioTemporalConditionModel, expected UNet2DCondition"
+    ):
         load(base)
 
 

@@ -9,8 +9,14 @@ import torch
 from weights_models import NETWORKS, SDXL
 
 from controlnext.errors import InputError
+from controlnext.registry import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
+from controlnext.weights.base import random_base
+from controlnext.weights.networks import empty_module
 from controlnext.weights.noise import random_tensors
+from controlnext.weights.tokenizers import stand_in_tokenizer
+
+SD3 = get_family("sd3")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,27 @@ def test_kernels_gains_and_biases_have_their_sizes() -> None:
     assert drawn["norm.weight"].mean().item() == pytest.approx(1.0, abs=0.01)
     assert drawn["norm.bias"].std().item() == pytest.approx(0.1, rel=0.05)
     assert drawn["scale"].shape == ()
+
+
+def test_a_tensor_of_two_names_has_the_same_numbers_under_both() -> None:
+    """T5's embedding."""
+    drawn = random_tensors({"shared.weight": (9, 4), "encoder.embed_tokens.weight": (9, 4)}, "t5", 0)
+    assert torch.equal(drawn["shared.weight"].read(), drawn["encoder.embed_tokens.weight"].read())
+
+
+def test_sd3_has_its_own_positions_and_a_stand_in_for_t5s_vocabulary() -> None:
+    """What a configuration determines is not drawn; prompts can be given to a bundle of random weights."""
+    base = random_base(SD3, 0, leave_out=["text_encoder"])
+    positions = empty_module(
+        SD3.networks["transformer"], base.parts["transformer"].config
+    ).pos_embed.pos_embed
+    drawn = base.parts["transformer"].tensors["pos_embed.pos_embed"].read()
+    assert drawn.shape == (1, 192 * 192, 1536)
+    assert torch.equal(drawn[:, ::97], positions[:, ::97])
+    assert set(base.parts) == {"transformer", "vae", "text_encoder_2", "text_encoder_3"}
+    assert set(base.tokenizers) == {"tokenizer_2", "tokenizer_3"}
+    assert base.tokenizers["tokenizer_3"] == stand_in_tokenizer(SD3.networks["text_encoder_3"])
+    assert base.scheduler["shift"] == 3.0
 
 
 def test_no_two_rows_of_a_large_matrix_are_alike() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from weights_models import PREFIXES, SDXL, add_text_encoders, originals, shrink_
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import FAMILIES, Family, Network, get_family
+from controlnext.weights import base as bases
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base
 from controlnext.weights.lazy import held
@@ -309,6 +311,29 @@ def test_unknown_tensors_in_a_section_are_refused(small: Small) -> None:
     save_file({**load_file(path), "first_stage_model.encoder.extra.weight": torch.zeros(1)}, path)
     with pytest.raises(CheckpointError, match=r"vae does not fit: 1 unexpected \(encoder.extra.weight\)"):
         read_base(SDXL, path, None)
+
+
+LOOKS = {
+    "sd15": "a complete SD1.x checkpoint",
+    "sdxl": "a complete SDXL checkpoint",
+    "sd3": "a complete SD3 checkpoint",
+    "svd": "a complete SVD checkpoint",
+}
+
+
+@pytest.mark.parametrize(("wanted", "given"), list(itertools.permutations(FAMILIES, 2)))
+def test_a_checkpoint_of_another_family_is_refused_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, given: str
+) -> None:
+    lazy = {name: held(tensor) for name, tensor in full_size(given).checkpoint.items()}
+    monkeypatch.setattr(bases, "read_weights", lambda *_arguments: (lazy, []))
+    file = tmp_path / "single.safetensors"
+    file.touch()
+    with pytest.raises(
+        CheckpointError, match=f"does not fit: .*the file looks like {LOOKS[given]}"
+    ) as caught:
+        read_base(get_family(wanted), file, None)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_one_network_is_no_base(tiny_checkpoint_dir: Path) -> None:

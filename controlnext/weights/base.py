@@ -191,10 +191,10 @@ def _read_single_file(family: Family, place: Place) -> Base:
     base = _shipped_base(family)
     found, base.sources = read_weights(place, place.path, (), "base")
     for name, network in family.networks.items():
-        tensors = section(family, name, found)
-        if not tensors and network.optional:
+        there = bool(section(family, name, found))
+        if not there and network.optional:
             continue
-        if not tensors:
+        if not there:
             raise CheckpointError(
                 f"{place.path} is no complete {family.name} checkpoint: it has no {name} and looks like"
                 f" {looks_like(found)}; give a checkpoint with all networks or a diffusers folder"
@@ -209,7 +209,7 @@ def _read_single_file(family: Family, place: Place) -> Base:
                 name,
             )
             continue
-        base.parts[name] = Part(config, _convert(family, name, config, tensors, place.name))
+        base.parts[name] = Part(config, _convert(family, name, config, found, place.name))
         if tokenizer:
             base.tokenizers[network.tokenizer] = tokenizer
     return base
@@ -218,11 +218,10 @@ def _read_single_file(family: Family, place: Place) -> Base:
 def _convert(
     family: Family, name: str, config: Mapping[str, Any], found: Mapping[str, LazyTensor], what: str
 ) -> dict[str, LazyTensor]:
-    """Tensors of original (or today's) names under today's names, strictly matched."""
+    """One network out of a checkpoint or a file of its own, under today's names, strictly matched."""
     expected = shapes_of(empty_module(family.networks[name], config))
     converted = found
     if not named_today(found, expected):
-        # the network may be given inside a whole checkpoint
         inside = section(family, name, found) or found
         converted = from_original(inside, original_layout(family, name, config), expected)
     try:

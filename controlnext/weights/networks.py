@@ -61,7 +61,7 @@ def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, An
     """
     cls = config.get("_class_name", network.cls)
     if cls != network.cls:
-        raise CheckpointError(f"its {network.folder} is a {cls}, expected a {network.cls}")
+        raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")
     module = empty_module(network, config)
     if network.library == "diffusers":
         full = json.loads(module.to_json_string())
