@@ -6,10 +6,12 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from controlnext.registry import GraphSpec
 from controlnext.specs import TensorSpec
@@ -43,8 +45,8 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     # a module that takes *tensors has one parameter, one that names its inputs has several
     shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
     with _quiet(), torch.no_grad():
-        program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-        program = program.run_decompositions(_DECOMPOSITIONS)
+        with _ExpandedRepeats():
+            program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -59,21 +61,22 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     return exported.model
 
 
-def _repeat_interleave(
-    tensor: Tensor,
-    repeats: int,
-    dim: int | None = None,
-    output_size: int | None = None,  # noqa: ARG001
-) -> Tensor:
-    """The exporter's own translation fails for a dynamic number of repeats and more than one row."""
-    assert dim is not None
+class _ExpandedRepeats(TorchFunctionMode):
+    """``Tensor.repeat_interleave`` by a number as an expansion: the exporter's own translation of it fails
+    for a dynamic number of repeats and more than one row."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.Tensor.repeat_interleave:
+            return _repeat(*args, **kwargs or {})
+        return function(*args, **kwargs or {})
+
+
+def _repeat(tensor: Tensor, repeats: int, dim: int, output_size: int | None = None) -> Tensor:  # noqa: ARG001
     sizes = [-1] * tensor.ndim
-    return (
-        tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :]).flatten(dim, dim + 1)
-    )
-
-
-_DECOMPOSITIONS = {torch.ops.aten.repeat_interleave.self_int: _repeat_interleave}
+    expanded = tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :])
+    return expanded.flatten(dim, dim + 1)
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
