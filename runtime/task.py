@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +27,7 @@ class Task(ABC):
     """One way of using a bundle: what it takes, how that is sampled, what comes out."""
 
     request: ClassVar[type[CommonRequest]]
-    output: ClassVar[Callable[[Any, FloatArray], Any]]
+    output: ClassVar[type[Any]]
     """What a call returns, of the arranged pictures (None if they were not asked for) and the latents."""
 
     def __init__(self, bundle: Bundle) -> None:

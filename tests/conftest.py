@@ -1,4 +1,4 @@
-"""Models that many tests share: made once a run, whatever the number of worker processes."""
+"""What many tests share: models, made once a run whatever the number of worker processes; the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cli import Cli, Done
 from filelock import FileLock
+
+from controlnext.commands import main
 
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
@@ -75,6 +78,20 @@ def shapes_bundle(shared_folder: Path) -> Path:
 def shapes_bundle_fp16(shared_folder: Path) -> Path:
     """The small trained model as a float16 bundle. Tests read it and never write to it."""
     return _once(shared_folder / "shapes-fp16", lambda folder: export_shapes("fp16", folder))
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Runs ``controlnext`` (or another entry point) in this process."""
+
+    def run(*arguments: object, entry: Callable[[], None] = main) -> Done:
+        monkeypatch.setattr(sys, "argv", ["controlnext", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            entry()
+        return Done(int(stop.value.code or 0), *capfd.readouterr())
+
+    return run
 
 
 def export_shapes(precision: str, bundle: Path, **environment: str) -> None:

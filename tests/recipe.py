@@ -102,7 +102,7 @@ _SD3 = {
         "joint_attention_dim": 32,
         "caption_projection_dim": 32,
         "pooled_projection_dim": 40,
-        "pos_embed_max_size": 24,
+        "pos_embed_max_size": 48,
     },
     "vae": {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -172,8 +172,8 @@ def write_checkpoint(variant: str, folder: Path) -> Path:
     parts = {**tiny_networks(variant), **options, "scheduler": made}
     if variant.startswith("svd"):
         parts["feature_extractor"] = CLIPImageProcessor()
-    accepted = inspect.signature(cls).parameters
-    base = cls(**{name: None for name in accepted if name not in ("self", *options)} | parts)
+    required = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
+    base = cls(**dict.fromkeys(required) | parts)
     base.save_pretrained(folder / "base")
     # the configuration as the cases use it, without the defaults that the class above added
     config = folder / "base" / "scheduler" / "scheduler_config.json"

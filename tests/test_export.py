@@ -9,59 +9,67 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import load_tiny
+from recipe import VARIANTS
 
 from controlnext.errors import CheckpointError, InputError
 from controlnext.export import export_bundle
 from controlnext.export.networks import wrap
+from controlnext.injection import CrossNormalization
 from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
 from controlnext.weights import load_checkpoint
 
 FAMILY = get_family("sdxl")
 SIZES = (
-    {"batch": 2, "control_batch": 1, "height": 16, "width": 16, "sequence": 77},
-    {"batch": 1, "control_batch": 1, "height": 17, "width": 9, "sequence": 154},
-    {"batch": 4, "control_batch": 4, "height": 12, "width": 7, "sequence": 5},
-    {"batch": 3, "control_batch": 1, "height": 1, "width": 2, "sequence": 1},
+    {"batch": 2, "control_batch": 1, "height": 16, "width": 16, "sequence": 77, "frames": 3},
+    {"batch": 1, "control_batch": 1, "height": 17, "width": 9, "sequence": 154, "frames": 1},
+    {"batch": 4, "control_batch": 4, "height": 12, "width": 7, "sequence": 5, "frames": 2},
+    {"batch": 3, "control_batch": 1, "height": 1, "width": 2, "sequence": 1, "frames": 7},
 )
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_checkpoint_dir: Path):
-    return load_checkpoint(
-        FAMILY,
-        base=str(tiny_checkpoint_dir / "base"),
-        control=str(tiny_checkpoint_dir / "control.safetensors"),
-    )
+    return load_tiny("sdxl", tiny_checkpoint_dir)
 
 
 def feeds(tensors, sizes):
     rng = np.random.default_rng(0)
     feed = {t.name: rng.standard_normal(t.shape_at(sizes), dtype=np.float32) for t in tensors}
-    if "timestep" in feed:
-        feed["timestep"] = np.abs(feed["timestep"]) * 300
-        feed["time_ids"] = np.abs(feed["time_ids"]) * 500
+    for name, size in (("timestep", 300), ("time_ids", 500)):
+        if name in feed:
+            feed[name] = np.abs(feed[name]) * size
     return feed
 
 
-@pytest.mark.parametrize("folder", ["unet", "vae_decoder", "vae_encoder"])
-@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-5), ("fp16", 4e-3)])
-def test_graph_equals_pytorch_at_every_size(request, checkpoint, folder, precision, limit):
-    bundle = request.getfixturevalue("tiny_bundle" if precision == "fp32" else "tiny_bundle_fp16")
+EVERY_GRAPH = [
+    (variant, precision)
+    for variant in VARIANTS
+    for precision in ("fp32", "fp16")
+    # the two releases of a family have all but the injection in common
+    if precision == "fp32" or variant not in ("sd15-mid", "svd-v1")
+]
+
+
+@pytest.mark.parametrize(("variant", "precision"), EVERY_GRAPH)
+def test_graphs_equal_pytorch_at_every_size(tiny, tiny_checkpoint, variant, precision):
+    """At sizes, batches and frame counts that they were not traced with; pooling is PyTorch's own there."""
+    bundle, checkpoint = tiny(variant, precision), load_tiny(variant, tiny_checkpoint(variant))
+    networks, limit = checkpoint.networks, {"fp32": 1e-5, "fp16": 4e-3}[precision]
     manifest = read_manifest(bundle)
-    spec = next(graph for graph in FAMILY.graphs if graph.folder == folder)
-    networks = checkpoint.networks
-    module = wrap(
-        spec, networks[spec.network].module(), networks["control"].module(), checkpoint.variant.injection
-    )
-    session = ort.InferenceSession(bundle / folder / "model.onnx")
-    for sizes in SIZES:
-        feed = feeds([entry.spec() for entry in manifest.graphs[folder].inputs], sizes)
-        with torch.no_grad():
-            want = module(*map(torch.from_numpy, feed.values())).numpy()
-        (got,) = session.run(None, feed)
-        assert got.shape == want.shape
-        assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), sizes
+    for spec in checkpoint.graphs:
+        normalization = CrossNormalization(checkpoint.variant.injection)
+        controls = [control.module() for control in checkpoint.controls]
+        module = wrap(spec, networks[spec.network].module(), controls, normalization)
+        session = ort.InferenceSession(bundle / spec.folder / "model.onnx")
+        for sizes in SIZES:
+            feed = feeds([entry.spec() for entry in manifest.graphs[spec.folder].inputs], sizes)
+            with torch.no_grad():
+                want = module(*map(torch.from_numpy, feed.values())).numpy()
+            (got,) = session.run(None, feed)
+            assert got.shape == want.shape
+            assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), (spec.folder, sizes)
 
 
 def test_one_control_picture_serves_the_whole_guided_batch(tiny_bundle):

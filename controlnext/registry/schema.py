@@ -159,7 +159,8 @@ class Family:
     pipeline_options: Config = field(default_factory=dict)
     """Arguments of ``pipeline_class`` besides its networks and the checkpoint's own options."""
     checkpoint_options: Config = field(default_factory=dict)
-    """Options that a checkpoint's ``model_index.json`` may set, with their defaults."""
+    """Options that a checkpoint may set, with their defaults: in ``model_index.json``, or in
+    ``feature_extractor/preprocessor_config.json``."""
     scheduler_options: Config = field(default_factory=dict)
     """Options that ``pipeline_class`` sets in any scheduler's configuration."""
     increments: bool = False

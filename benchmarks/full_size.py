@@ -1,0 +1,143 @@
+"""Export every family at full size from random numbers, inspect the result and run one step of it.
+
+    python benchmarks/full_size.py [--only sd15-fp16 ...] [--folder DIR]
+
+Prints a Markdown table: seconds, peak memory and size of each export, what its peak may be (1.3 times the
+largest graph's weights and 1.5 GB), and seconds and peak memory of one step at 256 x 256 on the processor.
+Needs up to 20 GB of memory and, in DIR, 25 GB of disk for the largest; every bundle is removed in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from controlnext.files import MANIFEST
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An export with these options; ``clip`` says that its bundle makes clips."""
+
+    name: str
+    options: tuple[str, ...]
+    clip: bool = False
+
+
+TRIALS = (
+    Trial("sd15-fp32", ("--model", "sd15", "--precision", "fp32")),
+    Trial("sd15-fp16", ("--model", "sd15", "--precision", "fp16")),
+    Trial("svd-fp16", ("--model", "svd", "--precision", "fp16"), clip=True),
+    Trial("sd3-fp16", ("--model", "sd3", "--precision", "fp16", "--no-t5")),
+    Trial("sdxl-fp16", ("--model", "sdxl", "--precision", "fp16")),
+)
+T5 = "t5-xxl-fp16"
+COLUMNS = (
+    "bundle", "export, s", "peak, GB", "allowed, GB", "size, GB", "one step, s", "its peak, GB",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the trials that were asked for and print a row for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    names = [*(trial.name for trial in TRIALS), T5]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--export-t5", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.export_t5:
+        export_t5(given.export_t5)
+        return
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    for name in given.only:
+        folder = Path(tempfile.mkdtemp(dir=given.folder))
+        try:
+            row = measure(name, folder)
+        finally:
+            shutil.rmtree(folder)
+        print(f"| {name} | {' | '.join(row)} |", flush=True)
+
+
+def measure(name: str, folder: Path) -> list[str]:
+    """The figures of one row."""
+    bundle = folder / "bundle"
+    trial = next((trial for trial in TRIALS if trial.name == name), None)
+    if trial is None:
+        seconds, peak = run([sys.executable, __file__, "--export-t5", str(bundle)])
+    else:
+        seconds, peak = controlnext(
+            "export", *trial.options, "--random-weights", "0", "--output", str(bundle), "--json"
+        )
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    sizes: dict[str, int] = {}
+    for file, entry in manifest["files"].items():
+        graph = file.partition("/")[0]
+        sizes[graph] = sizes.get(graph, 0) + entry["bytes"]
+    row = [f"{seconds:.0f}", gb(peak), gb(int(1.3 * max(sizes.values()) + 1.5e9)), gb(sum(sizes.values()))]
+    if trial is None:
+        return [*row, "", ""]
+    controlnext("inspect", str(bundle), "--json")
+    seconds, peak = controlnext("run", str(bundle), *pictures(trial, folder), "--steps", "1", "--json")
+    return [*row, f"{seconds:.0f}", gb(peak)]
+
+
+def pictures(trial: Trial, folder: Path) -> list[str]:
+    """The options of a run at 256 x 256: a prompt and a picture, or a picture and a clip of two frames."""
+    size = (256, 256)
+    if not trial.clip:
+        Image.new("RGB", size, "white").save(folder / "control.png")
+        words = ["--prompt", "a red circle", "--control-image", str(folder / "control.png")]
+        return [*words, "--output", str(folder / "picture.png")]
+    (folder / "clip").mkdir()
+    for frame in range(2):
+        Image.new("RGB", size, (0, 0, 255 * frame)).save(folder / "clip" / f"{frame}.png")
+    still = ["--image", str(folder / "clip" / "0.png"), "--control-image", str(folder / "clip")]
+    return [*still, "--output", str(folder / "clip.gif")]
+
+
+def controlnext(*arguments: str) -> tuple[float, int]:
+    return run([sys.executable, "-m", "controlnext", *arguments])
+
+
+def run(command: list[str]) -> tuple[float, int]:
+    """Seconds and peak memory in bytes of a command that has to succeed."""
+    started = time.monotonic()
+    with (
+        tempfile.TemporaryFile() as output,
+        subprocess.Popen(command, stdout=output, stderr=output) as process,
+    ):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(command)}\n{output.read().decode()}")
+    return time.monotonic() - started, usage.ru_maxrss * 1024
+
+
+def export_t5(bundle: Path) -> None:
+    """Export SD3's third text encoder alone: the family without its other graphs."""
+    from controlnext.export import export_bundle
+    from controlnext.registry import get_family
+    from controlnext.weights import load_checkpoint
+
+    checkpoint = load_checkpoint(get_family("sd3"), random_seed=0)
+    graphs = tuple(graph for graph in checkpoint.family.graphs if graph.folder == "text_encoder_3")
+    export_bundle(replace(checkpoint, family=replace(checkpoint.family, graphs=graphs)), "fp16", bundle)
+
+
+def gb(count: int) -> str:
+    return f"{count / 1e9:.1f}"
+
+
+if __name__ == "__main__":
+    main()
