@@ -1,0 +1,25 @@
+"""Running the command line in tests, and what a refusal has to look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+def assert_refused(done: Done, *words: str, status: int = 2) -> None:
+    """One line on stderr with these words, nothing on stdout."""
+    assert done.status == status, done.err
+    assert done.out == ""
+    assert done.err.startswith("controlnext: error: "), done.err
+    assert done.err.count("\n") == 1, done.err
+    for word in words:
+        assert word in done.err, done.err
