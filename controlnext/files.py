@@ -33,6 +33,11 @@ def check_replaceable(target: Path, force: bool) -> None:
         raise InputError(f"output {target} holds a bundle already; give --force to replace it")
 
 
+def check_writable(target: Path) -> None:
+    """Raise :class:`InputError` unless something can be written at ``target``; missing folders are made."""
+    shutil.rmtree(_place_beside(target))
+
+
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """A folder beside ``target`` to write into; it takes ``target``'s place when the block ends well.

@@ -8,41 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from cli import Cli, Done, assert_refused
 from PIL import Image
 
 import controlnext
-from controlnext.commands import export_main, main
+from controlnext.commands import export_main
 from controlnext.export import PRECISIONS
 from controlnext.files import MANIFEST
 from controlnext.manifest import ParityRow
-
-
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Done]
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs ``controlnext`` (or another entry point) in this process."""
-
-    def run(*arguments: object, entry: Callable[[], None] = main) -> Done:
-        monkeypatch.setattr(sys, "argv", ["controlnext", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            entry()
-        return Done(int(stop.value.code or 0), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -51,16 +27,6 @@ def outline(tmp_path: Path) -> Path:
     path = tmp_path / "outline.png"
     Image.new("RGB", (64, 64), "white").save(path)
     return path
-
-
-def _assert_refused(done: Done, *words: str, status: int = 2) -> None:
-    """One line on stderr with these words, nothing on stdout."""
-    assert done.status == status, done.err
-    assert done.out == ""
-    assert done.err.startswith("controlnext: error: ")
-    assert done.err.count("\n") == 1
-    for word in words:
-        assert word in done.err
 
 
 def _sources(checkpoint: Path) -> list[str]:
@@ -80,7 +46,7 @@ def test_version(cli: Cli) -> None:
 
 def test_the_accepted_precisions_are_those_of_the_exporter(cli: Cli, tmp_path: Path) -> None:
     done = cli("export", "--model", "sdxl", "--precision", "int8", "--output", tmp_path / "new")
-    _assert_refused(done, "int8", *PRECISIONS)
+    assert_refused(done, "int8", *PRECISIONS)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +64,7 @@ def test_the_accepted_precisions_are_those_of_the_exporter(cli: Cli, tmp_path: P
 )
 def test_export_refuses(cli: Cli, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     done = cli("export", *arguments, "--output", tmp_path / "new")
-    _assert_refused(done, *words)
+    assert_refused(done, *words)
     assert not (tmp_path / "new").exists()
 
 
@@ -111,7 +77,7 @@ def test_export_refuses_a_file_that_is_no_checkpoint(
     done = cli(
         "export", "--model", "sdxl", "--base", base, "--control", garbage, "--output", tmp_path / "new"
     )
-    _assert_refused(done, "control.safetensors")
+    assert_refused(done, "control.safetensors")
     assert not (tmp_path / "new").exists()
 
 
@@ -122,20 +88,20 @@ def test_export_keeps_what_is_there(cli: Cli, tmp_path: Path, tiny_checkpoint_di
     for folder, name in ((bundle, MANIFEST), (other, "thesis.txt")):
         folder.mkdir()
         (folder / name).write_text("precious")
-    _assert_refused(cli("export", "--model", "sdxl", *sources, "--output", bundle), "--force")
-    _assert_refused(cli("export", "--model", "sdxl", *sources, "--output", other, "--force"), "other files")
+    assert_refused(cli("export", "--model", "sdxl", *sources, "--output", bundle), "--force")
+    assert_refused(cli("export", "--model", "sdxl", *sources, "--output", other, "--force"), "other files")
     assert (bundle / MANIFEST).read_text() == (other / "thesis.txt").read_text() == "precious"
 
 
 def test_controlnext_export_is_the_subcommand(cli: Cli, tmp_path: Path) -> None:
     done = cli("--model", "sdxxl", "--output", tmp_path / "new", entry=export_main)
-    _assert_refused(done, "unknown model 'sdxxl'")
+    assert_refused(done, "unknown model 'sdxxl'")
 
 
 def test_python_m_controlnext(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "controlnext", "inspect", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    _assert_refused(Done(done.returncode, done.stdout, done.stderr), "is no bundle")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "is no bundle")
 
 
 def test_inspect_shows_the_bundle(cli: Cli, tiny_bundle: Path) -> None:
@@ -160,13 +126,13 @@ def test_a_damaged_file_is_named(cli: Cli, tmp_path: Path, tiny_bundle: Path, co
     with (bundle / "unet" / "model.onnx.data").open("r+b") as file:
         file.seek(1000)
         file.write(b"damage")
-    _assert_refused(cli(command, bundle), "model.onnx.data", "sha256")
+    assert_refused(cli(command, bundle), "model.onnx.data", "sha256")
 
 
 def test_a_newer_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text('{"schema": 99}')
     for command in ("inspect", "verify"):
-        _assert_refused(cli(command, tmp_path), "schema 99", "update controlnext")
+        assert_refused(cli(command, tmp_path), "schema 99", "update controlnext")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +147,7 @@ def test_a_newer_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
     ],
 )
 def test_verify_refuses(cli: Cli, tiny_bundle: Path, options: list[str], words: list[str]) -> None:
-    _assert_refused(cli("verify", tiny_bundle, *options), *words)
+    assert_refused(cli("verify", tiny_bundle, *options), *words)
 
 
 def test_verify_compares_and_reports(
@@ -248,7 +214,7 @@ def test_without_torch_the_extra_is_named(tmp_path: Path, tiny_bundle: Path, com
         "verify": ["verify", str(tiny_bundle)],
     }[command]
     done = _without_torch(arguments)
-    _assert_refused(done, "torch", 'pip install "controlnext[export]"')
+    assert_refused(done, "torch", 'pip install "controlnext[export]"')
 
 
 def test_inspect_needs_no_torch(tiny_bundle: Path) -> None:

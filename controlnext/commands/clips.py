@@ -20,7 +20,7 @@ from controlnext.closing import Closing
 from controlnext.commands.extras import extra
 from controlnext.commands.pictures import Change, read_picture
 from controlnext.errors import InputError, WorkError
-from controlnext.files import new_file, new_folder
+from controlnext.files import check_writable, new_file, new_folder
 
 DEFAULT_FPS = Fraction(7)
 """As in diffusers for Stable Video Diffusion."""
@@ -126,6 +126,7 @@ class ClipFiles(Closing):
         self._ending = self.output.suffix.lower()
         self._limit, self._temporary = frames, ExitStack()
         _check_name(self.output)
+        check_writable(self.output)
         if self._ending:
             _import_av()
         self._fps = None if fps is None else self._checked(fps)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from controlnext.closing import Closing
 from controlnext.errors import InputError
-from controlnext.files import new_file
+from controlnext.files import check_writable, new_file
 
 Change = Callable[[Image.Image], Image.Image]
 """What is done to every control picture after it was read."""
@@ -46,6 +46,7 @@ class PictureFiles(Closing):
             raise InputError(
                 f"output {output} names no kind of picture; accepted: .png, .jpg, .webp and others"
             )
+        check_writable(self.output)
 
     def control(self, path: Path, change: Change) -> Image.Image:
         """The control picture in a file."""

@@ -63,7 +63,7 @@ def verify(
     family = get_family(manifest.family)
     run = _choose(
         default_run(manifest),
-        family.vae_factor,
+        family.size_multiple,
         prompt=prompt,
         control_image=picture,
         steps=steps,
@@ -96,8 +96,8 @@ def verify(
     check_parity(comparison.rows)
 
 
-def _choose(default: SamplingRun, factor: int, **wishes: Any) -> SamplingRun:
-    """``default`` with the ``wishes`` that are not None; ``factor`` has to divide the size."""
+def _choose(default: SamplingRun, multiple: int, **wishes: Any) -> SamplingRun:
+    """``default`` with the ``wishes`` that are not None; the size has to be a multiple of ``multiple``."""
     if wishes["prompt"] is not None and default.prompt is None:
         raise InputError(
             "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
@@ -105,6 +105,6 @@ def _choose(default: SamplingRun, factor: int, **wishes: Any) -> SamplingRun:
     run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
     if run.steps < 1:
         raise InputError(f"the number of steps is {run.steps}; give one from 1 on")
-    if min(run.height, run.width) < factor or run.height % factor or run.width % factor:
-        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {factor}")
+    if min(run.height, run.width) < multiple or run.height % multiple or run.width % multiple:
+        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {multiple}")
     return run
