@@ -11,11 +11,13 @@ import typer
 from controlnext.commands import options
 from controlnext.commands.console import print_json, print_parity, progress
 from controlnext.commands.extras import extra
+from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
 from controlnext.files import check_replaceable
 from controlnext.manifest import ParityRow
 from controlnext.registry import FAMILIES, get_family
 
 
+@takes_sources
 def export(
     model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
@@ -23,14 +25,7 @@ def export(
     variant: Annotated[
         str, typer.Option(help="Release of the family; auto reads it off the control weights.")
     ] = "auto",
-    base: options.Base = None,
-    control: options.Control = None,
-    unet_weights: options.UnetWeights = None,
-    unet_increments: options.UnetIncrements = False,
-    vae: options.Vae = None,
-    lora: options.Lora = None,
-    no_t5: options.NoT5 = False,
-    random_weights: options.RandomWeights = None,
+    sources: Sources = NO_SOURCES,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     verify: Annotated[
         bool | None,
@@ -51,24 +46,12 @@ def export(
     with extra("export"):
         from controlnext.commands.parity import measure
         from controlnext.export import export_bundle
-        from controlnext.weights import load_checkpoint
     if verify is None:
-        verify = random_weights is None
+        verify = sources.random_weights is None
     rows: list[ParityRow] = []
     try:
         with progress(quiet=as_json) as report:
-            checkpoint = load_checkpoint(
-                family,
-                variant=variant,
-                base=base,
-                control=control or (),
-                unet_weights=unet_weights or (),
-                unet_increments=unet_increments,
-                vae=vae,
-                lora=lora or (),
-                leave_out=options.leave_out(family, no_t5),
-                random_seed=random_weights,
-            )
+            checkpoint = sources.load(family, variant)
 
             def measured(bundle: Path) -> list[ParityRow]:
                 rows.extend(measure(bundle, checkpoint, report))

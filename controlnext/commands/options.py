@@ -7,21 +7,11 @@ from typing import Annotated
 
 import typer
 
-from controlnext.errors import InputError
-from controlnext.registry import Family
-
 
 def _check_seed(seed: int | None) -> int | None:
     if seed is not None and seed < 0:
         raise typer.BadParameter(f"{seed} is negative; give a whole number from 0 on")
     return seed
-
-
-def leave_out(family: Family, no_t5: bool) -> tuple[str, ...]:
-    """The optional networks that ``--no-t5`` leaves out; raises where the family has none."""
-    if no_t5 and not family.sequence_encoder:
-        raise InputError(f"{family.name} has no T5 text encoder; leave --no-t5 out")
-    return (family.sequence_encoder,) if no_t5 else ()
 
 
 Bundle = Annotated[Path, typer.Argument(help="Folder that an export made.", show_default=False)]

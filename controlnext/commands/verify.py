@@ -12,6 +12,7 @@ from controlnext.commands import options
 from controlnext.commands.console import print_json, print_parity, progress
 from controlnext.commands.extras import extra
 from controlnext.commands.pictures import read_picture
+from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
 from controlnext.errors import InputError
 from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
@@ -20,19 +21,13 @@ if TYPE_CHECKING:
     from controlnext.commands.trial import SamplingRun
 
 
+@takes_sources
 def verify(
     bundle: options.Bundle,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the table and the pictures to one .html file.")
     ] = None,
-    base: options.Base = None,
-    control: options.Control = None,
-    unet_weights: options.UnetWeights = None,
-    unet_increments: options.UnetIncrements = False,
-    vae: options.Vae = None,
-    lora: options.Lora = None,
-    no_t5: options.NoT5 = False,
-    random_weights: options.RandomWeights = None,
+    sources: Sources = NO_SOURCES,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
     control_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
@@ -48,9 +43,12 @@ def verify(
     options of the export it takes the original ones.
     """
     manifest = read_manifest(bundle)
-    original = bool(control) or random_weights is not None
-    if not original and (base or unet_weights or vae or lora or no_t5):
-        raise InputError("the original weights need --control too; without it PyTorch takes the bundle's own")
+    original = sources.control or sources.random_weights is not None
+    if sources.given and not original:
+        raise InputError(
+            f"{', '.join(sources.given)} name original weights, which need --control too; without any of"
+            " these options PyTorch takes the bundle's own"
+        )
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is no .html file; give --report FILE.html")
     picture = None if control_image is None else read_picture(control_image)
@@ -59,7 +57,7 @@ def verify(
         from controlnext.commands.report import write_report
         from controlnext.commands.trial import default_run
         from controlnext.export.bundle import check_parity
-        from controlnext.weights import bundle_checkpoint, load_checkpoint
+        from controlnext.weights import bundle_checkpoint
     family = get_family(manifest.family)
     run = _choose(
         default_run(manifest),
@@ -70,21 +68,7 @@ def verify(
         height=height,
         width=width,
     )
-    if original:
-        checkpoint = load_checkpoint(
-            family,
-            variant=manifest.variant,
-            base=base,
-            control=control or (),
-            unet_weights=unet_weights or (),
-            unet_increments=unet_increments,
-            vae=vae,
-            lora=lora or (),
-            leave_out=options.leave_out(family, no_t5),
-            random_seed=random_weights,
-        )
-    else:
-        checkpoint = bundle_checkpoint(bundle)
+    checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(bundle)
     with progress(quiet=as_json) as bars:
         comparison = compare(bundle, checkpoint, run, bars)
     if report is not None:

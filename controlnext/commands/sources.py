@@ -1,0 +1,86 @@
+"""The options that say where weights come from, and the checkpoint that they name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from controlnext.commands import options
+from controlnext.errors import InputError
+from controlnext.registry import Family
+
+if TYPE_CHECKING:
+    from controlnext.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a user gave of the options that export and verify share."""
+
+    base: options.Base = None
+    control: options.Control = None
+    unet_weights: options.UnetWeights = None
+    unet_increments: options.UnetIncrements = False
+    vae: options.Vae = None
+    lora: options.Lora = None
+    no_t5: options.NoT5 = False
+    random_weights: options.RandomWeights = None
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the options that were given."""
+        return [
+            "--" + field.name.replace("_", "-")
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+
+    def load(self, family: Family, variant: str) -> Checkpoint:
+        """The checkpoint; raises :class:`~controlnext.errors.ControlNeXtError` where there is none."""
+        from controlnext.weights import load_checkpoint
+
+        if self.no_t5 and not family.sequence_encoder:
+            raise InputError(f"{family.name} has no T5 text encoder; leave --no-t5 out")
+        return load_checkpoint(
+            family,
+            variant=variant,
+            base=self.base,
+            control=self.control or (),
+            unet_weights=self.unet_weights or (),
+            unet_increments=self.unet_increments,
+            vae=self.vae,
+            lora=self.lora or (),
+            leave_out=(family.sequence_encoder,) if self.no_t5 else (),
+            random_seed=self.random_weights,
+        )
+
+
+NO_SOURCES = Sources()
+
+
+def takes_sources(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the fields of :class:`Sources` as options in place of its parameter ``sources``."""
+    hints = get_type_hints(Sources, include_extras=True)
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        if name != "sources":
+            parameters.append(parameter)
+            continue
+        parameters += [
+            inspect.Parameter(f.name, parameter.kind, default=f.default, annotation=hints[f.name])
+            for f in fields(Sources)
+        ]
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        sources = Sources(**{field.name: given.pop(field.name) for field in fields(Sources)})
+        command(**given, sources=sources)
+
+    # what typer reads: the signature for names and defaults, the annotations for types and help
+    wrapper.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
