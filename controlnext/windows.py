@@ -27,6 +27,8 @@ def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
         raise InputError(f"frames_per_batch is {size}; give a whole number from 1 on")
     if frames <= size:
         return [Window(0, frames, 0)]
+    if size == 1:
+        raise InputError(f"frames_per_batch is 1 for a clip of {frames}: windows overlap; give 2 or more")
     if not 1 <= overlap < size:
         raise InputError(
             f"overlap is {overlap} for windows of {size} frames over a clip of {frames}; give 1 to {size - 1}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from controlnext.errors import InputError
 from controlnext.runtime.antialias import clip_pixels
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.images import control_array, read_pictures
+from controlnext.runtime.images import Bands, control_array, read_pictures
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import VideoRequest, as_floats
 from controlnext.runtime.task import Pictures, Task
@@ -101,7 +101,7 @@ class VideoTask(Task):
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
         """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
         bundle, options = self.bundle, self.bundle.manifest.options
-        (bands,) = read_pictures(request.image)
+        bands = _picture("image", request.image)
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         (own,) = control_array([bands], *bands[0].size[::-1])
         clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
@@ -122,10 +122,15 @@ class Clip:
     def __init__(self, given: Any) -> None:
         if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
             raise InputError("no control clip was given; give control_images, a sequence of pictures")
+        if isinstance(given, np.ndarray) and given.ndim != 4:
+            raise InputError(
+                f"control_images is an array of shape {given.shape}; give (frames, height, width, 3)"
+            )
         if not len(given):
             raise InputError("control_images is empty; give one picture for every frame")
         self._given = given
-        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(self._read)
+        # of the pictures, not of this object: it would keep itself alive, and the last frames with it
+        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(partial(_frame_array, given))
 
     def __len__(self) -> int:
         return len(self._given)
@@ -133,16 +138,31 @@ class Clip:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the first picture."""
-        (bands,) = read_pictures(self._given[0])
-        width, height = bands[0].size
+        width, height = _frame_bands(self._given, 0)[0].size
         return height, width
 
     def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
         """(1, frames, 3, height, width) float32 in [0, 1] of the frames of these numbers."""
         return np.stack([self._frame(number, height, width) for number in numbers])[None]
 
-    def _read(self, number: int, height: int, width: int) -> FloatArray:
-        return control_array(read_pictures(self._given[number]), height, width)[0]
+
+def _frame_array(clip: Any, number: int, height: int, width: int) -> FloatArray:
+    return control_array([_frame_bands(clip, number)], height, width)[0]
+
+
+def _frame_bands(clip: Any, number: int) -> Bands:
+    return _picture(f"frame {number} of control_images", clip[number])
+
+
+def _picture(name: str, given: Any) -> Bands:
+    """The one picture ``given``; errors call it ``name``."""
+    try:
+        pictures = read_pictures(given)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    if len(pictures) > 1:
+        raise InputError(f"{name} holds {len(pictures)} pictures; give one")
+    return pictures[0]
 
 
 def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:

@@ -33,7 +33,7 @@ class VideoReference(StockPipeline):
         stock = getattr(diffusers, checkpoint.family.pipeline_class)
         normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
         processor = CLIPImageProcessor(**normalization)
-        super().__init__(checkpoint, _guided_from_one(stock), feature_extractor=processor)
+        super().__init__(checkpoint, _told_whether_guided(stock), feature_extractor=processor)
 
     @torch.no_grad()
     def __call__(
@@ -64,11 +64,12 @@ class VideoReference(StockPipeline):
         clips = per_control(control_images, count, shared=False)
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         frames = num_frames or min(len(clip) for clip in clips)
+        self.pipeline.guided = highest >= 1
         steerings = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
             pictures = control_tensor(list(clip[:frames]), height, width)[None]
-            value = torch.tensor([scale], dtype=torch.float32)
-            if highest >= 1:
+            value = torch.tensor(scale, dtype=torch.float32).reshape(1)
+            if self.pipeline.guided:
                 value = torch.cat([self.variant.unconditional_scale * value, value])
             span = (control_start, control_end, self.variant.off_scale)
             steerings.append(Steering(module, pictures, scale_schedule(value, steps, *span)))
@@ -77,7 +78,7 @@ class VideoReference(StockPipeline):
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
             result = self.pipeline(
-                image,
+                image.convert("RGB"),
                 height=height,
                 width=width,
                 num_frames=frames,
@@ -95,13 +96,19 @@ class VideoReference(StockPipeline):
         return VideoReferenceOutput(keeper.latents.numpy(), np.asarray(result.frames))
 
 
-def _guided_from_one(stock: Any) -> Any:
-    """The published pipeline is guided from a maximum of 1 on; the stock one above it."""
+def _told_whether_guided(stock: Any) -> Any:
+    """The stock pipeline, told whether it is guided: as published, where the maximum asked for is at least 1.
 
-    class Guided(stock):
+    By itself it is guided above 1, and its loop asks again, of the guidance of the frames; where their
+    maximum says something else it fails.
+    """
+
+    class Told(stock):
+        guided: bool
+
         @property
         def do_classifier_free_guidance(self) -> bool:
-            return bool(torch.as_tensor(self.guidance_scale).max() >= 1)
+            return self.guided
 
-    Guided.__name__ = stock.__name__
-    return Guided
+    Told.__name__ = stock.__name__
+    return Told

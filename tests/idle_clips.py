@@ -1,0 +1,94 @@
+"""A video pipeline without graphs: plain functions answer in the place of its engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from controlnext.engines import Backend, Engine
+from controlnext.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
+from controlnext.registry import get_family
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
+from controlnext.specs import bind
+
+Feed = Mapping[str, np.ndarray]
+Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
+"""A graph's output, of this shape, by the graph's folder and inputs."""
+
+SIZES = {
+    "image_encoder": {"image_size": 28, "projection_dim": 6},
+    "vae_decoder": {"latent_channels": 4},
+    "vae_encoder": {"moments": 8},
+    "unet": {"cross_attention_dim": 6, "ids": 3},
+}
+SCALING = 0.5
+SCHEDULER = {
+    "prediction_type": "v_prediction",
+    "sigma_max": 700.0,
+    "sigma_min": 0.002,
+    "timestep_type": "continuous",
+    "use_karras_sigmas": True,
+}
+
+
+class IdleBackend(Backend):
+    """Its engines check their inputs, and ``answer`` gives the outputs."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        return _IdleEngine(manifest, folder, self.answer)
+
+
+class _IdleEngine(Engine):
+    def __init__(self, manifest: Manifest, folder: str, answer: Answer) -> None:
+        super().__init__(manifest, folder)
+        self._answer = answer
+
+    def _run(self, feed: Feed) -> dict[str, np.ndarray]:
+        (output,) = self.outputs
+        shape = output.shape_at(bind(self.inputs, feed, self.folder))
+        return {output.name: np.broadcast_to(self._answer(self.folder, feed, shape), shape)}
+
+    def close(self) -> None:
+        pass
+
+
+def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline:
+    """The pipeline of a bundle made in ``folder``."""
+    family = get_family("svd")
+    graphs = {}
+    for spec in family.graphs:
+        sides = [
+            [TensorEntry.of(tensor.resolve(SIZES[spec.folder])) for tensor in side]
+            for side in (spec.inputs, spec.outputs)
+        ]
+        graphs[spec.folder] = Graph(spec.network, "fp32", *sides)
+    (folder / "scheduler").mkdir(parents=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    manifest = Manifest(
+        schema=1,
+        family=family.name,
+        variant=variant,
+        precision="fp32",
+        graphs=graphs,
+        configs={"vae": {"scaling_factor": SCALING}},
+        options=dict(family.checkpoint_options),
+        sources=[],
+        tools={},
+        files=list_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return Pipeline(Bundle(folder, IdleBackend(answer), cache=False))
+
+
+def no_noise(folder: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, but for pictures of latents: their first three channels."""
+    if folder != "vae_decoder":
+        return np.zeros((), np.float32)
+    return feed["latent_sample"][:, :3].repeat(8, 2).repeat(8, 3)
