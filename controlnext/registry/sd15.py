@@ -94,5 +94,4 @@ SD15 = Family(
     # StableDiffusionPipeline mends configurations from before these options had their meaning
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
-    note="the UNet tensors beside the published control modules are values",
 )
