@@ -68,8 +68,8 @@ class Task(ABC):
 
     def scales_per_control(self, scale: Any) -> list[Any]:
         """As :meth:`per_control`, but a single number serves all."""
-        single = np.ndim(scale) == 0
-        return [scale] * len(self.controls) if single else self.per_control("control_scale", scale)
+        several = isinstance(scale, (list, tuple)) or np.ndim(scale) > 0
+        return self.per_control("control_scale", scale) if several else [scale] * len(self.controls)
 
     def schedules(
         self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
