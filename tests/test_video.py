@@ -40,7 +40,7 @@ def _numbered(frames: int) -> np.ndarray:
 
 
 class _Recorder:
-    """Keeps what the denoiser is fed; its answer at the nth call is n."""
+    """Keeps what the denoiser is fed; its answer at the nth call is n, and a tenth more with every frame."""
 
     def __init__(self) -> None:
         self.feeds: list[Feed] = []
@@ -52,7 +52,7 @@ class _Recorder:
             # mean and logarithm of the variance
             return np.repeat(np.float32([5, 7]), 4).reshape(1, 8, 1, 1)
         self.feeds.append(feed)
-        return np.full(shape, len(self.feeds), np.float32)
+        return np.float32(len(self.feeds) + np.arange(shape[1]) / 10).reshape(-1, 1, 1, 1)
 
 
 def test_every_window_is_fed_its_part(tmp_path: Path) -> None:
@@ -84,14 +84,16 @@ def test_every_window_is_fed_its_part(tmp_path: Path) -> None:
 
 
 def test_windows_that_overlap_are_averaged(tmp_path: Path) -> None:
-    """The windows' answers are 1, 2 and 3; the first frame of a window counts only where it is the clip's."""
+    """The windows' answers begin at 1, 2 and 3; of the first frame they count only for the clip's own."""
     latents = rand(0, 1, 6, 4, 2, 3)
     got = idle_pipeline(tmp_path / "bundle", _Recorder())(
         **_arguments(6, latents=latents, num_inference_steps=1)
     )
     scheduler = EulerDiscreteScheduler.from_config(SCHEDULER)
     scheduler.set_timesteps(1)
-    noise = torch.tensor([1, 1, 1, 2, (2 + 3) / 2, 3]).reshape(1, 6, 1, 1, 1).expand(latents.shape)
+    noise = (
+        torch.tensor([1, 1.1, 1.2, 2.1, (2.2 + 3.1) / 2, 3.2]).reshape(1, 6, 1, 1, 1).expand(latents.shape)
+    )
     noisy = torch.from_numpy(latents) * scheduler.init_noise_sigma
     wanted = scheduler.step(noise, scheduler.timesteps[0], noisy).prev_sample
     np.testing.assert_allclose(got.latents, wanted, rtol=1e-5, atol=1e-5)
