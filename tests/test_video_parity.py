@@ -16,10 +16,10 @@ from recipe import drawing, rand
 from controlnext.reference import VideoReference, VideoReferenceOutput, reference_pipeline
 from controlnext.runtime import Pipeline, VideoOutput
 
-# of the latents' norm and of the pixels' range; measured: 4.6e-6 and 9e-6. Noise is at first 700 times what
+# of the latents' norm and of the pixels' range; measured: 4.7e-6 and 9.4e-6. Noise is at first 700 times what
 # is drawn, which rounding goes by.
 LATENTS, PIXELS = 1.5e-5, 3e-5
-# a run that ignored an option would be found: the least that one changes is 0.037
+# a run that ignored an option would be found: the least that one changes is 0.022
 CHANGE = 1000 * LATENTS
 
 Pair = tuple[Pipeline, VideoReference]
@@ -60,7 +60,7 @@ def _arguments(**changes: Any) -> dict[str, Any]:
     size = {"height": 64, "width": 64, **changes}
     return {
         "image": drawing(1, 64, 64),
-        "control_images": _clip(4, size["width"], size["height"]),
+        "control_images": _clip(3, size["width"], size["height"]),
         "num_inference_steps": 3,
         "seed": 3,
         "height": 64,
@@ -98,8 +98,8 @@ def _compare(pair: Pair, **changes: Any) -> tuple[VideoOutput, VideoReferenceOut
         {"min_guidance_scale": 4.0, "max_guidance_scale": 0.5},
         {"noise_aug_strength": 0.5},
         {"seed": 2**63},
-        {"latents": rand(7, 1, 4, 4, 8, 8)},
-        {"frames_per_batch": 3, "overlap": 1},
+        {"latents": rand(7, 1, 3, 4, 8, 8)},
+        {"frames_per_batch": 2, "overlap": 1},
     ],
     ids=" ".join,
 )
@@ -129,26 +129,19 @@ def test_a_single_frame_has_the_lowest_guidance(pair: Pair) -> None:
 def test_pictures_of_other_sizes_and_modes(pair: Pair) -> None:
     """Each is resized as diffusers does, after it was made RGB; the image encoder sees the picture's own
     size, not the clip's."""
-    frames = [_photo(number, 50, 91) for number in range(4)]
-    modes = ["L", "P", "1", "RGBA"]
-    frames = [frame.convert(mode) for frame, mode in zip(frames, modes, strict=True)]
-    for image in (_photo(9, 300, 181), _photo(9, 300, 181).convert("P"), _photo(8, 40, 30).convert("L")):
+    frames = [_photo(number, 50, 91).convert(mode) for number, mode in enumerate(("L", "P", "1"))]
+    for image in (_photo(9, 300, 181).convert("P"), _photo(8, 40, 30).convert("L")):
         got, _ = _compare(pair, image=image, control_images=frames)
-        assert got.frames.shape == (1, 4, 64, 64, 3)
+        assert got.frames.shape == (1, 3, 64, 64, 3)
 
 
 @pytest.mark.parametrize("pair", ["svd"], indirect=True)
 def test_frames_that_are_decoded_together_see_one_another(pair: Pair, usual: VideoOutput) -> None:
-    """Two at a time, three at a time (one is left), and those of a window where nothing is said."""
-    pairs, threes, windows = (
-        _compare(pair, **changes)[0]
-        for changes in (
-            {"decode_chunk_size": 2},
-            {"decode_chunk_size": 3},
-            {"frames_per_batch": 3, "overlap": 1},
-        )
-    )
+    """Two at a time (one is left), all three, and those of a window where nothing is said."""
+    pairs, _ = _compare(pair, decode_chunk_size=2)
+    windows, _ = _compare(pair, frames_per_batch=2, overlap=1)
     np.testing.assert_array_equal(pairs.latents, usual.latents)
-    assert np.abs(pairs.frames - threes.frames).max() > 100 * PIXELS
-    np.testing.assert_array_equal(pair[0].decode(windows.latents, "np", 3), windows.frames)
-    assert np.abs(pair[0].decode(windows.latents, "np", 2) - windows.frames).max() > 100 * PIXELS
+    np.testing.assert_array_equal(pair[0].decode(pairs.latents, "np", 2), pairs.frames)
+    np.testing.assert_array_equal(pair[0].decode(windows.latents, "np", 2), windows.frames)
+    for got in (pairs, windows):
+        assert np.abs(pair[0].decode(got.latents, "np", 3) - got.frames).max() > 100 * PIXELS
