@@ -43,12 +43,12 @@ def _read(given: object) -> Bands:
     try:
         image = Image.fromarray(given) if isinstance(given, np.ndarray) else given
         if not isinstance(image, Image.Image):
-            raise InputError(f"the control picture is of type {type(image).__name__}; {_ACCEPTED}")
+            raise InputError(f"the picture is of type {type(image).__name__}; {_ACCEPTED}")
         if image.mode[0] not in "IF":
             return (image.convert("RGB"),)
         levels = np.asarray(image, np.float32)
     except (TypeError, ValueError, OSError) as error:
-        raise InputError(f"the control picture cannot be read ({error}); {_ACCEPTED}") from error
+        raise InputError(f"the picture cannot be read ({error}); {_ACCEPTED}") from error
     return _float_bands(levels if image.mode == "F" else levels / np.float32(_SIXTEEN_BITS))
 
 
@@ -56,10 +56,10 @@ def _float_bands(levels: FloatArray) -> Bands:
     if levels.ndim == 2:
         levels = levels[..., None]
     if levels.ndim != 3 or levels.shape[2] not in (1, 3, 4) or not levels.size:
-        raise InputError(f"the control picture is an array of shape {levels.shape}; {_ACCEPTED}")
+        raise InputError(f"the picture is an array of shape {levels.shape}; {_ACCEPTED}")
     low, high = levels.min(), levels.max()
     if not (low >= 0 and high <= 1):
-        raise InputError(f"the control picture has values from {low:g} to {high:g}; {_ACCEPTED}")
+        raise InputError(f"the picture has values from {low:g} to {high:g}; {_ACCEPTED}")
     return tuple(Image.fromarray(levels[..., band]) for band in range(min(levels.shape[2], 3)))
 
 

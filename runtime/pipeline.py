@@ -18,6 +18,7 @@ from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.image import ImageTask
 from controlnext.runtime.images import decode_latents, to_pil
+from controlnext.runtime.request import is_whole
 from controlnext.runtime.task import Pictures, Task
 from controlnext.runtime.video import VideoTask
 
@@ -94,11 +95,12 @@ class Pipeline(Closing):
         return (image for some in self._decoded(latents, chunk) for image in to_pil(some))
 
     def _decoded(self, latents: FloatArray, chunk: int | None) -> Iterator[FloatArray]:
-        decoder, config = self.bundle.engine("vae_decoder"), self.bundle.manifest.configs["vae"]
+        size = self.task.request.default_chunk if chunk is None else chunk
+        if not is_whole(size) or size < 1:
+            raise InputError(f"chunk is {chunk!r}; give a whole number from 1 on")
         rows = latents.reshape(-1, *latents.shape[-3:])
-        return decode_latents(
-            decoder, config, rows, self.task.request.default_chunk if chunk is None else chunk
-        )
+        config = self.bundle.manifest.configs["vae"]
+        return decode_latents(self.bundle.engine("vae_decoder"), config, rows, size)
 
     def close(self) -> None:
         """Give back the engines' memory."""

@@ -194,14 +194,18 @@ class VideoRequest(CommonRequest):
         super().__post_init__()
         for name in ("num_frames", "frames_per_batch", "overlap", "decode_chunk_size"):
             value, lowest = getattr(self, name), 0 if name == "overlap" else 1
-            if value is not None and (not is_whole(value) or value < lowest):
+            if not self._left(name) and (not is_whole(value) or value < lowest):
                 raise InputError(f"{name} is {value!r}; give a whole number from {lowest} on")
         for name in ("min_guidance_scale", "max_guidance_scale", "noise_aug_strength"):
             value = getattr(self, name)
-            if value is not None and not is_finite(value):
+            if not self._left(name) and not is_finite(value):
                 raise InputError(f"{name} is {value!r}; give a finite number")
         if self.image is None:
             raise InputError("no reference picture was given; give image")
+
+    def _left(self, name: str) -> bool:
+        """Whether an argument that may be None is."""
+        return getattr(self, name) is None and getattr(type(self), name) is None
 
     @property
     def chunk(self) -> int:

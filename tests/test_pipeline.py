@@ -261,7 +261,7 @@ def test_sizes(pipe: Pipeline) -> None:
         ({"control_image": drawing(1, 24, 16).resize((24, 17))}, "the control picture's height is 17; give"),
         ({"control_image": None}, "no control picture was given"),
         ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control pictures were given for 1 prompts"),
-        ({"control_image": np.full((16, 24, 3), np.nan)}, "control picture has values from nan"),
+        ({"control_image": np.full((16, 24, 3), np.nan)}, "picture has values from nan"),
         ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN or infinite"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\) for 1 prompts"),
         ({"control_scale": "strong"}, "control_scale is no array of numbers"),
