@@ -97,6 +97,7 @@ class Task(ABC):
         """Height and width in pixels: as asked for, else those of the latents or of the control picture
         (``control_size``, height and width)."""
         factor, multiple = self.family.vae_factor, self.family.size_multiple
+        largest = self.family.largest_size(self.bundle.manifest.configs[self.family.denoiser])
         if request.latents is None:
             source, found = "control picture", control_size
         else:
@@ -106,8 +107,10 @@ class Task(ABC):
             asked = getattr(request, name)
             size = default if asked is None else asked
             if not is_whole(size) or size < multiple or size % multiple:
-                given = f"{name} is {size!r}" if asked is not None else f"the {source}'s {name} is {size}"
+                given = f"{name} is {size!r}" if asked is not None else f"the {name} of the {source} is {size}"
                 raise InputError(f"{given}; give height and width as multiples of {multiple}")
+            if size > largest:
+                raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
             sizes[name] = int(size)
         return sizes["height"], sizes["width"]
 

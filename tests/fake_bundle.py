@@ -86,7 +86,7 @@ def write_fake_bundle(
         variant=next(iter(family.variants)),
         precision="fp32",
         graphs=graphs,
-        configs={"vae": VAE_CONFIG},
+        configs={"vae": VAE_CONFIG, family.denoiser: {"patch_size": 2, "pos_embed_max_size": 192}},
         options=dict.fromkeys(family.checkpoint_options, force_zeros),
         sources=[],
         tools={},

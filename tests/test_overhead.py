@@ -45,7 +45,7 @@ class _Bundle:
             [TensorEntry.of(tensor.resolve(sizes)) for tensor in side] for side in (spec.inputs, spec.outputs)
         ]
         graphs = {"unet": Graph("unet", "fp16", *sides)}
-        self.manifest = Manifest(1, "sdxl", "sdxl", "fp16", graphs, {}, {}, [], {}, {})
+        self.manifest = Manifest(1, "sdxl", "sdxl", "fp16", graphs, {"unet": {}}, {}, [], {}, {})
         self.idle = _Idle(self.manifest, "unet")
         self._scheduler = folder / "scheduler_config.json"
         self._scheduler.write_text('{"beta_schedule": "scaled_linear"}')

@@ -258,7 +258,10 @@ def test_sizes(pipe: Pipeline) -> None:
         ({"width": 0}, "width is 0"),
         ({"width": -8}, "width is -8"),
         ({"width": 16.0}, "width is 16.0"),
-        ({"control_image": drawing(1, 24, 16).resize((24, 17))}, "the control picture's height is 17; give"),
+        (
+            {"control_image": drawing(1, 24, 16).resize((24, 17))},
+            "the height of the control picture is 17; give",
+        ),
         ({"control_image": None}, "no control picture was given"),
         ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control pictures were given for 1 prompts"),
         ({"control_image": np.full((16, 24, 3), np.nan)}, "picture has values from nan"),

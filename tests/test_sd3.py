@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cli import Cli, assert_refused
-from conftest import _once
+from conftest import once, tracing_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe import drawing, rand, write_checkpoint
@@ -19,7 +19,7 @@ from weights_models import add_text_encoders
 
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
-from controlnext.export import bundle as export
+from controlnext.export import export_bundle
 from controlnext.export.networks import wrap
 from controlnext.injection import CrossNormalization
 from controlnext.manifest import read_manifest
@@ -52,7 +52,7 @@ def load(shared_folder: Path) -> Load:
     def make(folder: Path) -> None:
         add_text_encoders(write_checkpoint("sd3", folder) / "base", SD3)
 
-    made = _once(shared_folder / "sd3-source", make)
+    made = once(shared_folder / "sd3-source", make)
     control = made / "control.safetensors"
     return lambda name: load_checkpoint(SD3, base=made / "base", control=control, leave_out=BUNDLES[name][1])
 
@@ -62,26 +62,12 @@ def bundles(shared_folder: Path, load: Load) -> Bundles:
     """The bundle of a name in :data:`BUNDLES`."""
 
     def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export, "trace", _trace_once())
+        with tracing_once():
             for name, (precision, _) in BUNDLES.items():
-                export.export_bundle(load(name), precision, folder / name)
+                export_bundle(load(name), precision, folder / name)
 
-    made = _once(shared_folder / "sd3-bundles", make)
+    made = once(shared_folder / "sd3-bundles", make)
     return lambda name: made / name
-
-
-def _trace_once() -> Callable[..., object]:
-    """Nine tenths of an export are tracing, which neither the precision nor the other networks change."""
-    traced = {}
-
-    def trace(module: nn.Module, spec, sizes):
-        if spec.folder not in traced:
-            traced[spec.folder] = plain(module, spec, sizes)
-        return traced[spec.folder].clone()
-
-    plain = export.trace
-    return trace
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +235,8 @@ def test_without_t5_nothing_of_it_is_in_the_bundle(bundles: Bundles) -> None:
     [
         ({"height": 136, "width": 128}, "height is 136"),
         ({"height": 128, "width": 120}, "width is 120"),
-        ({"control_image": drawing(0, 136, 128)}, "control picture's width is 136"),
-        ({"latents": rand(0, 1, 16, 17, 16)}, "height is 136"),
+        ({"control_image": drawing(0, 136, 128)}, "width of the control picture is 136"),
+        ({"latents": rand(0, 1, 16, 17, 16)}, "height of the latents is 136"),
     ],
 )
 def test_sizes_that_do_not_divide_into_patches_are_refused(bundles: Bundles, options, words: str) -> None:

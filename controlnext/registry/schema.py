@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -145,6 +146,8 @@ class Family:
     vae_factor: int = 8
     size_multiple: int = 8
     """What height and width of a result have to be multiples of."""
+    largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)
+    """The largest height and width in pixels, from the denoiser's configuration."""
     prompt_encoders: tuple[str, ...] = ()
     """Graph folders of the text encoders, in the order in which their embeddings are concatenated."""
     sequence_encoder: str = ""

@@ -87,6 +87,8 @@ SD3 = Family(
     default_guidance=7.0,
     default_size=(1024, 1024),
     size_multiple=16,
+    # the table of positions ends there
+    largest_size=lambda config: 8 * config["patch_size"] * config["pos_embed_max_size"],
     prompt_encoders=("text_encoder", "text_encoder_2"),
     sequence_encoder="text_encoder_3",
     pooled_input="pooled_projections",
