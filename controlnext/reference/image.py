@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from controlnext.reference.steering import Steering, scale_schedule, steered
+from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 
 
@@ -45,25 +45,27 @@ class ImageReference(StockPipeline):
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
+        guidance = self.family.default_guidance if guidance_scale is None else guidance_scale
         count = len(self.controls)
         pictures = per_control(control_image, count, shared=False)
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         steerings = []
         for module, given, scale in zip(self.controls, pictures, scales, strict=True):
-            image, value = control_tensor(given, height, width), torch.tensor(scale, dtype=torch.float32)
+            image = control_tensor(given, height, width)
             if len(image) > 1:
                 image = image.repeat_interleave(num_images_per_prompt, 0)
-            if value.ndim:
-                value = value.repeat_interleave(num_images_per_prompt)
+            rows = scale_rows(scale, guidance > 1, self.variant.unconditional_scale)
+            if rows.shape[1] > 1:
+                rows = rows.repeat_interleave(num_images_per_prompt, 1)
             span = (control_start, control_end, self.variant.off_scale)
-            steerings.append(Steering(module, image, scale_schedule(value, steps, *span)))
+            steerings.append(Steering(module, image, scale_schedule(rows, steps, *span)))
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
                 num_inference_steps=asked,
-                guidance_scale=self.family.default_guidance if guidance_scale is None else guidance_scale,
+                guidance_scale=guidance,
                 height=height,
                 width=width,
                 generator=torch.Generator("cpu").manual_seed(seed),

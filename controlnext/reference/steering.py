@@ -21,8 +21,7 @@ class Steering:
     """One control over a run.
 
     ``image``: (1 or N, 3, H, W) in [0, 1], of a clip (1, frames, 3, H, W); repeated to the rows of a guided
-    batch, as the published pipelines do. ``scales``: for each step the scale, (N,) or a scalar, of a guided
-    batch (2 N,).
+    batch, as the published pipelines do. ``scales``: for each step those of :func:`scale_rows`.
     """
 
     module: nn.Module
@@ -34,9 +33,8 @@ class Steering:
         image = self.image if frames is None else self.image[:, list(frames)]
         image = image.repeat(rows // image.shape[0], *[1] * (image.ndim - 1))
         scale = self.scales[step]
-        if scale.ndim:
-            scale = scale.repeat(rows // len(scale))
-            scale = scale if frames is None else scale.repeat_interleave(len(frames))
+        scale = scale.expand(-1, rows // len(scale)).flatten()
+        scale = scale if frames is None else scale.repeat_interleave(len(frames))
         return Control(self.module(image, timestep.expand(rows)), scale, self.module.scale)  # type: ignore[arg-type]
 
 
@@ -87,6 +85,13 @@ def steered(
         yield
     finally:
         denoiser.forward = stock  # type: ignore[method-assign]
+
+
+def scale_rows(scale: float | Sequence[float], guided: bool, unconditional: float) -> Tensor:
+    """``scale`` as (1, N), or (1, 1) where it is one for all; of a guided batch (2, N) or (2, 1), the first
+    row being that of its unconditional half, which gets ``unconditional`` times the scale."""
+    row = torch.tensor(scale, dtype=torch.float32).reshape(1, -1)
+    return torch.cat([unconditional * row, row]) if guided else row
 
 
 def scale_schedule(scale: Tensor, steps: int, start: float, end: float, off: float) -> list[Tensor]:

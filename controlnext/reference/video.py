@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from controlnext.reference.steering import Steering, scale_schedule, steered
+from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
@@ -68,11 +68,9 @@ class VideoReference(StockPipeline):
         steerings = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
             pictures = control_tensor(list(clip[:frames]), height, width)[None]
-            value = torch.tensor(scale, dtype=torch.float32).reshape(1)
-            if self.pipeline.guided:
-                value = torch.cat([self.variant.unconditional_scale * value, value])
+            rows = scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale)
             span = (control_start, control_end, self.variant.off_scale)
-            steerings.append(Steering(module, pictures, scale_schedule(value, steps, *span)))
+            steerings.append(Steering(module, pictures, scale_schedule(rows, steps, *span)))
         windows = clip_windows(frames, frames_per_batch, overlap)
         fixed = {n: torch.tensor([make(height, width)]) for n, make in self.family.conditioning.items()}
         keeper = LatentsKeeper()

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controlnext import registry
 from controlnext.errors import CheckpointError
 from controlnext.manifest import Source
-from controlnext.registry import FAMILIES, Family, Network
+from controlnext.registry import Family, Network
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import (
@@ -153,7 +154,7 @@ def _other_base(family: Family, folder: Path) -> str:
     """What a diffusers folder looks like, as the end of a message; nothing if it is of the family."""
     if _has_denoiser(family, folder):
         return ""
-    for other in FAMILIES.values():
+    for other in registry.FAMILIES.values():
         if _has_denoiser(other, folder):
             return (
                 f"; it looks like a base of {other.name} ({other.title}): give --model {other.name},"
