@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,17 +27,32 @@ from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
+UNET = {
+    "sample_size": 16,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 48,
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 72,
+}
 ALPHA = 3.0
 SCALE = 0.6
 
 
 @pytest.fixture(scope="module")
 def files(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SDXL with text encoders, increments of some of its UNet's tensors, and a LoRA of every layer
-    that LoRAs are trained for, under the names of the trainer that most are made with."""
+    """The tiny SDXL with a UNet of two blocks and with text encoders; increments of some of the UNet's
+    tensors; a LoRA of every layer that LoRAs are trained for, named as sd-scripts names them."""
     folder = tmp_path_factory.mktemp("lora")
     shutil.copytree(tiny_checkpoint("sdxl"), folder, dirs_exist_ok=True)
     add_text_encoders(folder / "base")
+    fill(diffusers.UNet2DConditionModel(**UNET), 7).save_pretrained(folder / "base" / "unet")
     # what both encoders give has to be as wide as what this UNet takes
     config = CLIPTextConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, projection_dim=24

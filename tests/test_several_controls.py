@@ -319,12 +319,12 @@ def test_a_clips_graph_with_two_controls(tiny_checkpoint: Any, tmp_path: Path) -
 
 SMALL_SVD = {
     "sample_size": 8,
-    "down_block_types": ("DownBlockSpatioTemporal",) * 2,
-    "up_block_types": ("UpBlockSpatioTemporal",) * 2,
-    "block_out_channels": (32, 64),
+    "down_block_types": ("DownBlockSpatioTemporal",),
+    "up_block_types": ("UpBlockSpatioTemporal",),
+    "block_out_channels": (32,),
     "layers_per_block": 1,
     "cross_attention_dim": 48,
-    "num_attention_heads": (2, 4),
+    "num_attention_heads": (2,),
     "addition_time_embed_dim": 8,
     "projection_class_embeddings_input_dim": 24,
     "num_frames": 3,
