@@ -107,7 +107,9 @@ class Task(ABC):
             asked = getattr(request, name)
             size = default if asked is None else asked
             if not is_whole(size) or size < multiple or size % multiple:
-                given = f"{name} is {size!r}" if asked is not None else f"the {name} of the {source} is {size}"
+                given = f"{name} is {size!r}"
+                if asked is None:
+                    given = f"the {name} of the {source} is {size}"
                 raise InputError(f"{given}; give height and width as multiples of {multiple}")
             if size > largest:
                 raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
