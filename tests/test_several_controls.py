@@ -276,7 +276,7 @@ PICTURE = drawing(4, WIDTH, HEIGHT)
         ({"control_scale": [0.7, 0.4, 1.0]}, "has 2 controls; give control_scale as a list of as many"),
         ({"control_scale": [0.7, [0.4, 1.0]]}, "control_scale has shape .* for 1 prompts; give one"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_another_number_of_pictures_or_scales_is_refused(
     pipe: Pipeline, changes: dict[str, Any], message: str
