@@ -75,7 +75,7 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Re
     limits = LIMITS[manifest.precision]
     rows += [
         _row(f"latents, {run}", "relative L2", _relative(wanted.latents, found.latents), limits.latents),
-        _row(f"pictures, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
+        _row(f"picture, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
     ]
     return Comparison(rows, wanted.pictures[-1], found.pictures[-1])
 
