@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cli import Cli, Done
 from filelock import FileLock
+from hypothesis import settings
 
 from controlnext.commands import main
 
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
+
+# the same examples in every run, however busy the machine is
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 

@@ -40,7 +40,7 @@ def test_the_published_size_is_that_of_diffusers(height: int, width: int) -> Non
     _compare(height, width, (224, 224))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(*(st.integers(2, 200),) * 2, *(st.integers(1, 60),) * 2)
 def test_any_size_is_that_of_diffusers(height: int, width: int, new_height: int, new_width: int) -> None:
     _compare(height, width, (new_height, new_width))

@@ -69,7 +69,7 @@ def _statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @EVERY_VARIANT
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SIZE, SIZE, SEED, LEARNED, st.booleans())
 def test_at_the_off_scale_nothing_is_added(name, size, control_size, seed, learned, flat) -> None:
     """Not a bit changes, also where the control has no structure at all."""
@@ -90,7 +90,7 @@ def test_the_first_video_release_is_half_on_at_scale_0() -> None:
 
 
 @EVERY_VARIANT
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=SIZE,
     control_size=SIZE,
@@ -126,7 +126,7 @@ def test_what_is_added_has_the_mean_and_the_deviation_of_the_feature(
 
 
 @EVERY_VARIANT
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SIZE, st.lists(st.tuples(SIZE, st.floats(-2, 2)), min_size=2, max_size=4), SEED, LEARNED)
 def test_several_controls_add_what_each_adds(name, size, given_controls, seed, learned) -> None:
     """Each is aligned to the same feature, whatever the others are."""
@@ -141,7 +141,7 @@ def test_several_controls_add_what_each_adds(name, size, given_controls, seed, l
     torch.testing.assert_close(together, sum(alone), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZE, SIZE, SEED, st.floats(-2, 2))
 def test_tokens_get_what_a_map_of_the_same_numbers_gets(size, control_size, seed, scale) -> None:
     injection = _entry("sd3")[1].injection
@@ -154,7 +154,7 @@ def test_tokens_get_what_a_map_of_the_same_numbers_gets(size, control_size, seed
     torch.testing.assert_close(tokens.unflatten(1, size).permute(0, 3, 1, 2), maps, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(*(st.tuples(st.integers(1, 80), st.integers(1, 80)),) * 2)
 # SVD's features at 576 x 1024: two of its convolutions are not padded
 @example((71, 127), (36, 64))

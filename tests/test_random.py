@@ -38,7 +38,7 @@ def test_every_kind_of_seed_over_a_mixed_sequence(seed: int) -> None:
     assert largest_difference(seed, shapes) < TOLERANCE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(-(2**63), 2**64 - 1), sizes=st.lists(st.integers(0, 70), max_size=12))
 def test_any_sequence_of_sizes(seed: int, sizes: list[int]) -> None:
     assert largest_difference(seed, [(size,) for size in sizes]) < TOLERANCE

@@ -143,7 +143,7 @@ PATCHES = st.integers(1, 12)
 SEEDS = st.integers(0, 1000)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(PATCHES, PATCHES, st.integers(1, 3), SEEDS)
 def test_scale_0_is_exactly_the_uncontrolled_transformer(
     stock: nn.Module, controlled: nn.Module, height: int, width: int, batch: int, seed: int
@@ -153,7 +153,7 @@ def test_scale_0_is_exactly_the_uncontrolled_transformer(
         assert torch.equal(controlled(*feed), _uncontrolled(stock, feed))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(PATCHES, PATCHES, st.integers(1, 3), SEEDS)
 def test_the_first_block_gets_the_tokens_and_a_feature_of_their_mean_and_deviation(
     stock: nn.Module, controlled: nn.Module, height: int, width: int, batch: int, seed: int
