@@ -115,7 +115,6 @@ TOY = Family(
     default_sampler="ddim",
     default_steps=4,
     default_guidance=2.5,
-    default_size=(64, 64),
     vae_factor=4,
     increments=True,
     pipeline_options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},

@@ -141,8 +141,6 @@ class Family:
     default_sampler: str
     default_steps: int
     default_guidance: float
-    default_size: tuple[int, int]
-    """Height and width in pixels that the base was trained for."""
     vae_factor: int = 8
     size_multiple: int = 8
     """What height and width of a result have to be multiples of."""

@@ -85,7 +85,6 @@ SD15 = Family(
     default_sampler="unipc",
     default_steps=20,
     default_guidance=7.5,
-    default_size=(512, 512),
     pipeline_options={
         "safety_checker": None,
         "feature_extractor": None,

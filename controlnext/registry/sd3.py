@@ -85,7 +85,6 @@ SD3 = Family(
     default_sampler="flow_euler",
     default_steps=28,
     default_guidance=7.0,
-    default_size=(1024, 1024),
     size_multiple=16,
     # the table of positions ends there
     largest_size=lambda config: 8 * config["patch_size"] * config["pos_embed_max_size"],

@@ -81,7 +81,6 @@ SDXL = Family(
     default_sampler="unipc",
     default_steps=20,
     default_guidance=5.0,
-    default_size=(1024, 1024),
     increments=True,
     pipeline_options={"add_watermarker": False},
     checkpoint_options={"force_zeros_for_empty_prompt": True},

@@ -117,7 +117,6 @@ SVD = Family(
     default_sampler="euler",
     default_steps=25,
     default_guidance=3.0,
-    default_size=(576, 1024),
     conditioning={"added_time_ids": _added_time_ids},
     checkpoint_options={
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
