@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -65,17 +66,23 @@ class TensorSpec:
         return tuple(evaluate_dim(dim, sizes) for dim in self.shape)
 
 
-def bind(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], graph: str) -> dict[str, int]:
+def bind(
+    specs: Sequence[TensorSpec],
+    arrays: Mapping[str, np.ndarray],
+    graph: str,
+    known: Mapping[str, int] = MappingProxyType({}),
+) -> dict[str, int]:
     """Check ``arrays`` against ``specs`` and return the sizes of the symbols.
 
-    Raises :class:`~controlnext.errors.InputError` for a missing or unknown name, a wrong dtype, or a shape
-    that contradicts the spec or another input. ``control_batch`` may be 1 or ``batch``.
+    ``known``: sizes that the graph's other inputs have. Raises :class:`~controlnext.errors.InputError` for a
+    missing or unknown name, a wrong dtype, or a shape that contradicts the spec or another input.
+    ``control_batch`` may be 1 or ``batch``.
     """
     names = {spec.name for spec in specs}
     if set(arrays) != names:
         missing, unknown = sorted(names - set(arrays)), sorted(set(arrays) - names)
         raise InputError(f"{graph}: inputs missing {missing}, unknown {unknown}; it takes {sorted(names)}")
-    sizes: dict[str, int] = {}
+    sizes = dict(known)
     for spec in specs:
         array = arrays[spec.name]
         wanted = f"{spec.dtype} {_text(spec.shape)}"
@@ -91,7 +98,7 @@ def bind(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray], graph: s
             if size != expected:
                 raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted} with {sizes}")
     for symbol, size in sizes.items():
-        if symbol.startswith("control_batch") and size not in (1, sizes["batch"]):
+        if symbol.startswith("control_batch") and size not in (1, sizes.get("batch", size)):
             name = symbol.replace("batch", "image")
             raise InputError(
                 f"{graph}: {name} has batch {size}; give 1 or the batch of the other inputs, {sizes['batch']}"

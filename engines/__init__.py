@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from controlnext.engines.base import Backend, Engine
+from controlnext.engines.base import Backend, BoundEngine, Engine, Feed
 from controlnext.engines.onnxruntime import OrtBackend
 from controlnext.errors import InputError
 from controlnext.manifest import Manifest
@@ -14,7 +14,7 @@ from controlnext.manifest import Manifest
 BACKENDS: Mapping[str, Callable[[str], Backend]] = MappingProxyType({"onnxruntime": OrtBackend})
 """What can run a graph, by name, best first; each takes the name of a device."""
 
-__all__ = ["BACKENDS", "Backend", "Engine", "open_engine", "select_backend"]
+__all__ = ["BACKENDS", "Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_backend"]
 
 
 def select_backend(backend: str = "auto", device: str = "auto") -> Backend:

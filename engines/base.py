@@ -2,44 +2,102 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
+from controlnext import specs
 from controlnext.closing import Closing
+from controlnext.errors import InputError
 from controlnext.manifest import Manifest
-from controlnext.specs import bind
+
+Feed = Mapping[str, np.ndarray]
 
 
 class Engine(Closing):
     """One graph of a bundle, ready to run. A context manager: leaving it closes it.
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, at the edges float32 or int64
-    whatever the precision inside.
+    whatever the precision inside. Several threads may use an engine; one runs at a time.
     """
 
     def __init__(self, manifest: Manifest, folder: str) -> None:
         self.folder = folder
         self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].inputs)
         self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].outputs)
+        self._turn = Lock()
+        self._latest: weakref.ref[BoundEngine] | None = None
 
-    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Outputs by name for inputs by name.
 
         Raises :class:`~controlnext.errors.InputError` where ``feed`` contradicts ``inputs``, before anything
         runs, and :class:`~controlnext.errors.WorkError` where the engine itself fails.
         """
-        bind(self.inputs, feed, self.folder)
-        return self._run(feed)
+        return self.bind(feed).run({})
+
+    def bind(self, constants: Feed) -> BoundEngine:
+        """The engine with some inputs in place, for runs that differ in the others."""
+        return BoundEngine(self, constants)
+
+    def run_bound(self, bound: BoundEngine, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        """As :meth:`BoundEngine.run`, which has checked ``feed``; it differs in ``replaced`` from what
+        ``bound`` ran with before."""
+        with self._turn:
+            if self._latest is None or self._latest() is not bound:
+                replaced = feed.keys()
+            # whatever fails, what the engine holds is not known any more
+            self._latest = None
+            outputs = self._run(feed, replaced)
+            self._latest = weakref.ref(bound)
+        return outputs
 
     @abstractmethod
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        """Outputs for all inputs, of which those not in ``replaced`` are the arrays of the run before."""
 
     @abstractmethod
     def close(self) -> None:
         """Give back the memory; the engine cannot run any more."""
+
+
+class BoundEngine:
+    """An engine with inputs that stay from run to run: where it has a memory of its own, they stay there.
+
+    The arrays that are kept must not be changed in place.
+    """
+
+    def __init__(self, engine: Engine, constants: Feed) -> None:
+        self._engine = engine
+        self._kept: dict[str, np.ndarray] = {}
+        self._replaced: set[str] = set()
+        self.keep(constants)
+
+    def keep(self, feed: Feed) -> None:
+        """Let these inputs stay, in place of those of the same names.
+
+        Raises :class:`~controlnext.errors.InputError` where they contradict the specs or each other.
+        """
+        engine, kept = self._engine, {**self._kept, **feed}
+        unknown = sorted(set(feed) - {spec.name for spec in engine.inputs})
+        if unknown:
+            names = sorted(spec.name for spec in engine.inputs)
+            raise InputError(f"{engine.folder}: inputs unknown {unknown}; it takes {names}")
+        self._sizes = specs.bind([spec for spec in engine.inputs if spec.name in kept], kept, engine.folder)
+        self._rest = [spec for spec in engine.inputs if spec.name not in kept]
+        self._kept = kept
+        self._replaced |= set(feed)
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Outputs by name for the inputs that are not kept; raises as :meth:`Engine.run`."""
+        specs.bind(self._rest, feed, self._engine.folder, self._sizes)
+        outputs = self._engine.run_bound(self, {**self._kept, **feed}, self._replaced | feed.keys())
+        self._replaced.clear()
+        return outputs
 
 
 class Backend(ABC):

@@ -12,13 +12,13 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from controlnext.engines.base import Backend, Engine
+from controlnext.engines.base import Backend, Engine, Feed
 from controlnext.engines.cache import discard, is_intact, processor, store
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
 from controlnext.manifest import Manifest, check_file
@@ -148,7 +148,7 @@ class OrtEngine(Engine):
         self._names = [spec.name for spec in self.outputs]
         self._session: Any | None = session
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         if self._session is None:
             raise InputError(f"the engine of {self.folder} is closed; open it again")
         try:

@@ -58,7 +58,7 @@ class ImageTask(Task):
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
         halves = 2 if guidance > 1 else 1
         scales = [_control_scale(scale, request) for scale in self.scales_per_control(request.control_scale)]
-        schedules = self.schedules(scales, request, len(sampler.timesteps), halves == 2)
+        strengths = self.schedules(scales, request, len(sampler.timesteps), halves == 2)
         constants = {
             **self._condition(request, guided=halves == 2),
             **self.conditioning(height, width, halves * len(latents)),
@@ -70,11 +70,14 @@ class ImageTask(Task):
                     np.repeat(control, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1)
                 )
             constants[f"control_image{suffix}"] = control
+        denoiser = self.denoiser(constants)
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
+            if index in strengths:
+                denoiser.keep(strengths[index])
             rows = np.concatenate([sample] * halves)
             changing = {"sample": rows, "timestep": np.full(len(rows), timestep, np.float32)}
-            noise = self.run({**constants, **schedules[index], **changing})
+            noise = denoiser.run(changing)["noise_pred"]
             return guide(noise, float(guidance) if halves == 2 else None)
 
         return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)

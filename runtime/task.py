@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from controlnext.engines import BoundEngine, Feed
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Step, control_schedule
@@ -20,7 +21,6 @@ from controlnext.runtime.samplers import Sampler, make_sampler
 
 FloatArray = NDArray[np.float32]
 Pictures = list[Image.Image] | list[list[Image.Image]] | FloatArray
-Feed = Mapping[str, np.ndarray]
 
 
 class Task(ABC):
@@ -45,9 +45,9 @@ class Task(ABC):
     def arrange(self, pictures: Any) -> Pictures:
         """PIL images, or an array (N, H, W, 3), as a call returns them."""
 
-    def run(self, feed: Feed) -> FloatArray:
-        """The denoiser's answer."""
-        return self.bundle.engine(self.family.denoiser).run(feed)["noise_pred"]
+    def denoiser(self, constants: Feed) -> BoundEngine:
+        """The denoiser with the inputs in place that stay the same over a run, or most of it."""
+        return self.bundle.engine(self.family.denoiser).bind(constants)
 
     @property
     def controls(self) -> list[str]:
@@ -73,8 +73,11 @@ class Task(ABC):
 
     def schedules(
         self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
-    ) -> list[dict[str, FloatArray]]:
-        """The control scale inputs of every step; ``scales``: of each control, a row for every result."""
+    ) -> dict[int, dict[str, FloatArray]]:
+        """The control scale inputs by the step from which on they hold.
+
+        ``scales``: of each control, a row for every result.
+        """
         factor = np.float32(self.variant.unconditional_scale)
         span, off = (request.control_start, request.control_end), self.variant.off_scale
         schedules = [
@@ -84,7 +87,12 @@ class Task(ABC):
             for scale in scales
         ]
         names = [f"control_scale{suffix}" for suffix in self.controls]
-        return [dict(zip(names, step, strict=True)) for step in zip(*schedules, strict=True)]
+        rows = list(zip(*schedules, strict=True))
+        return {
+            index: dict(zip(names, row, strict=True))
+            for index, row in enumerate(rows)
+            if index == 0 or any(new is not old for new, old in zip(row, rows[index - 1], strict=True))
+        }
 
     def sampler(self, request: CommonRequest) -> Sampler:
         family, steps = self.family, request.num_inference_steps

@@ -60,7 +60,7 @@ class VideoTask(Task):
         guided = high >= 1
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
         scales = [as_floats("control_scale", s) for s in self.scales_per_control(request.control_scale)]
-        schedules = self.schedules(
+        strengths = self.schedules(
             [_single(scale) for scale in scales], request, len(sampler.timesteps), guided
         )
         picture, constants = self._picture(request, height, width, guided, generator)
@@ -68,7 +68,12 @@ class VideoTask(Task):
         shape = (1, frames, picture.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
 
-        def noise_of(sample: FloatArray, timestep: float, index: int, window: Window) -> FloatArray:
+        control = partial(self._control, clips, height, width)
+        # several windows do not fit into the memory that one needs
+        single = control(windows[0]) if len(windows) == 1 else {}
+        denoiser = self.denoiser({**constants, **single})
+
+        def noise_of(sample: FloatArray, timestep: float, window: Window) -> FloatArray:
             part = slice(window.start, window.stop)
             rows = np.concatenate([sample[:, part]] * len(picture))
             still = np.broadcast_to(picture[:, None], rows.shape)
@@ -76,22 +81,26 @@ class VideoTask(Task):
                 "sample": np.concatenate([rows, still], axis=2),
                 "timestep": np.full(len(rows), timestep, np.float32),
             }
-            for suffix, clip in zip(self.controls, clips, strict=True):
-                # the first control frame of every window is the clip's
-                numbers = [0, *range(window.start + 1, window.stop)]
-                changing[f"control_image{suffix}"] = clip.array(numbers, height, width)
-            noise = self.run({**constants, **schedules[index], **changing})
+            noise = denoiser.run(changing if single else {**changing, **control(window)})["noise_pred"]
             return guide(noise, guidance[:, part] if guided else None)
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
+            if index in strengths:
+                denoiser.keep(strengths[index])
             total, count = np.zeros_like(sample), np.zeros((1, frames, 1, 1, 1), np.float32)
             for window in windows:
-                noise = noise_of(sample, timestep, index, window)
+                noise = noise_of(sample, timestep, window)
                 total[:, window.first : window.stop] += noise[:, window.first - window.start :]
                 count[:, window.first : window.stop] += 1
             return total / count
 
         return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
+
+    def _control(self, clips: list[Clip], height: int, width: int, window: Window) -> dict[str, FloatArray]:
+        """The control inputs of a window: its first frame is the clip's."""
+        numbers = [0, *range(window.start + 1, window.stop)]
+        arrays = [clip.array(numbers, height, width) for clip in clips]
+        return {f"control_image{suffix}": a for suffix, a in zip(self.controls, arrays, strict=True)}
 
     def arrange(self, pictures: Any) -> Pictures:
         return [pictures] if isinstance(pictures, list) else pictures[None]

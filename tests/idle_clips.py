@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
-from controlnext.engines import Backend, Engine
+from controlnext.engines import Backend, Engine, Feed
 from controlnext.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
 from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.specs import bind
 
-Feed = Mapping[str, np.ndarray]
 Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
 """A graph's output, of this shape, by the graph's folder and inputs."""
 
@@ -50,7 +49,7 @@ class _IdleEngine(Engine):
         super().__init__(manifest, folder)
         self._answer = answer
 
-    def _run(self, feed: Feed) -> dict[str, np.ndarray]:
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         (output,) = self.outputs
         shape = output.shape_at(bind(self.inputs, feed, self.folder))
         return {output.name: np.broadcast_to(self._answer(self.folder, feed, shape), shape)}

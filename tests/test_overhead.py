@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 from recipe import rand
 
-from controlnext.engines import Engine
+from controlnext.engines import Engine, Feed
 from controlnext.manifest import Graph, Manifest, TensorEntry
 from controlnext.registry import get_family
 from controlnext.runtime import Request
@@ -24,7 +24,7 @@ class _Idle(Engine):
 
     seconds = 0.0
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         started = time.process_time()
         noise = feed["sample"] * np.float32(0.1)
         self.seconds += time.process_time() - started
