@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
+from graphs import graph, run, scoped
 
 from controlnext.errors import WorkError
 from controlnext.export.passes.dimensions import name_dimensions
-from controlnext.export.passes.names import SCOPES, name_nodes
+from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.specs import TensorSpec
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-
-
-def graph(text: str, **weights: np.ndarray) -> ir.Model:
-    """A model from ONNX's text syntax, its initializers given as arrays."""
-    import onnx.parser
-
-    model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]> {text}'))
-    for name, array in weights.items():
-        value = next(v for n in model.graph for v in n.inputs if v is not None and v.name == name)
-        value.const_value = ir.tensor(array, name=name)
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
-        model.graph.inputs[:] = [v for v in model.graph.inputs if v.name != name]
-        model.graph.initializers[name] = value
-    return model
-
-
-def scoped(model: ir.Model, **scopes: str) -> ir.Model:
-    """Note on the node that makes each value which module it lies in, as the exporter does."""
-    for node in model.graph:
-        if scope := scopes.get(str(node.outputs[0].name)):
-            node.metadata_props[SCOPES] = str(["", *scope.split(" "), "operation"])
-    return model
-
-
-def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
-    return session.run(None, feeds)[0]
 
 
 NORMALIZE = """
@@ -89,6 +62,23 @@ def test_what_only_feeds_a_kept_scope_stays_float32():
     model = scoped(infer_types(graph(text)), y="time_proj")
     model = lower_to_float16(model, ["time_proj"])
     assert not [node for node in model.graph if node.op_type == "Cast"]
+
+
+def test_a_pattern_keeps_nodes_of_one_operator_right_in_a_module():
+    model = infer_types(graph(NORMALIZE, w=np.float32([1])))
+    scoped(model, scaled="net net.layer.0", square="net net.layer.1", sum="net net.layer.1.act")
+    model = lower_to_float16(model, ["*.layer.[01]/Mul"])
+    types = {str(value.name): value.dtype for node in model.graph for value in node.outputs}
+    assert types["scaled"] == types["square"] == FLOAT
+    assert types["safe"] == types["sum"] == HALF
+
+
+def test_a_table_that_is_looked_up_for_a_kept_scope_is_lowered():
+    text = "g (int64[n] ids, float[3, 1] w) => (float[n, 1] y) { row = Gather(w, ids) y = Sin(row) }"
+    model = scoped(infer_types(graph(text, w=np.float32([[0], [1], [2]]))), y="wave")
+    model = lower_to_float16(model, ["wave"])
+    assert model.graph.initializers["w"].dtype == HALF
+    np.testing.assert_allclose(run(model, ids=np.int64([2, 1])), np.sin([[2], [1]]), rtol=1e-6)
 
 
 def test_a_kept_scope_that_no_longer_exists_is_an_error():

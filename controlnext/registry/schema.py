@@ -75,8 +75,9 @@ class GraphSpec:
     """One exported graph: its folder in the bundle, the network behind it, its inputs and outputs.
 
     ``wrapper`` names the adapter in :mod:`controlnext.export.networks` that gives the network this graph's
-    signature. ``float32`` lists the module scopes whose arithmetic stays in float32 at lower precision, each
-    with its reason.
+    signature. ``float32`` says what stays in float32 at lower precision, each with its reason: all within
+    modules of a name (``"wo"``), or nodes by a pattern of their module's path and operator
+    (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
     """
 
     folder: str

@@ -6,6 +6,18 @@ from controlnext.registry.parts import FLOAT32, HIDDEN, POOLED, text_encoder, va
 from controlnext.registry.schema import Config, ControlSpec, Family, GraphSpec, Injection, Network, Variant
 from controlnext.specs import TensorSpec
 
+_DISTANCE = "sorts distances between tokens by their logarithm: float16 puts some one place further"
+_RESIDUAL = "takes what wo gives and passes it on to every later layer, as in transformers"
+_T5 = {
+    "wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows",
+    "*.layer.[01]/Add": _RESIDUAL,
+    "layer_norm": "squares of that: 256 is too much already",
+    "final_layer_norm": "the same",
+    "act": "third powers: 41 is too much already",
+    "*.SelfAttention/Div": _DISTANCE,
+    "*.SelfAttention/Log": _DISTANCE,
+    "*.SelfAttention/Mul": _DISTANCE,
+}
 _LATENT = ("batch", 16, "2*height", "2*width")
 
 
@@ -55,9 +67,7 @@ SD3 = Family(
             sizes=lambda config: {"d_model": config["d_model"]},
             trace_sizes={"batch": 2, "sequence": 77},
             optional=True,
-            float32={
-                "wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows"
-            },
+            float32=_T5,
         ),
         *vae_graphs(),
         GraphSpec(

@@ -2,8 +2,10 @@
 
 Rules:
 - inputs and outputs of the graph stay float32; a Cast stands behind and before them;
-- nodes inside a named module scope stay float32 together with their constants, and so does what only feeds
-  them by moving or making data (reshaping the timestep, counting elements); Casts stand around them;
+- nodes inside a named module scope, or that match a pattern of their module's path and operator
+  (``*.layer.[01]/Add``), stay float32 together with their constants, and so does what only feeds them by
+  moving or making data (reshaping the timestep, counting elements) but looking up rows of a table; Casts
+  stand around them;
 - every other float32 value, constant and parameter becomes float16; constants beyond its range are clamped
   to it (an attention mask's "minus infinity" stays finite);
 - inputs that an operator requires in float32 (the scales of Resize) stay.
@@ -14,6 +16,7 @@ The trace itself is float32: traced in float16, concatenation promotes types sil
 from __future__ import annotations
 
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -31,10 +34,11 @@ _FLOAT_INPUTS = {"Resize": (1, 2)}
 
 
 def lower_to_float16(model: ir.Model, float32: Collection[str] = ()) -> ir.Model:
-    """The model in float16, but for the scopes whose last name is in ``float32``.
+    """The model in float16, but for what ``float32`` names: scopes by their last name, or patterns of
+    ``path/operator``.
 
-    Needs the type of every value. Raises :class:`WorkError` for a scope that no node has: a rule that no
-    longer applies must not pass unnoticed.
+    Needs the type of every value. Raises :class:`WorkError` for a name that no node answers to: a rule that
+    no longer applies must not pass unnoticed.
     """
     _separate_constants(model.graph)
     kept = _float32_nodes(model.graph, float32)
@@ -60,20 +64,32 @@ def _separate_constants(graph: ir.Graph) -> None:
             user.replace_input_with(index, copy.outputs[0])
 
 
-def _float32_nodes(graph: ir.Graph, scopes: Collection[str]) -> set[ir.Node]:
+def _float32_nodes(graph: ir.Graph, rules: Collection[str]) -> set[ir.Node]:
     kept: set[ir.Node] = set()
     found: set[str] = set()
     for node in graph:
-        names = {scope.rpartition(".")[2] for scope in module_scopes(node)} & set(scopes)
-        if names:
+        applied = {rule for rule in rules if _applies(rule, node)}
+        if applied:
             kept.add(node)
-            found |= names
-    if missing := sorted(set(scopes) - found):
+            found |= applied
+    if missing := sorted(set(rules) - found):
         raise WorkError(f"no node of the graph lies in {missing}, which the registry keeps in float32")
     for node in reversed(list(graph)):
-        if node.op_type in _MOVES and all(_only_feeds(value, kept) for value in node.outputs):
+        if _moves(node) and all(_only_feeds(value, kept) for value in node.outputs):
             kept.add(node)
     return kept
+
+
+def _applies(rule: str, node: ir.Node) -> bool:
+    scopes = module_scopes(node)
+    if "/" in rule:
+        return bool(scopes) and fnmatchcase(f"{scopes[-1]}/{node.op_type}", rule)
+    return any(scope.rpartition(".")[2] == rule for scope in scopes)
+
+
+def _moves(node: ir.Node) -> bool:
+    table = node.op_type == "Gather" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+    return node.op_type in _MOVES and not table
 
 
 def _only_feeds(value: ir.Value, nodes: set[ir.Node]) -> bool:
