@@ -1,0 +1,36 @@
+"""The GPU at hand, asked from NVIDIA's driver: no library has to be installed for it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import NamedTuple
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_CAPABILITY = (75, 76)
+
+
+class Gpu(NamedTuple):
+    """``name`` as the driver gives it ("NVIDIA H100 PCIe"), ``architecture`` as in "sm90"."""
+
+    name: str
+    architecture: str
+
+
+def find_gpu(index: int = 0) -> Gpu | None:
+    """The GPU of that number (of those that CUDA_VISIBLE_DEVICES leaves), or None where there is none."""
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), index):
+        return None
+    driver.cuDeviceGetName(name, len(name), device)
+    digits = []
+    for attribute in _CAPABILITY:
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        digits.append(str(value.value))
+    return Gpu(name.value.decode(), f"sm{''.join(digits)}")
