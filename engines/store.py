@@ -33,9 +33,9 @@ Profile = dict[str, list[list[int]]]
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that an engine depends on.
 
-    ``graph`` and ``weights``: sha256 of the graph's file and of the file of its weights. ``hardware``: the GPUs
-    that it was built for, :data:`PORTABLE` or their architectures ("sm86+sm89"). ``options``: those of the
-    builder that change the engine.
+    ``graph`` and ``weights``: sha256 of the graph's file and of the file of its weights. ``hardware``: the
+    GPUs that it was built for, :data:`PORTABLE` or their architectures ("sm86+sm89"). ``options``: the
+    builder's.
     """
 
     graph: str
@@ -179,13 +179,19 @@ def build_command(bundle: Path, backend: str, arguments: Sequence[str] = ()) -> 
 def exclusive(place: Path) -> Iterator[None]:
     """While this lasts no other process builds the engine in folder ``place``; waits for one that does.
 
-    What a process that was killed left there is removed.
+    What a process that was killed left there is removed. Raises :class:`~controlnext.errors.WorkError` where
+    nothing can be written.
     """
     # a run without built engines does not need it
     from filelock import FileLock
 
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place.parent / f".{place.name}.lock"):
+    lock = FileLock(place.parent / f".{place.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise WorkError(f"engines cannot be written to {place.parent}: {error}") from error
+    with lock:
         for leftover in place.parent.glob(f".{place.name}.*"):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

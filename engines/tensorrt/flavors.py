@@ -25,9 +25,9 @@ class Flavor:
     title: str
     module: str
     extra: str
-    chooses_targets: bool
-    """Whether engines are built for GPUs that are named, none of which has to be there; else they are built
-    for the GPU at hand, and only there."""
+    ahead_of_time: bool
+    """Whether an engine is finished only where it is loaded: it is built for GPUs that are named, none of
+    which has to be there, and nothing is timed. Else it is built for the model of the GPU at hand alone."""
 
     def library(self) -> Any:
         """The Python module; raises :class:`~controlnext.errors.MissingDependencyError` without it."""
@@ -58,7 +58,7 @@ class Flavor:
             ) from error
         # Polygraphy chooses the library when its modules are imported, which happens once
         if "polygraphy.backend.trt" not in sys.modules:
-            config.USE_TENSORRT_RTX = self.chooses_targets
+            config.USE_TENSORRT_RTX = self.ahead_of_time
         loaded = importlib.import_module("polygraphy.backend.trt")
         chosen = loaded.util.trt.__name__
         if chosen != self.module:
@@ -76,7 +76,7 @@ class Flavor:
         Raises :class:`~controlnext.errors.InputError` for targets that the library has not, and
         :class:`~controlnext.errors.WorkError` where a GPU is needed and there is none.
         """
-        if not self.chooses_targets:
+        if not self.ahead_of_time:
             if targets:
                 raise InputError(f"{self.title} builds for the GPU at hand; leave --compute-capability out")
             return own_hardware(self._gpu())
@@ -97,7 +97,7 @@ class Flavor:
 
     def suits(self, hardware: str, gpu: Gpu) -> bool:
         """Whether an engine that was built for ``hardware`` runs on ``gpu``."""
-        if not self.chooses_targets:
+        if not self.ahead_of_time:
             return hardware == own_hardware(gpu)
         if hardware == PORTABLE:
             return int(gpu.architecture.removeprefix("sm")) >= OLDEST_PORTABLE
@@ -112,7 +112,7 @@ class Flavor:
         gpu = find_gpu()
         if gpu is None:
             other = (
-                "name a compute capability" if self.chooses_targets else "the backend tensorrt-rtx needs none"
+                "name a compute capability" if self.ahead_of_time else "the backend tensorrt-rtx needs none"
             )
             raise WorkError(f"{self.title} is to build for the GPU at hand and finds none; {other}")
         return gpu
@@ -140,8 +140,8 @@ FLAVORS: Mapping[str, Flavor] = MappingProxyType(
     {
         flavor.name: flavor
         for flavor in (
-            Flavor("tensorrt", "TensorRT", "tensorrt", "tensorrt", chooses_targets=False),
-            Flavor("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", chooses_targets=True),
+            Flavor("tensorrt", "TensorRT", "tensorrt", "tensorrt", ahead_of_time=False),
+            Flavor("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx", ahead_of_time=True),
         )
     }
 )

@@ -1,0 +1,178 @@
+"""Building engines, with Polygraphy's loaders."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controlnext.engines.store import (
+    PORTABLE,
+    Entry,
+    Key,
+    StoredEngine,
+    engine_folder,
+    exclusive,
+    graph_key,
+    kept_engine,
+    store_engine,
+)
+from controlnext.engines.tensorrt.flavors import Flavor
+from controlnext.engines.tensorrt.profile import Range, make_profile
+from controlnext.engines.tensorrt.progress import Report, make_monitor
+from controlnext.errors import WorkError
+from controlnext.manifest import Manifest, check_file
+
+_TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a user may ask of the builder.
+
+    ``hardware``: as :meth:`~controlnext.engines.tensorrt.flavors.Flavor.hardware` gives it.
+    ``optimization_level``: 0 (quick) to 5 (thorough). ``workspace``: bytes of GPU memory that a layer may use
+    besides its tensors; None for all there is. ``strip_weights``: leave out the weights that the bundle's
+    graph gives when the engine is loaded.
+    """
+
+    hardware: str
+    optimization_level: int = 3
+    workspace: int | None = None
+    strip_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine, and whether it was built now or had been built before."""
+
+    engine: StoredEngine
+    new: bool
+
+
+def build_engine(
+    bundle: Path,
+    manifest: Manifest,
+    folder: str,
+    flavor: Flavor,
+    ranges: Mapping[str, Range],
+    options: BuildOptions,
+    *,
+    arguments: Sequence[str] = (),
+    force: bool = False,
+    report: Report = lambda _what, _done: None,
+) -> Built:
+    """Build the engine of the graph ``folder`` into the bundle, unless the same one is there.
+
+    ``ranges``: those of :func:`~controlnext.engines.tensorrt.profile.choose_ranges`. ``arguments``: kept
+    beside the engine, to tell how it is built again. ``force``: build in any case. A process that builds the
+    same engine is waited for.
+
+    Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses,
+    :class:`~controlnext.errors.BundleError` for a missing or damaged graph file.
+    """
+    key = Key(
+        **graph_key(manifest, folder),
+        backend=flavor.name,
+        version=flavor.version(),
+        hardware=options.hardware,
+        profile=make_profile(manifest, folder, ranges),
+        options={
+            "optimization_level": options.optimization_level,
+            "workspace": options.workspace,
+            "strip_weights": options.strip_weights,
+        },
+    )
+    place = engine_folder(bundle, flavor.name, options.hardware, folder)
+    report("waiting for other builds", 0.0)
+    with exclusive(place):
+        kept = None if force else kept_engine(place, key)
+        if kept is not None:
+            return Built(kept, new=False)
+        started = time.monotonic()
+        for name in manifest.files:
+            if name.startswith(f"{folder}/"):
+                check_file(bundle, manifest, name)
+        content = _build(bundle / folder / "model.onnx", flavor, key, place.parent, report)
+        entry = Entry(key, list(arguments), round(time.monotonic() - started, 1))
+        return Built(store_engine(place, entry, memoryview(content)), new=True)
+
+
+def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report) -> Any:
+    """The engine as a buffer."""
+    trt = flavor.polygraphy()
+    from polygraphy.exception import PolygraphyException
+
+    report("reading the graph", 0.0)
+    monitor = make_monitor(flavor.library(), report)
+    with _messages() as errors:
+        try:
+            network = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
+            # a dedicated kernel is taken all the same where there is one: such engines come out identical
+            network = trt.SetDecomposableAttentions(network)
+            config = _config(flavor, key, caches, monitor)
+            timings = None if flavor.ahead_of_time else str(caches / _TIMING_CACHE)
+            return trt.engine_bytes_from_network(network, config, save_timing_cache=timings)
+        except PolygraphyException as error:
+            if monitor.interrupted:
+                raise KeyboardInterrupt from error
+            reasons = "; ".join(dict.fromkeys(errors)) or str(error)
+            raise WorkError(f"{flavor.title} refuses to build {graph}: {reasons}") from error
+
+
+def _config(flavor: Flavor, key: Key, caches: Path, monitor: Any) -> Any:
+    """Polygraphy's loader of the builder's configuration."""
+    trt, library = flavor.polygraphy(), flavor.library()
+    profile = trt.Profile()
+    for name, shapes in key.profile.items():
+        profile.add(name, *shapes)
+    limits = {library.MemoryPoolType.WORKSPACE: key.options["workspace"]}
+    common = {
+        "profiles": [profile],
+        "progress_monitor": monitor,
+        "builder_optimization_level": key.options["optimization_level"],
+        "memory_pool_limits": None if key.options["workspace"] is None else limits,
+        "strip_plan": key.options["strip_weights"],
+    }
+    if flavor.ahead_of_time:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        named = [] if key.hardware == PORTABLE else key.hardware.split("+")
+        targets = [(int(name[2:-1]), int(name[-1])) for name in named]
+        config = CreateConfigRTX(**common, compute_capabilities=targets or None)
+    else:
+        timings = caches / _TIMING_CACHE
+        config = trt.CreateConfig(**common, load_timing_cache=str(timings) if timings.exists() else None)
+
+    def without_tf32(_builder: Any, _network: Any, config: Any) -> None:
+        # float32 is float32: who wants speed exports float16
+        config.clear_flag(library.BuilderFlag.TF32)
+
+    return trt.PostprocessConfig(config, without_tf32)
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """The error messages of Polygraphy and the library, instead of printed ones."""
+    from polygraphy.logger import G_LOGGER
+
+    messages: list[str] = []
+    handler = logging.Handler()
+    # what is critical comes as an exception too
+    handler.addFilter(lambda record: record.levelno == logging.ERROR)
+    handler.emit = lambda record: messages.append(record.getMessage().removeprefix("[E] "))  # type: ignore[method-assign]
+    logger, before = logging.getLogger("Polygraphy"), G_LOGGER.use_python_logging_system
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    G_LOGGER.use_python_logging_system = True
+    try:
+        with G_LOGGER.verbosity(G_LOGGER.ERROR):
+            yield messages
+    finally:
+        G_LOGGER.use_python_logging_system = before
+        logger.removeHandler(handler)
+        logger.propagate = propagate

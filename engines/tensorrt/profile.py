@@ -1,0 +1,139 @@
+"""Optimization profiles: the shapes that an engine takes, from the sizes that a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from controlnext.engines.store import Profile
+from controlnext.errors import InputError
+from controlnext.manifest import Manifest
+from controlnext.registry import Family, get_family
+from controlnext.specs import split_dim
+
+PIXELS = ("height", "width")
+SIZES = (*PIXELS, "batch", "frames")
+"""What a user names; ``batch`` counts pictures or clips."""
+
+_PROMPT_TOKENS = 77
+"""To how many tokens CLIP cuts and pads prompts; embeddings that are given are taken to be as long."""
+_MOST_PICTURES = 4
+
+
+class Range(NamedTuple):
+    """The smallest, the usual and the largest size; the engine is fastest at the usual one."""
+
+    smallest: int
+    usual: int
+    largest: int
+
+    def __str__(self) -> str:
+        return str(self.usual) if self.smallest == self.largest else ":".join(map(str, self))
+
+    def times(self, factor: int) -> Range:
+        return Range(*(factor * size for size in self))
+
+
+def parse_range(name: str, text: str) -> Range:
+    """``"512"`` or ``"512:1024:1280"``; raises :class:`~controlnext.errors.InputError` for anything else."""
+    parts = text.split(":")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise InputError(
+            f"{name} is {text!r}; give a whole number from 1 on, or a range as MIN:OPT:MAX (512:1024:1280)"
+        )
+    found = Range(*map(int, parts * 3 if len(parts) == 1 else parts))
+    if list(found) != sorted(found):
+        raise InputError(f"{name} is {text}; give a range as MIN:OPT:MAX, the smallest first")
+    return found
+
+
+def check_sizes(family: Family, wishes: Mapping[str, Range]) -> None:
+    """Raise :class:`~controlnext.errors.InputError` for sizes that no model of the family takes."""
+    symbols = {s for graph in family.graphs for tensor in graph.inputs for s in tensor.symbols()}
+    for name, wish in wishes.items():
+        if name not in symbols:
+            raise InputError(f"{family.title} has no {name}; leave --{name} out")
+        if name in PIXELS and any(size % family.size_multiple for size in wish):
+            raise InputError(f"{name} is {wish}; {family.title} takes multiples of {family.size_multiple}")
+
+
+def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, Range]:
+    """The range of each of :data:`SIZES` that the bundle has: ``wishes``, else a default.
+
+    By default height and width go from half the size that the denoiser was trained at to one and a half of
+    it; a bundle that makes pictures makes 1 to 4 at a time, one that makes clips a clip of up to as many
+    frames as it was trained with.
+
+    Raises :class:`~controlnext.errors.InputError` for sizes that the model does not take.
+    """
+    family = get_family(manifest.family)
+    check_sizes(family, wishes)
+    config = manifest.configs[family.denoiser]
+    largest = family.largest_size(config)
+    symbols = {s for t in manifest.graphs[family.denoiser].inputs for s in t.spec().symbols()}
+    ranges = {name: _default_range(name, family, config) for name in SIZES if name in symbols} | dict(wishes)
+    for name in PIXELS:
+        if ranges[name].largest > largest:
+            raise InputError(f"{name} is {ranges[name]}; this model takes at most {largest:g}")
+    return ranges
+
+
+def make_profile(manifest: Manifest, folder: str, ranges: Mapping[str, Range]) -> Profile:
+    """The shapes of the inputs of the graph ``folder`` where the sizes have these ``ranges``.
+
+    The denoiser and the prompts' encoders take two rows for every picture, as guidance needs, and one where
+    it is off; a control picture has one row or as many as the others.
+    """
+    graph = manifest.graphs[folder]
+    specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
+    symbols = {symbol for spec in specs for symbol in spec.symbols()}
+    sizes = {name: _symbol_range(name, manifest, folder, ranges) for name in symbols - {*PIXELS}}
+    for name in symbols & {*PIXELS}:
+        # the pictures among the tensors have the largest multiple, and their size is in pixels
+        dims = [split_dim(dim) for spec in specs for dim in spec.shape if isinstance(dim, str)]
+        pixels = max(factor for factor, symbol in dims if symbol == name)
+        sizes[name] = Range(*(size // pixels for size in ranges[name]))
+    by_kind = [{name: sizes[name][kind] for name in symbols} for kind in range(3)]
+    return {tensor.name: [list(tensor.spec().shape_at(kind)) for kind in by_kind] for tensor in graph.inputs}
+
+
+def _symbol_range(symbol: str, manifest: Manifest, folder: str, ranges: Mapping[str, Range]) -> Range:
+    family = get_family(manifest.family)
+    guided = folder in (family.denoiser, *family.prompt_encoders, family.sequence_encoder)
+    rows = Range(1, *ranges["batch"].times(2)[1:]) if guided else ranges["batch"]
+    if symbol == "batch":
+        return rows
+    if symbol.startswith("control_batch"):
+        return Range(1, 1, rows.largest)
+    if symbol == "sequence":
+        return _tokens(manifest, family, folder)
+    return ranges[symbol]
+
+
+def _tokens(manifest: Manifest, family: Family, folder: str) -> Range:
+    """The length of prompts, which their encoders fix; of a clip's picture the denoiser sees one token."""
+    if folder != family.denoiser:
+        count = _prompt_tokens(manifest, family, folder)
+    else:
+        count = max((_prompt_tokens(manifest, family, name) for name in family.prompt_encoders), default=1)
+        if family.sequence_encoder:
+            count += _prompt_tokens(manifest, family, family.sequence_encoder)
+    return Range(count, count, count)
+
+
+def _prompt_tokens(manifest: Manifest, family: Family, folder: str) -> int:
+    (name,) = (graph.network for graph in family.graphs if graph.folder == folder)
+    config = manifest.configs.get(name, {})
+    count: int = family.networks[name].tokens or config.get("max_position_embeddings", _PROMPT_TOKENS)
+    return count
+
+
+def _default_range(name: str, family: Family, config: Mapping[str, Any]) -> Range:
+    if name == "batch":
+        return Range(1, 1, 1 if family.task == "video" else _MOST_PICTURES)
+    if name == "frames":
+        return Range(1, config["num_frames"], config["num_frames"])
+    usual, multiple = family.vae_factor * config["sample_size"], family.size_multiple
+    largest = int(min(3 * usual // 2, family.largest_size(config)))
+    smallest = max(usual // 2, multiple)
+    return Range(*(max(size // multiple, 1) * multiple for size in (smallest, usual, largest)))
