@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from controlnext.engines.auto import AutoBackend
 from controlnext.engines.base import Backend, BoundEngine, Engine, Feed
 from controlnext.engines.onnxruntime import OrtBackend
+from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError
 from controlnext.manifest import Manifest
 
-BACKENDS: Mapping[str, Callable[[str], Backend]] = MappingProxyType({"onnxruntime": OrtBackend})
-"""What can run a graph, by name, best first; each takes the name of a device."""
+BACKENDS: Mapping[str, Callable[[str], Backend]] = MappingProxyType(
+    {
+        "onnxruntime": OrtBackend,
+        "tensorrt": partial(TrtBackend, "tensorrt"),
+        "tensorrt-rtx": partial(TrtBackend, "tensorrt-rtx"),
+        "auto": AutoBackend,
+    }
+)
+"""What can run a graph, by name; each takes the name of a device."""
 
 __all__ = ["BACKENDS", "Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_backend"]
 
 
-def select_backend(backend: str = "auto", device: str = "auto") -> Backend:
-    """The backend of that name on that device; ``"auto"`` is the first of :data:`BACKENDS`.
+def select_backend(backend: str = "auto", device: str = "auto", provider: str = "auto") -> Backend:
+    """The backend of that name on that device; ``"auto"`` is for each graph the fastest that works.
+
+    ``provider``: what of ONNX Runtime is to compute, :data:`~controlnext.engines.providers.PROVIDERS`; other
+    backends have none.
 
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.
     """
-    name = next(iter(BACKENDS)) if backend == "auto" else backend
-    if name not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}; accepted: auto, {', '.join(BACKENDS)}")
-    return BACKENDS[name](device)
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}")
+    if provider == "auto":
+        return BACKENDS[backend](device)
+    if backend not in ("auto", "onnxruntime"):
+        raise InputError(f"backend {backend} has no provider {provider}; leave one of them out")
+    return OrtBackend(device, provider)
 
 
 def open_engine(
@@ -36,12 +52,13 @@ def open_engine(
     backend: str = "auto",
     device: str = "auto",
     *,
+    provider: str = "auto",
     cache: bool = True,
 ) -> Engine:
     """The engine of the bundle's graph ``folder``.
 
     ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether what is slow to make may be kept
     in the bundle's ``engines`` folder for the next time. Raises as :func:`select_backend` does, and
-    :class:`~controlnext.errors.BundleError` for a missing or damaged graph file.
+    :class:`~controlnext.errors.BundleError` for a missing or damaged graph file or built engine.
     """
-    return select_backend(backend, device).open(bundle, manifest, folder, cache=cache)
+    return select_backend(backend, device, provider).open(bundle, manifest, folder, cache=cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -18,15 +19,27 @@ from controlnext.manifest import Manifest
 Feed = Mapping[str, np.ndarray]
 
 
+def device_index(device: str) -> int | None:
+    """The number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
+
+    Raises :class:`~controlnext.errors.InputError` for anything else.
+    """
+    cuda = re.fullmatch(r"cuda:(\d+)", device)
+    if not cuda and device not in ("auto", "cpu"):
+        raise InputError(f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...")
+    return int(cuda[1]) if cuda else None
+
+
 class Engine(Closing):
     """One graph of a bundle, ready to run. A context manager: leaving it closes it.
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, at the edges float32 or int64
-    whatever the precision inside. Several threads may use an engine; one runs at a time.
+    whatever the precision inside. ``backend`` says what runs it and where. Several threads may use an engine;
+    one runs at a time.
     """
 
-    def __init__(self, manifest: Manifest, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, manifest: Manifest, folder: str, backend: str = "") -> None:
+        self.folder, self.backend = folder, backend
         self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].inputs)
         self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].outputs)
         self._turn = Lock()

@@ -11,66 +11,76 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from controlnext.engines.base import Backend, Engine, Feed
+from controlnext.engines.base import Backend, Engine, Feed, device_index
 from controlnext.engines.cache import discard, is_intact, processor, store
+from controlnext.engines.providers import (
+    CPU,
+    CUDA,
+    OWN_ENGINES,
+    PROVIDERS,
+    choose_provider,
+    provider_options,
+)
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
 from controlnext.manifest import Manifest, check_file
 
 logger = logging.getLogger(__name__)
 
+Providers = list[tuple[str, dict[str, Any]]]
+
 _GRAPH = "model.onnx"
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4
 
 
-class _CudaError(ControlNeXtError):
-    """CUDA is part of this ONNX Runtime but does not work on this machine."""
+class _ProviderError(ControlNeXtError):
+    """A provider is part of this ONNX Runtime but does not work on this machine."""
 
 
 class OrtBackend(Backend):
-    """ONNX Runtime on ``device``: ``"cpu"``, ``"cuda:N"``, or ``"auto"``, which is CUDA where it is there."""
+    """ONNX Runtime on ``device``: ``"cpu"``, ``"cuda:N"``, or ``"auto"``, which is CUDA where it is there.
 
-    def __init__(self, device: str = "auto") -> None:
+    ``provider``: one of :data:`~controlnext.engines.providers.PROVIDERS`, by default ``"cuda"`` on a GPU. The
+    two TensorRTs among them build their engines for the sizes that they see, when they see them.
+    """
+
+    def __init__(self, device: str = "auto", provider: str = "auto") -> None:
         self.ort = _import_onnxruntime()
-        self.device = device
-        self.providers = self._providers(device)
-
-    def _providers(self, device: str) -> list[tuple[str, dict[str, Any]]]:
-        cuda = re.fullmatch(r"cuda:(\d+)", device)
-        if not cuda and device not in ("auto", "cpu"):
-            raise InputError(f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...")
-        there = _CUDA in self.ort.get_available_providers()
-        if cuda and not there:
-            raise InputError(
-                f"device {device} was asked for, but this ONNX Runtime has no CUDA; give device cpu, or run"
-                ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"'
-            )
-        if cuda or (device == "auto" and there):
-            return [(_CUDA, {"device_id": int(cuda[1]) if cuda else 0}), (_CPU, {})]
-        return [(_CPU, {})]
+        self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
+        self.index = device_index(device) or 0
+        self._may_use_cpu = device == provider == "auto"
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
         """A session of ``<bundle>/<folder>/model.onnx``; only the files that are read are checked."""
         if folder not in manifest.graphs:
             raise BundleError(f"{bundle} has no graph {folder}; it has {', '.join(manifest.graphs)}")
         try:
-            session = self._cached_session(bundle, manifest, folder) if cache else None
-            if session is None:
-                session = self._session(self._source(bundle, manifest, folder), self._options())
-        except _CudaError as error:
-            if self.device != "auto":
-                raise WorkError(f"device {self.device}: {error}") from error
+            session = self._open(bundle, manifest, folder, cache)
+        except _ProviderError as error:
+            if not self._may_use_cpu:
+                raise WorkError(str(error)) from error
             logger.warning("going on without the GPU: %s", error)
-            self.providers = [(_CPU, {})]
-            return self.open(bundle, manifest, folder, cache=cache)
-        return OrtEngine(session, manifest, folder)
+            self.provider = CPU
+            session = self._open(bundle, manifest, folder, cache)
+        if self.provider == CPU:
+            return OrtEngine(session, manifest, folder, "onnxruntime on cpu")
+        name = "" if self.provider == CUDA else f" with {self.provider}"
+        device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
+        return DeviceEngine(session, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+
+    def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> Any:
+        precision, kept = manifest.graphs[folder].precision, self._kept(bundle, manifest, folder)
+        own = self.provider in OWN_ENGINES
+        providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
+        session = self._cached_session(bundle, manifest, folder, providers) if cache and not own else None
+        if session is None:
+            session = self._session(self._source(bundle, manifest, folder), self._options(), providers)
+        return session
 
     def _source(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         for name in manifest.files:
@@ -78,14 +88,22 @@ class OrtBackend(Backend):
                 check_file(bundle, manifest, name)
         return bundle / folder / _GRAPH
 
-    def _cached_session(self, bundle: Path, manifest: Manifest, folder: str) -> Any | None:
-        optimized = bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / folder
-        if not is_intact(optimized) and not self._optimize(bundle, manifest, folder, optimized):
-            return None
+    def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
+        """Where what is slow to make for this graph is kept."""
+        return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / folder
+
+    def _cached_session(
+        self, bundle: Path, manifest: Manifest, folder: str, providers: Providers
+    ) -> Any | None:
+        optimized = self._kept(bundle, manifest, folder)
+        if not is_intact(optimized):
+            source = self._source(bundle, manifest, folder)
+            if not self._optimize(source, optimized, providers):
+                return None
         options = self._options()
         options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self._session(optimized / _GRAPH, options)
+            return self._session(optimized / _GRAPH, options, providers)
         except WorkError as error:
             logger.warning("the optimized graph %s is not used: %s", optimized, error)
             discard(optimized)
@@ -95,12 +113,11 @@ class OrtBackend(Backend):
         """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
         files = manifest.files.items()
         graphs = {name: entry.sha256 for name, entry in files if name.split("/")[0] in manifest.graphs}
-        parts = [graphs, self.ort.__version__, self.providers[0][0], processor(), "ORT_ENABLE_ALL"]
+        parts = [graphs, self.ort.__version__, PROVIDERS[self.provider][0], processor(), "ORT_ENABLE_ALL"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _optimize(self, bundle: Path, manifest: Manifest, folder: str, optimized: Path) -> bool:
+    def _optimize(self, source: Path, optimized: Path, providers: Providers) -> bool:
         """Have ONNX Runtime write the graph that it makes of the bundle's; whether that was possible."""
-        source = self._source(bundle, manifest, folder)
         options = self._options()
         entries = {
             "session.optimized_model_external_initializers_file_name": f"{_GRAPH}.data",
@@ -113,7 +130,7 @@ class OrtBackend(Backend):
         try:
             with store(optimized) as made:
                 options.optimized_model_filepath = str(made / _GRAPH)
-                self._session(source, options)
+                self._session(source, options, providers)
         except (OSError, WorkError) as error:
             logger.info("the optimized graph of %s is not kept for the next time: %s", source, error)
             return False
@@ -125,17 +142,15 @@ class OrtBackend(Backend):
         options.log_severity_level = _SILENT
         return options
 
-    def _session(self, graph: Path, options: Any) -> Any:
+    def _session(self, graph: Path, options: Any, providers: Providers) -> Any:
         try:
-            session = self.ort.InferenceSession(
-                str(graph), options, providers=self.providers, enable_fallback=0
-            )
+            session = self.ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no other class
             raise WorkError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error
-        if session.get_providers()[0] != self.providers[0][0]:
-            raise _CudaError(
-                "ONNX Runtime has CUDA but cannot start it; check the driver and the CUDA and cuDNN libraries"
-                " or give device cpu"
+        if session.get_providers()[0] != providers[0][0]:
+            raise _ProviderError(
+                f"ONNX Runtime has {self.provider} but cannot start it on cuda:{self.index}; check the driver"
+                " and the CUDA and cuDNN libraries or give device cpu"
             )
         return session
 
@@ -143,22 +158,61 @@ class OrtBackend(Backend):
 class OrtEngine(Engine):
     """One ONNX Runtime session."""
 
-    def __init__(self, session: Any, manifest: Manifest, folder: str) -> None:
-        super().__init__(manifest, folder)
+    def __init__(self, session: Any, manifest: Manifest, folder: str, backend: str) -> None:
+        super().__init__(manifest, folder, backend)
         self._names = [spec.name for spec in self.outputs]
         self._session: Any | None = session
 
-    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         if self._session is None:
             raise InputError(f"the engine of {self.folder} is closed; open it again")
         try:
-            outputs = self._session.run(self._names, dict(feed))
+            outputs = self._outputs(self._session, feed, replaced)
         except Exception as error:  # ONNX Runtime's errors share no other class
             raise WorkError(f"ONNX Runtime failed in {self.folder}: {_first_line(error)}") from error
         return dict(zip(self._names, outputs, strict=True))
 
+    def _outputs(self, session: Any, feed: Feed, _replaced: Collection[str]) -> list[np.ndarray]:
+        return session.run(self._names, dict(feed))
+
     def close(self) -> None:
         self._session = None
+
+
+class DeviceEngine(OrtEngine):
+    """A session on a device with a memory of its own, in which the inputs stay until they are replaced.
+
+    ``place`` copies an array to that memory; it takes the array, the device's type and number.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        manifest: Manifest,
+        folder: str,
+        backend: str,
+        place: Callable[[np.ndarray, str, int], Any],
+        device: tuple[str, int],
+    ) -> None:
+        super().__init__(session, manifest, folder, backend)
+        self._place, self._device = place, device
+        self._binding: Any | None = session.io_binding()
+
+    def _outputs(self, session: Any, feed: Feed, replaced: Collection[str]) -> list[np.ndarray]:
+        binding: Any = self._binding
+        for name in replaced:
+            binding.bind_ortvalue_input(name, self._place(np.ascontiguousarray(feed[name]), *self._device))
+        for name in self._names:
+            # anew each time: what ONNX Runtime allocated for the run before has that run's shape
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        outputs = binding.copy_outputs_to_cpu()
+        binding.clear_binding_outputs()
+        return outputs
+
+    def close(self) -> None:
+        self._binding = None
+        super().close()
 
 
 def _import_onnxruntime() -> Any:

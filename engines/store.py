@@ -122,6 +122,11 @@ def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: Wanted) -
     )
 
 
+def has_engine(bundle: Path, folder: str, backend: str) -> bool:
+    """Whether there is an engine of the graph ``folder``, be it right or not: none is read."""
+    return bool(_places(bundle, folder, backend))
+
+
 def kept_engine(place: Path, key: Key) -> StoredEngine | None:
     """The engine in folder ``place`` if it has exactly this key and is not damaged."""
     try:
@@ -134,17 +139,22 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
 def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
     """The engines of a graph by their folders, those for few GPUs first."""
     entries = {}
-    for path in (bundle / "engines").glob(f"{backend}-*/{folder}/{ENTRY}"):
-        # tensorrt-rtx-portable is no folder of the backend tensorrt
-        if re.match(rf"{backend}-({PORTABLE}$|sm\d)", path.parts[-3]):
-            try:
-                entries[path.parent] = _read_entry(path.parent)
-            except (OSError, msgspec.DecodeError) as error:
-                raise BundleError(
-                    f"the engine in {path.parent} is damaged: {ENTRY}: {error};"
-                    f" build it again: {build_command(bundle, backend)}"
-                ) from error
+    for place in _places(bundle, folder, backend):
+        try:
+            entries[place] = _read_entry(place)
+        except (OSError, msgspec.DecodeError) as error:
+            raise BundleError(
+                f"the engine in {place} is damaged: {ENTRY}: {error};"
+                f" build it again: {build_command(bundle, backend)}"
+            ) from error
     return dict(sorted(entries.items(), key=lambda item: (_breadth(item[1]), item[0])))
+
+
+def _places(bundle: Path, folder: str, backend: str) -> list[Path]:
+    # tensorrt-rtx-portable is no folder of the backend tensorrt
+    own = re.compile(rf"{backend}-({PORTABLE}$|sm\d)")
+    entries = (bundle / "engines").glob(f"{backend}-*/{folder}/{ENTRY}")
+    return [path.parent for path in entries if own.match(path.parts[-3])]
 
 
 def _breadth(entry: Entry) -> float:

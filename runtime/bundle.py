@@ -28,9 +28,17 @@ class Bundle(Closing):
         self._engines: dict[str, Engine] | None = {}
 
     @classmethod
-    def open(cls, path: str | Path, backend: str = "auto", device: str = "auto", cache: bool = True) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        *,
+        provider: str = "auto",
+        cache: bool = True,
+    ) -> Self:
         """As :meth:`controlnext.runtime.Pipeline.load`."""
-        return cls(path, select_backend(backend, device), cache)
+        return cls(path, select_backend(backend, device, provider), cache)
 
     def file(self, name: str) -> Path:
         """The path of a file, after its checksum was found right."""
@@ -43,6 +51,11 @@ class Bundle(Closing):
         if folder not in self._engines:
             self._engines[folder] = self._backend.open(self.path, self.manifest, folder, cache=self._cache)
         return self._engines[folder]
+
+    @property
+    def backends(self) -> dict[str, str]:
+        """What runs each of the graphs that are open, by folder: ``"tensorrt-rtx on cuda:0 (...)"``."""
+        return {folder: engine.backend for folder, engine in (self._engines or {}).items()}
 
     def close(self) -> None:
         """Give back the engines' memory."""

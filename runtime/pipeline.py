@@ -40,13 +40,22 @@ class Pipeline(Closing):
 
     @classmethod
     def load(
-        cls, bundle: str | Path, backend: str = "auto", device: str = "auto", *, cache: bool = True
+        cls,
+        bundle: str | Path,
+        backend: str = "auto",
+        device: str = "auto",
+        *,
+        provider: str = "auto",
+        cache: bool = True,
     ) -> Self:
         """The pipeline of the bundle in folder ``bundle``.
 
         Args:
-            backend: "auto" or a name of :data:`controlnext.engines.BACKENDS`.
+            backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of one
+                of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
             device: "auto", "cpu" or "cuda:N".
+            provider: what of ONNX Runtime computes, a name of
+                :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.
 
         Raises:
@@ -55,7 +64,15 @@ class Pipeline(Closing):
             InputError: an unknown backend or device.
             MissingDependencyError: the backend's library is not installed.
         """
-        return cls(Bundle.open(bundle, backend, device, cache))
+        return cls(Bundle.open(bundle, backend, device, provider=provider, cache=cache))
+
+    @property
+    def backend(self) -> str:
+        """What runs the denoiser, and where: ``"onnxruntime on cpu"``. Opens it if that did not happen yet.
+
+        Those of all open graphs: ``bundle.backends``.
+        """
+        return self.bundle.engine(self.bundle.family.denoiser).backend
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """An :class:`Output` for the arguments of a :class:`Request`; from a video bundle a

@@ -82,7 +82,7 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "openvino"}, "unknown backend 'openvino'; accepted: auto, onnxruntime"),
+        ({"backend": "openvino"}, "unknown backend 'openvino'; accepted: onnxruntime, tensorrt, tensorrt-rtx, auto"),
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
             {"device": "cuda:0"},
@@ -100,6 +100,7 @@ def test_unknown_backends_and_devices_are_refused(
 
 def test_missing_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[cpu\]"'):
         select_backend()
 
@@ -117,7 +118,7 @@ def test_cuda_that_does_not_start(
         return session(*args, **{**kwargs, "providers": ["CPUExecutionProvider"]})
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", without_cuda)
-    with pytest.raises(WorkError, match="device cuda:0: ONNX Runtime has CUDA but cannot start it"):
+    with pytest.raises(WorkError, match="ONNX Runtime has cuda but cannot start it on cuda:0"):
         open_engine(bundle, manifest, "unet", device="cuda:0")
     with open_engine(bundle, manifest, "unet", device="auto") as engine:
         np.testing.assert_allclose(

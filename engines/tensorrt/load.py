@@ -1,0 +1,120 @@
+"""From a built engine to one in the GPU's memory with a context to run it in."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controlnext.engines import cache
+from controlnext.engines.store import StoredEngine
+from controlnext.engines.tensorrt.flavors import Flavor
+from controlnext.errors import WorkError
+
+logger = logging.getLogger(__name__)
+
+_KERNELS = "kernels.bin"
+
+
+@dataclass
+class Plan:
+    """What is loaded: the engine, the bundle's ``graph`` that it was built from, the folder in which
+    ``kernels`` are kept (None: nowhere), and whether the library itself repeats runs as CUDA graphs."""
+
+    flavor: Flavor
+    stored: StoredEngine
+    graph: Path
+    kernels: Path | None
+    graphs: bool
+
+
+class Loaded:
+    """An engine in the memory of the current GPU, with its execution context.
+
+    Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, library = plan, plan.flavor.library()
+        self._log = _make_log(library)
+        self._runtime: Any = library.Runtime(self._log)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(plan.stored.path.read_bytes())
+        self._check(self._engine, "load")
+        if plan.stored.entry.key.options.get("strip_weights"):
+            self._refit(library)
+        config = self._engine.create_runtime_config()
+        self._kernels = _Kernels(config, plan.kernels) if plan.flavor.ahead_of_time else None
+        if plan.flavor.ahead_of_time and plan.graphs:
+            config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self.context: Any = self._engine.create_execution_context(config)
+        self._check(self.context, "start")
+
+    def _refit(self, library: Any) -> None:
+        """Put in the weights that were left out when the engine was built."""
+        refitter = library.Refitter(self._engine, self._log)
+        parser = library.OnnxParserRefitter(refitter, self._log)
+        done = parser.refit_from_file(str(self._plan.graph)) and refitter.refit_cuda_engine()
+        self._check(done or None, "put the weights into")
+
+    def _check(self, made: Any, what: str) -> None:
+        if made is None:
+            raise self.error(what)
+
+    def error(self, what: str) -> WorkError:
+        """That the library cannot do ``what`` to the engine; with its reasons since the last time."""
+        reasons = "; ".join(dict.fromkeys(self._log.errors)) or "it gives no reason"
+        self._log.errors.clear()
+        return WorkError(f"{self._plan.flavor.title} cannot {what} {self._plan.stored.path}: {reasons}")
+
+    def close(self) -> None:
+        """Give back the memory, what was made last first."""
+        if self._kernels is not None:
+            self._kernels.save()
+        self.context = self._kernels = self._engine = self._runtime = None
+
+
+class _Kernels:
+    """The kernels that TensorRT-RTX compiles for this GPU: kept, so that the next start is quick.
+
+    The library itself tells whether they suit the GPU, the driver and its version.
+    """
+
+    def __init__(self, config: Any, folder: Path | None) -> None:
+        self._folder, self._content = folder, b""
+        self._cache = config.create_runtime_cache()
+        if folder is not None and cache.is_intact(folder):
+            content = (folder / _KERNELS).read_bytes()
+            if self._cache.deserialize(content):
+                self._content = content
+            else:
+                logger.info("the kernels in %s are for another GPU or version and compiled again", folder)
+        config.set_runtime_cache(self._cache)
+
+    def save(self) -> None:
+        """Keep them unless nothing was compiled; where that is not possible the next start is slower."""
+        content = bytes(self._cache.serialize())
+        if self._folder is None or content == self._content:
+            return
+        try:
+            with cache.store(self._folder) as made:
+                (made / _KERNELS).write_bytes(content)
+        except OSError as error:
+            logger.info("the kernels are not kept in %s: %s", self._folder, error)
+
+
+def _make_log(library: Any) -> Any:
+    """A logger for the library that keeps errors in ``errors``."""
+
+    class Log(library.ILogger):
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR):
+                self.errors.append(message)
+            elif severity == library.ILogger.WARNING:
+                logger.info("%s: %s", library.__name__, message)
+
+    return Log()

@@ -1,0 +1,226 @@
+"""Built engines of TensorRT and TensorRT-RTX, run on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controlnext.engines.base import Backend, Engine, Feed, device_index
+from controlnext.engines.store import Profile, build_command, find_engine
+from controlnext.engines.tensorrt.cuda import Cuda
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.engines.tensorrt.gpu import find_gpu
+from controlnext.engines.tensorrt.load import Loaded, Plan
+from controlnext.engines.tensorrt.profile import SIZES
+from controlnext.errors import InputError, WorkError
+from controlnext.manifest import Manifest, check_file
+from controlnext.specs import TensorSpec, split_dim
+
+logger = logging.getLogger(__name__)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class TrtBackend(Backend):
+    """TensorRT or TensorRT-RTX on ``device``: ``"cuda:N"``, or ``"auto"``, which is the first GPU.
+
+    ``graphs``: whether runs at sizes that stay the same are repeated as CUDA graphs.
+    """
+
+    def __init__(self, name: str, device: str = "auto", graphs: bool = True) -> None:
+        self._flavor, self._graphs = FLAVORS[name], graphs
+        if device == "cpu":
+            raise InputError(
+                f"{self._flavor.title} does not run on the processor; give device cuda:0 or leave it out"
+            )
+        self._index = device_index(device) or 0
+        self._flavor.library()
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+        """The built engine of the graph ``folder``; ``cache``: whether the kernels that it compiles for this
+        GPU are kept beside it.
+
+        Raises what :func:`~controlnext.engines.store.find_engine` does, besides
+        :class:`~controlnext.errors.InputError` where there is no GPU and
+        :class:`~controlnext.errors.WorkError` where the library cannot load the engine.
+        """
+        flavor, where = self._flavor, f"cuda:{self._index}"
+        gpu = find_gpu(self._index)
+        if gpu is None:
+            raise InputError(
+                f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver or give backend"
+                " onnxruntime"
+            )
+        stored = find_engine(bundle, manifest, folder, flavor.wanted(gpu))
+        if stored.entry.key.options.get("strip_weights"):
+            for name in manifest.files:
+                if name.startswith(f"{folder}/"):
+                    check_file(bundle, manifest, name)
+        kernels = stored.path.parent / "kernels" if cache else None
+        plan = Plan(flavor, stored, bundle / folder / "model.onnx", kernels, self._graphs)
+        cuda = Cuda(self._index, flavor.extra)
+        try:
+            loaded = Loaded(plan)
+        except BaseException:
+            cuda.close()
+            raise
+        limits = _Limits(stored.entry.key.profile, build_command(bundle, flavor.name))
+        backend = f"{flavor.name} on {where} ({gpu.name})"
+        records = self._graphs and not flavor.ahead_of_time
+        return TrtEngine(manifest, folder, backend, loaded, cuda, limits, records)
+
+
+class TrtEngine(Engine):
+    """One engine with its buffers on the GPU, which stay until the engine is closed."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: str,
+        backend: str,
+        loaded: Loaded,
+        cuda: Cuda,
+        limits: _Limits,
+        records: bool,
+    ) -> None:
+        """``records``: whether runs are repeated as CUDA graphs here, because the library does not."""
+        super().__init__(manifest, folder, backend)
+        self._loaded: Loaded | None = loaded
+        self._cuda, self._limits = cuda, limits
+        self._memory = _Memory(cuda, loaded.context)
+        self._work = _Work(cuda, self._enqueue, records)
+        self._shapes: Shapes = {}
+        self._results: Shapes = {}
+
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        if self._loaded is None:
+            raise InputError(f"the engine of {self.folder} is closed; open it again")
+        self._cuda.use()
+        shapes = {name: array.shape for name, array in feed.items()}
+        if shapes != self._shapes:
+            self._limits.check(self.inputs, shapes, self.folder)
+            self._shapes = {}
+            self._results = self._reshape(self._loaded.context, shapes)
+            self._shapes = shapes
+        # what is copied has to stay until it is there
+        given = {name: np.ascontiguousarray(feed[name]) for name in replaced}
+        for name, array in given.items():
+            self._cuda.upload(array, self._memory.addresses[name])
+        self._work.run()
+        outputs = {spec.name: np.empty(self._results[spec.name], spec.dtype) for spec in self.outputs}
+        for name, array in outputs.items():
+            self._cuda.download(self._memory.addresses[name], array)
+        self._cuda.synchronize()
+        return outputs
+
+    def _reshape(self, context: Any, shapes: Shapes) -> Shapes:
+        """Set the shapes of the inputs, make room for all tensors; gives the shapes of the outputs."""
+        self._work.forget()
+        for spec in self.inputs:
+            if not context.set_input_shape(spec.name, shapes[spec.name]):
+                raise self._error(f"take {spec.name} {shapes[spec.name]} in")
+        results = {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs}
+        for spec in (*self.inputs, *self.outputs):
+            self._memory.hold(spec, {**shapes, **results}[spec.name])
+        return results
+
+    def _enqueue(self) -> None:
+        assert self._loaded is not None
+        if not self._loaded.context.execute_async_v3(self._cuda.stream):
+            raise self._error("run")
+
+    def _error(self, what: str) -> WorkError:
+        assert self._loaded is not None
+        return self._loaded.error(what)
+
+    def close(self) -> None:
+        if self._loaded is None:
+            return
+        self._cuda.use()
+        self._work.forget()
+        self._loaded.close()
+        self._loaded = None
+        self._memory.free()
+        self._cuda.close()
+
+
+class _Memory:
+    """A buffer for every tensor; it grows where one does not fit in."""
+
+    def __init__(self, cuda: Cuda, context: Any) -> None:
+        self._cuda, self._context = cuda, context
+        self._sizes: dict[str, int] = {}
+        self.addresses: dict[str, int] = {}
+
+    def hold(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        """Make room for a tensor of this shape and tell the context where."""
+        size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+        if size <= self._sizes.get(spec.name, 0):
+            return
+        if spec.name in self.addresses:
+            del self._sizes[spec.name]
+            self._cuda.free(self.addresses.pop(spec.name))
+        self.addresses[spec.name] = self._cuda.allocate(size)
+        self._sizes[spec.name] = size
+        self._context.set_tensor_address(spec.name, self.addresses[spec.name])
+
+    def free(self) -> None:
+        for address in self.addresses.values():
+            self._cuda.free(address)
+        self.addresses, self._context = {}, None
+
+
+class _Work:
+    """What a run does on the GPU: begun kernel by kernel the first time, then, if ``records``, as a graph."""
+
+    def __init__(self, cuda: Cuda, enqueue: Callable[[], None], records: bool) -> None:
+        self._cuda, self._enqueue, self._records = cuda, enqueue, records
+        self._ran, self._recorded = False, None
+
+    def run(self) -> None:
+        if self._ran and self._records and self._recorded is None:
+            try:
+                self._recorded = self._cuda.record(self._enqueue)
+            except WorkError as error:
+                logger.info("going on without a CUDA graph: %s", error)
+                self._records = False
+        if self._recorded is None:
+            self._enqueue()
+        else:
+            self._cuda.replay(self._recorded)
+        self._ran = True
+
+    def forget(self) -> None:
+        """Shapes or addresses change: what was recorded is not right any more."""
+        if self._recorded is not None:
+            self._cuda.forget(self._recorded)
+        self._ran, self._recorded = False, None
+
+
+class _Limits:
+    """The shapes that an engine was built for, and the command that builds it."""
+
+    def __init__(self, profile: Profile, command: str) -> None:
+        self._profile, self._command = profile, command
+
+    def check(self, specs: Collection[TensorSpec], shapes: Shapes, folder: str) -> None:
+        """Raise :class:`InputError` for shapes beyond the limits."""
+        for spec in specs:
+            smallest, _, largest = self._profile[spec.name]
+            sizes = zip(spec.shape, shapes[spec.name], smallest, largest, strict=True)
+            wrong = [split_dim(str(dim))[1] for dim, size, low, high in sizes if not low <= size <= high]
+            if wrong:
+                raise InputError(
+                    f"{folder}: {spec.name} has shape {shapes[spec.name]}, but the engine was built for"
+                    f" {tuple(smallest)} to {tuple(largest)}; {self._remedy(wrong)}give backend onnxruntime"
+                )
+
+    def _remedy(self, symbols: Collection[str]) -> str:
+        """How to build an engine that takes more of these sizes, where that is possible."""
+        names = [symbol.removeprefix("control_").partition("_")[0] for symbol in symbols]
+        options = [f"--{name} MIN:OPT:MAX" for name in dict.fromkeys(names) if name in SIZES]
+        return f"build one that takes it: {self._command} {' '.join(options)}; or " if options else ""
