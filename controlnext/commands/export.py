@@ -10,11 +10,16 @@ import typer
 
 from controlnext.commands import options
 from controlnext.commands.console import print_json, print_parity, progress
+from controlnext.commands.engines import engine_row, make_plan, print_engines
 from controlnext.commands.extras import extra
 from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
+from controlnext.engines.tensorrt.build import Built
+from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.files import check_replaceable
-from controlnext.manifest import ParityRow
+from controlnext.manifest import Manifest, ParityRow
 from controlnext.registry import FAMILIES, get_family
+
+BACKENDS = ("onnx", *FLAVORS)
 
 
 @takes_sources
@@ -26,6 +31,17 @@ def export(
         str, typer.Option(help="Release of the family; auto reads it off the control weights.")
     ] = "auto",
     sources: Sources = NO_SOURCES,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What to build besides the ONNX graphs: {', '.join(BACKENDS)}; may be repeated.",
+            show_default="onnx, the graphs alone",
+        ),
+    ] = None,
+    height: options.HeightRange = None,
+    width: options.WidthRange = None,
+    batch: options.BatchRange = None,
+    frames: options.FramesRange = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
     verify: Annotated[
         bool | None,
@@ -42,6 +58,8 @@ def export(
     family = get_family(model)
     if variant != "auto":
         family.variant(variant)
+    sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
+    plan = make_plan(backend or (), BACKENDS, family, sizes)
     check_replaceable(output, force)
     with extra("export"):
         from controlnext.commands.parity import measure
@@ -49,6 +67,7 @@ def export(
     if verify is None:
         verify = sources.random_weights is None
     rows: list[ParityRow] = []
+    engines: list[Built] = []
     try:
         with progress(quiet=as_json) as report:
             checkpoint = sources.load(family, variant)
@@ -65,11 +84,23 @@ def export(
                 progress=report,
                 measure=measured if verify else None,
             )
+            if plan is not None:
+                engines = plan.build(output, manifest, list(manifest.graphs), report)
     finally:
         # also when parity is missed: the table shows by how much
         if rows and not as_json:
             print_parity(rows)
-    seconds = round(time.monotonic() - started, 1)
+    _tell(output, manifest, rows, engines, round(time.monotonic() - started, 1), as_json)
+
+
+def _tell(
+    output: Path,
+    manifest: Manifest,
+    rows: list[ParityRow],
+    engines: list[Built],
+    seconds: float,
+    as_json: bool,
+) -> None:
     size = sum(entry.bytes for entry in manifest.files.values())
     if as_json:
         print_json(
@@ -81,7 +112,9 @@ def export(
                 "bytes": size,
                 "seconds": seconds,
                 "parity": rows,
+                "engines": [engine_row(output, engine) for engine in engines],
             }
         )
     else:
+        print_engines(output, engines)
         print(f"{output}: {manifest.variant} in {manifest.precision}, {size / 1e6:.0f} MB, {seconds} s")

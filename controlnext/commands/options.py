@@ -64,4 +64,36 @@ RandomWeights = Annotated[
         " for trials of size and speed.",
     ),
 ]
+_RANGE = "N|MIN:OPT:MAX"
+HeightRange = Annotated[
+    str | None,
+    typer.Option(
+        "--height",
+        metavar=_RANGE,
+        help="Heights in pixels that engines are built for; they are fastest at OPT.",
+        show_default="half to one and a half of what the model was trained at",
+    ),
+]
+WidthRange = Annotated[
+    str | None,
+    typer.Option("--width", metavar=_RANGE, help="Widths, likewise.", show_default="as the height"),
+]
+BatchRange = Annotated[
+    str | None,
+    typer.Option(
+        "--batch",
+        metavar=_RANGE,
+        help="Pictures at a time. The denoiser gets rows for both halves of a guided batch: 1 to twice MAX.",
+        show_default="1:1:4, of clips 1",
+    ),
+]
+FramesRange = Annotated[
+    str | None,
+    typer.Option(
+        "--frames",
+        metavar=_RANGE,
+        help="Frames of a window, and those decoded at a time (svd).",
+        show_default="1 to what the model was trained with",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -161,18 +161,33 @@ def _messages() -> Iterator[list[str]]:
     from polygraphy.logger import G_LOGGER
 
     messages: list[str] = []
-    handler = logging.Handler()
+    handler = _Collector(messages)
     # what is critical comes as an exception too
     handler.addFilter(lambda record: record.levelno == logging.ERROR)
-    handler.emit = lambda record: messages.append(record.getMessage().removeprefix("[E] "))  # type: ignore[method-assign]
-    logger, before = logging.getLogger("Polygraphy"), G_LOGGER.use_python_logging_system
+    logger = logging.getLogger("Polygraphy")
+    settings = {"use_python_logging_system": True, "colors": False, "letter": False}
+    before = {name: getattr(G_LOGGER, name) for name in settings}
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
-    G_LOGGER.use_python_logging_system = True
+    _set(G_LOGGER, settings)
     try:
         with G_LOGGER.verbosity(G_LOGGER.ERROR):
             yield messages
     finally:
-        G_LOGGER.use_python_logging_system = before
+        _set(G_LOGGER, before)
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+class _Collector(logging.Handler):
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._messages.append(record.getMessage())
+
+
+def _set(target: Any, attributes: Mapping[str, Any]) -> None:
+    for name, value in attributes.items():
+        setattr(target, name, value)

@@ -76,6 +76,7 @@ class Flavor:
         Raises :class:`~controlnext.errors.InputError` for targets that the library has not, and
         :class:`~controlnext.errors.WorkError` where a GPU is needed and there is none.
         """
+        self.library()
         if not self.ahead_of_time:
             if targets:
                 raise InputError(f"{self.title} builds for the GPU at hand; leave --compute-capability out")
