@@ -51,8 +51,8 @@ class Pipeline(Closing):
         """The pipeline of the bundle in folder ``bundle``.
 
         Args:
-            backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of one
-                of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
+            backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of
+                one of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
             device: "auto", "cpu" or "cuda:N".
             provider: what of ONNX Runtime computes, a name of
                 :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.

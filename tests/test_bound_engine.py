@@ -7,12 +7,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from fake_bundle import write_fake_bundle
 from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
 
 from controlnext.engines import Backend, Engine, Feed, open_engine
+from controlnext.engines.onnxruntime import DeviceEngine
 from controlnext.errors import InputError, WorkError
 from controlnext.manifest import Manifest, read_manifest
 from controlnext.runtime import Pipeline
@@ -55,8 +57,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_bundle(tmp_path_factory.mktemp("bound") / "bundle", text_encoders=False)
 
 
-def _feed(engine: Engine, seed: int = 0) -> dict[str, np.ndarray]:
-    sizes = {"batch": 2, "control_batch": 1, "height": 8, "width": 6, "sequence": 7, "frames": 2}
+def _feed(engine: Engine, seed: int = 0, height: int = 8) -> dict[str, np.ndarray]:
+    sizes = {"batch": 2, "control_batch": 1, "height": height, "width": 6, "sequence": 7, "frames": 2}
     return {spec.name: rand(seed + i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
 
 
@@ -83,6 +85,33 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
         scaled = engine.run({**constants, **changing, **scale})["noise_pred"]
         np.testing.assert_array_equal(bound.run(changing)["noise_pred"], scaled)
         assert not np.array_equal(scaled, wanted)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_with_inputs_that_stay_on_a_device(precision: str, tiny: Callable[..., Path]) -> None:
+    """The same bits, at sizes that change; the processor's memory takes the place of a GPU's."""
+    manifest = read_manifest(folder := tiny("sdxl", precision))
+    session = onnxruntime.InferenceSession(folder / "unet" / "model.onnx")
+    placed = []
+
+    def place(array: np.ndarray, kind: str, number: int) -> onnxruntime.OrtValue:
+        placed.append(array.shape)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), kind, number)
+
+    with (
+        open_engine(folder, manifest, "unet", device="cpu", cache=False) as plain,
+        DeviceEngine(session, manifest, "unet", "", place, ("cpu", 0)) as engine,
+    ):
+        for height in (8, 4):
+            constants, _ = _split(_feed(engine, height=height))
+            bound = engine.bind(constants)
+            for seed in (0, 50, 60):
+                _, changing = _split(_feed(engine, seed, height))
+                given = bound.run(changing)["noise_pred"]
+                np.testing.assert_array_equal(given, plain.run({**constants, **changing})["noise_pred"])
+        assert len(placed) == 2 * (len(constants) + 3 * len(changing))
+    with pytest.raises(InputError, match="unet is closed"):
+        bound.run(changing)
 
 
 def test_what_stays_is_given_to_the_engine_once(bundle: Path) -> None:
