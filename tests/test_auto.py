@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from cli import Cli, assert_refused
 from fake_bundle import fake_denoiser, write_fake_bundle
-from recipe import rand
+from recipe import drawing, rand
 from stand_in_gpu import Machine, put_in_place, write_engine
 
 from controlnext.engines import open_engine, select_backend
@@ -110,6 +112,18 @@ def test_built_engines_need_no_onnxruntime(bundle: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r"controlnext\[cpu\]"):
         Pipeline.load(bundle)
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    write_engine(bundle, "tensorrt-rtx")
+    drawing(1, 40, 24).save(tmp_path / "outline.png")
+    asked = ["run", bundle, "--prompt", "a", "--control-image", tmp_path / "outline.png", "--steps", 1]
+    asked += ["--output", tmp_path / "picture.png"]
+    done = cli(*asked, "--json", "--device", "cpu")
+    assert json.loads(done.out)["backend"] == "onnxruntime on cpu"
+    assert_refused(cli(*asked, "--backend", "tensorrt"), "no tensorrt engine of", "controlnext build")
+    assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: onnxruntime")
 
 
 @pytest.mark.parametrize(

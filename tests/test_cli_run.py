@@ -100,9 +100,11 @@ def test_several_pictures_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundle
 def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
     """What is not asked for is left to the pipeline: the size is the control picture's."""
     output = tmp_path / "picture.png"
-    done = _run(cli, bundles["image"], prompt="a", control_image=outline, steps=2, output=output)
+    flags = {"prompt": "a", "control_image": outline, "steps": 2, "output": output, "device": "cpu"}
+    done = _run(cli, bundles["image"], **flags)
     assert done.out.startswith(f"{output}: 64 x 48, 2 steps, ")
-    again = _run(cli, bundles["image"], prompt="a", control_image=outline, steps=2, output=output, json=True)
+    assert done.out.endswith(" s, onnxruntime on cpu\n")
+    again = _run(cli, bundles["image"], **flags, json=True)
     assert (again.status, again.err) == (0, "")
     result = json.loads(again.out)
     assert result.pop("seconds") >= 0
@@ -114,6 +116,7 @@ def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline
         "count": 1,
         "steps": 2,
         "seed": 0,
+        "backend": "onnxruntime on cpu",
     }
     with Pipeline.load(bundles["image"]) as pipe:
         _assert_same(output, pipe("a", control_image=drawing(1, 64, 48), num_inference_steps=2).images[0])

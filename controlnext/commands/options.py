@@ -96,4 +96,12 @@ FramesRange = Annotated[
         show_default="1 to what the model was trained with",
     ),
 ]
+RunBackend = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="What runs it: onnxruntime, tensorrt or tensorrt-rtx; auto takes the fastest that works.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

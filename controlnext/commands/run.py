@@ -43,6 +43,9 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """What the pipelines call an option, where it is not the same."""
 
+HOW = ("bundle", "backend", "device", "as_json")
+"""What is run, by what, and what is printed: nothing of what is asked of the pipeline."""
+
 OWN = ("preprocess", "output")
 """Options that every bundle takes and no pipeline knows."""
 
@@ -152,14 +155,16 @@ def run(
             show_default="picture.png or clip.mp4",
         ),
     ] = None,
+    backend: options.RunBackend = "auto",
+    device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Make pictures or a clip with a bundle. Needs no PyTorch."""
-    asked = {name: value for name, value in locals().items() if name not in ("bundle", "as_json")}
+    asked = {name: value for name, value in locals().items() if name not in HOW}
     from controlnext.runtime import Pipeline
 
     started = time.monotonic()
-    with Pipeline.load(bundle) as pipeline, progress(quiet=as_json) as report:
+    with Pipeline.load(bundle, backend, device) as pipeline, progress(quiet=as_json) as report:
         report("loading", 0.0)
         task = pipeline.task
         kind = FILES[task.family.task]
@@ -171,16 +176,17 @@ def run(
             count = math.prod(step.latents.shape[:-3])
             images = pipeline.images(step.latents, request.chunk)
             written = files.save(_reported(images, count, report))
+        ran_by = pipeline.backend
     high, wide = (task.family.vae_factor * size for size in step.latents.shape[-2:])
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         size = {"width": wide, "height": high, "count": count}
         result = {"output": str(files.output), "files": [str(path) for path in written], **size}
-        print_json({**result, "steps": step.total, "seed": seed, "seconds": seconds})
+        print_json({**result, "steps": step.total, "seed": seed, "seconds": seconds, "backend": ran_by})
     else:
         names = " to ".join(str(path) for path in dict.fromkeys((written[0], written[-1])))
         many = f"{count} of " if count > 1 else ""
-        print(f"{names}: {many}{wide} x {high}, {step.total} steps, {seconds} s")
+        print(f"{names}: {many}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
 
 
 def _check_options(task: Task, kind: type[Files], asked: Mapping[str, Any]) -> dict[str, Any]:
