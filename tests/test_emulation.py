@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from graphs import graph, run
 
 from controlnext.errors import WorkError
 from controlnext.export.passes.attention import open_attention
 from controlnext.export.passes.emulate import emulate_float16
+from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
+from controlnext.export.passes.ranges import OUTPUTS, add_ranges
 from controlnext.export.passes.simplify import infer_types
 
 
@@ -97,3 +100,17 @@ def test_an_attention_of_another_kind_is_an_error():
     text = ATTENTION.format(mask="", call="Attention <is_causal: int = 1> (q, k, v)")
     with pytest.raises(WorkError, match="Attention"):
         open_attention(infer_types(graph(text)))
+
+
+def test_a_graph_tells_how_far_its_numbers_reach():
+    model = name_nodes(infer_types(graph(SQUARE_ROOT, w=np.float32([2]))))
+    names = add_ranges(model)
+    assert names == ["Mul", "Mul.2", "Sqrt"]
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    x = np.float32([0, -300, 1e-4, 1])
+    peaks, flushed = session.run(list(OUTPUTS), {"x": x})
+    np.testing.assert_allclose(peaks, [600, 360000, 600])
+    np.testing.assert_array_equal(flushed, [0, 0, 0])
+    # the square of 1e-4 is 1e-8: below 6e-8, the smallest number that float16 has, by more than half
+    flushed = session.run(["flushed"], {"x": x / 2})[0]
+    np.testing.assert_array_equal(flushed, [0, 0.25, 0])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from controlnext.commands import options
@@ -13,11 +14,12 @@ from controlnext.commands.console import print_json, print_parity, progress
 from controlnext.commands.extras import extra
 from controlnext.commands.pictures import read_picture
 from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
-from controlnext.errors import InputError
+from controlnext.errors import InputError, ParityError
 from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
 
 if TYPE_CHECKING:
+    from controlnext.commands.ranges import Ranges
     from controlnext.commands.trial import SamplingRun
 
 
@@ -35,6 +37,17 @@ def verify(
     steps: Annotated[int | None, typer.Option(help="Steps of the sampling run.")] = None,
     height: Annotated[int | None, typer.Option(help="Height of its picture.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of its picture.")] = None,
+    ranges: Annotated[
+        bool,
+        typer.Option(
+            "--ranges",
+            help="Instead: measure every tensor of the sampling run, and rank them by their room in float16"
+            " and modules by the error of rounding to it.",
+        ),
+    ] = False,
+    depth: Annotated[
+        int, typer.Option(min=1, help="How many parts of its path name a module of --ranges.")
+    ] = 3,
     as_json: options.Json = False,
 ) -> None:
     """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
@@ -42,6 +55,8 @@ def verify(
     PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
     options of the export it takes the original ones.
     """
+    if ranges and (sources.given or report is not None):
+        raise InputError("--ranges looks at the bundle alone; leave --report and the original weights out")
     manifest = read_manifest(bundle)
     original = sources.control or sources.random_weights is not None
     if sources.given and not original:
@@ -54,6 +69,7 @@ def verify(
     picture = None if control_image is None else read_picture(control_image)
     with extra("export"):
         from controlnext.commands.parity import compare
+        from controlnext.commands.ranges import measure_ranges
         from controlnext.commands.report import write_report
         from controlnext.commands.trial import default_run
         from controlnext.export.bundle import check_parity
@@ -68,6 +84,11 @@ def verify(
         height=height,
         width=width,
     )
+    if ranges:
+        with progress(quiet=as_json) as bars:
+            found = measure_ranges(bundle, run, depth, bars)
+        _show_ranges(bundle, run, found, as_json)
+        return
     checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(bundle)
     with progress(quiet=as_json) as bars:
         comparison = compare(bundle, checkpoint, run, bars)
@@ -78,6 +99,20 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _show_ranges(bundle: Path, run: SamplingRun, found: Ranges, as_json: bool) -> None:
+    from controlnext.commands.ranges import LARGEST, print_ranges
+
+    if as_json:
+        print_json({"bundle": str(bundle), "run": str(run), **msgspec.to_builtins(found)})
+    else:
+        print_ranges(found)
+    if beyond := [tensor.tensor for tensor in found.tensors if tensor.overflows]:
+        raise ParityError(
+            f"{len(beyond)} tensors that the bundle has in float16 exceed {LARGEST:g}, first {beyond[0]};"
+            " export with --precision fp32, or keep them in float32 in the registry"
+        )
 
 
 def _choose(default: SamplingRun, multiple: int, **wishes: Any) -> SamplingRun:

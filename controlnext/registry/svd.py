@@ -18,6 +18,20 @@ def _sizes(config: Config) -> dict[str, int]:
     return {"cross_attention_dim": config["cross_attention_dim"], "ids": ids}
 
 
+_RESIDUAL = "the residual stream: it grows from block to block, and rounding it is a third of the error"
+_READS_RESIDUAL = "reads the residual stream"
+_STREAM = {
+    "*_res_block/*": _RESIDUAL,
+    "*transformer_blocks.[0-9]/Add": _RESIDUAL,
+    "*.attentions.[0-9]/Add": _RESIDUAL,
+    "time_mixer": _RESIDUAL,
+    **dict.fromkeys(("norm", "norm1", "norm2", "norm3", "norm_in", "conv_norm_out"), _READS_RESIDUAL),
+    "conv_shortcut": _READS_RESIDUAL,
+    "proj_out": _READS_RESIDUAL,
+    "*samplers.0.conv/Conv": _READS_RESIDUAL,
+    "*.upsamplers.0/Resize": _READS_RESIDUAL,
+}
+
 SVD = Family(
     name="svd",
     title="Stable Video Diffusion",
@@ -110,7 +124,7 @@ SVD = Family(
                 "width": 11,
                 "sequence": 4,
             },
-            float32={**FLOAT32, **ADDED_TIME},
+            float32={**FLOAT32, **ADDED_TIME, **_STREAM},
         ),
     ),
     samplers=("euler",),

@@ -31,6 +31,8 @@ _MOVES = {
 }  # fmt: skip
 _FLOAT_INPUTS = {"Resize": (1, 2)}
 """Inputs that are float32 whatever the operator's data type is."""
+_ANY_TYPE = ("Shape", "Size")
+"""Operators that look at no number."""
 
 
 def lower_to_float16(model: ir.Model, float32: Collection[str] = ()) -> ir.Model:
@@ -93,7 +95,7 @@ def _moves(node: ir.Node) -> bool:
 
 
 def _only_feeds(value: ir.Value, nodes: set[ir.Node]) -> bool:
-    users = value.consumers()
+    users = [user for user in value.consumers() if user.op_type not in _ANY_TYPE]
     return bool(users) and not value.is_graph_output() and all(user in nodes for user in users)
 
 
@@ -108,6 +110,8 @@ def _lower_initializer(value: ir.Value) -> None:
 
 
 def _cast_inputs(node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
+    if node.op_type in _ANY_TYPE:
+        return
     for index, value in enumerate(node.inputs):
         if value is None or value.dtype not in (_FLOAT, _HALF):
             continue
