@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from cli import Cli, assert_refused
+from float16 import UNET_STREAM, VAE_STREAM, enlarge, error
 
 from controlnext.commands.parity import LIMITS
 from controlnext.commands.ranges import open_graph, start_session
@@ -23,27 +24,6 @@ from controlnext.manifest import list_files, read_manifest, write_manifest
 Tiny = Callable[..., Path]
 LIMIT = LIMITS["fp16"].graph
 
-# What makes a network's residual stream, and with it every sum of it, as many times larger: the weights of
-# what adds to it, and the biases of what takes it as it is. The norms behind it take the factor out again.
-ADDING, TAKING = "adding", "taking"
-UNET = {
-    ADDING: r"denoiser\.(conv_in|.*(conv2|to_out\.0|ff(_in)?\.net\.2|proj_in|pos_embed\.linear_2))\.",
-    TAKING: r"denoiser\..*(conv_shortcut|samplers\.0\.conv|proj_out)\.bias",
-}
-VAE = {
-    ADDING: r"network\.\w+coder\.(conv_in|.*\.conv2|.*\.to_out\.0)\.",
-    TAKING: r"network\.\w+coder\..*(conv_shortcut|samplers\.0\.conv)\.bias",
-}
-
-
-def enlarge(model: ir.Model, factor: float, parts: dict[str, str]) -> ir.Model:
-    """The graph with a residual stream ``factor`` times as large and the same outputs."""
-    for name, value in model.graph.initializers.items():
-        if any(re.match(part, name) for part in parts.values()):
-            array = value.const_value.numpy()
-            value.const_value = ir.tensor((array * np.float64(factor)).astype(array.dtype), name=name)
-    return model
-
 
 def run(model: ir.Model, bundle: Path, folder: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     return start_session(model, bundle, folder).run(None, feed)
@@ -51,10 +31,6 @@ def run(model: ir.Model, bundle: Path, folder: str, feed: dict[str, np.ndarray])
 
 def first_feed(bundle: Path, folder: str) -> dict[str, np.ndarray]:
     return graph_feeds(bundle, read_manifest(bundle))[folder][0]
-
-
-def error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
 @pytest.mark.parametrize("variant", ["sd15", "sdxl", "sd3", "svd"])
@@ -77,7 +53,7 @@ def test_svds_residual_stream_may_leave_the_range_of_float16(tiny: Tiny):
     (wanted,) = run(open_graph(exact, "unet"), exact, "unet", feed)
 
     def enlarged(bundle: Path) -> ir.Model:
-        return enlarge(open_graph(bundle, "unet"), factor, UNET)
+        return enlarge(open_graph(bundle, "unet"), factor, UNET_STREAM)
 
     (same,) = run(enlarged(exact), exact, "unet", feed)
     assert error(same, wanted) < 1e-4
@@ -93,9 +69,9 @@ def test_a_vae_that_leaves_the_range_of_float16_stays_in_float32(folder: str, ti
     exact, lowered = tiny("sdxl", "fp32"), tiny("sdxl", "fp16")
     feed, factor = first_feed(exact, folder), 65536
     (wanted,) = run(open_graph(exact, folder), exact, folder, feed)
-    plain = emulate_float16(enlarge(open_graph(exact, folder), factor, VAE), lambda _value: True)
+    plain = emulate_float16(enlarge(open_graph(exact, folder), factor, VAE_STREAM), lambda _value: True)
     assert not np.isfinite(run(plain, exact, folder, feed)[0]).any()
-    shipped = emulate_float16(enlarge(open_graph(lowered, folder), factor, VAE))
+    shipped = emulate_float16(enlarge(open_graph(lowered, folder), factor, VAE_STREAM))
     assert error(run(shipped, lowered, folder, feed)[0], wanted) < 1e-4
 
 

@@ -11,16 +11,20 @@ import torch
 import torch.nn.functional as F
 from cli import Cli, assert_refused
 from conftest import once, tracing_once
+from float16 import T5_STREAM, enlarge, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipe import drawing, rand, write_checkpoint
 from torch import Tensor, nn
 from weights_models import add_text_encoders
 
+from controlnext.commands.ranges import open_graph, start_session
+from controlnext.commands.trial import graph_feeds
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.export import export_bundle
 from controlnext.export.networks import wrap
+from controlnext.export.passes.emulate import emulate_float16
 from controlnext.injection import CrossNormalization
 from controlnext.manifest import read_manifest
 from controlnext.reference import reference_pipeline
@@ -253,3 +257,29 @@ def test_an_export_without_a_control_tells_that_none_was_published(cli: Cli, tmp
     done = cli("export", "--model", "sd3", "--output", tmp_path / "bundle")
     assert_refused(done, "no control weights were ever published for SD3; give --control your own")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoder", [*SD3.prompt_encoders, T5])
+def test_text_encoders_in_float16_keep_the_limit(bundles: Bundles, encoder: str) -> None:
+    """As the engine runs them, and with every operator's result rounded as on an accelerator."""
+    exact, lowered = bundles("fp32"), bundles("fp16")
+    feed = graph_feeds(exact, read_manifest(exact))[encoder][0]
+    wanted = start_session(open_graph(exact, encoder), exact, encoder).run(None, feed)
+    rounded = emulate_float16(open_graph(lowered, encoder))
+    found = start_session(rounded, lowered, encoder).run(None, feed)
+    assert max(map(error, found, wanted)) < LIMITS["fp16"][0]
+    with open_engine(lowered, read_manifest(lowered), encoder, cache=False) as engine:
+        assert max(map(error, engine.run(feed).values(), wanted)) < LIMITS["fp16"][0]
+
+
+def test_t5s_residual_stream_may_leave_the_range_of_float16(bundles: Bundles) -> None:
+    """That of the published T5-XXL does."""
+    exact, lowered, factor = bundles("fp32"), bundles("fp16"), 16384
+    feed = graph_feeds(exact, read_manifest(exact))[T5][0]
+    (wanted,) = start_session(open_graph(exact, T5), exact, T5).run(None, feed)
+    plain = emulate_float16(enlarge(open_graph(exact, T5), factor, T5_STREAM), lambda _value: True)
+    # no overflow shows in the end: one over an infinite norm is zero
+    assert not start_session(plain, exact, T5).run(None, feed)[0].any()
+    shipped = emulate_float16(enlarge(open_graph(lowered, T5), factor, T5_STREAM))
+    (found,) = start_session(shipped, lowered, T5).run(None, feed)
+    assert error(found, wanted) < LIMITS["fp16"][0]
