@@ -26,6 +26,7 @@ from controlnext.specs import bind
 GPU = Gpu("NVIDIA RTX 4000", "sm89")
 HARDWARE = {"tensorrt": "sm89-nvidia-rtx-4000", "tensorrt-rtx": "portable"}
 VERSION = "1.2.3"
+Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
 SMALLEST = {"batch": 1, "control_batch": 1, "height": 2, "width": 2, "sequence": 7}
 LARGEST = {"batch": 4, "control_batch": 4, "height": 6, "width": 6, "sequence": 7}
 
@@ -94,9 +95,13 @@ class HostCuda:
 
 
 class Machine:
-    """The library, the GPU and what they are asked for; an attribute says what is to go wrong."""
+    """The library, the GPU and what they are asked for; an attribute says what is to go wrong.
+
+    ``compute`` is what the engine does, from inputs by name to its one output.
+    """
 
     def __init__(self, manifest: Manifest, folder: str) -> None:
+        self.compute: Compute = fake_denoiser
         self.inputs = [tensor.spec() for tensor in manifest.graphs[folder].inputs]
         (self.output,) = [tensor.spec() for tensor in manifest.graphs[folder].outputs]
         self.cudas: list[HostCuda] = []
@@ -222,7 +227,7 @@ class _Context:
             return False
         output = machine.output
         places = {s: (self._addresses[s.name], self._shapes[s.name]) for s in machine.inputs}
-        job = partial(_compute, machine.cuda, output.name, places, self._addresses[output.name])
+        job = partial(_compute, machine, places, self._addresses[output.name])
         if machine.cuda.jobs is None:
             job()
         else:
@@ -230,9 +235,10 @@ class _Context:
         return True
 
 
-def _compute(cuda: HostCuda, _name: str, places: dict[Any, Any], target: int) -> None:
+def _compute(machine: Machine, places: dict[Any, Any], target: int) -> None:
+    cuda = machine.cuda
     feed = {spec.name: cuda.read(*place, spec.dtype) for spec, place in places.items()}
-    result = fake_denoiser(feed).astype(np.float32)
+    result = machine.compute(feed).astype(np.float32)
     cuda.memory[target][: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
 
 
@@ -241,18 +247,25 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "u
     machine = Machine(read_manifest(bundle), folder)
     for flavor in FLAVORS.values():
         monkeypatch.setitem(sys.modules, flavor.module, machine.library(flavor.module))
-    for module in ("run", "flavors"):
-        monkeypatch.setattr(f"controlnext.engines.tensorrt.{module}.find_gpu", lambda _index=0: GPU)
+    for module in ("engines.tensorrt.run", "engines.tensorrt.flavors", "commands.built"):
+        monkeypatch.setattr(f"controlnext.{module}.find_gpu", lambda _index=0: GPU)
     monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda index=0: GPU if index == 0 else None)
     monkeypatch.setattr("controlnext.engines.tensorrt.run.Cuda", machine.make_cuda)
     return machine
 
 
-def write_engine(bundle: Path, backend: str, folder: str = "unet", **changes: Any) -> Path:
+def write_engine(
+    bundle: Path,
+    backend: str,
+    folder: str = "unet",
+    smallest: dict[str, int] = SMALLEST,
+    largest: dict[str, int] = LARGEST,
+    **changes: Any,
+) -> Path:
     """The folder of an engine of this graph in the bundle's store; ``changes``: in its key."""
     manifest = read_manifest(bundle)
     specs = [tensor.spec() for tensor in manifest.graphs[folder].inputs]
-    kinds = (SMALLEST, SMALLEST, LARGEST)
+    kinds = (smallest, smallest, largest)
     key = Key(
         **graph_key(manifest, folder),
         backend=backend,

@@ -1,4 +1,7 @@
-"""How far the engine is from PyTorch: every graph by itself, then a whole sampling run."""
+"""How far engines are from PyTorch: every graph by itself, then a whole sampling run.
+
+ONNX Runtime's always; those that were built with another library too, where they can run.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import nn
 
+from controlnext.commands.built import BuiltBackend, usable_backends
 from controlnext.commands.console import Report
-from controlnext.commands.trial import Arrays, SamplingRun, default_run, graph_feeds, run_arguments
-from controlnext.engines import open_engine
+from controlnext.commands.trial import Arrays, SamplingRun, default_run, fit_run, graph_feeds, run_arguments
+from controlnext.engines import Backend
 from controlnext.export.networks import wrap
 from controlnext.injection import CrossNormalization
 from controlnext.manifest import Manifest, ParityRow, read_manifest
 from controlnext.reference import reference_pipeline
 from controlnext.registry import GraphSpec
 from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Arrays]]
@@ -42,6 +48,7 @@ LIMITS = {
     "fp32": Limits(graph=1e-4, latents=2e-4, picture=60),
     # 11 bits a number: 1.9e-3 a graph, 2.2e-3 a run, 76 dB
     "fp16": Limits(graph=4e-3, latents=1e-2, picture=40),
+    "int8": Limits(graph=0.1, latents=0.35, picture=20),
 }
 
 
@@ -60,12 +67,26 @@ def measure(bundle: Path, checkpoint: Checkpoint, progress: Report) -> list[Pari
 
 
 def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Report) -> Comparison:
-    """Run PyTorch, then the engine, on the same inputs: the first is freed before the second opens."""
+    """Run PyTorch, then each backend, on the same inputs: the first is freed before the second opens.
+
+    The inputs are of sizes that all engines take; those of the run are changed where they do not.
+    """
     manifest = read_manifest(bundle)
-    feeds, arguments = graph_feeds(bundle, manifest), run_arguments(manifest, run)
+    backends = usable_backends(bundle, manifest)
+    profiles = [backend.profiles for backend in backends.values()]
+    feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
+    arguments = run_arguments(manifest, run)
     wanted = _pytorch(checkpoint, feeds, arguments, progress)
     gc.collect()
-    found = _engine(bundle, manifest, feeds, arguments, progress)
+    found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
+    rows = _rows(manifest, run, wanted, found)
+    for name, backend in backends.items():
+        built = _engine(bundle, manifest, backend, feeds, arguments, progress)
+        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, wanted, built)]
+    return Comparison(rows, wanted.pictures[-1], found.pictures[-1])
+
+
+def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Outputs) -> list[ParityRow]:
     rows = [
         _row(f"{folder}: {output.name}", "relative L2", _worst(wanted, found, folder, output.name), limit)
         for folder, graph in manifest.graphs.items()
@@ -73,11 +94,11 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Re
         for limit in [LIMITS[graph.precision].graph]
     ]
     limits = LIMITS[manifest.precision]
-    rows += [
+    return [
+        *rows,
         _row(f"latents, {run}", "relative L2", _relative(wanted.latents, found.latents), limits.latents),
         _row(f"picture, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
     ]
-    return Comparison(rows, wanted.pictures[-1], found.pictures[-1])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -117,15 +138,20 @@ def _forward(module: nn.Module, spec: GraphSpec, feed: Arrays) -> Arrays:
 
 
 def _engine(
-    bundle: Path, manifest: Manifest, feeds: Feeds, arguments: dict[str, Any], progress: Report
+    bundle: Path,
+    manifest: Manifest,
+    backend: Backend,
+    feeds: Feeds,
+    arguments: dict[str, Any],
+    progress: Report,
 ) -> _Outputs:
     graphs = {}
     for done, (folder, given) in enumerate(feeds.items()):
         progress(f"{folder}: engine", 0.5 + done / len(feeds) / 2)
-        with open_engine(bundle, manifest, folder, cache=False) as engine:
+        with backend.open(bundle, manifest, folder, cache=False) as engine:
             graphs[folder] = [engine.run(feed) for feed in given]
     progress("sampling run: engine", 1.0)
-    with Pipeline.load(bundle, cache=False) as pipeline:
+    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
     return _Outputs(graphs, output.latents, _pictures(output))
 

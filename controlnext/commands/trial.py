@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,11 +13,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from controlnext.engines.store import Profile
 from controlnext.manifest import Graph, Manifest
 from controlnext.registry import Family, get_family
 from controlnext.runtime.samplers import make_sampler
+from controlnext.specs import split_dim
 
 Arrays = dict[str, np.ndarray]
+Profiles = Mapping[str, Profile]
+"""The shapes that built engines take, by the folder of their graph."""
+
+logger = logging.getLogger(__name__)
 
 SEED = 0
 
@@ -111,13 +118,43 @@ def _random_embeddings(manifest: Manifest) -> Arrays:
     return embeddings
 
 
-def graph_feeds(bundle: Path, manifest: Manifest) -> dict[str, Sequence[Arrays]]:
-    """Inputs for each graph by folder, at each of :data:`SIZES`."""
+def fit_run(manifest: Manifest, run: SamplingRun, profiles: Sequence[Profiles]) -> SamplingRun:
+    """The run at the nearest size that all engines of these ``profiles`` take; a warning says so."""
+    family = get_family(manifest.family)
+    sizes = {"height": run.height // family.vae_factor, "width": run.width // family.vae_factor}
+    for folder, graph in manifest.graphs.items():
+        sizes = _fit(sizes, graph, folder, profiles)
+    height, width = (family.vae_factor * sizes[name] for name in ("height", "width"))
+    if (height, width) != (run.height, run.width):
+        logger.warning("the run is at %d x %d, which the built engines take", width, height)
+    return replace(run, height=height, width=width)
+
+
+def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence[Profiles]) -> dict[str, int]:
+    """``sizes`` with each within what the engines of the graph were built for."""
+    fitted = dict(sizes)
+    for profile in (given[folder] for given in profiles if folder in given):
+        for tensor in graph.inputs:
+            smallest, _, largest = profile[tensor.name]
+            for dim, low, high in zip(tensor.shape, smallest, largest, strict=True):
+                factor, symbol = split_dim(dim) if isinstance(dim, str) else (1, "")
+                if symbol in fitted:
+                    fitted[symbol] = min(max(fitted[symbol], low // factor), high // factor)
+    return fitted
+
+
+def graph_feeds(
+    bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
+) -> dict[str, Sequence[Arrays]]:
+    """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
+    ``profiles`` do not take it."""
     family = get_family(manifest.family)
     scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
     timesteps = make_sampler(family.default_sampler, scheduler, 10).timesteps
     return {
-        folder: [_feed(manifest, family, graph, sizes, timesteps) for sizes in SIZES]
+        folder: [
+            _feed(manifest, family, graph, _fit(sizes, graph, folder, profiles), timesteps) for sizes in SIZES
+        ]
         for folder, graph in manifest.graphs.items()
     }
 
