@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,13 @@ class Cuda(Closing):
         """What ``work`` does on the stream, for :meth:`replay`; nothing of it is done now."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
-        try:
-            work()
-        finally:
-            graph = self._call("cudaStreamEndCapture", self.stream)
-        try:
+        with ExitStack() as made:
+            try:
+                work()
+            finally:
+                graph = self._call("cudaStreamEndCapture", self.stream)
+                made.callback(self._call, "cudaGraphDestroy", graph)
             return self._call("cudaGraphInstantiate", graph, 0)
-        finally:
-            self._call("cudaGraphDestroy", graph)
 
     def replay(self, recorded: Any) -> None:
         self._call("cudaGraphLaunch", recorded, self.stream)
