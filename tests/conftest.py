@@ -29,8 +29,6 @@ SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 
 
 PRECISIONS = ("fp32", "fp16")
-FLOAT32_ONLY = ("sd15-mid", "svd-v1")
-"""These have all but the injection in common with another variant, which is tried in float16."""
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +55,7 @@ def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callabl
 
     def make(variant: str, folder: Path) -> None:
         with tracing_once():
-            for precision in PRECISIONS[: 1 if variant in FLOAT32_ONLY else None]:
+            for precision in PRECISIONS:
                 export_tiny(variant, tiny_checkpoint(variant), precision, folder / precision)
 
     def bundle(variant: str, precision: str = "fp32") -> Path:

@@ -22,6 +22,7 @@ from controlnext.engines.store import (
     store_engine,
 )
 from controlnext.engines.tensorrt.flavors import Flavor
+from controlnext.engines.tensorrt.memory import release_pages
 from controlnext.engines.tensorrt.profile import Range, make_profile
 from controlnext.engines.tensorrt.progress import Report, make_monitor
 from controlnext.errors import WorkError
@@ -108,7 +109,8 @@ def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report) 
     from polygraphy.exception import PolygraphyException
 
     report("reading the graph", 0.0)
-    monitor = make_monitor(flavor.library(), report)
+    weights = graph.with_name("model.onnx.data")
+    monitor = make_monitor(flavor.library(), report, lambda: release_pages(weights))
     with _messages() as errors:
         try:
             network = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)

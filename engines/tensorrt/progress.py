@@ -41,8 +41,9 @@ class Phases:
         self._running.pop(name, None)
 
 
-def make_monitor(library: Any, report: Report) -> Any:
-    """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built.
+def make_monitor(library: Any, report: Report, between: Callable[[], None] = lambda: None) -> Any:
+    """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built; ``between`` is called
+    between phases.
 
     Ctrl-C ends the build; ``interrupted`` says that it did.
     """
@@ -55,9 +56,11 @@ def make_monitor(library: Any, report: Report) -> Any:
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases.start(name, parent, steps)
+            between()
 
         def phase_finish(self, name: str) -> None:
             self.phases.finish(name)
+            between()
 
         def step_complete(self, name: str, step: int) -> bool:
             try:

@@ -1,0 +1,313 @@
+"""TensorRT-RTX engines of every family, built on any machine; profiles; progress."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from conftest import PRECISIONS
+from fake_bundle import write_fake_bundle
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from recipe import VARIANTS
+
+from controlnext.engines.store import find_engine
+from controlnext.engines.tensorrt.build import BuildOptions, build_engine
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.engines.tensorrt.gpu import Gpu
+from controlnext.engines.tensorrt.profile import Range, choose_ranges, make_profile, parse_range
+from controlnext.engines.tensorrt.progress import Phases
+from controlnext.errors import InputError
+from controlnext.manifest import Manifest, read_manifest
+from controlnext.registry import get_family
+from controlnext.specs import bind
+
+RTX = FLAVORS["tensorrt-rtx"]
+AMPERE = Gpu("NVIDIA RTX A4000", "sm86")
+SHARED = {"sd15-mid": ("unet",), "svd-v1": ("unet",)}
+"""Variants that have all other graphs in common with another one."""
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_graph_builds(variant: str, precision: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """The engine is found again by a GPU that it was built for, and by no other."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny(variant, precision), bundle)
+    manifest = read_manifest(bundle)
+    ranges = choose_ranges(manifest, {})
+    options = BuildOptions(RTX.hardware(["8.6"]))
+    for folder in SHARED.get(variant, tuple(manifest.graphs)):
+        built = build_engine(bundle, manifest, folder, RTX, ranges, options)
+        assert built.new
+        found = find_engine(bundle, manifest, folder, RTX.wanted(AMPERE))
+        assert found == built.engine
+        assert found.entry.key.precision == manifest.graphs[folder].precision
+        weights = manifest.files[f"{folder}/model.onnx.data"].bytes
+        assert found.path.stat().st_size > weights
+        assert not RTX.suits(found.entry.key.hardware, Gpu("NVIDIA RTX 4090", "sm89"))
+
+
+def _attention(dtype: int, head: int) -> bytes:
+    tensors = [
+        helper.make_tensor_value_info(name, dtype, ["batch", 4, "tokens", head])
+        for name in ("q", "k", "v", "y")
+    ]
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"])
+    graph = helper.make_graph([node], "attention", tensors[:3], tensors[3:])
+    opset = [helper.make_opsetid("", 23)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+
+
+def _attention_engine(dtype: int, head: int, *, decomposable: bool) -> int | None:
+    """The size in bytes of an engine of one Attention; None where TensorRT-RTX refuses it."""
+    trt = RTX.polygraphy()
+    from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+    from polygraphy.exception import PolygraphyException
+
+    profile = trt.Profile()
+    for name in "qkv":
+        profile.add(name, (1, 4, 64, head), (2, 4, 64, head), (2, 4, 256, head))
+    network = trt.NetworkFromOnnxBytes(_attention(dtype, head), strongly_typed=True)
+    if decomposable:
+        network = trt.SetDecomposableAttentions(network)
+    try:
+        return trt.EngineBytesFromNetwork(network, CreateConfigRTX(profiles=[profile]))().nbytes
+    except PolygraphyException:
+        return None
+
+
+@pytest.mark.parametrize("head", [40, 64, 80, 160])
+def test_attention_keeps_its_dedicated_kernel(head: int) -> None:
+    """That it may be decomposed changes nothing where there is a kernel: at the families' head sizes."""
+    engine = _attention_engine(TensorProto.FLOAT16, head, decomposable=False)
+    assert engine is not None
+    assert _attention_engine(TensorProto.FLOAT16, head, decomposable=True) == engine
+
+
+@pytest.mark.parametrize(("dtype", "head"), [(TensorProto.FLOAT, 64), (TensorProto.FLOAT16, 512)])
+def test_attention_without_a_kernel_is_decomposed(dtype: int, head: int) -> None:
+    """Float32, and the VAE's one head of 512: refused as it stands."""
+    assert _attention_engine(dtype, head, decomposable=False) is None
+    assert _attention_engine(dtype, head, decomposable=True) is not None
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Manifest]:
+    """Of image families, with the published denoisers' configurations."""
+    return {
+        name: _published(read_manifest(write_fake_bundle(tmp_path_factory.mktemp(name) / "bundle", name)))
+        for name in ("sd15", "sdxl", "sd3")
+    }
+
+
+def _published(manifest: Manifest) -> Manifest:
+    family = get_family(manifest.family)
+    import controlnext.weights
+
+    configs = Path(controlnext.weights.__file__).parent / "configs" / family.name
+    config = msgspec.json.decode((configs / family.denoiser / "config.json").read_bytes())
+    return msgspec.structs.replace(manifest, configs={**manifest.configs, family.denoiser: config})
+
+
+def _ranges(smallest: int, largest: int) -> st.SearchStrategy[Range]:
+    sizes = st.integers(smallest, largest)
+    return st.tuples(sizes, sizes, sizes).map(lambda found: Range(*sorted(found)))
+
+
+@given(
+    family=st.sampled_from(["sd15", "sdxl", "sd3"]),
+    height=_ranges(8, 90),
+    width=_ranges(8, 90),
+    batch=_ranges(1, 6),
+)
+def test_profiles_say_what_the_specs_say(
+    manifests: Mapping[str, Manifest], family: str, height: Range, width: Range, batch: Range
+) -> None:
+    """The shapes of each kind fit the specs together; pictures have the sizes that the user named; a guided
+    batch has two rows for each picture."""
+    manifest = manifests[family]
+    wishes = {"height": height.times(16), "width": width.times(16), "batch": batch}
+    ranges = choose_ranges(manifest, wishes)
+    for folder, graph in manifest.graphs.items():
+        profile = make_profile(manifest, folder, ranges)
+        assert list(profile) == [tensor.name for tensor in graph.inputs]
+        for kind in range(3):
+            feed = {
+                t.name: np.broadcast_to(np.zeros((), t.dtype), profile[t.name][kind]) for t in graph.inputs
+            }
+            bind([tensor.spec() for tensor in graph.inputs], feed, folder)
+        for smallest, usual, largest in profile.values():
+            assert all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
+    denoiser = make_profile(manifest, get_family(family).denoiser, ranges)
+    pictures = denoiser["control_image"]
+    assert [shape[-2] for shape in pictures] == list(wishes["height"])
+    assert [shape[-1] for shape in pictures] == list(wishes["width"])
+    assert [shape[0] for shape in pictures] == [1, 1, 2 * batch.largest]
+    assert [shape[0] for shape in denoiser["sample"]] == [1, 2 * batch.usual, 2 * batch.largest]
+    latents = make_profile(manifest, "vae_decoder", ranges)["latent_sample"]
+    assert [shape[0] for shape in latents] == list(batch)
+    assert [8 * shape[-1] for shape in latents] == list(wishes["width"])
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("sd15", "256:512:768"), ("sdxl", "512:1024:1536"), ("sd3", "512:1024:1536")]
+)
+def test_default_sizes_are_around_what_the_model_was_trained_at(
+    manifests: Mapping[str, Manifest], family: str, size: str
+) -> None:
+    ranges = choose_ranges(manifests[family], {})
+    assert {name: str(found) for name, found in ranges.items()} == {
+        "height": size,
+        "width": size,
+        "batch": "1:1:4",
+    }
+
+
+def test_prompts_are_as_long_as_their_encoders_make_them(manifests: Mapping[str, Manifest]) -> None:
+    """SD3's have the tokens of T5 behind those of CLIP, zeros where the bundle has no T5."""
+    for family, tokens in (("sdxl", 77), ("sd3", 77 + 256)):
+        profile = make_profile(
+            manifests[family], get_family(family).denoiser, choose_ranges(manifests[family], {})
+        )
+        assert {shape[1] for shape in profile["encoder_hidden_states"]} == {tokens}
+
+
+def test_a_clip_has_frames_and_one_token(tiny: Callable[..., Path]) -> None:
+    manifest = read_manifest(tiny("svd"))
+    ranges = choose_ranges(manifest, {"frames": Range(2, 14, 24), "batch": Range(1, 1, 1)})
+    profile = make_profile(manifest, "unet", ranges)
+    assert [shape[:2] for shape in profile["sample"]] == [[1, 2], [2, 14], [2, 24]]
+    assert {shape[1] for shape in profile["encoder_hidden_states"]} == {1}
+    assert [shape[0] for shape in make_profile(manifest, "vae_decoder", ranges)["latent_sample"]] == [
+        2,
+        14,
+        24,
+    ]
+    (pixels,) = make_profile(manifest, "image_encoder", ranges).values()
+    assert pixels == [[1, 3, 224, 224]] * 3
+
+
+@pytest.mark.parametrize(
+    ("family", "wishes", "message"),
+    [
+        ("sdxl", {"height": Range(512, 1020, 1024)}, "height is 512:1020:1024; .* takes multiples of 8"),
+        ("sd3", {"width": Range(520, 520, 520)}, "width is 520; .* takes multiples of 16"),
+        ("sdxl", {"frames": Range(1, 2, 3)}, "Stable Diffusion XL has no frames; leave --frames out"),
+        ("sd3", {"height": Range(512, 1024, 4096)}, "this model takes at most 3072"),
+    ],
+)
+def test_sizes_that_the_model_does_not_take(
+    manifests: Mapping[str, Manifest], family: str, wishes: dict[str, Range], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_ranges(manifests[family], wishes)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-8", "1:2", "1:2:3:4", "8:x:16", "16:8:24", "1.5", "512,1024"])
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(InputError, match=r"MIN:OPT:MAX"):
+        parse_range("height", text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("512", (512, 512, 512)), ("64:128:192", (64, 128, 192))])
+def test_ranges_read_as_they_are_written(text: str, expected: tuple[int, int, int]) -> None:
+    assert parse_range("height", text) == expected
+    assert str(parse_range("height", text)) == text
+
+
+def test_progress_only_grows_and_ends_at_one() -> None:
+    """Phases of phases, one of which starts again and again."""
+    phases, seen = Phases(), [0.0]
+
+    def step(name: str, number: int) -> None:
+        phases.step(name, number)
+        seen.append(phases.fraction)
+
+    phases.start("all", None, 2)
+    phases.start("first", "all", 4)
+    for number in range(4):
+        step("first", number)
+    phases.finish("first")
+    assert phases.fraction == pytest.approx(0.5)
+    step("all", 0)
+    for _ in range(2):
+        phases.start("again", "all", 10)
+        step("again", 4)
+        phases.finish("again")
+    assert phases.fraction == pytest.approx(0.75)
+    step("all", 1)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_a_build_tells_how_far_it_is(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny("sd15"), bundle)
+    manifest, told = read_manifest(bundle), []
+    build_engine(
+        bundle,
+        manifest,
+        "vae_encoder",
+        RTX,
+        choose_ranges(manifest, {}),
+        BuildOptions("sm86"),
+        report=lambda what, done: told.append((what, done)),
+    )
+    assert [done for _, done in told] == sorted(done for _, done in told)
+    assert told[-1][1] == 1.0
+    assert any("optimizing" in what for what, _ in told)
+
+
+def test_ctrl_c_ends_a_build(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny("sd15"), bundle)
+    manifest = read_manifest(bundle)
+
+    def interrupt(_what: str, done: float) -> None:
+        if done > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(
+            bundle, manifest, "unet", RTX, choose_ranges(manifest, {}), BuildOptions("sm86"), report=interrupt
+        )
+    assert not [path for path in bundle.glob("engines/*/*") if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [([], "portable"), (["8.6"], "sm86"), (["sm120", "8.9"], "sm89+sm120")],
+)
+def test_hardware_is_named_the_same_however_it_is_written(targets: list[str], expected: str) -> None:
+    assert RTX.hardware(targets) == expected
+
+
+@pytest.mark.parametrize(
+    ("hardware", "architecture", "suits"),
+    [
+        ("portable", "sm80", True),
+        ("portable", "sm120", True),
+        ("portable", "sm75", False),
+        ("sm86+sm89", "sm89", True),
+        ("sm86+sm89", "sm80", False),
+    ],
+)
+def test_gpus_that_an_rtx_engine_is_for(hardware: str, architecture: str, suits: bool) -> None:
+    assert RTX.suits(hardware, Gpu("any", architecture)) is suits
+
+
+def test_a_tensorrt_engine_is_for_one_model_of_gpu() -> None:
+    """Two models of one architecture may differ in what TensorRT chose for them."""
+    from controlnext.engines.tensorrt.flavors import own_hardware
+
+    gpu = Gpu("NVIDIA A100-SXM4-80GB", "sm80")
+    flavor = FLAVORS["tensorrt"]
+    assert own_hardware(gpu) == "sm80-nvidia-a100-sxm4-80gb"
+    assert flavor.suits(own_hardware(gpu), gpu)
+    assert not flavor.suits(own_hardware(gpu), Gpu("NVIDIA A30", "sm80"))
