@@ -36,16 +36,17 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
     if provider not in ("auto", *PROVIDERS):
         raise InputError(f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}")
     there = [name for name, (first, *_) in PROVIDERS.items() if first in available]
+    wish = f"device {device}" if provider == "auto" else f"provider {provider}"
+    if CUDA not in there and (provider == CUDA or (provider == "auto" and on_gpu)):
+        raise InputError(
+            f"{wish} was asked for, but this ONNX Runtime has no CUDA; give device cpu, or run"
+            ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"'
+        )
     if provider == "auto":
-        if on_gpu and CUDA not in there:
-            raise InputError(
-                f"device {device} was asked for, but this ONNX Runtime has no CUDA; give device cpu, or run"
-                ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"'
-            )
         return CUDA if on_gpu or (device == "auto" and CUDA in there) else CPU
     if provider not in there:
         raise InputError(
-            f"provider {provider} was asked for, but this ONNX Runtime has {', '.join(there)}; give one of"
+            f"{wish} was asked for, but this ONNX Runtime has {', '.join(there)}; give one of"
             " these, or install another build of it"
         )
     if device != "auto" and on_gpu != (provider != CPU):
