@@ -208,18 +208,22 @@ def exclusive(place: Path) -> Iterator[None]:
         yield
 
 
-def store_engine(place: Path, entry: Entry, content: bytes | memoryview) -> StoredEngine:
-    """Put an engine into folder ``place``, where it is complete or not at all.
+@contextmanager
+def new_engine(place: Path) -> Iterator[Path]:
+    """A folder to write an engine and its entry into; it becomes ``place`` when the block ends well.
 
     Raises :class:`~controlnext.errors.WorkError` where it cannot be written.
     """
     try:
         with cache.store(place) as made:
-            (made / ENGINE).write_bytes(content)
-            (made / ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
+            yield made
     except OSError as error:
         raise WorkError(f"the engine cannot be written to {place}: {error}") from error
-    return StoredEngine(place / ENGINE, entry)
+
+
+def write_entry(made: Path, entry: Entry) -> None:
+    """Write the entry of the engine in folder ``made``."""
+    (made / ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from fake_bundle import fake_denoiser
 
-from controlnext.engines.store import Entry, Key, engine_folder, graph_key, store_engine
+from controlnext.engines.store import ENGINE, Entry, Key, engine_folder, graph_key, new_engine, write_entry
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.errors import WorkError
@@ -276,5 +276,7 @@ def write_engine(
     )
     key = msgspec.structs.replace(key, **changes)
     place = engine_folder(bundle, backend, key.hardware, folder)
-    store_engine(place, Entry(key, [], 1.0), b"an engine")
+    with new_engine(place) as made:
+        (made / ENGINE).write_bytes(b"an engine")
+        write_entry(made, Entry(key, [], 1.0))
     return place

@@ -23,7 +23,8 @@ from controlnext.engines.store import (
     find_engine,
     graph_key,
     kept_engine,
-    store_engine,
+    new_engine,
+    write_entry,
 )
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
@@ -58,7 +59,9 @@ def _store(bundle: Path, **changes: object) -> Path:
     """An engine whose key differs in ``changes`` from the right one, in the folder of its hardware."""
     key = _key(bundle, **changes)
     place = engine_folder(bundle, "tensorrt-rtx", key.hardware, "unet")
-    store_engine(place, Entry(key, ["--height", "64:128:192"], 1.0), CONTENT)
+    with new_engine(place) as made:
+        (made / ENGINE).write_bytes(CONTENT)
+        write_entry(made, Entry(key, ["--height", "64:128:192"], 1.0))
     return place
 
 
@@ -167,11 +170,10 @@ def test_a_truncated_engine_is_noticed(bundle: Path) -> None:
 _KILLED = """
 import sys, time
 from pathlib import Path
-from controlnext.engines import cache
-from controlnext.engines.store import ENGINE, exclusive
+from controlnext.engines.store import ENGINE, exclusive, new_engine
 
 place = Path(sys.argv[1])
-with exclusive(place), cache.store(place) as made:
+with exclusive(place), new_engine(place) as made:
     (made / ENGINE).write_bytes(b"half an engine")
     print("writing", flush=True)
     time.sleep(60)

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from controlnext.engines.store import (
+    ENGINE,
     PORTABLE,
     Entry,
     Key,
@@ -19,13 +20,16 @@ from controlnext.engines.store import (
     exclusive,
     graph_key,
     kept_engine,
-    store_engine,
+    new_engine,
+    write_entry,
 )
 from controlnext.engines.tensorrt.flavors import Flavor
 from controlnext.engines.tensorrt.memory import release_pages
 from controlnext.engines.tensorrt.profile import Range, make_profile
 from controlnext.engines.tensorrt.progress import Report, make_monitor
+from controlnext.engines.tensorrt.stream import make_writer
 from controlnext.errors import WorkError
+from controlnext.files import new_file
 from controlnext.manifest import Manifest, check_file
 
 _TIMING_CACHE = "timing.cache"
@@ -98,32 +102,43 @@ def build_engine(
         for name in manifest.files:
             if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
-        content = _build(bundle / folder / "model.onnx", flavor, key, place.parent, report)
-        entry = Entry(key, list(arguments), round(time.monotonic() - started, 1))
-        return Built(store_engine(place, entry, memoryview(content)), new=True)
+        graph = bundle / folder / "model.onnx"
+        with new_engine(place) as made:
+            with (made / ENGINE).open("wb") as file:
+                _build(graph, flavor, key, place.parent, report, file)
+            entry = Entry(key, list(arguments), round(time.monotonic() - started, 1))
+            write_entry(made, entry)
+    return Built(StoredEngine(place / ENGINE, entry), new=True)
 
 
-def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report) -> Any:
-    """The engine as a buffer."""
-    trt = flavor.polygraphy()
+def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report, file: BinaryIO) -> None:
+    """Write the engine to ``file``."""
+    trt, library = flavor.polygraphy(), flavor.library()
     from polygraphy.exception import PolygraphyException
 
     report("reading the graph", 0.0)
     weights = graph.with_name("model.onnx.data")
-    monitor = make_monitor(flavor.library(), report, lambda: release_pages(weights))
+    monitor = make_monitor(library, report, lambda: release_pages(weights))
+    writer = make_writer(library, file)
     with _messages() as errors:
         try:
-            network = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
+            loader = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
             # a dedicated kernel is taken all the same where there is one: such engines come out identical
-            network = trt.SetDecomposableAttentions(network)
-            config = _config(flavor, key, caches, monitor)
-            timings = None if flavor.ahead_of_time else str(caches / _TIMING_CACHE)
-            return trt.engine_bytes_from_network(network, config, save_timing_cache=timings)
+            builder, network, _parser = trt.set_decomposable_attentions(loader)
+            config = _config(flavor, key, caches, monitor)(builder, network)
+            done = builder.build_serialized_network_to_stream(network, config, writer)
         except PolygraphyException as error:
-            if monitor.interrupted:
-                raise KeyboardInterrupt from error
-            reasons = "; ".join(dict.fromkeys(errors)) or str(error)
-            raise WorkError(f"{flavor.title} refuses to build {graph}: {reasons}") from error
+            reason = "; ".join(dict.fromkeys(errors)) or str(error)
+            raise WorkError(f"{flavor.title} refuses to build {graph}: {reason}") from error
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if writer.error is not None:
+        raise writer.error
+    if not done:
+        raise WorkError(f"{flavor.title} refuses to build {graph}: {'; '.join(dict.fromkeys(errors))}")
+    if not flavor.ahead_of_time:
+        with new_file(caches / _TIMING_CACHE) as timings:
+            timings.write_bytes(config.get_timing_cache().serialize())
 
 
 def _config(flavor: Flavor, key: Key, caches: Path, monitor: Any) -> Any:
