@@ -89,7 +89,7 @@ def overflowing(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle
 
 
-SHORT = ("--ranges", "--depth=2", "--steps=1", "--height=64", "--width=64")
+SHORT = ("--ranges", "--depth=1", "--steps=1", "--height=64", "--width=64")
 
 
 def test_an_overflow_is_ranked_first_and_fails(overflowing: Path, cli: Cli):
@@ -102,7 +102,7 @@ def test_an_overflow_is_ranked_first_and_fails(overflowing: Path, cli: Cli):
     assert worst["float16"] is True
     assert worst["peak"] > 65504
     broken = {(row["graph"], row["module"]) for row in report["modules"] if row["error"] is None}
-    assert broken == {("vae_decoder", ""), ("vae_decoder", "network.decoder")}
+    assert broken == {("vae_decoder", ""), ("vae_decoder", "network")}
     assert report["modules"][0]["error"] is None
     assert "network.decoder.conv_norm_out/GroupNormalization" in done.err
 

@@ -3,8 +3,8 @@
 Rules:
 - query and key are each multiplied by the root of the scale, as ONNX says and TensorRT's parser does: the
   scores are those that an engine without a fused kernel would store;
-- a mask of numbers is added to the scores, one of truth values puts -10000 where it is false: so little that
-  nothing is left of it, and far from float16's lowest number;
+- a mask of numbers is added to the scores, one of truth values puts float16's lowest number where it is
+  false;
 - the nodes carry the name of their Attention with ``.query``, ``.key``, ``.scores``, ``.weights``; the last
   one has the name itself;
 - variants that no family uses (key-value caches, soft caps, causal ones, three dimensions) are an error.
@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from controlnext.errors import WorkError
 
-_MASKED = -10000
+_LOWEST = float(np.finfo(np.float16).min)
 
 
 def open_attention(model: ir.Model) -> ir.Model:
@@ -81,5 +81,5 @@ class _Parts:
 
     def mask(self, scores: ir.Value, mask: ir.Value) -> ir.Value:
         if mask.dtype == ir.DataType.BOOL:
-            return self.add("Where", [mask, scores, self.constant(_MASKED)], ".masked")
+            return self.add("Where", [mask, scores, self.constant(_LOWEST)], ".masked")
         return self.add("Add", [scores, mask], ".masked")

@@ -19,7 +19,7 @@ import onnx_ir as ir
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MOVES = {
     "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
-    "Tile", "Transpose", "Unsqueeze",
+    "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """Operators whose results are numbers that they were given."""
 
