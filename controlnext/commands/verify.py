@@ -48,6 +48,14 @@ def verify(
     depth: Annotated[
         int, typer.Option(min=1, help="How many parts of its path name a module of --ranges.")
     ] = 3,
+    layers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Instead: compare tensor by tensor with the same model's bundle at another precision, and"
+            " show where the graphs first differ.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
@@ -55,8 +63,12 @@ def verify(
     PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
     options of the export it takes the original ones.
     """
-    if ranges and (sources.given or report is not None):
-        raise InputError("--ranges looks at the bundle alone; leave --report and the original weights out")
+    if (ranges or layers) and (sources.given or report is not None):
+        option = "--ranges" if ranges else "--layers"
+        raise InputError(f"{option} looks at the bundle alone; leave --report and the original weights out")
+    if layers is not None:
+        _show_layers(bundle, layers, as_json)
+        return
     manifest = read_manifest(bundle)
     original = sources.control or sources.random_weights is not None
     if sources.given and not original:
@@ -99,6 +111,19 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _show_layers(bundle: Path, other: Path, as_json: bool) -> None:
+    with extra("export"):
+        from controlnext.commands.parity import LIMITS
+    with extra("rtx"):
+        from controlnext.commands.layers import compare_layers, print_layers
+    with progress(quiet=as_json) as bars:
+        found = compare_layers(bundle, other, {name: limits.graph for name, limits in LIMITS.items()}, bars)
+    if as_json:
+        print_json({"bundle": str(bundle), "against": str(other), "graphs": found})
+    else:
+        print_layers(found)
 
 
 def _show_ranges(bundle: Path, run: SamplingRun, found: Ranges, as_json: bool) -> None:
