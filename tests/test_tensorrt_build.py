@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import shutil
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from controlnext.engines.store import find_engine
 from controlnext.engines.tensorrt.build import BuildOptions, build_engine
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
+from controlnext.engines.tensorrt.memory import released_pages
 from controlnext.engines.tensorrt.profile import Range, choose_ranges, make_profile, parse_range
 from controlnext.engines.tensorrt.progress import Phases
 from controlnext.errors import InputError
@@ -278,6 +282,29 @@ def test_ctrl_c_ends_a_build(tiny: Callable[..., Path], tmp_path: Path) -> None:
             bundle, manifest, "unet", RTX, choose_ranges(manifest, {}), BuildOptions("sm86"), report=interrupt
         )
     assert not [path for path in bundle.glob("engines/*/*") if path.is_dir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_weights_that_are_mapped_take_no_memory(tmp_path: Path) -> None:
+    """They are given back again and again, and read the same afterwards."""
+    path, size = tmp_path / "weights", 64 << 20
+    path.write_bytes(b"\x07" * size)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        for _ in range(2):
+            assert mapped[:: mmap.PAGESIZE] == b"\x07" * (size // mmap.PAGESIZE)
+        held = _mapped_bytes()
+        with released_pages(path):
+            deadline = time.monotonic() + 20
+            while _mapped_bytes() > held - 0.9 * size and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert _mapped_bytes() < held - 0.9 * size
+        assert mapped[:: mmap.PAGESIZE] == b"\x07" * (size // mmap.PAGESIZE)
+
+
+def _mapped_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("RssFile:"))
+    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize(

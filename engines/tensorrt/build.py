@@ -24,7 +24,7 @@ from controlnext.engines.store import (
     write_entry,
 )
 from controlnext.engines.tensorrt.flavors import Flavor
-from controlnext.engines.tensorrt.memory import release_pages
+from controlnext.engines.tensorrt.memory import released_pages
 from controlnext.engines.tensorrt.profile import Range, make_profile
 from controlnext.engines.tensorrt.progress import Report, make_monitor
 from controlnext.engines.tensorrt.stream import make_writer
@@ -117,10 +117,9 @@ def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report, 
     from polygraphy.exception import PolygraphyException
 
     report("reading the graph", 0.0)
-    weights = graph.with_name("model.onnx.data")
-    monitor = make_monitor(library, report, lambda: release_pages(weights))
+    monitor = make_monitor(library, report)
     writer = make_writer(library, file)
-    with _messages() as errors:
+    with _messages() as errors, released_pages(graph.with_name("model.onnx.data")):
         try:
             loader = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
             # a dedicated kernel is taken all the same where there is one: such engines come out identical

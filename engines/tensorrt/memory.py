@@ -1,4 +1,4 @@
-"""Memory that a build needs no more."""
+"""Memory that a build does not need."""
 
 from __future__ import annotations
 
@@ -6,17 +6,41 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+
+_SECONDS = 0.5
 
 
-def release_pages(path: Path) -> None:
-    """Give back the memory that shows the file ``path`` to this process; what is read again comes from disk.
+@contextmanager
+def released_pages(path: Path) -> Iterator[None]:
+    """While this lasts, the file ``path`` takes hardly any memory where it is mapped in this process.
 
     The parser maps the file of a graph's weights and keeps it mapped while it builds: as much memory as the
-    file is large, a third of all that a build takes. Does nothing where the system has no such maps.
+    file is large, a third of all that a build takes. What is read again comes from disk. Does nothing where
+    the system has no such maps.
     """
     if sys.platform != "linux":
+        yield
         return
+    over = Event()
+
+    def release() -> None:
+        while not over.wait(_SECONDS):
+            _release(path)
+
+    thread = Thread(target=release, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _release(path: Path) -> None:
     library, name = ctypes.CDLL(None), os.fspath(path.resolve())
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)

@@ -41,9 +41,8 @@ class Phases:
         self._running.pop(name, None)
 
 
-def make_monitor(library: Any, report: Report, between: Callable[[], None] = lambda: None) -> Any:
-    """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built; ``between`` is called
-    between phases.
+def make_monitor(library: Any, report: Report) -> Any:
+    """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built.
 
     Ctrl-C ends the build; ``interrupted`` says that it did.
     """
@@ -56,11 +55,9 @@ def make_monitor(library: Any, report: Report, between: Callable[[], None] = lam
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases.start(name, parent, steps)
-            between()
 
         def phase_finish(self, name: str) -> None:
             self.phases.finish(name)
-            between()
 
         def step_complete(self, name: str, step: int) -> bool:
             try:
