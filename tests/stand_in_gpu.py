@@ -141,9 +141,9 @@ class _Runtime:
     def __init__(self, machine: Machine, log: Any) -> None:
         self._machine, self._log = machine, log
 
-    def deserialize_cuda_engine(self, content: bytes) -> Any:
+    def deserialize_cuda_engine(self, content: Any) -> Any:
         self._log.log(_Logger.INFO, "loading")
-        if content != b"an engine" or self._machine.fails_to == "load":
+        if bytes(memoryview(content)) != b"an engine" or self._machine.fails_to == "load":
             self._log.log(_Logger.ERROR, "the magic tag does not match")
             return None
         return _Engine(self._machine, self._log)

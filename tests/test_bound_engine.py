@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import PRECISIONS
 from fake_bundle import write_fake_bundle
 from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
@@ -68,7 +69,7 @@ def _split(feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return {name: array for name, array in feed.items() if name not in CHANGING}, changing
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", ["sdxl", "svd"])
 def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: Callable[..., Path]) -> None:
     """Over several steps, and after a kept input was replaced."""
@@ -87,7 +88,7 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
         assert not np.array_equal(scaled, wanted)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnxruntime_with_inputs_that_stay_on_a_device(precision: str, tiny: Callable[..., Path]) -> None:
     """The same bits, at sizes that change; the processor's memory takes the place of a GPU's."""
     manifest = read_manifest(folder := tiny("sdxl", precision))

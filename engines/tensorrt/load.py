@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Loaded:
         self._plan, library = plan, plan.flavor.library()
         self._log = _make_log(library)
         self._runtime: Any = library.Runtime(self._log)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(plan.stored.path.read_bytes())
+        with plan.stored.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         self._check(self._engine, "load")
         if plan.stored.entry.key.options.get("strip_weights"):
             self._refit(library)
