@@ -81,6 +81,23 @@ def test_a_table_that_is_looked_up_for_a_kept_scope_is_lowered():
     np.testing.assert_allclose(run(model, ids=np.int64([2, 1])), np.sin([[2], [1]]), rtol=1e-6)
 
 
+def test_between_kept_nodes_nothing_is_rounded_though_its_size_is_taken():
+    text = """
+    g (float[n, m] x) => (float[m, n] y) {
+        high = Exp(x)
+        turned = Transpose <perm = [1, 0]> (high)
+        size = Shape(turned)
+        root = Sqrt(turned)
+        y = Reshape(root, size)
+    }
+    """
+    model = scoped(infer_types(graph(text)), high="stream", root="stream")
+    model = infer_types(lower_to_float16(model, ["stream"]))
+    assert {str(v.name): v.dtype for n in model.graph for v in n.outputs}["turned"] == FLOAT
+    # the first is far beyond 65504, its root is not
+    np.testing.assert_allclose(run(model, x=np.float32([[20], [0]])), [[np.exp(10), 1]], rtol=1e-3)
+
+
 def test_a_kept_scope_that_no_longer_exists_is_an_error():
     with pytest.raises(WorkError, match="gone"):
         lower_to_float16(infer_types(graph(NORMALIZE, w=np.float32([1]))), ["gone"])
