@@ -131,7 +131,7 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
     """The engine in folder ``place`` if it has exactly this key and is not damaged."""
     try:
         entry = _read_entry(place)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, msgspec.DecodeError):
         return None
     return StoredEngine(place / ENGINE, entry) if entry.key == key and cache.is_intact(place) else None
 
@@ -142,7 +142,7 @@ def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
     for place in _places(bundle, folder, backend):
         try:
             entries[place] = _read_entry(place)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             raise BundleError(
                 f"the engine in {place} is damaged: {ENTRY}: {error};"
                 f" build it again: {build_command(bundle, backend)}"

@@ -150,10 +150,11 @@ def test_a_stale_engine_does_not_hide_a_good_one(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", [ENGINE, ENTRY, "checksums.json"])
 @pytest.mark.parametrize("position", [0, -3])
-def test_a_flipped_bit_is_noticed(bundle: Path, name: str, position: int) -> None:
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_is_noticed(bundle: Path, name: str, position: int, bit: int) -> None:
     place = _store(bundle)
     content = bytearray((place / name).read_bytes())
-    content[position] ^= 1
+    content[position] ^= 1 << bit
     (place / name).write_bytes(content)
     with pytest.raises(BundleError, match=r"build it again: controlnext build|build one: controlnext build"):
         _find(bundle)
