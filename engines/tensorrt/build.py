@@ -108,6 +108,7 @@ def build_engine(
                 _build(graph, flavor, key, place.parent, report, file)
             entry = Entry(key, list(arguments), round(time.monotonic() - started, 1))
             write_entry(made, entry)
+    report("done", 1.0)
     return Built(StoredEngine(place / ENGINE, entry), new=True)
 
 
