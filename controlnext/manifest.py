@@ -34,13 +34,41 @@ class TensorEntry(msgspec.Struct, frozen=True):
         return TensorSpec(self.name, self.dtype, tuple(self.shape))
 
 
+class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Steps of the symmetric int8 grids of a layer's activations: of its input, and of its output where that
+    is rounded too."""
+
+    input: float
+    output: float | None = None
+
+
+class Int8(msgspec.Struct, frozen=True):
+    """What was decided about a graph's layers, by node name, and what it was decided on.
+
+    ``left_out``: layers that stay as they are, with the relative error of the graph's output that each alone
+    would cause in int8. ``expected_error``: the same of all others together. ``float_share``: the share of
+    the layers' multiplications that is left out. ``steps``: how many denoising steps were looked at.
+    """
+
+    layers: dict[str, LayerScales]
+    left_out: dict[str, float]
+    expected_error: float
+    float_share: float
+    steps: int
+
+
 class Graph(msgspec.Struct, frozen=True):
-    """One ONNX graph of the bundle (``<folder>/model.onnx``) and the configuration of its network."""
+    """One ONNX graph of the bundle (``<folder>/model.onnx``) and the configuration of its network.
+
+    ``precision`` is "fp32", "fp16" or "int8"; ``compute`` the arithmetic of what an int8 graph leaves out.
+    """
 
     network: str
     precision: str
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
+    compute: str = ""
+    int8: Int8 | None = None
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -114,9 +142,11 @@ def write_manifest(bundle: Path, manifest: Manifest) -> None:
     (bundle / MANIFEST).write_bytes(msgspec.json.format(content, indent=2) + b"\n")
 
 
-def list_files(bundle: Path) -> dict[str, FileEntry]:
-    """Checksums of every file of a bundle but the manifest itself, by relative path."""
+def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
+    """Checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
+    of the folder of that name."""
     paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = [path for path in paths if not without or bundle / without not in path.parents]
     return {
         path.relative_to(bundle).as_posix(): FileEntry(sha256(path), path.stat().st_size) for path in paths
     }

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import msgspec
+import onnx_ir as ir
 from torch import Tensor, nn
 
 from controlnext import __version__
 from controlnext.errors import InputError, ParityError
+from controlnext.export.calibration import Denoise, calibrate
 from controlnext.export.networks import wrap
-from controlnext.export.passes import finish_graph
+from controlnext.export.passes import finish_graph, quantize
 from controlnext.export.trace import make_hollow, trace
-from controlnext.export.write import write_graph
+from controlnext.export.write import MODEL, attach_weights, write_graph
 from controlnext.files import new_folder
 from controlnext.injection import CrossNormalization, averaging_pool
 from controlnext.manifest import SCHEMA, Graph, Manifest, ParityRow, TensorEntry, list_files, write_manifest
 from controlnext.registry import Family, GraphSpec
+from controlnext.specs import TensorSpec
 from controlnext.weights import Checkpoint
 
 Progress = Callable[[str, float], None]
@@ -28,7 +33,11 @@ Progress = Callable[[str, float], None]
 Measure = Callable[[Path], list[ParityRow]]
 """Called with the folder of the finished graphs; its rows become the manifest's ``parity``."""
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
+COMPUTES = ("fp32", "fp16")
+"""Arithmetic of what an int8 bundle leaves out: float32 for processors, float16 for GPUs."""
+SampleWith = Callable[[Path, Denoise], None]
+"""Runs a denoiser through sampling runs from the (unfinished) bundle in a folder."""
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -37,36 +46,44 @@ def export_bundle(
     precision: str,
     output: Path,
     *,
+    compute: str = "fp32",
+    sample: SampleWith | None = None,
     force: bool = False,
     progress: Progress = lambda _stage, _fraction: None,
     measure: Measure | None = None,
 ) -> Manifest:
     """Export every graph of ``checkpoint`` into the new folder ``output`` and return its manifest.
 
-    ``precision`` is ``"fp32"`` or ``"fp16"``. The bundle is written aside and takes its place when it is
-    complete and, with ``measure``, when every row passed; otherwise :class:`ParityError` is raised and
-    nothing is left behind. ``force`` replaces an existing bundle.
+    ``precision`` is one of :data:`PRECISIONS`. In an int8 bundle the denoiser's layers are int8 as far as
+    :mod:`controlnext.export.calibration` finds, with ``sample`` for the sampling runs; ``compute``, one of
+    :data:`COMPUTES`, is the arithmetic of everything else.
+    The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
+    passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
+    existing bundle.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"unknown precision {precision!r}; accepted: {', '.join(PRECISIONS)}")
+    for name, given, accepted in (("precision", precision, PRECISIONS), ("compute", compute, COMPUTES)):
+        if given not in accepted:
+            raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}")
+    if precision == "int8" and sample is None:
+        raise InputError("int8 is calibrated on sampling runs; give export_bundle a function sample")
     family = checkpoint.family
     specs = checkpoint.graphs
+    plain = precision if precision != "int8" else compute
     with new_folder(output, force) as folder:
-        graphs = {}
-        for index, spec in enumerate(specs):
-            step = _Step(progress, spec.folder, index / len(specs), 1 / len(specs))
-            graphs[spec.folder] = _export_graph(checkpoint, spec, precision, folder, step)
+        graphs: dict[str, Graph] = {}
         _write_texts(checkpoint, folder)
-        manifest = Manifest(
-            schema=SCHEMA,
-            family=family.name,
-            variant=checkpoint.variant.name,
-            precision=precision,
-            graphs=graphs,
-            configs={name: network.config for name, network in checkpoint.networks.items()},
-            options=checkpoint.options,
-            sources=checkpoint.sources,
-            tools={"controlnext": __version__} | {tool: importlib.metadata.version(tool) for tool in TOOLS},
+        # the denoiser comes last: to calibrate it takes the others
+        for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
+            step = _Step(progress, spec.folder, index / len(specs), 1 / len(specs))
+            config = checkpoint.networks[spec.network].config
+            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
+            if precision == "int8" and spec.wrapper == "denoiser":
+                assert sample is not None
+                graphs[spec.folder] = _export_int8(job, graphs, sample)
+            else:
+                graphs[spec.folder] = _export_graph(job)
+        manifest = msgspec.structs.replace(
+            _manifest(checkpoint, precision, {spec.folder: graphs[spec.folder] for spec in specs}),
             files=list_files(folder),
         )
         write_manifest(folder, manifest)
@@ -75,6 +92,21 @@ def export_bundle(
             write_manifest(folder, manifest)
             check_parity(manifest.parity)
     return manifest
+
+
+def _manifest(checkpoint: Checkpoint, precision: str, graphs: dict[str, Graph]) -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        family=checkpoint.family.name,
+        variant=checkpoint.variant.name,
+        precision=precision,
+        graphs=graphs,
+        configs={name: network.config for name, network in checkpoint.networks.items()},
+        options=checkpoint.options,
+        sources=checkpoint.sources,
+        tools={"controlnext": __version__} | {tool: importlib.metadata.version(tool) for tool in TOOLS},
+        files={},
+    )
 
 
 def check_parity(rows: list[ParityRow]) -> None:
@@ -100,26 +132,67 @@ class _Step:
         self.progress(f"{self.name}: {what}", self.start + self.share * fraction)
 
 
-def _export_graph(
-    checkpoint: Checkpoint, spec: GraphSpec, precision: str, folder: Path, step: _Step
-) -> Graph:
-    network = checkpoint.networks[spec.network]
-    precision = graph_precision(checkpoint.family, spec, precision, network.config)
-    sizes = spec.sizes(network.config)
-    inputs = [tensor.resolve(sizes) for tensor in spec.inputs]
-    outputs = [tensor.resolve(sizes) for tensor in spec.outputs]
-    step("tracing", 0.0)
-    model = trace(_hollow_module(checkpoint, spec), spec, sizes)
-    step("simplifying", 0.6)
-    model = finish_graph(model, inputs, outputs, precision, spec.float32)
-    readers = _readers(checkpoint, spec)
-    write_graph(model, folder / spec.folder, readers, lambda done: step("writing", 0.7 + 0.3 * done))
-    return Graph(
-        network=spec.network,
-        precision=precision,
-        inputs=[TensorEntry.of(tensor) for tensor in inputs],
-        outputs=[TensorEntry.of(tensor) for tensor in outputs],
-    )
+@dataclass(frozen=True)
+class _Job:
+    """One graph to export."""
+
+    checkpoint: Checkpoint
+    spec: GraphSpec
+    precision: str
+    folder: Path
+    step: _Step
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.spec.sizes(self.checkpoint.networks[self.spec.network].config)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return [tensor.resolve(self.sizes) for tensor in self.spec.inputs]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return [tensor.resolve(self.sizes) for tensor in self.spec.outputs]
+
+    def traced(self) -> ir.Model:
+        self.step("tracing", 0.0)
+        return trace(_hollow_module(self.checkpoint, self.spec), self.spec, self.sizes)
+
+    def finished(self, traced: ir.Model, precision: str) -> ir.Model:
+        """The graph that is shipped, with its weights."""
+        self.step("simplifying", 0.6)
+        model = finish_graph(traced, self.inputs, self.outputs, precision, self.spec.float32)
+        return attach_weights(model, _readers(self.checkpoint, self.spec))
+
+    def write(self, model: ir.Model) -> None:
+        write_graph(model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done))
+
+    def entry(self, precision: str) -> Graph:
+        return Graph(
+            network=self.spec.network,
+            precision=precision,
+            inputs=[TensorEntry.of(tensor) for tensor in self.inputs],
+            outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
+        )
+
+
+def _export_graph(job: _Job) -> Graph:
+    job.write(job.finished(job.traced(), job.precision))
+    return job.entry(job.precision)
+
+
+def _export_int8(job: _Job, others: Mapping[str, Graph], sample: SampleWith) -> Graph:
+    """The denoiser in int8: written in float32 first, to be calibrated, then again."""
+    traced, target = job.traced(), job.folder / job.spec.folder
+    job.write(job.finished(traced.clone(), "fp32"))
+    graphs = {**others, job.spec.folder: job.entry("fp32")}
+    files = list_files(job.folder, without=job.spec.folder)
+    unfinished = msgspec.structs.replace(_manifest(job.checkpoint, "fp32", graphs), files=files)
+    write_manifest(job.folder, unfinished)
+    int8 = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step)
+    shutil.rmtree(target)
+    job.write(quantize(job.finished(traced, job.precision), int8.layers))
+    return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
 
 
 def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:

@@ -17,16 +17,8 @@ from controlnext.weights import is_finite
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
-def write_graph(
-    model: ir.Model,
-    folder: Path,
-    readers: Mapping[str, Callable[[], Tensor]],
-    advance: Callable[[float], None] = lambda _fraction: None,
-) -> None:
-    """Write ``model`` into ``folder``; an initializer named in ``readers`` takes its values from there.
-
-    ``advance`` is told the fraction written so far.
-    """
+def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]]) -> ir.Model:
+    """The model with the initializers named in ``readers`` taking their values from there, when needed."""
     values = model.graph.initializers
     for name in readers.keys() & values.keys():
         value = values[name]
@@ -36,6 +28,13 @@ def write_graph(
         value.const_value = ir.LazyTensor(
             read, value.dtype, ir.Shape(value.const_value.shape.numpy()), name=name
         )
+    return model
+
+
+def write_graph(
+    model: ir.Model, folder: Path, advance: Callable[[float], None] = lambda _fraction: None
+) -> None:
+    """Write ``model`` into ``folder``; ``advance`` is told the fraction written so far."""
     folder.mkdir(parents=True)
     try:
         ir.save(

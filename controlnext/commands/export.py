@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 import typer
 
 from controlnext.commands import options
+from controlnext.commands.calibration import default_examples, read_examples, run_trajectories
 from controlnext.commands.console import print_json, print_parity, progress
 from controlnext.commands.engines import engine_row, make_plan, print_engines
 from controlnext.commands.extras import extra
 from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
 from controlnext.engines.tensorrt.build import Built
 from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.errors import InputError
 from controlnext.files import check_replaceable
 from controlnext.manifest import Manifest, ParityRow
 from controlnext.registry import FAMILIES, get_family
@@ -26,11 +28,28 @@ BACKENDS = ("onnx", *FLAVORS)
 def export(
     model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Arithmetic of the graphs.")] = "fp16",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Arithmetic of the graphs.")
+    ] = "fp16",
     variant: Annotated[
         str, typer.Option(help="Release of the family; auto reads it off the control weights.")
     ] = "auto",
     sources: Sources = NO_SOURCES,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Control pictures to calibrate int8 on, each with its prompt in a .txt file of its name.",
+            show_default="drawn examples",
+        ),
+    ] = None,
+    compute: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(
+            help="Arithmetic of what int8 leaves out.",
+            show_default="fp16 for TensorRT engines, else fp32, which processors compute in",
+        ),
+    ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,6 +80,9 @@ def export(
     sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
     plan = make_plan(backend or (), BACKENDS, family, sizes)
     check_replaceable(output, force)
+    if precision != "int8" and (calibration or compute):
+        raise InputError("--calibration and --compute belong to --precision int8; leave them out")
+    examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
         from controlnext.commands.parity import measure
         from controlnext.export import export_bundle
@@ -80,6 +102,8 @@ def export(
                 checkpoint,
                 precision,
                 output,
+                compute=compute or ("fp32" if plan is None else "fp16"),
+                sample=lambda bundle, denoise: run_trajectories(bundle, denoise, examples, report),
                 force=force,
                 progress=report,
                 measure=measured if verify else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from controlnext.weights.lazy import LazyTensor, LazyTensors, held
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER, read_json
 
+# as controlnext.export.passes.quantize writes them
+SCALE, TRANSPOSED = ".scale", ".transposed"
 # prefixes of the initializers of a graph's own network; a control module's has its name
 _OWN = ("network", "denoiser")
 
@@ -63,16 +65,35 @@ def _initializers(
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
     for folder, graph in manifest.graphs.items():
         model = ir.load(bundle / folder / "model.onnx")
-        for name, value in model.graph.initializers.items():
+        for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
-            if (prefix in _OWN or prefix in controls) and value.const_value is not None:
-                network = graph.network if prefix in _OWN else prefix
-                found[network][tensor] = _lazy(value.const_value)
+            if prefix in _OWN or prefix in controls:
+                found[graph.network if prefix in _OWN else prefix][tensor] = lazy
     return found
 
 
-def _lazy(tensor: ir.TensorProtocol) -> LazyTensor:
-    return LazyTensor(tuple(tensor.shape.numpy()), partial(_read, tensor))
+def _weights(values: Mapping[str, ir.Value]) -> Iterator[tuple[str, LazyTensor]]:
+    """The parameters among a graph's initializers; those in int8 as the numbers that they stand for."""
+    tensors = {name: value.const_value for name, value in values.items() if value.const_value is not None}
+    for name, tensor in tensors.items():
+        quantized = tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
+        # what a pass adds to a node has the node's name, which has a slash
+        if "/" in name or (quantized is not None and quantized.dtype == ir.DataType.INT8):
+            continue
+        shape = tuple(tensor.shape.numpy())
+        if tensor.dtype != ir.DataType.INT8:
+            yield name, LazyTensor(shape, partial(_read, tensor))
+        else:
+            transposed = name.endswith(TRANSPOSED)
+            read = partial(_dequantize, tensor, tensors[name + SCALE], transposed)
+            yield name.removesuffix(TRANSPOSED), LazyTensor(shape[::-1] if transposed else shape, read)
+
+
+def _dequantize(tensor: ir.TensorProtocol, scales: ir.TensorProtocol, transposed: bool) -> Tensor:
+    levels, steps = _read(tensor).to(torch.float32), _read(scales).to(torch.float32)
+    if transposed:
+        levels = levels.T
+    return (levels * steps.reshape(-1, *[1] * (levels.ndim - 1))).contiguous()
 
 
 def _read(tensor: ir.TensorProtocol) -> Tensor:

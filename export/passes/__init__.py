@@ -9,10 +9,11 @@ import onnx_ir as ir
 from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
+from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.specs import TensorSpec
 
-__all__ = ["finish_graph", "lower_to_float16", "name_dimensions", "name_nodes", "simplify"]
+__all__ = ["finish_graph", "lower_to_float16", "name_dimensions", "name_nodes", "quantize", "simplify"]
 
 
 def finish_graph(

@@ -1,0 +1,210 @@
+"""Quantize layers to int8 with explicit QuantizeLinear and DequantizeLinear nodes.
+
+Rules:
+- a layer is a Conv or MatMul with a parameter of the network as its weight; those with scales are quantized,
+  all others stay as they are (a Gemm embeds the time: one row a sample, nothing to win);
+- weights become int8, symmetric, one scale for each output channel, and keep their state-dict name; where
+  the graph transposes a weight, the int8 values are stored transposed (``<name>.transposed``), since engines
+  only recognize a weight that goes straight into its DequantizeLinear;
+- activations are quantized symmetrically with one scale a tensor, once for all layers that read the tensor;
+- with an output scale, the layer's output is quantized as well: ONNX Runtime runs a convolution in int8 only
+  between quantized tensors;
+- scales have the type of the tensor that they scale, so the pass works behind ``lower_to_float16`` too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from controlnext.errors import WorkError
+from controlnext.manifest import LayerScales
+
+LEVELS = 127
+"""Symmetric: -127 to 127, and -128 unused by weights."""
+TRANSPOSED = ".transposed"
+SCALE = ".scale"
+_DISTINCT = 2.0**-20
+_MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with a weight: ``channels`` is the axis of the output channels in the ``stored`` weight."""
+
+    node: ir.Node
+    weight: ir.Value
+    transposed: bool
+
+    @property
+    def channels(self) -> int:
+        """The axis of the output channels in the weight as the node reads it."""
+        return 1 if self.node.op_type == "MatMul" else 0
+
+
+def layers(model: ir.Model) -> Iterator[Layer]:
+    """The layers that can be quantized, in the order of the graph."""
+    for node in model.graph:
+        if node.op_type not in ("Conv", "MatMul"):
+            continue
+        weight = node.inputs[1]
+        producer = weight.producer() if weight is not None else None
+        transposed = producer is not None and producer.op_type == "Transpose"
+        if transposed and producer is not None:
+            weight = producer.inputs[0]
+        if weight is not None and weight.is_initializer():
+            yield Layer(node, weight, transposed)
+
+
+def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
+    """The model with the layers whose node names are in ``scales`` in int8.
+
+    Needs the values of weights (lazily) and names of nodes. Raises :class:`WorkError` for a name that is no
+    layer of the graph.
+    """
+    found = {layer.node.name: layer for layer in layers(model)}
+    if unknown := sorted(scales.keys() - found.keys()):
+        raise WorkError(f"no layer of the graph is named {unknown[:5]}")
+    readers: Counter[ir.Value] = Counter()
+    for name, scale in scales.items():
+        layer = found[name]
+        source = layer.node.inputs[0]
+        assert source is not None
+        step = scale.input * (1 + readers[source] * _DISTINCT)
+        readers[source] += 1
+        grid = _Grid(model.graph, f"{name}.input", step, source.dtype)
+        restored = grid.round(source, [(layer.node, 0)])
+        _spread_up(grid, restored)
+        layer.node.replace_input_with(1, _int8_weight(model.graph, layer))
+        if scale.output is not None:
+            value = layer.node.outputs[0]
+            if len(value.uses()) > 1 or any(user.op_type in _MOVES for user in value.consumers()):
+                _add_bias_behind(model.graph, layer.node)
+            grid = _Grid(model.graph, f"{name}.output", scale.output, value.dtype)
+            grid.round(value, list(value.uses()))
+    return model
+
+
+class _Grid:
+    """An int8 grid of one step, and the pairs of nodes that round values to it."""
+
+    def __init__(self, graph: ir.Graph, name: str, step: float, dtype: ir.DataType | None) -> None:
+        assert dtype is not None
+        self.graph, self.name, self.pairs = graph, name, 0
+        self.step = _initializer(graph, f"{name}{SCALE}", np.array(step, dtype.numpy()))
+        self.zero = _initializer(graph, f"{name}.zero_point", np.array(0, np.int8))
+
+    def round(self, value: ir.Value, uses: Sequence[ir.Usage | tuple[ir.Node, int]]) -> ir.Value:
+        """``value`` rounded to the grid, for these uses of it."""
+        number = f".{self.pairs}" if self.pairs else ""
+        self.pairs += 1
+        rounded = ir.Node(
+            "", "QuantizeLinear", [value, self.step, self.zero], name=f"{self.name}/QuantizeLinear{number}"
+        )
+        rounded.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+        restored = ir.Node(
+            "",
+            "DequantizeLinear",
+            [rounded.outputs[0], self.step, self.zero],
+            name=f"{self.name}/DequantizeLinear{number}",
+        )
+        restored.outputs[0].type = value.type
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [rounded, restored])
+        else:
+            self.graph.insert_after(producer, [rounded, restored])
+        for node, index in uses:
+            node.replace_input_with(index, restored.outputs[0])
+        return restored.outputs[0]
+
+
+def _spread_up(grid: _Grid, restored: ir.Value) -> None:
+    """Round what comes before a rounded value as well, as far up as nodes only move data."""
+    value = _source(restored)
+    while (mover := value.producer()) is not None and mover.op_type in _MOVES and len(value.uses()) == 1:
+        value = mover.inputs[0]
+        assert value is not None
+        value = _source(grid.round(value, [(mover, 0)]))
+
+
+def _add_bias_behind(graph: ir.Graph, node: ir.Node) -> None:
+    """Take the bias out of a convolution and add it to the output."""
+    value, bias = node.outputs[0], node.inputs[2]
+    assert bias is not None
+    node.resize_inputs(2)
+    axes = _initializer(graph, f"{node.name}.axes", np.array([1, 2]))
+    column = ir.Node("", "Unsqueeze", [bias, axes], name=f"{node.name}/Unsqueeze")
+    column.outputs[0].type = value.type
+    uses = list(value.uses())
+    total = ir.Node("", "Add", [value, column.outputs[0]], name=f"{node.name}/Add")
+    total.outputs[0].type = value.type
+    graph.insert_after(node, [column, total])
+    for user, index in uses:
+        user.replace_input_with(index, total.outputs[0])
+
+
+def _source(restored: ir.Value) -> ir.Value:
+    """What a pair of nodes rounds."""
+    value = restored.producer().inputs[0].producer().inputs[0]
+    return value
+
+
+def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
+    """The weight as the node reads it, behind its DequantizeLinear."""
+    weight, axis = layer.weight, layer.channels
+    source = weight.const_value
+    assert source is not None
+    assert weight.dtype is not None
+    name = f"{weight.name}{TRANSPOSED}" if layer.transposed else f"{weight.name}"
+    shape = source.shape.numpy()[::-1] if layer.transposed else source.shape.numpy()
+    dtype = weight.dtype
+
+    def values() -> np.ndarray:
+        array = source.numpy().astype(np.float32)
+        return array.T if layer.transposed else array
+
+    def scales() -> ir.Tensor[np.ndarray]:
+        return ir.Tensor(weight_scales(values(), axis).astype(dtype.numpy()))
+
+    def quantized() -> ir.Tensor[np.ndarray]:
+        array = values()
+        steps = weight_scales(array, axis).astype(dtype.numpy()).astype(np.float32)
+        return ir.Tensor(to_int8(array, steps, axis))
+
+    del graph.initializers[f"{weight.name}"]
+    stored = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(shape))
+    stored.const_value = ir.LazyTensor(quantized, ir.DataType.INT8, ir.Shape(shape), name=name)
+    factor = ir.Value(name=f"{name}{SCALE}", type=ir.TensorType(dtype), shape=ir.Shape([shape[axis]]))
+    factor.const_value = ir.LazyTensor(scales, dtype, ir.Shape([shape[axis]]), name=factor.name)
+    graph.register_initializer(stored)
+    graph.register_initializer(factor)
+    node = ir.Node(
+        "", "DequantizeLinear", [stored, factor], [ir.AttrInt64("axis", axis)], name=f"{name}/DequantizeLinear"
+    )
+    node.outputs[0].type = ir.TensorType(dtype)
+    graph.insert_before(layer.node, node)
+    return node.outputs[0]
+
+
+def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
+    """The step of each output channel's grid: the largest magnitude has its last level."""
+    largest = np.abs(weight).max(tuple(other for other in range(weight.ndim) if other != axis))
+    return np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(LEVELS)
+
+
+def to_int8(array: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
+    """``array`` in steps of ``scales`` along ``axis``, rounded to the nearest and clipped."""
+    shape = [-1 if other == axis else 1 for other in range(array.ndim)]
+    return np.rint(array / scales.reshape(shape)).clip(-LEVELS, LEVELS).astype(np.int8)
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+    value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,100 @@
+"""Put the int8 form of each layer behind a switch, to measure what it does to the result.
+
+Rules:
+- the graph gets one more input, ``switches``, a boolean for each named layer in their order;
+- a layer becomes an If: with its switch on it computes with input, weight and, where it has a grid, output
+  rounded to int8, and with the switch off what it computed before;
+- weights are rounded while the graph runs: only the layers that are switched on cost time, and none memory.
+
+So one session measures every layer, instead of one session a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from controlnext.export.passes.quantize import Layer, layers, weight_scales
+from controlnext.manifest import LayerScales
+
+SWITCHES = "switches"
+
+
+def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
+    """The model with the layers in ``scales`` (by node name, from ``layers``) behind switches."""
+    graph = model.graph
+    switches = ir.Value(
+        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(scales)])
+    )
+    graph.inputs.append(switches)
+    found = {f"{layer.node.name}": layer for layer in layers(model)}
+    for index, (name, scale) in enumerate(scales.items()):
+        node = found[name].node
+        constants = _constants(graph, found[name], scale, index)
+        on = ir.Node("", "Gather", [switches, constants["index"]], name=f"{name}/Gather")
+        branches = [
+            ir.AttrGraph(branch, _branch(found[name], scale, constants, branch))
+            for branch in ("then_branch", "else_branch")
+        ]
+        choice = ir.Node("", "If", [on.outputs[0]], branches, name=f"{name}/If")
+        value = node.outputs[0]
+        choice.outputs[0].type = value.type
+        graph.insert_after(node, [on, choice])
+        ir.convenience.replace_all_uses_with(value, choice.outputs[0], replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        if value.name is not None:
+            choice.outputs[0].name, value.name = value.name, f"{value.name}.off"
+    return model
+
+
+def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) -> dict[str, ir.Value]:
+    weight = layer.weight.const_value
+    assert weight is not None
+    axis = 1 - layer.channels if layer.transposed else layer.channels
+    arrays = {
+        "index": np.array(index),
+        "zero": np.array(0, np.int8),
+        "input": np.array(scale.input, np.float32),
+        "weight": weight_scales(weight.numpy(), axis),
+    }
+    arrays["zeros"] = np.zeros(arrays["weight"].shape, np.int8)
+    if scale.output is not None:
+        arrays["output"] = np.array(scale.output, np.float32)
+    values = {}
+    for key, array in arrays.items():
+        name = f"{layer.node.name}.switch.{key}"
+        value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+        graph.register_initializer(value)
+        values[key] = value
+    return values
+
+
+def _branch(layer: Layer, scale: LayerScales, constants: Mapping[str, ir.Value], name: str) -> ir.Graph:
+    node, nodes = layer.node, []
+
+    def add(operator: str, inputs: list[ir.Value | None], attributes: list[ir.Attr]) -> ir.Value:
+        made = ir.Node("", operator, inputs, attributes)
+        made.outputs[0].name = f"{node.name}.{name}.{len(nodes)}"
+        nodes.append(made)
+        return made.outputs[0]
+
+    def rounded(value: ir.Value, step: ir.Value, zero: ir.Value, *attributes: ir.Attr) -> ir.Value:
+        levels = add("QuantizeLinear", [value, step, zero], list(attributes))
+        return add("DequantizeLinear", [levels, step, zero], list(attributes))
+
+    inputs = list(node.inputs)
+    on = name == "then_branch"
+    if on:
+        assert inputs[0] is not None
+        assert inputs[1] is not None
+        axis = ir.AttrInt64("axis", layer.channels)
+        inputs[0] = rounded(inputs[0], constants["input"], constants["zero"])
+        inputs[1] = rounded(inputs[1], constants["weight"], constants["zeros"], axis)
+    result = add(node.op_type, inputs, list(node.attributes.values()))
+    if on and scale.output is not None:
+        result = rounded(result, constants["output"], constants["zero"])
+    result.type = node.outputs[0].type
+    return ir.Graph([], [result], nodes=nodes, name=f"{node.name}.{name}")
