@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from controlnext.commands.console import Report
 from controlnext.engines.tensorrt.build import BuildOptions, Built, build_engine
 from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
 from controlnext.engines.tensorrt.profile import Range, check_sizes, choose_ranges, parse_range
 from controlnext.errors import InputError
 from controlnext.manifest import Manifest
 from controlnext.registry import Family
-
-Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,21 @@ def make_plan(
             )
         return None
     flavor = FLAVORS[names[0]]
-    options = BuildOptions(
-        flavor.hardware(targets), optimization_level, workspace and workspace << 20, strip_weights
-    )
+    hardware = flavor.hardware(targets)
+    options = BuildOptions(hardware, optimization_level, workspace and workspace << 20, strip_weights)
+    return Plan(flavor, ranges, options, _arguments(ranges, options, targets))
+
+
+def _arguments(ranges: Mapping[str, Range], options: BuildOptions, targets: Sequence[str]) -> list[str]:
+    """The command line's options that say what differs from the defaults."""
     arguments = [text for name, size in ranges.items() for text in (f"--{name}", str(size))]
-    if optimization_level != BuildOptions.optimization_level:
-        arguments += ["--optimization-level", str(optimization_level)]
-    if workspace is not None:
-        arguments += ["--workspace", str(workspace)]
-    arguments += ["--strip-weights"] * strip_weights
-    arguments += [text for target in targets for text in ("--compute-capability", target)]
-    return Plan(flavor, ranges, options, arguments)
+    if options.optimization_level != BuildOptions.optimization_level:
+        arguments += ["--optimization-level", str(options.optimization_level)]
+    if options.workspace is not None:
+        arguments += ["--workspace", str(options.workspace >> 20)]
+    if options.strip_weights:
+        arguments.append("--strip-weights")
+    return arguments + [text for target in targets for text in ("--compute-capability", target)]
 
 
 def engine_row(bundle: Path, built: Built) -> dict[str, object]:
