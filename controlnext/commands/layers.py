@@ -133,7 +133,9 @@ def _layers(graph: Path, other: Path, feed: Arrays, report: Any) -> Iterator[Lay
 def _nodes(graph: Path) -> dict[str, str]:
     """The name of the node that computes each tensor, in order."""
     model = onnx.load(graph, load_external_data=False)
-    return {output: node.name or node.op_type for node in model.graph.node for output in node.output if output}
+    return {
+        output: node.name or node.op_type for node in model.graph.node for output in node.output if output
+    }
 
 
 def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
