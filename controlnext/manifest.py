@@ -36,10 +36,11 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
     """Steps of the symmetric int8 grids of a layer's activations: of its input, and of its output where that
-    is rounded too."""
+    is rounded too. ``normalized``: both are divided by the mean magnitude of the input's row first."""
 
     input: float
     output: float | None = None
+    normalized: bool = False
 
 
 class Int8(msgspec.Struct, frozen=True):

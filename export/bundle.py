@@ -165,7 +165,9 @@ class _Job:
         return attach_weights(model, _readers(self.checkpoint, self.spec))
 
     def write(self, model: ir.Model) -> None:
-        write_graph(model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done))
+        write_graph(
+            model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
+        )
 
     def entry(self, precision: str) -> Graph:
         return Graph(

@@ -11,28 +11,37 @@ _OCTAVES = (-40, 40)
 
 
 class Magnitudes:
-    """How often a tensor's magnitudes fall into which of many classes, each 2 % wide."""
+    """How often a tensor's magnitudes fall into which of many classes, each 2 % wide.
+
+    What is rounded off counts relative to its step: latents may grow along a sampling run, and a grid for the
+    largest step alone would be too coarse for the others.
+    """
 
     def __init__(self) -> None:
-        self.counts = np.zeros(_PER_OCTAVE * (_OCTAVES[1] - _OCTAVES[0]), np.int64)
+        self.counts = np.zeros(_PER_OCTAVE * (_OCTAVES[1] - _OCTAVES[0]))
         self.largest = 0.0
+        self.steps = 0
 
     def add(self, sample: np.ndarray, largest: float) -> None:
-        """Count the numbers of ``sample``; ``largest`` is the largest magnitude of the whole tensor."""
+        """Count the numbers of a step's ``sample``; ``largest`` is the largest magnitude of all."""
+        self.steps += 1
         magnitudes = np.abs(sample[sample != 0])
+        if not magnitudes.size:
+            return
         octaves = np.log2(magnitudes, dtype=np.float32) - _OCTAVES[0]
         classes = (octaves * _PER_OCTAVE).astype(np.int64).clip(0, len(self.counts) - 1)
-        self.counts += np.bincount(classes, minlength=len(self.counts))
+        energy = np.sum(np.square(magnitudes, dtype=np.float64))
+        self.counts += np.bincount(classes, minlength=len(self.counts)) / energy
         self.largest = max(self.largest, float(largest))
 
-    def best_step(self) -> float:
-        """The step of the symmetric grid with the least mean squared error.
+    def best_step(self) -> tuple[float, float]:
+        """The step of the symmetric grid with the least squared error, and that error: relative, a mean.
 
         A finer grid rounds less and cuts more off: within the grid the error of a number is that of rounding,
         ``step**2 / 12``, below half a step its own square, beyond the last level what is cut off.
         """
         if not self.largest:
-            return 1.0
+            return 1.0, 0.0
         middles = 2.0 ** ((np.arange(len(self.counts)) + 0.5) / _PER_OCTAVE + _OCTAVES[0])
         seen = self.counts > 0
         counts, middles = self.counts[seen], middles[seen]
@@ -40,4 +49,5 @@ class Magnitudes:
         cut = np.maximum(middles - LEVELS * steps, 0)
         rounding = np.where(middles < steps / 2, middles, steps / np.sqrt(12))
         errors = (np.where(cut > steps / 2, cut, rounding) ** 2 * counts).sum(1)
-        return float(steps[int(errors.argmin()), 0])
+        best = int(errors.argmin())
+        return float(steps[best, 0]), float(errors[best]) / self.steps

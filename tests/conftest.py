@@ -28,7 +28,7 @@ settings.load_profile("suite")
 SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +94,12 @@ def shapes_bundle_fp16(shared_folder: Path) -> Path:
     return once(shared_folder / "shapes-fp16", lambda folder: export_shapes("fp16", folder))
 
 
+@pytest.fixture(scope="session")
+def shapes_bundle_int8(shared_folder: Path) -> Path:
+    """The small trained model as an int8 bundle. Tests read it and never write to it."""
+    return once(shared_folder / "shapes-int8", lambda folder: export_shapes("int8", folder))
+
+
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Runs ``controlnext`` (or another entry point) in this process."""
@@ -136,9 +142,15 @@ def load_tiny(variant: str, folder: Path) -> Checkpoint:
 
 def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path) -> None:
     """Export a tiny model to ``bundle`` without comparing it with PyTorch."""
+    from controlnext.commands.calibration import default_examples, run_trajectories
     from controlnext.export import export_bundle
 
-    export_bundle(load_tiny(variant, checkpoint_dir), precision, bundle)
+    export_bundle(
+        load_tiny(variant, checkpoint_dir),
+        precision,
+        bundle,
+        sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:1]),
+    )
 
 
 @contextmanager

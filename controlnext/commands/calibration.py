@@ -1,4 +1,4 @@
-"""Denoising trajectories that int8 grids are measured on: prompts, control pictures, all timesteps, guidance."""
+"""Sampling runs that int8 is calibrated on: prompts, control pictures, all timesteps, guidance."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def _drawing(index: int, size: int = 512) -> Image.Image:
     picture = Image.new("RGB", (size, size))
     draw = ImageDraw.Draw(picture)
     for _ in range(3 + 6 * index):
-        (left, top), (width, height) = rng.integers(0, 3 * size // 4, 2), rng.integers(size // 8, size // 2, 2)
+        (left, top), (width, height) = (
+            rng.integers(0, 3 * size // 4, 2),
+            rng.integers(size // 8, size // 2, 2),
+        )
         box = (int(left), int(top), int(left + width), int(top + height))
         (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, outline="white", width=2 + index)
     return picture
@@ -75,7 +78,9 @@ def read_examples(folder: Path) -> list[Example]:
     if not pictures:
         raise InputError(f"calibration {folder} has no picture; give NAME.png and its prompt as NAME.txt")
     if missing := [p.name for p in pictures if p.with_suffix(".txt") not in texts]:
-        raise InputError(f"calibration {folder}: no prompt for {missing[:5]}; write it as a .txt file beside it")
+        raise InputError(
+            f"calibration {folder}: no prompt for {missing[:5]}; write it as a .txt file beside it"
+        )
     return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_picture(p)) for p in pictures]
 
 
@@ -91,10 +96,8 @@ def run_trajectories(
     backend = _Substitute(get_family(manifest.family).denoiser, denoise)
     with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
         for index, example in enumerate(examples):
-            steps = 0
             for step in pipeline.stream(**_arguments(manifest, example, index)):
-                steps += 1
-                report("calibrating", (index + steps / step.total) / len(examples))
+                report("calibrating", (index + (step.index + 1) / step.total) / len(examples))
 
 
 def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, object]:

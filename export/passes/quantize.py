@@ -9,6 +9,8 @@ Rules:
 - activations are quantized symmetrically with one scale a tensor, once for all layers that read the tensor;
 - with an output scale, the layer's output is quantized as well: ONNX Runtime runs a convolution in int8 only
   between quantized tensors;
+- a normalized layer reads its input divided by the mean magnitude of its row, and its output is multiplied by
+  that again: one grid then suits the small and the large steps of a sampling run;
 - scales have the type of the tensor that they scale, so the pass works behind ``lower_to_float16`` too.
 """
 
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from controlnext.errors import WorkError
 from controlnext.manifest import LayerScales
@@ -34,16 +37,28 @@ _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with a weight: ``channels`` is the axis of the output channels in the ``stored`` weight."""
+    """A node with a weight; ``transposed``: the graph transposes the weight before the node reads it."""
 
     node: ir.Node
     weight: ir.Value
     transposed: bool
 
     @property
-    def channels(self) -> int:
+    def axis(self) -> int:
         """The axis of the output channels in the weight as the node reads it."""
         return 1 if self.node.op_type == "MatMul" else 0
+
+    @property
+    def values(self) -> ir.TensorProtocol:
+        """The weight as it is stored."""
+        assert self.weight.const_value is not None
+        return self.weight.const_value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape as the node reads it."""
+        shape = tuple(self.values.shape.numpy())
+        return shape[::-1] if self.transposed else shape
 
 
 def layers(model: ir.Model) -> Iterator[Layer]:
@@ -56,7 +71,9 @@ def layers(model: ir.Model) -> Iterator[Layer]:
         transposed = producer is not None and producer.op_type == "Transpose"
         if transposed and producer is not None:
             weight = producer.inputs[0]
-        if weight is not None and weight.is_initializer():
+        # a weight with another reader would be needed twice
+        alone = all(value is not None and len(value.uses()) == 1 for value in (weight, node.inputs[1]))
+        if weight is not None and weight.is_initializer() and alone:
             yield Layer(node, weight, transposed)
 
 
@@ -72,6 +89,8 @@ def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
     readers: Counter[ir.Value] = Counter()
     for name, scale in scales.items():
         layer = found[name]
+        if scale.normalized:
+            normalize(model.graph, layer)
         source = layer.node.inputs[0]
         assert source is not None
         step = scale.input * (1 + readers[source] * _DISTINCT)
@@ -83,9 +102,11 @@ def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
         if scale.output is not None:
             value = layer.node.outputs[0]
             if len(value.uses()) > 1 or any(user.op_type in _MOVES for user in value.consumers()):
-                _add_bias_behind(model.graph, layer.node)
+                _add_bias_behind(model.graph, layer)
             grid = _Grid(model.graph, f"{name}.output", scale.output, value.dtype)
             grid.round(value, list(value.uses()))
+    # what transposed a weight that is stored transposed now
+    common.RemoveUnusedNodesPass()(model)
     return model
 
 
@@ -132,12 +153,14 @@ def _spread_up(grid: _Grid, restored: ir.Value) -> None:
         value = _source(grid.round(value, [(mover, 0)]))
 
 
-def _add_bias_behind(graph: ir.Graph, node: ir.Node) -> None:
+def _add_bias_behind(graph: ir.Graph, layer: Layer) -> None:
     """Take the bias out of a convolution and add it to the output."""
-    value, bias = node.outputs[0], node.inputs[2]
-    assert bias is not None
+    node, value, rank = layer.node, layer.node.outputs[0], len(layer.shape)
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return
     node.resize_inputs(2)
-    axes = _initializer(graph, f"{node.name}.axes", np.array([1, 2]))
+    axes = _initializer(graph, f"{node.name}.axes", np.arange(1, rank - 1))
     column = ir.Node("", "Unsqueeze", [bias, axes], name=f"{node.name}/Unsqueeze")
     column.outputs[0].type = value.type
     uses = list(value.uses())
@@ -148,35 +171,57 @@ def _add_bias_behind(graph: ir.Graph, node: ir.Node) -> None:
         user.replace_input_with(index, total.outputs[0])
 
 
+def normalize(graph: ir.Graph, layer: Layer) -> None:
+    """Have a convolution read its input divided by the mean magnitude of its row; the result is the same."""
+    _add_bias_behind(graph, layer)
+    node, source, value = layer.node, layer.node.inputs[0], layer.node.outputs[0]
+    assert source is not None
+    assert source.dtype is not None
+    axes = _initializer(graph, f"{node.name}.row", np.arange(1, len(layer.shape)))
+    # a row of zeros stays one
+    floor = _initializer(graph, f"{node.name}.floor", np.array(1e-6, source.dtype.numpy()))
+    magnitudes = ir.Node("", "Abs", [source], name=f"{node.name}/Abs")
+    mean = ir.Node("", "ReduceMean", [magnitudes.outputs[0], axes], name=f"{node.name}/ReduceMean")
+    safe = ir.Node("", "Add", [mean.outputs[0], floor], name=f"{node.name}/Add.floor")
+    divided = ir.Node("", "Div", [source, safe.outputs[0]], name=f"{node.name}/Div")
+    uses = list(value.uses())
+    restored = ir.Node("", "Mul", [value, safe.outputs[0]], name=f"{node.name}/Mul")
+    for made in (magnitudes, mean, safe, divided, restored):
+        made.outputs[0].type = source.type
+    graph.insert_before(node, [magnitudes, mean, safe, divided])
+    graph.insert_after(node, restored)
+    node.replace_input_with(0, divided.outputs[0])
+    for user, index in uses:
+        user.replace_input_with(index, restored.outputs[0])
+
+
 def _source(restored: ir.Value) -> ir.Value:
     """What a pair of nodes rounds."""
-    value = restored.producer().inputs[0].producer().inputs[0]
-    return value
+    return restored.producer().inputs[0].producer().inputs[0]
 
 
 def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
     """The weight as the node reads it, behind its DequantizeLinear."""
-    weight, axis = layer.weight, layer.channels
-    source = weight.const_value
-    assert source is not None
-    assert weight.dtype is not None
-    name = f"{weight.name}{TRANSPOSED}" if layer.transposed else f"{weight.name}"
-    shape = source.shape.numpy()[::-1] if layer.transposed else source.shape.numpy()
-    dtype = weight.dtype
+    source, dtype, axis, shape = layer.values, layer.weight.dtype, layer.axis, layer.shape
+    assert dtype is not None
+    name = f"{layer.weight.name}{TRANSPOSED}" if layer.transposed else f"{layer.weight.name}"
 
     def values() -> np.ndarray:
         array = source.numpy().astype(np.float32)
         return array.T if layer.transposed else array
 
+    def steps(array: np.ndarray) -> np.ndarray:
+        smallest = np.finfo(dtype.numpy()).smallest_subnormal
+        return np.maximum(weight_scales(array, axis).astype(dtype.numpy()), smallest)
+
     def scales() -> ir.Tensor[np.ndarray]:
-        return ir.Tensor(weight_scales(values(), axis).astype(dtype.numpy()))
+        return ir.Tensor(steps(values()))
 
     def quantized() -> ir.Tensor[np.ndarray]:
         array = values()
-        steps = weight_scales(array, axis).astype(dtype.numpy()).astype(np.float32)
-        return ir.Tensor(to_int8(array, steps, axis))
+        return ir.Tensor(to_int8(array, steps(array).astype(np.float32), axis))
 
-    del graph.initializers[f"{weight.name}"]
+    del graph.initializers[f"{layer.weight.name}"]
     stored = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(shape))
     stored.const_value = ir.LazyTensor(quantized, ir.DataType.INT8, ir.Shape(shape), name=name)
     factor = ir.Value(name=f"{name}{SCALE}", type=ir.TensorType(dtype), shape=ir.Shape([shape[axis]]))
@@ -184,7 +229,11 @@ def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
     graph.register_initializer(stored)
     graph.register_initializer(factor)
     node = ir.Node(
-        "", "DequantizeLinear", [stored, factor], [ir.AttrInt64("axis", axis)], name=f"{name}/DequantizeLinear"
+        "",
+        "DequantizeLinear",
+        [stored, factor],
+        [ir.AttrInt64("axis", axis)],
+        name=f"{name}/DequantizeLinear",
     )
     node.outputs[0].type = ir.TensorType(dtype)
     graph.insert_before(layer.node, node)

@@ -4,6 +4,7 @@ Rules:
 - the graph gets one more input, ``switches``, a boolean for each named layer in their order;
 - a layer becomes an If: with its switch on it computes with input, weight and, where it has a grid, output
   rounded to int8, and with the switch off what it computed before;
+- a normalized layer is so whatever its switch says, which changes nothing;
 - weights are rounded while the graph runs: only the layers that are switched on cost time, and none memory.
 
 So one session measures every layer, instead of one session a layer.
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from controlnext.export.passes.quantize import Layer, layers, weight_scales
+from controlnext.export.passes.quantize import Layer, layers, normalize, weight_scales
 from controlnext.manifest import LayerScales
 
 SWITCHES = "switches"
@@ -25,13 +26,13 @@ SWITCHES = "switches"
 def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
     """The model with the layers in ``scales`` (by node name, from ``layers``) behind switches."""
     graph = model.graph
-    switches = ir.Value(
-        name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(scales)])
-    )
+    switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(scales)]))
     graph.inputs.append(switches)
     found = {f"{layer.node.name}": layer for layer in layers(model)}
     for index, (name, scale) in enumerate(scales.items()):
         node = found[name].node
+        if scale.normalized:
+            normalize(graph, found[name])
         constants = _constants(graph, found[name], scale, index)
         on = ir.Node("", "Gather", [switches, constants["index"]], name=f"{name}/Gather")
         branches = [
@@ -50,14 +51,12 @@ def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
 
 
 def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) -> dict[str, ir.Value]:
-    weight = layer.weight.const_value
-    assert weight is not None
-    axis = 1 - layer.channels if layer.transposed else layer.channels
+    axis = 1 - layer.axis if layer.transposed else layer.axis
     arrays = {
         "index": np.array(index),
         "zero": np.array(0, np.int8),
         "input": np.array(scale.input, np.float32),
-        "weight": weight_scales(weight.numpy(), axis),
+        "weight": weight_scales(layer.values.numpy(), axis),
     }
     arrays["zeros"] = np.zeros(arrays["weight"].shape, np.int8)
     if scale.output is not None:
@@ -90,7 +89,7 @@ def _branch(layer: Layer, scale: LayerScales, constants: Mapping[str, ir.Value],
     if on:
         assert inputs[0] is not None
         assert inputs[1] is not None
-        axis = ir.AttrInt64("axis", layer.channels)
+        axis = ir.AttrInt64("axis", layer.axis)
         inputs[0] = rounded(inputs[0], constants["input"], constants["zero"])
         inputs[1] = rounded(inputs[1], constants["weight"], constants["zeros"], axis)
     result = add(node.op_type, inputs, list(node.attributes.values()))

@@ -28,7 +28,13 @@ def tap(model: ir.Model, names: Collection[str]) -> ir.Model:
     values |= {f"{value.name}": value for value in graph.inputs}
     row, start, end, axis, stride = (
         _constant(graph, f"tap.{name}", number)
-        for name, number in (("row", -1), ("start", 0), ("end", STRIDE * LIMIT), ("axis", 0), ("stride", STRIDE))
+        for name, number in (
+            ("row", -1),
+            ("start", 0),
+            ("end", STRIDE * LIMIT),
+            ("axis", 0),
+            ("stride", STRIDE),
+        )
     )
     for name in names:
         flat = _append(graph, "Reshape", [values[name], row])
