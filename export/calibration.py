@@ -12,7 +12,7 @@ import onnxruntime
 
 from controlnext.errors import WorkError
 from controlnext.export.grids import Magnitudes
-from controlnext.export.passes.quantize import layers
+from controlnext.export.passes.quantize import Layer, layers
 from controlnext.export.passes.switches import SWITCHES, switch
 from controlnext.export.passes.taps import LARGEST, SAMPLE, SIZE, tap
 from controlnext.manifest import Int8, LayerScales
@@ -110,7 +110,7 @@ class _Taps:
         self.layers = {f"{layer.node.name}": layer for layer in layers(model)}
         # what the graph itself gives out stays as precise as it is
         self.layers = {n: la for n, la in self.layers.items() if not la.node.outputs[0].is_graph_output()}
-        self.inputs = {name: f"{layer.node.inputs[0].name}" for name, layer in self.layers.items()}
+        self.inputs = {name: f"{_source(layer).name}" for name, layer in self.layers.items()}
         self.outputs = {name: f"{layer.node.outputs[0].name}" for name, layer in self.layers.items()}
         self.magnitudes = {name: Magnitudes() for name in {*self.inputs.values(), *self.outputs.values()}}
         convolutions = [name for name, layer in self.layers.items() if layer.node.op_type == "Conv"]
@@ -148,17 +148,14 @@ class _Taps:
         best = {name: magnitudes.best_step() for name, magnitudes in self.magnitudes.items()}
         scales = {}
         for name in self.layers:
-            (input_step, input_error), (output_step, output_error) = (
-                best[self.inputs[name]],
-                best[self.outputs[name]],
-            )
+            (step, error), (output_step, output_error) = best[self.inputs[name]], best[self.outputs[name]]
             if name not in self.normalized:
-                scales[name] = LayerScales(input_step)
+                scales[name] = LayerScales(step)
                 continue
-            scales[name] = LayerScales(input_step, output_step)
-            steps, errors = zip(*(some.best_step() for some in self.normalized[name]), strict=True)
-            if sum(errors) < NORMALIZED * (input_error + output_error):
-                scales[name] = LayerScales(*steps, normalized=True)
+            scales[name] = LayerScales(step, output_step)
+            inside, outside = (magnitudes.best_step() for magnitudes in self.normalized[name])
+            if inside[1] + outside[1] < NORMALIZED * (error + output_error):
+                scales[name] = LayerScales(inside[0], outside[0], normalized=True)
         return scales
 
     def work(self) -> dict[str, float]:
@@ -243,6 +240,12 @@ def _session(path: Path, without: Sequence[str] = ()) -> onnxruntime.InferenceSe
     # packed copies of the weights would double the memory
     options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(str(path), options, disabled_optimizers=list(without))
+
+
+def _source(layer: Layer) -> ir.Value:
+    source = layer.node.inputs[0]
+    assert source is not None
+    return source
 
 
 def _total(errors: Mapping[str, float], names: Sequence[str]) -> float:

@@ -149,7 +149,7 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
         load_tiny(variant, checkpoint_dir),
         precision,
         bundle,
-        sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:1]),
+        sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
     )
 
 

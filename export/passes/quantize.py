@@ -17,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,15 +96,15 @@ def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
         step = scale.input * (1 + readers[source] * _DISTINCT)
         readers[source] += 1
         grid = _Grid(model.graph, f"{name}.input", step, source.dtype)
-        restored = grid.round(source, [(layer.node, 0)])
-        _spread_up(grid, restored)
+        grid.round(source, [(layer.node, 0)])
+        _spread_up(grid, source)
         layer.node.replace_input_with(1, _int8_weight(model.graph, layer))
         if scale.output is not None:
             value = layer.node.outputs[0]
             if len(value.uses()) > 1 or any(user.op_type in _MOVES for user in value.consumers()):
                 _add_bias_behind(model.graph, layer)
             grid = _Grid(model.graph, f"{name}.output", scale.output, value.dtype)
-            grid.round(value, list(value.uses()))
+            grid.round(value, value.uses())
     # what transposed a weight that is stored transposed now
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -119,8 +119,9 @@ class _Grid:
         self.step = _initializer(graph, f"{name}{SCALE}", np.array(step, dtype.numpy()))
         self.zero = _initializer(graph, f"{name}.zero_point", np.array(0, np.int8))
 
-    def round(self, value: ir.Value, uses: Sequence[ir.Usage | tuple[ir.Node, int]]) -> ir.Value:
-        """``value`` rounded to the grid, for these uses of it."""
+    def round(self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
+        """Have these uses of ``value``, nodes and numbers of their inputs, read it rounded to the grid."""
+        uses = list(uses)
         number = f".{self.pairs}" if self.pairs else ""
         self.pairs += 1
         rounded = ir.Node(
@@ -141,16 +142,15 @@ class _Grid:
             self.graph.insert_after(producer, [rounded, restored])
         for node, index in uses:
             node.replace_input_with(index, restored.outputs[0])
-        return restored.outputs[0]
 
 
-def _spread_up(grid: _Grid, restored: ir.Value) -> None:
+def _spread_up(grid: _Grid, value: ir.Value) -> None:
     """Round what comes before a rounded value as well, as far up as nodes only move data."""
-    value = _source(restored)
     while (mover := value.producer()) is not None and mover.op_type in _MOVES and len(value.uses()) == 1:
-        value = mover.inputs[0]
-        assert value is not None
-        value = _source(grid.round(value, [(mover, 0)]))
+        above = mover.inputs[0]
+        assert above is not None
+        grid.round(above, [(mover, 0)])
+        value = above
 
 
 def _add_bias_behind(graph: ir.Graph, layer: Layer) -> None:
@@ -193,11 +193,6 @@ def normalize(graph: ir.Graph, layer: Layer) -> None:
     node.replace_input_with(0, divided.outputs[0])
     for user, index in uses:
         user.replace_input_with(index, restored.outputs[0])
-
-
-def _source(restored: ir.Value) -> ir.Value:
-    """What a pair of nodes rounds."""
-    return restored.producer().inputs[0].producer().inputs[0]
 
 
 def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
@@ -253,7 +248,7 @@ def to_int8(array: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
-    value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
     graph.register_initializer(value)
     return value

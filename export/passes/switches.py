@@ -64,15 +64,17 @@ def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) ->
     values = {}
     for key, array in arrays.items():
         name = f"{layer.node.name}.switch.{key}"
-        value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
-        value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(array.shape)
-        graph.register_initializer(value)
-        values[key] = value
+        tensor = ir.Tensor(array, name=name)
+        values[key] = ir.Value(
+            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
+        )
+        graph.register_initializer(values[key])
     return values
 
 
 def _branch(layer: Layer, scale: LayerScales, constants: Mapping[str, ir.Value], name: str) -> ir.Graph:
-    node, nodes = layer.node, []
+    node = layer.node
+    nodes: list[ir.Node] = []
 
     def add(operator: str, inputs: list[ir.Value | None], attributes: list[ir.Attr]) -> ir.Value:
         made = ir.Node("", operator, inputs, attributes)
