@@ -35,7 +35,11 @@ def _pytorch_pictures() -> np.ndarray:
     return sample(demo.reference(), held_out(COMPARED), **OPTIONS)
 
 
-@pytest.mark.parametrize(("bundle", "decibels"), [("shapes_bundle", 60), ("shapes_bundle_fp16", 40)])
+# over 64 pictures: 78 dB in float16, 36 dB in int8
+@pytest.mark.parametrize(
+    ("bundle", "decibels"),
+    [("shapes_bundle", 60), ("shapes_bundle_fp16", 45), ("shapes_bundle_int8", 30)],
+)
 def test_the_engine_draws_pytorchs_pictures(
     request: pytest.FixtureRequest, bundle: str, decibels: float
 ) -> None:
@@ -44,7 +48,7 @@ def test_the_engine_draws_pytorchs_pictures(
     assert np.mean([psnr(*pair) for pair in zip(_pytorch_pictures(), pictures, strict=True)]) >= decibels
 
 
-@pytest.mark.parametrize("bundle", ["shapes_bundle", "shapes_bundle_fp16"])
+@pytest.mark.parametrize("bundle", ["shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"])
 def test_the_engine_draws_what_is_asked(request: pytest.FixtureRequest, bundle: str) -> None:
     """Over 64 prompts and outlines that were not trained on."""
     covered, colours = scores(_pictures(request.getfixturevalue(bundle), SCORED), held_out(SCORED))

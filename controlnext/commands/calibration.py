@@ -27,8 +27,9 @@ STEPS = 8
 """Of the first trajectory; each further one has a step more, so that they meet other timesteps."""
 SCALES = (1.0, 0.5, 1.5, 0.75)
 """Control scales of the trajectories in turn."""
-SMALLEST = 64
-"""Pixels: the smallest side that a trajectory has."""
+FULL = 256
+"""Pixels: pictures up to this side are sampled at the size that the model was made for, larger ones at half
+of it, but not below this."""
 CLIP = 3
 """Frames of a calibration clip."""
 
@@ -89,7 +90,7 @@ def run_trajectories(
 ) -> None:
     """Sample every example from ``bundle`` with ``denoise`` in place of its denoiser's engine.
 
-    The picture has half the height and width that the model was made for, a quarter of the work. A bundle
+    Large pictures have half the height and width that the model was made for, a quarter of the work. A bundle
     without text encoders gets random embeddings.
     """
     manifest = read_manifest(bundle)
@@ -102,8 +103,8 @@ def run_trajectories(
 
 def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, object]:
     family, run = get_family(manifest.family), default_run(manifest)
-    side = family.vae_factor * manifest.configs[family.denoiser].get("sample_size", 0) // 2
-    side = max(side // family.size_multiple * family.size_multiple, SMALLEST)
+    made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
+    side = max(made_for // 2, min(made_for, FULL)) // family.size_multiple * family.size_multiple
     run = replace(
         run,
         prompt=None if run.prompt is None else example.prompt,
