@@ -74,7 +74,9 @@ def choose(errors: Mapping[str, float], work: Mapping[str, float]) -> list[str]:
     takes more than :data:`FLOAT_SHARE`. Errors of layers add up like independent noise: squared.
     """
     order = sorted(errors, key=lambda name: errors[name] ** 2 / work[name], reverse=True)
-    total, kept, needed = sum(work.values()), [], []
+    total = sum(work.values())
+    kept: list[str] = []
+    needed: list[str] = []
 
     def left() -> float:
         return sum(errors[name] ** 2 for name in order if name not in kept and name not in needed)
