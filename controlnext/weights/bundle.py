@@ -22,8 +22,8 @@ from controlnext.weights.lazy import LazyTensor, LazyTensors, held
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER, read_json
 
-# as controlnext.export.passes.quantize writes them
 SCALE, TRANSPOSED = ".scale", ".transposed"
+"""What follows the name of a weight in int8: for its steps; for one that is stored transposed."""
 # prefixes of the initializers of a graph's own network; a control module's has its name
 _OWN = ("network", "denoiser")
 

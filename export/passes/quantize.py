@@ -25,12 +25,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from controlnext.errors import WorkError
+from controlnext.export.passes.constants import add_constant
 from controlnext.manifest import LayerScales
+from controlnext.weights.bundle import SCALE, TRANSPOSED
 
 LEVELS = 127
 """Symmetric: -127 to 127, and -128 unused by weights."""
-TRANSPOSED = ".transposed"
-SCALE = ".scale"
 _DISTINCT = 2.0**-20
 _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 
@@ -116,8 +116,8 @@ class _Grid:
     def __init__(self, graph: ir.Graph, name: str, step: float, dtype: ir.DataType | None) -> None:
         assert dtype is not None
         self.graph, self.name, self.pairs = graph, name, 0
-        self.step = _initializer(graph, f"{name}{SCALE}", np.array(step, dtype.numpy()))
-        self.zero = _initializer(graph, f"{name}.zero_point", np.array(0, np.int8))
+        self.step = add_constant(graph, f"{name}{SCALE}", np.array(step, dtype.numpy()))
+        self.zero = add_constant(graph, f"{name}.zero_point", np.array(0, np.int8))
 
     def round(self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
         """Have these uses of ``value``, nodes and numbers of their inputs, read it rounded to the grid."""
@@ -160,7 +160,7 @@ def _add_bias_behind(graph: ir.Graph, layer: Layer) -> None:
     if bias is None:
         return
     node.resize_inputs(2)
-    axes = _initializer(graph, f"{node.name}.axes", np.arange(1, rank - 1))
+    axes = add_constant(graph, f"{node.name}.axes", np.arange(1, rank - 1))
     column = ir.Node("", "Unsqueeze", [bias, axes], name=f"{node.name}/Unsqueeze")
     column.outputs[0].type = value.type
     uses = list(value.uses())
@@ -177,9 +177,9 @@ def normalize(graph: ir.Graph, layer: Layer) -> None:
     node, source, value = layer.node, layer.node.inputs[0], layer.node.outputs[0]
     assert source is not None
     assert source.dtype is not None
-    axes = _initializer(graph, f"{node.name}.row", np.arange(1, len(layer.shape)))
+    axes = add_constant(graph, f"{node.name}.row", np.arange(1, len(layer.shape)))
     # a row of zeros stays one
-    floor = _initializer(graph, f"{node.name}.floor", np.array(1e-6, source.dtype.numpy()))
+    floor = add_constant(graph, f"{node.name}.floor", np.array(1e-6, source.dtype.numpy()))
     magnitudes = ir.Node("", "Abs", [source], name=f"{node.name}/Abs")
     mean = ir.Node("", "ReduceMean", [magnitudes.outputs[0], axes], name=f"{node.name}/ReduceMean")
     safe = ir.Node("", "Add", [mean.outputs[0], floor], name=f"{node.name}/Add.floor")
@@ -245,10 +245,3 @@ def to_int8(array: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
     """``array`` in steps of ``scales`` along ``axis``, rounded to the nearest and clipped."""
     shape = [-1 if other == axis else 1 for other in range(array.ndim)]
     return np.rint(array / scales.reshape(shape)).clip(-LEVELS, LEVELS).astype(np.int8)
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    graph.register_initializer(value)
-    return value

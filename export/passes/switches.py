@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from controlnext.export.passes.constants import add_constant
 from controlnext.export.passes.quantize import Layer, layers, normalize, weight_scales
 from controlnext.manifest import LayerScales
 
@@ -64,11 +65,7 @@ def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) ->
     values = {}
     for key, array in arrays.items():
         name = f"{layer.node.name}.switch.{key}"
-        tensor = ir.Tensor(array, name=name)
-        values[key] = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape
-        )
-        graph.register_initializer(values[key])
+        values[key] = add_constant(graph, name, array)
     return values
 
 

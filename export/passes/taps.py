@@ -17,6 +17,8 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
+from controlnext.export.passes.constants import add_constant
+
 SAMPLE, LARGEST, SIZE = ":sample", ":largest", ":size"
 STRIDE, LIMIT = 61, 65536
 
@@ -27,7 +29,7 @@ def tap(model: ir.Model, names: Collection[str]) -> ir.Model:
     values = {f"{value.name}": value for node in graph for value in node.outputs}
     values |= {f"{value.name}": value for value in graph.inputs}
     row, start, end, axis, stride = (
-        _constant(graph, f"tap.{name}", number)
+        add_constant(graph, f"tap.{name}", np.array([number]))
         for name, number in (
             ("row", -1),
             ("start", 0),
@@ -54,10 +56,3 @@ def _append(graph: ir.Graph, operator: str, inputs: list[ir.Value], *attributes:
     node = ir.Node("", operator, inputs, attributes)
     graph.append(node)
     return node.outputs[0]
-
-
-def _constant(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.Tensor(np.array([number]), name=name))
-    value.type, value.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([1])
-    graph.register_initializer(value)
-    return value
