@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class _TorchEngine(Engine):
         super().__init__(manifest, spec.folder)
         self._module = ADAPTERS[spec.wrapper](network)
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:
         with torch.no_grad():
             tensors = self._module(torch.from_numpy(feed["input_ids"]))
         return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, tensors, strict=True)}

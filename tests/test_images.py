@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ class _Decoder(Engine):
         self.seen.append(feed["latent_sample"])
         return {"sample": feed["latent_sample"][:, :3].repeat(8, 2).repeat(8, 3)}
 
-    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
     def close(self) -> None:
