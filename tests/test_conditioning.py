@@ -52,7 +52,7 @@ class _TorchEngine(Engine):
         super().__init__(manifest, spec.folder)
         self._module = ADAPTERS[spec.wrapper](network)
 
-    def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:
+    def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         with torch.no_grad():
             tensors = self._module(torch.from_numpy(feed["input_ids"]))
         return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, tensors, strict=True)}
