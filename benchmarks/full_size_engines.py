@@ -5,7 +5,7 @@
 Prints a Markdown table: for each engine what it takes, seconds, peak memory and its size. Each graph is built
 in a process of its own, the denoiser only unless --all-graphs is given. Needs up to 12 GB of memory and, in
 DIR, 15 GB of disk; every bundle is removed in the end. With --bundle DIR the engines of one bundle that is
-there are built instead, and it stays.
+there are built instead, for the sizes of the one that --only names, and it stays.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--all-graphs", action="store_true")
     given = parser.parse_args()
+    if given.bundle and len(given.only) > 1:
+        parser.error("--bundle needs --only NAME: what the bundle is")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for trial in (trial for trial in TRIALS if trial.name in given.only):
         if given.bundle:

@@ -6,12 +6,14 @@ import functools
 import itertools
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import demo
 import numpy as np
 import pytest
-from conftest import export_shapes
+from conftest import export_shapes, once
 from draw import SIZE, held_out, outline
 from evaluate import sample, scores
 from PIL import Image
@@ -26,9 +28,23 @@ COMPARED, SCORED = 16, 64
 OPTIONS = {"num_inference_steps": 20, "guidance_scale": demo.GUIDANCE}
 
 
-def _pictures(bundle: Path, count: int, scale: float = 1.0) -> np.ndarray:
-    with Pipeline.load(bundle, cache=False) as pipeline:
-        return sample(pipeline, held_out(count), control_scale=scale, output_type="np", **OPTIONS)
+Draw = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def draw(request: pytest.FixtureRequest, shared_folder: Path) -> Draw:
+    """The pictures of a bundle (the name of its fixture): drawn once, whichever tests look at them."""
+
+    def make(bundle: str, count: int, scale: float, file: Path) -> None:
+        with Pipeline.load(request.getfixturevalue(bundle), cache=False) as pipeline, file.open("wb") as out:
+            options = {"control_scale": scale, "output_type": "np", **OPTIONS}
+            np.save(out, sample(pipeline, held_out(count), **options))
+
+    def pictures(bundle: str, count: int = SCORED, scale: float = 1.0) -> np.ndarray:
+        file = shared_folder / f"{bundle}-{count}-{scale}.npy"
+        return np.load(once(file, partial(make, bundle, count, scale)))
+
+    return pictures
 
 
 @functools.cache
@@ -41,42 +57,39 @@ def _pytorch_pictures() -> np.ndarray:
     ("bundle", "decibels"),
     [("shapes_bundle", 60), ("shapes_bundle_fp16", 45), ("shapes_bundle_int8", 30)],
 )
-def test_the_engine_draws_pytorchs_pictures(
-    request: pytest.FixtureRequest, bundle: str, decibels: float
-) -> None:
+def test_the_engine_draws_pytorchs_pictures(draw: Draw, bundle: str, decibels: float) -> None:
     """Mean PSNR over 16 pictures of 20 steps."""
-    pictures = _pictures(request.getfixturevalue(bundle), COMPARED)
-    assert np.mean([psnr(*pair) for pair in zip(_pytorch_pictures(), pictures, strict=True)]) >= decibels
+    pairs = zip(_pytorch_pictures(), draw(bundle)[:COMPARED], strict=True)
+    assert np.mean([psnr(*pair) for pair in pairs]) >= decibels
 
 
 @pytest.mark.parametrize("bundle", ["shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"])
-def test_the_engine_draws_what_is_asked(request: pytest.FixtureRequest, bundle: str) -> None:
+def test_the_engine_draws_what_is_asked(draw: Draw, bundle: str) -> None:
     """Over 64 prompts and outlines that were not trained on."""
-    covered, colours = scores(_pictures(request.getfixturevalue(bundle), SCORED), held_out(SCORED))
+    covered, colours = scores(draw(bundle), held_out(SCORED))
     assert covered >= 0.8
     assert colours >= 0.9
 
 
-def test_int8_draws_as_well_as_float32(shapes_bundle: Path, shapes_bundle_int8: Path) -> None:
+def test_int8_draws_as_well_as_float32(draw: Draw) -> None:
     """Overlap and colours over 64 prompts and outlines: 0.901 and 98 % against 0.912 and 100 %."""
-    wanted, found = (
-        scores(_pictures(bundle, SCORED), held_out(SCORED)) for bundle in (shapes_bundle, shapes_bundle_int8)
-    )
+    both = "shapes_bundle", "shapes_bundle_int8"
+    wanted, found = (scores(draw(bundle), held_out(SCORED)) for bundle in both)
     assert all(b >= a - 0.02 for a, b in zip(wanted, found, strict=True))
 
 
-def test_more_control_covers_more_in_int8(shapes_bundle_int8: Path) -> None:
+def test_more_control_covers_more_in_int8(draw: Draw) -> None:
     """From scale 0 to 1.5; a hundredth is allowed where the shape is covered already."""
     covered = [
-        scores(_pictures(shapes_bundle_int8, COMPARED, scale), held_out(COMPARED))[0]
+        scores(draw("shapes_bundle_int8", COMPARED, scale), held_out(COMPARED))[0]
         for scale in (0.0, 0.5, 1.0, 1.5)
     ]
     assert covered[0] < 0.4 < 0.8 < covered[1]
     assert all(b > a - 0.01 for a, b in itertools.pairwise(covered))
 
 
-def test_without_control_the_shape_is_elsewhere(shapes_bundle_fp16: Path) -> None:
-    covered, _ = scores(_pictures(shapes_bundle_fp16, SCORED, scale=0.0), held_out(SCORED))
+def test_without_control_the_shape_is_elsewhere(draw: Draw) -> None:
+    covered, _ = scores(draw("shapes_bundle_fp16", scale=0.0), held_out(SCORED))
     assert covered < 0.4
 
 
