@@ -140,17 +140,23 @@ def load_tiny(variant: str, folder: Path) -> Checkpoint:
     return load_checkpoint(family, base=folder / "base", control=folder / "control.safetensors")
 
 
-def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path) -> None:
-    """Export a tiny model to ``bundle`` without comparing it with PyTorch."""
-    from controlnext.commands.calibration import default_examples, run_trajectories
-    from controlnext.export import export_bundle
+def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path, **options: Any) -> None:
+    """Export a tiny model to ``bundle`` without comparing it with PyTorch.
 
-    export_bundle(
-        load_tiny(variant, checkpoint_dir),
-        precision,
-        bundle,
-        sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
-    )
+    int8 is decided on one denoising step instead of three: measuring them is most of the time that it takes.
+    """
+    from controlnext.commands.calibration import default_examples, run_trajectories
+    from controlnext.export import calibration, export_bundle
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "MEASURED", 1)
+        export_bundle(
+            load_tiny(variant, checkpoint_dir),
+            precision,
+            bundle,
+            sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
+            **options,
+        )
 
 
 @contextmanager

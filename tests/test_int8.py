@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from cli import Cli, assert_refused
+from conftest import export_tiny, load_tiny
 from PIL import Image
 from recipe import VARIANTS
 
-from controlnext.commands.calibration import default_examples, read_examples
+from controlnext.commands.calibration import read_examples
 from controlnext.commands.trial import graph_feeds
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
@@ -85,18 +86,7 @@ def test_verify_reads_an_int8_bundle(tiny: Callable[..., Path], cli: Cli) -> Non
 
 def test_float16_is_for_what_int8_leaves_out(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """An int8 bundle for GPUs: float16 between the int8 layers, the same decisions, and near float32."""
-    from conftest import load_tiny
-
-    from controlnext.commands.calibration import run_trajectories
-    from controlnext.export import export_bundle
-
-    export_bundle(
-        load_tiny("sd15", tiny_checkpoint("sd15")),
-        "int8",
-        tmp_path / "bundle",
-        compute="fp16",
-        sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:1]),
-    )
+    export_tiny("sd15", tiny_checkpoint("sd15"), "int8", tmp_path / "bundle", compute="fp16")
     manifest = read_manifest(tmp_path / "bundle")
     assert (manifest.graphs["unet"].precision, manifest.graphs["unet"].compute) == ("int8", "fp16")
     graph = ir.load(tmp_path / "bundle" / "unet" / "model.onnx").graph
@@ -105,8 +95,6 @@ def test_float16_is_for_what_int8_leaves_out(tiny_checkpoint: Callable[[str], Pa
 
 
 def test_int8_needs_sampling_runs(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    from conftest import load_tiny
-
     from controlnext.export import export_bundle
 
     with pytest.raises(InputError, match="calibrated on sampling runs"):
