@@ -188,8 +188,7 @@ def _measure(
     """
     path = graph.with_name("switched.onnx")
     ir.save(switch(ir.load(graph), scales), path)
-    # folded constants would be a copy of all weights
-    error = _SwitchedError(_session(path, without=["ConstantFolding"]), list(scales), feeds)
+    error = _SwitchedError(_session(path), list(scales), feeds)
     groups, total = _groups(scales), sum(work.values())
     squares: dict[str, float] = {}
     for number, group in enumerate(groups):
@@ -237,12 +236,14 @@ class _SwitchedError:
         return self.session.run(None, {**feed, SWITCHES: switches})[0].astype(np.float64)
 
 
-def _session(path: Path, without: Sequence[str] = ()) -> onnxruntime.InferenceSession:
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    """A session that maps the weights' file: no copies of them, packed, folded or in blocks of channels."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    # packed copies of the weights would double the memory
     options.add_session_config_entry("session.disable_prepacking", "1")
-    return onnxruntime.InferenceSession(str(path), options, disabled_optimizers=list(without))
+    return onnxruntime.InferenceSession(
+        str(path), options, disabled_optimizers=["ConstantFolding", "NchwcTransformer"]
+    )
 
 
 def _source(layer: Layer) -> ir.Value:
