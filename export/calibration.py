@@ -241,6 +241,8 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # the order of the file: what reads a value runs soon after it, and its memory is free again
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return onnxruntime.InferenceSession(
         str(path), options, disabled_optimizers=["ConstantFolding", "NchwcTransformer"]
     )

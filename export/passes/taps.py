@@ -4,7 +4,8 @@ Rules:
 - every named value gets three further outputs: ``<name>:sample``, every 61st of its numbers in one row, at
   most 65,536 of them, ``<name>:largest``, the largest magnitude of all, and ``<name>:size``, how many there
   are;
-- the graph computes what it computed: these outputs only read.
+- the graph computes what it computed: these outputs only read;
+- what reads a value stands right behind its producer: run in this order, no value has to be kept for it.
 
 Whole activations of a large denoiser do not fit in memory; a sample of each does, and the grid that suits the
 sample suits the whole.
@@ -39,20 +40,18 @@ def tap(model: ir.Model, names: Collection[str]) -> ir.Model:
         )
     )
     for name in names:
-        flat = _append(graph, "Reshape", [values[name], row])
-        sample = _append(graph, "Slice", [flat, start, end, axis, stride])
-        magnitudes = _append(graph, "Abs", [flat])
-        largest = _append(graph, "ReduceMax", [magnitudes], ir.AttrInt64("keepdims", 0))
-        size = _append(graph, "Size", [flat])
-        kind = values[name].type
+        value = values[name]
+        place = value.producer() or graph[0]
+        flat = ir.node("Reshape", [value, row])
+        sample = ir.node("Slice", [flat.outputs[0], start, end, axis, stride])
+        magnitudes = ir.node("Abs", [flat.outputs[0]])
+        largest = ir.node("ReduceMax", [magnitudes.outputs[0]], {"keepdims": 0})
+        size = ir.node("Size", [flat.outputs[0]])
+        graph.insert_after(place, [flat, sample, magnitudes, largest, size])
         counts = ir.TensorType(ir.DataType.INT64)
-        for output, suffix, dtype in ((sample, SAMPLE, kind), (largest, LARGEST, kind), (size, SIZE, counts)):
-            output.name, output.type = f"{name}{suffix}", dtype
-            graph.outputs.append(output)
+        for node, suffix, dtype in (
+            (sample, SAMPLE, value.type), (largest, LARGEST, value.type), (size, SIZE, counts),
+        ):  # fmt: skip
+            node.outputs[0].name, node.outputs[0].type = f"{name}{suffix}", dtype
+            graph.outputs.append(node.outputs[0])
     return model
-
-
-def _append(graph: ir.Graph, operator: str, inputs: list[ir.Value], *attributes: ir.Attr) -> ir.Value:
-    node = ir.Node("", operator, inputs, attributes)
-    graph.append(node)
-    return node.outputs[0]
