@@ -5,7 +5,8 @@ Rules:
 - a layer becomes an If: with its switch on it computes with input, weight and, where it has a grid, output
   rounded to int8, and with the switch off what it computed before;
 - a normalized layer is so whatever its switch says, which changes nothing;
-- weights are rounded while the graph runs: only the layers that are switched on cost time, and none memory.
+- weights are rounded while the graph runs: only the layers that are switched on cost time, and none memory;
+- where the graph transposes a weight, the branches do: outside of them it would be a copy of each weight.
 
 So one session measures every layer, instead of one session a layer.
 """
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from controlnext.export.passes.constants import add_constant
 from controlnext.export.passes.quantize import Layer, layers, normalize, weight_scales
@@ -48,16 +50,17 @@ def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
         graph.remove(node, safe=True)
         if value.name is not None:
             choice.outputs[0].name, value.name = value.name, f"{value.name}.off"
+    # what transposed weights
+    common.RemoveUnusedNodesPass()(model)
     return model
 
 
 def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) -> dict[str, ir.Value]:
-    axis = 1 - layer.axis if layer.transposed else layer.axis
     arrays = {
         "index": np.array(index),
         "zero": np.array(0, np.int8),
         "input": np.array(scale.input, np.float32),
-        "weight": weight_scales(layer.values.numpy(), axis),
+        "weight": weight_scales(layer.values.numpy(), _stored_axis(layer)),
     }
     arrays["zeros"] = np.zeros(arrays["weight"].shape, np.int8)
     if scale.output is not None:
@@ -67,6 +70,11 @@ def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) ->
         name = f"{layer.node.name}.switch.{key}"
         values[key] = add_constant(graph, name, array)
     return values
+
+
+def _stored_axis(layer: Layer) -> int:
+    """The axis of the output channels in the weight as it is stored."""
+    return 1 - layer.axis if layer.transposed else layer.axis
 
 
 def _branch(layer: Layer, scale: LayerScales, constants: Mapping[str, ir.Value], name: str) -> ir.Graph:
@@ -84,13 +92,15 @@ def _branch(layer: Layer, scale: LayerScales, constants: Mapping[str, ir.Value],
         return add("DequantizeLinear", [levels, step, zero], list(attributes))
 
     inputs = list(node.inputs)
+    inputs[1] = layer.weight
     on = name == "then_branch"
     if on:
         assert inputs[0] is not None
-        assert inputs[1] is not None
-        axis = ir.AttrInt64("axis", layer.axis)
+        axis = ir.AttrInt64("axis", _stored_axis(layer))
         inputs[0] = rounded(inputs[0], constants["input"], constants["zero"])
-        inputs[1] = rounded(inputs[1], constants["weight"], constants["zeros"], axis)
+        inputs[1] = rounded(layer.weight, constants["weight"], constants["zeros"], axis)
+    if layer.transposed:
+        inputs[1] = add("Transpose", [inputs[1]], [ir.AttrInt64s("perm", [1, 0])])
     result = add(node.op_type, inputs, list(node.attributes.values()))
     if on and scale.output is not None:
         result = rounded(result, constants["output"], constants["zero"])
