@@ -239,7 +239,7 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint_dir:
     while process.poll() is None and not list(target.parent.glob(".bundle.*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert list(target.parent.iterdir()) == []
