@@ -28,18 +28,29 @@ SCHEDULERS = {
 
 
 class StockPipeline:
-    """A checkpoint as the stock diffusers pipeline, in float32 on the CPU.
+    """A checkpoint as the stock diffusers pipeline, by default in float32 on the CPU.
 
     ``modules``: the networks and control modules by name; ``pipeline``: of ``cls``, or of the family's class.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cls: Any = None, **parts: Any) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        cls: Any = None,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **parts: Any,
+    ) -> None:
         family = checkpoint.family
         cls = cls or getattr(diffusers, family.pipeline_class)
         accepted = inspect.signature(cls).parameters
         self.family = family
         self.variant = checkpoint.variant
-        self.modules = {name: network.module() for name, network in checkpoint.networks.items()}
+        self.device, self.dtype = device, dtype
+        self.modules = {
+            name: network.module(dtype).to(device) for name, network in checkpoint.networks.items()
+        }
         self.controls = [self.modules[name] for name, n in checkpoint.networks.items() if n.spec is None]
         self.denoiser = self.modules[family.denoiser]
         self._config = checkpoint.scheduler
@@ -52,6 +63,10 @@ class StockPipeline:
             **parts,
         )
         self.pipeline.set_progress_bar_config(disable=True)
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as the networks take it."""
+        return tensor.to(self.device, self.dtype)
 
     def scheduler(self, sampler: str) -> Any:
         """diffusers' scheduler of that name with the checkpoint's configuration."""

@@ -29,11 +29,11 @@ class VideoReferenceOutput:
 class VideoReference(StockPipeline):
     """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.VideoRequest`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, **placing: Any) -> None:
         stock = getattr(diffusers, checkpoint.family.pipeline_class)
         normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
         processor = CLIPImageProcessor(**normalization)
-        super().__init__(checkpoint, _told_whether_guided(stock), feature_extractor=processor)
+        super().__init__(checkpoint, _told_whether_guided(stock), feature_extractor=processor, **placing)
 
     @torch.no_grad()
     def __call__(
@@ -67,12 +67,15 @@ class VideoReference(StockPipeline):
         self.pipeline.guided = highest >= 1
         steerings = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            pictures = control_tensor(list(clip[:frames]), height, width)[None]
-            rows = scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale)
+            pictures = self.placed(control_tensor(list(clip[:frames]), height, width)[None])
+            rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
             steerings.append(Steering(module, pictures, scale_schedule(rows, steps, *span)))
         windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = {n: torch.tensor([make(height, width)]) for n, make in self.family.conditioning.items()}
+        fixed = {
+            name: self.placed(torch.tensor([make(height, width)]))
+            for name, make in self.family.conditioning.items()
+        }
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
             result = self.pipeline(
@@ -91,7 +94,7 @@ class VideoReference(StockPipeline):
                 callback_on_step_end=keeper,
                 callback_on_step_end_tensor_inputs=["latents"],
             )
-        return VideoReferenceOutput(keeper.latents.numpy(), np.asarray(result.frames))
+        return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
 
 
 def _told_whether_guided(stock: Any) -> Any:
