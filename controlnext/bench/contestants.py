@@ -11,6 +11,7 @@ from controlnext.bench.messages import Contestant, Option
 from controlnext.engines.providers import CPU, PROVIDERS
 from controlnext.engines.store import has_engine
 from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.files import MANIFEST, sha256
 from controlnext.manifest import Manifest, read_manifest
 from controlnext.registry import get_family
 
@@ -66,7 +67,7 @@ def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant
 
 def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
     """The same engine, traced without the control."""
-    target = made / "without-control" / f"{path.name}-{read_manifest(path).precision}"
+    target = _own_folder(path, made) / "without-control"
     engine = _engine(path, f"{name} {WITHOUT_CONTROL}", device)
     return replace(engine, bundle=str(target), measures=STEPS, maker="uncontrolled", origin=str(path))
 
@@ -95,20 +96,26 @@ def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contesta
         given: dict[str, Option] = {"device": device, "dtype": dtype, **options}
         return Contestant(name, "torch", str(path), measures, count * _DTYPES[dtype], given)
 
-    eager = [torch(f"torch eager {dtype}", dtype, (*STEPS, *PICTURES)) for dtype in _DTYPES]
+    def pictures(name: str, dtype: str) -> Contestant:
+        plain = torch(name, dtype, PICTURES, stock=str(_own_folder(path, made) / "diffusers"))
+        return replace(plain, runner="pipeline", maker="stock", origin=str(path))
+
+    eager = [torch(f"torch eager {dtype}", dtype, STEPS) for dtype in _DTYPES]
+    eager += [pictures(f"torch eager {dtype}", dtype) for dtype in _DTYPES]
     alone = torch(f"torch eager float32 {WITHOUT_CONTROL}", "float32", STEPS, controlled=False)
     compiled = [torch(f"torch compiled {dtype}", dtype, STEPS, compiled=True) for dtype in _COMPILED]
     others = [*eager, alone, *compiled]
     if get_family(manifest.family).controlnet is not None:
-        plain = torch("diffusers ControlNet float32", "float32", (*STEPS, *PICTURES))
-        others.append(replace(plain, runner="controlnet", weights=int(_CONTROLNET * plain.weights)))
+        plain = pictures("diffusers ControlNet float32", "float32")
+        weights = int(_CONTROLNET * plain.weights)
+        others.append(replace(plain, runner="controlnet", measures=(*STEPS, *PICTURES), weights=weights))
     if optimum:
         others.append(_optimum(path, made, device, count))
     return others
 
 
 def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
-    folder = made / "optimum" / path.name
+    folder = _own_folder(path, made) / "optimum"
     graph = folder / get_family(read_manifest(path).family).denoiser / "model.onnx"
     options: dict[str, Option] = {"device": device, "graph": str(graph)}
     return Contestant(
@@ -121,6 +128,11 @@ def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
         maker="optimum",
         origin=str(path),
     )
+
+
+def _own_folder(path: Path, made: Path) -> Path:
+    """Where what is made of the bundle ``path`` goes, as it is now: exported again it gets another."""
+    return made / "made" / f"{path.name}-{sha256(path / MANIFEST)[:8]}"
 
 
 def _weights(manifest: Manifest) -> int:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from controlnext.bench.messages import Holds, Task, Work
-from controlnext.bench.requests import CHANGING, picture_arguments
+from controlnext.bench.messages import Holds, Seconds, Task, Work
 
 if TYPE_CHECKING:
     from controlnext.engines import Backend
-
-Seconds = dict[str, float]
 
 
 class EngineRunner:
@@ -43,8 +39,8 @@ class EngineRunner:
         from controlnext.runtime import Pipeline
         from controlnext.runtime.bundle import Bundle
 
-        imported = time.perf_counter()
         self.timed = TimedBackend(self._select())
+        imported = time.perf_counter()
         self.pipeline = Pipeline(Bundle(self.bundle, self.timed, cache=True))
         bundle = self.pipeline.bundle
         folders = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
@@ -53,6 +49,7 @@ class EngineRunner:
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
     def _select(self) -> Backend:
+        """The backend, which imports the library behind it."""
         from controlnext.engines import select_backend
         from controlnext.engines.tensorrt.run import TrtBackend
 
@@ -61,24 +58,24 @@ class EngineRunner:
         return TrtBackend(self.backend, self.device, graphs=False)
 
     def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+        from controlnext.bench.requests import picture_arguments, seconds_of
         from controlnext.bench.timeline import picture_timeline
 
         if task == "picture":
             arguments = picture_arguments(self.pipeline.bundle.manifest, work)
             return [picture_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
         step = self._step(work)
-        return [{"step": timed(step)} for _ in range(runs)]
+        return [{"step": seconds_of(step)} for _ in range(runs)]
 
-    def _bound_step(self, work: Work) -> Any:
-        from controlnext.commands.trial import denoiser_feed
+    def _bound_step(self, work: Work) -> Callable[[], Any]:
+        from controlnext.bench.requests import CHANGING, step_feed
 
-        bundle = self.pipeline.bundle
-        feed = denoiser_feed(self.bundle, bundle.manifest, work.height, work.width, work.rows, work.frames)
+        bundle, feed = self.pipeline.bundle, step_feed(self.bundle, work)
         bound = bundle.engine(bundle.family.denoiser).bind(
             {name: array for name, array in feed.items() if name not in CHANGING}
         )
         changing = {name: feed[name] for name in CHANGING}
-        return lambda: bound.run(changing)
+        return partial(bound.run, changing)
 
 
 class GraphRunner:
@@ -102,11 +99,11 @@ class GraphRunner:
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
     def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
-        from controlnext.commands.trial import denoiser_feed
-        from controlnext.manifest import read_manifest
+        import numpy as np
 
-        manifest = read_manifest(self.bundle)
-        feed = denoiser_feed(self.bundle, manifest, work.height, work.width, work.rows, work.frames)
+        from controlnext.bench.requests import seconds_of, step_feed
+
+        feed = step_feed(self.bundle, work)
         given = {}
         for wanted in self.session.get_inputs():
             array = feed[wanted.name]
@@ -115,11 +112,5 @@ class GraphRunner:
                 array = array[:1].reshape([1] * len(wanted.shape))
             kind = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}.get(wanted.type, np.float32)
             given[wanted.name] = array.astype(kind)
-        return [{"step": timed(lambda: self.session.run(None, given))} for _ in range(runs)]
-
-
-def timed(run: Any) -> float:
-    """Seconds that ``run()`` takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
+        run = partial(self.session.run, None, given)
+        return [{"step": seconds_of(run)} for _ in range(runs)]

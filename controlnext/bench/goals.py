@@ -114,7 +114,8 @@ def ratios(results: Results, family: str, size: int) -> list[Ratio]:
         if goal.family not in ("", family) or size > goal.largest or None in pair:
             continue
         what, against = (m for m in pair if m is not None)
-        if goal.side and (goal.side, goal.side) != (what.work.height, what.work.width):
+        sides = what.work and (what.work.height, what.work.width)
+        if goal.side and sides != (goal.side, goal.side):
             continue
         value = goal.what.value(what) / goal.against.value(against)
         found.append(

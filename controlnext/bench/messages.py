@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+Seconds = dict[str, float]
+"""Of the parts of something, by name."""
 Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
 """What a process opens at its beginning: what steps need, nothing before a picture needs it, every graph."""
@@ -79,6 +81,6 @@ class Answer(msgspec.Struct, frozen=True):
     """``samples``: seconds by part. ``peak``: the most memory in bytes that the process had so far.
     ``error``: why there is no sample."""
 
-    samples: list[dict[str, float]] = []
+    samples: list[Seconds] = []
     peak: int = 0
     error: str = ""

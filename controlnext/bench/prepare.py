@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from controlnext.bench.messages import Contestant
 from controlnext.errors import BundleError, WorkError
-from controlnext.files import MANIFEST
+from controlnext.files import MANIFEST, new_folder
 from controlnext.manifest import check_size, read_manifest
 
 
@@ -61,21 +64,23 @@ def _make_uncontrolled(contestant: Contestant, _python: Path | None) -> None:
 def export_uncontrolled(origin: Path, target: Path) -> None:
     """The denoiser of the bundle ``origin`` without its controls: a bundle of that one graph, with the same
     weights and of the same precision."""
-    from dataclasses import replace
-
     from controlnext.export import export_bundle
     from controlnext.weights import bundle_checkpoint
 
-    manifest, checkpoint = read_manifest(origin), bundle_checkpoint(origin).without_controls()
-    family = checkpoint.family
+    manifest, checkpoint = read_manifest(origin), bundle_checkpoint(origin)
+    family, controls = checkpoint.family, [n for n, w in checkpoint.networks.items() if w.spec is None]
     graph = manifest.graphs[family.denoiser]
+    int8 = graph.int8
+    if int8 is not None:
+        layers = {n: scales for n, scales in int8.layers.items() if n.partition(".")[0] not in controls}
+        int8 = msgspec.structs.replace(int8, layers=layers)
     denoiser = tuple(spec for spec in family.graphs if spec.folder == family.denoiser)
     export_bundle(
-        replace(checkpoint, family=replace(family, graphs=denoiser)),
+        replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
         manifest.precision,
         target,
         compute=graph.compute or "fp32",
-        calibrated=graph.int8,
+        calibrated=int8,
         force=True,
     )
 
@@ -85,21 +90,37 @@ def _make_with_optimum(contestant: Contestant, python: Path | None) -> None:
     if graph.is_file():
         return
     folder = graph.parent.parent
-    stock = folder.with_name(f"{folder.name}-diffusers")
-    _in_process(save_stock_pipeline, Path(contestant.origin), stock)
+    stock = folder.parent / "diffusers"
+    _save_once(Path(contestant.origin), stock)
     _call([str(python), "-m", "optimum.exporters.onnx", "--model", str(stock), str(folder)])
 
 
+def _make_stock_pipeline(contestant: Contestant, _python: Path | None) -> None:
+    _save_once(Path(contestant.origin), Path(str(contestant.options["stock"])))
+
+
+def _save_once(bundle: Path, target: Path) -> None:
+    if not target.is_dir():
+        _in_process(save_stock_pipeline, bundle, target)
+
+
 def save_stock_pipeline(bundle: Path, target: Path) -> None:
-    """The bundle's base model as a diffusers folder."""
+    """The bundle's base model as a diffusers folder, with each control module as a file of its name in it."""
+    from safetensors.torch import save_file
+
     from controlnext.reference import reference_pipeline
     from controlnext.weights import bundle_checkpoint
 
-    reference_pipeline(bundle_checkpoint(bundle)).pipeline.save_pretrained(target)
+    checkpoint = bundle_checkpoint(bundle)
+    with new_folder(target) as folder:
+        reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
+        for name, weights in checkpoint.networks.items():
+            if weights.spec is None:
+                save_file(dict(weights.tensors), folder / f"{name}.safetensors")
 
 
 MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyType(
-    {"uncontrolled": _make_uncontrolled, "optimum": _make_with_optimum}
+    {"uncontrolled": _make_uncontrolled, "stock": _make_stock_pipeline, "optimum": _make_with_optimum}
 )
 """What makes what a contestant runs, by its ``maker``."""
 

@@ -1,4 +1,4 @@
-"""Contestants in PyTorch: the denoiser, the stock diffusers pipeline, diffusers' ControlNet."""
+"""Contestants in PyTorch: the denoiser by itself, the stock diffusers pipeline, diffusers' ControlNet."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlnext.bench.messages import Holds, Task, Work
+from controlnext.bench.messages import Holds, Seconds, Task, Work
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from controlnext.weights import Checkpoint
-
-Seconds = dict[str, float]
-
 
 class TorchRunner:
-    """A bundle's weights in PyTorch.
+    """The denoiser of a bundle, for steps.
 
-    ``dtype``: name of the numbers it computes with. ``compiled``: by ``torch.compile``, of the denoiser.
-    ``controlled``: with the control, or the base model alone.
+    ``dtype``: name of the numbers it computes with. ``compiled``: by ``torch.compile``. ``controlled``: with
+    the control, or the base model alone.
     """
 
     def __init__(
@@ -32,41 +28,28 @@ class TorchRunner:
         bundle: Path,
         threads: int,
         *,
-        device: str = "auto",
-        dtype: str = "float32",
+        device: str,
+        dtype: str,
         compiled: bool = False,
         controlled: bool = True,
     ) -> None:
         self.bundle, self.threads, self.device = bundle, threads, device
-        self._dtype, self.compiled, self.controlled = dtype, compiled, controlled
-        self._step = cache(self._feed_step)
+        self._dtype, self._compiled, self._controlled = dtype, compiled, controlled
+        self._step = cache(self._make_step)
 
-    def begin(self, holds: Holds) -> Seconds:
+    def begin(self, _holds: Holds) -> Seconds:
         started = time.perf_counter()
-        import torch
-
-        from controlnext.reference import reference_pipeline
-        from controlnext.weights import bundle_checkpoint
-
-        imported = time.perf_counter()
-        torch.set_num_threads(self.threads)
-        if self.device == "auto":
-            self.device = "cuda:0" if torch.cuda.is_available() else "cpu"
-        self.dtype: Any = getattr(torch, self._dtype)
-        checkpoint = bundle_checkpoint(self.bundle)
-        if holds == "denoiser":
-            self._open_denoiser(checkpoint if self.controlled else checkpoint.without_controls())
-        else:
-            self.reference = reference_pipeline(checkpoint, self.device, self.dtype)
-            self._open_pipeline()
-        return {"import": imported - started, "load": time.perf_counter() - imported}
-
-    def _open_denoiser(self, checkpoint: Checkpoint) -> None:
         import torch
 
         from controlnext.export.networks import wrap
         from controlnext.injection import CrossNormalization
+        from controlnext.weights import bundle_checkpoint
 
+        imported = time.perf_counter()
+        self.device, self.dtype = set_up(self.threads, self.device, self._dtype)
+        checkpoint = bundle_checkpoint(self.bundle)
+        if not self._controlled:
+            checkpoint = checkpoint.without_controls()
         (self.spec,) = (graph for graph in checkpoint.graphs if graph.folder == checkpoint.family.denoiser)
         network, *controls = [
             weights.module(self.dtype)
@@ -74,39 +57,21 @@ class TorchRunner:
         ]
         module = wrap(self.spec, network, controls, CrossNormalization(checkpoint.variant.injection))
         module = module.to(self.device)
-        self.module: Any = torch.compile(module, dynamic=False) if self.compiled else module
+        self.module: Any = torch.compile(module, dynamic=False) if self._compiled else module
+        return {"import": imported - started, "load": time.perf_counter() - imported}
 
-    def _open_pipeline(self) -> None:
-        self.clock = ModuleClock(self._stages(), self._wait)
-
-    def _stages(self) -> dict[str, list[nn.Module]]:
-        """The pipeline's networks by the part of a picture that they make."""
-        modules, vae = self.reference.modules, self.reference.pipeline.vae
-        encoders = [module for name, module in modules.items() if "_encoder" in name]
-        return {
-            "encode": [*encoders, vae.encoder],
-            "denoiser": [self.reference.denoiser],
-            "decode": [vae.decoder],
-        }
-
-    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
-        return self._pictures(work, runs) if task == "picture" else self._steps(work, runs)
-
-    def _steps(self, work: Work, runs: int) -> list[Seconds]:
-        from controlnext.bench.engines import timed
+    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+        from controlnext.bench.requests import seconds_of
 
         step = self._step(work)
-        return [{"step": timed(step)} for _ in range(runs)]
+        return [{"step": seconds_of(step)} for _ in range(runs)]
 
-    def _feed_step(self, work: Work) -> Any:
+    def _make_step(self, work: Work) -> Callable[[], Any]:
         import torch
 
-        from controlnext.bench.requests import CHANGING
-        from controlnext.commands.trial import denoiser_feed
-        from controlnext.manifest import read_manifest
+        from controlnext.bench.requests import CHANGING, step_feed
 
-        manifest = read_manifest(self.bundle)
-        feed = denoiser_feed(self.bundle, manifest, work.height, work.width, work.rows, work.frames)
+        feed = step_feed(self.bundle, work)
 
         def placed(name: str) -> Tensor:
             # the network takes the sine of the time before it rounds
@@ -122,20 +87,72 @@ class TorchRunner:
 
         return run
 
-    def _pictures(self, work: Work, runs: int) -> list[Seconds]:
-        from controlnext.bench.requests import picture_arguments
+
+class PipelineRunner:
+    """The stock diffusers pipeline that was saved in folder ``stock`` by
+    :func:`controlnext.bench.prepare.save_stock_pipeline`, steered by the bundle's control, for pictures."""
+
+    def __init__(self, bundle: Path, threads: int, *, device: str, dtype: str, stock: str) -> None:
+        self.bundle, self.threads, self.device = bundle, threads, device
+        self._dtype, self._stock = dtype, Path(stock)
+
+    def begin(self, _holds: Holds) -> Seconds:
         from controlnext.manifest import read_manifest
+        from controlnext.registry import get_family
 
-        arguments = picture_arguments(read_manifest(self.bundle), work)
-        return [self._parts(self.reference, arguments) for _ in range(runs)]
-
-    def _parts(self, pipeline: Any, arguments: Mapping[str, Any]) -> Seconds:
-        """Seconds of the parts of a picture."""
-        self.clock.calls.clear()
+        self.manifest = read_manifest(self.bundle)
+        self.family = get_family(self.manifest.family)
         started = time.perf_counter()
-        pipeline(**arguments)
-        seconds = {name: sum(calls) for name, calls in self.clock.calls.items()}
-        return {**seconds, "rest": time.perf_counter() - started - sum(seconds.values())}
+        import diffusers
+        import torch  # noqa: F401
+
+        getattr(diffusers, self.family.pipeline_class)
+        imported = time.perf_counter()
+        # what only this project needs is not counted: it imports the libraries of the export
+        from controlnext.reference import REFERENCES
+
+        ready = time.perf_counter()
+        self.device, dtype = set_up(self.threads, self.device, self._dtype)
+        self.reference = REFERENCES[self.family.task].from_folder(
+            self.family,
+            self.family.variant(self.manifest.variant),
+            self._stock,
+            self._controls(dtype),
+            torch_dtype=dtype,
+        )
+        self.reference.pipeline.to(self.device)
+        self.clock = ModuleClock(self._parts(), self._wait)
+        return {"import": imported - started, "load": time.perf_counter() - ready}
+
+    def _controls(self, dtype: Any) -> dict[str, nn.Module]:
+        import msgspec
+        from safetensors.torch import load_file
+
+        from controlnext.registry import ControlSpec
+        from controlnext.weights.control import empty_control
+
+        controls = {}
+        for path in sorted(self._stock.glob("control*.safetensors")):
+            module = empty_control(msgspec.convert(self.manifest.configs[path.stem], ControlSpec))
+            module.load_state_dict(load_file(path), assign=True)
+            controls[path.stem] = module.to(self.device, dtype)
+        return controls
+
+    def _parts(self) -> dict[str, list[nn.Module]]:
+        """The pipeline's networks by the part of a picture that they make."""
+        modules, vae = self.reference.modules, self.reference.pipeline.vae
+        encoders = [module for name, module in modules.items() if "_encoder" in name]
+        return {
+            "encode": [*encoders, vae.encoder],
+            "denoiser": [self.reference.denoiser],
+            "decode": [vae.decoder],
+        }
+
+    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+        from controlnext.bench.requests import picture_arguments
+
+        arguments = picture_arguments(self.manifest, work)
+        return [self.clock.split(partial(self.reference, **arguments)) for _ in range(runs)]
 
     def _wait(self) -> None:
         """Until the device has done what it was given."""
@@ -145,57 +162,53 @@ class TorchRunner:
             torch.cuda.synchronize(self.device)
 
 
-class ControlNetRunner(TorchRunner):
-    """diffusers' ControlNet pipeline of the family on a bundle's base model, the control network a copy of
-    the denoiser's first half, as large as those that were published."""
+class ControlNetRunner(PipelineRunner):
+    """diffusers' ControlNet pipeline of the family on the same base model, the control network a copy of the
+    denoiser's first half, as large as those that were published; for steps and pictures."""
 
-    def begin(self, _holds: Holds) -> Seconds:
-        return super().begin("pipeline")
-
-    def _open_pipeline(self) -> None:
+    def begin(self, holds: Holds) -> Seconds:
+        seconds = super().begin(holds)
+        started = time.perf_counter()
         import diffusers
 
-        family, denoiser = self.reference.family, self.reference.denoiser
-        spec = family.controlnet
+        spec = self.family.controlnet
         assert spec is not None
-        make = getattr(getattr(diffusers, spec.model), f"from_{family.denoiser}")
-        controlnet = make(denoiser, **spec.options).to(self.device, self.dtype).eval()
-        stock, cls = self.reference.pipeline, getattr(diffusers, spec.pipeline)
+        make = getattr(getattr(diffusers, spec.model), f"from_{self.family.denoiser}")
+        denoiser, stock = self.reference.denoiser, self.reference.pipeline
+        parameter = next(denoiser.parameters())
+        controlnet = make(denoiser, **spec.options).to(parameter).eval()
+        cls = getattr(diffusers, spec.pipeline)
+        options = {**stock.config, **stock.components, "controlnet": controlnet}
         taken = inspect.signature(cls).parameters
-        parts = {name: part for name, part in stock.components.items() if name in taken}
-        options = {name: value for name, value in stock.config.items() if name in taken and name not in parts}
-        self.controlnet = cls(**{**parts, **options, "controlnet": controlnet})
-        self.controlnet.set_progress_bar_config(disable=True)
-        self.clock = ModuleClock({**self._stages(), "controlnet": [controlnet]}, self._wait)
+        self.pipeline = cls(**{name: value for name, value in options.items() if name in taken})
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.clock = ModuleClock({**self._parts(), "controlnet": [controlnet]}, self._wait)
+        return {**seconds, "load": seconds["load"] + time.perf_counter() - started}
 
-    def _steps(self, work: Work, runs: int) -> list[Seconds]:
-        self.clock.calls.clear()
-        self.controlnet(**self._arguments(work, steps=runs), output_type="latent")
+    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+        if task == "picture":
+            picture = partial(self.pipeline, **self._arguments(work, work.steps), output_type="np")
+            return [self.clock.split(picture) for _ in range(runs)]
+        self.clock.split(partial(self.pipeline, **self._arguments(work, runs), output_type="latent"))
         calls = zip(self.clock.calls["denoiser"], self.clock.calls["controlnet"], strict=True)
         return [{"step": sum(both)} for both in calls]
-
-    def _pictures(self, work: Work, runs: int) -> list[Seconds]:
-        arguments = {**self._arguments(work, work.steps), "output_type": "np"}
-        return [self._parts(self.controlnet, arguments) for _ in range(runs)]
 
     def _arguments(self, work: Work, steps: int) -> dict[str, Any]:
         """What the runtime's pipeline is asked for, in this pipeline's terms."""
         import torch
 
         from controlnext.bench.requests import picture_arguments
-        from controlnext.manifest import read_manifest
 
-        family = self.reference.family
-        assert family.controlnet is not None
-        given = picture_arguments(read_manifest(self.bundle), work)
+        assert self.family.controlnet is not None
+        given = picture_arguments(self.manifest, work)
         picture, seed = given.pop("control_image"), given.pop("seed")
         arrays = {name: value for name, value in given.items() if name.endswith("embeds")}
         return {
             **given,
             **{name: self.reference.placed(torch.from_numpy(array)) for name, array in arrays.items()},
-            family.controlnet.picture: picture,
+            self.family.controlnet.picture: picture,
             "num_inference_steps": steps,
-            "guidance_scale": family.default_guidance,
+            "guidance_scale": self.family.default_guidance,
             "generator": torch.Generator("cpu").manual_seed(seed),
         }
 
@@ -206,13 +219,21 @@ class ModuleClock:
     ``wait``: returns when the device has done what it was given.
     """
 
-    def __init__(self, modules: Mapping[str, list[nn.Module]], wait: Callable[[], None]) -> None:
+    def __init__(self, parts: Mapping[str, list[nn.Module]], wait: Callable[[], None]) -> None:
         self.calls: dict[str, list[float]] = defaultdict(list)
         self._wait, self._started = wait, 0.0
-        for name, several in modules.items():
-            for module in several:
+        for name, modules in parts.items():
+            for module in modules:
                 module.register_forward_pre_hook(self._start)
                 module.register_forward_hook(partial(self._stop, name))
+
+    def split(self, run: Callable[[], Any]) -> Seconds:
+        """The seconds of ``run()`` by part, and ``rest``."""
+        self.calls.clear()
+        started = time.perf_counter()
+        run()
+        seconds = {name: sum(calls) for name, calls in self.calls.items()}
+        return {**seconds, "rest": time.perf_counter() - started - sum(seconds.values())}
 
     def _start(self, *_call: Any) -> None:
         self._wait()
@@ -221,3 +242,13 @@ class ModuleClock:
     def _stop(self, name: str, *_call: Any) -> None:
         self._wait()
         self.calls[name].append(time.perf_counter() - self._started)
+
+
+def set_up(threads: int, device: str, dtype: str) -> tuple[str, Any]:
+    """Give PyTorch its threads; ``device`` as PyTorch calls it, and the ``dtype`` of that name."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    return device, getattr(torch, dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from controlnext.bench.messages import Work
-from controlnext.commands.trial import default_run, run_arguments
-from controlnext.manifest import Manifest
+from controlnext.commands.trial import Arrays, default_run, denoiser_feed, run_arguments
+from controlnext.manifest import Manifest, read_manifest
 from controlnext.registry import get_family
 
 CHANGING = ("sample", "timestep")
@@ -36,3 +38,16 @@ def picture_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
         frames=trial.frames and work.frames,
     )
     return {**run_arguments(manifest, run), **_SEVERAL[get_family(manifest.family).task](work)}
+
+
+def step_feed(bundle: Path, work: Work) -> Arrays:
+    """Inputs of the bundle's denoiser."""
+    manifest = read_manifest(bundle)
+    return denoiser_feed(bundle, manifest, work.height, work.width, work.rows, work.frames)
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """How long ``run()`` takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

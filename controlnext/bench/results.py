@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from controlnext.bench.hardware import Hardware
-from controlnext.bench.messages import Work
+from controlnext.bench.messages import Seconds, Work
 
 SECONDS, BYTES = "s", "bytes"
 BASELINE = "torch eager float32"
@@ -18,17 +18,17 @@ BASELINE = "torch eager float32"
 
 class Measurement(msgspec.Struct, frozen=True):
     """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
-    ``parts`` the medians of the parts that a sample has."""
+    ``parts`` the medians of the parts that a sample has. ``work``: None where it depends on none."""
 
     contestant: str
     measure: str
-    work: Work
+    work: Work | None
     unit: str
     median: float
     low: float
     high: float
     samples: list[float]
-    parts: dict[str, float] = {}
+    parts: Seconds = {}
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Missing(msgspec.Struct, frozen=True):
 
     contestant: str
     measure: str
-    work: Work
+    work: Work | None
     reason: str
 
 
@@ -72,7 +72,7 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def summarize(
-    contestant: str, measure: str, work: Work, samples: Sequence[dict[str, float]], unit: str = SECONDS
+    contestant: str, measure: str, work: Work | None, samples: Sequence[Seconds], unit: str = SECONDS
 ) -> Measurement:
     """The figure of ``samples``, each by its parts."""
     totals = [sum(sample.values()) for sample in samples]
@@ -148,8 +148,10 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def at(work: Work) -> str:
-    """A size in words."""
+def at(work: Work | None) -> str:
+    """A size in words; empty for what has none."""
+    if work is None:
+        return ""
     several = f" x {work.frames} frames" if work.frames > 1 else ""
     steps = f", {work.steps} steps" if work.steps > 1 else ""
     return f"{work.width} x {work.height}{several}, {work.rows} rows{steps}"

@@ -23,6 +23,8 @@ from controlnext.registry import get_family
 
 SIDE = 512
 """Pixels: the largest height and width that are taken unless others are asked for."""
+Item = tuple[str, Task, Work]
+"""A measure, what is run for it, at what size."""
 _FREE = 0.9
 """Of the free memory, what processes that are open at the same time may take."""
 
@@ -71,16 +73,18 @@ def measure(
     )
     log = Log()
     if items:
-        ready = [one for one in _measured(contestants, *STEPS) if _prepare(one, settings, items, report, log)]
+        ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
     picture = msgspec.structs.replace(main, steps=settings.steps)
-    if "picture" in settings.measures:
-        run_warm(_measured(contestants, *PICTURES), "pipeline", [("picture", "picture", picture)], plan, log)
-    cold = [name for name in ("first", "memory") if name in settings.measures]
-    if cold:
-        run_cold(_measured(contestants, *PICTURES), picture, cold, plan, log)
+    pictures: list[Item] = [(name, "picture", picture) for name in PICTURES if name in settings.measures]
+    if pictures:
+        ready = _prepared(_measured(contestants, *PICTURES), settings, pictures, report, log)
+        if "picture" in settings.measures:
+            run_warm(ready, "pipeline", pictures[:1], plan, log)
+        if cold := [name for name, _, _ in pictures if name != "picture"]:
+            run_cold(ready, picture, cold, plan, log)
     if "load" in settings.measures:
-        run_loads(_measured(contestants, "load"), main, made, plan, log)
+        run_loads(_measured(contestants, "load"), made, plan, log)
     results = Results(
         hardware=find_hardware(),
         settings=msgspec.to_builtins(msgspec.structs.replace(settings, threads=plan.threads)),
@@ -119,8 +123,8 @@ def _main_work(manifest: Manifest, settings: Settings) -> Work:
     return Work(**sides, frames=settings.frames[0] if family.task == "video" else 1)
 
 
-def _step_items(main: Work, settings: Settings) -> list[tuple[str, Task, Work]]:
-    """The steps that are measured: name, what is run, at what size."""
+def _step_items(main: Work, settings: Settings) -> list[Item]:
+    """The steps that are measured."""
     works = {
         "step": [main],
         "batch": [msgspec.structs.replace(main, batch=count) for count in settings.batches],
@@ -138,7 +142,7 @@ def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Con
     everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
     chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:
-        names = ", ".join(one.name for one in everyone)
+        names = ", ".join(dict.fromkeys(one.name for one in everyone))
         raise InputError(f"--only {' '.join(settings.only)} fits nobody; there are {names}")
     return chosen
 
@@ -148,28 +152,29 @@ def _measured(contestants: Sequence[Contestant], *measures: str) -> list[Contest
     return [one for one in contestants if set(measures) & set(one.measures)]
 
 
-def _prepare(
-    contestant: Contestant,
+def _prepared(
+    contestants: Sequence[Contestant],
     settings: Settings,
-    items: Sequence[tuple[str, Task, Work]],
+    items: Sequence[Item],
     report: Callable[[str, float], None],
     log: Log,
-) -> bool:
-    """Make what ``contestant`` runs; whether that was possible."""
-    report(f"preparing {contestant.name}", 0.0)
-    try:
-        prepare(contestant, Path(settings.optimum) if settings.optimum else None)
-    # an exporter may fail in any way: that there is nothing to measure is a result
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        log.missing += [Missing(contestant.name, name, work, reason) for name, _, work in items]
-        return False
-    return True
+) -> list[Contestant]:
+    """Make what ``contestants`` run; those for whom that was possible."""
+    ready = []
+    for contestant in contestants:
+        report(f"preparing {contestant.name}", 0.0)
+        try:
+            prepare(contestant, Path(settings.optimum) if settings.optimum else None)
+        # an exporter may fail in any way: that there is nothing to measure is a result
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            log.missing += [Missing(contestant.name, name, work, reason) for name, _, work in items]
+        else:
+            ready.append(contestant)
+    return ready
 
 
-def _count_turns(
-    contestants: Sequence[Contestant], items: Sequence[tuple[str, Task, Work]], settings: Settings
-) -> int:
+def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], settings: Settings) -> int:
     asked, rounds = settings.measures, settings.rounds
     pictures = len(_measured(contestants, *PICTURES))
     count = len(items) * len(_measured(contestants, *STEPS)) * rounds

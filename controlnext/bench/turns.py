@@ -17,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Task, Turn, Work
+from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Task, Turn, Work
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
 from controlnext.closing import Closing
 from controlnext.errors import WorkError
 
-Samples = dict[str, list[dict[str, float]]]
+Samples = dict[str, list[Seconds]]
+"""Of what was measured, by its name."""
 
 REST = 0.3
 """Seconds before a turn: threads of the one before still spin for some milliseconds, OpenMP's up to 0.2 s."""
@@ -166,7 +167,7 @@ def run_cold(
     _rounds(takers, measures, work, plan, log, warm_up=1)
 
 
-def run_loads(contestants: Sequence[Contestant], work: Work, folder: Path, plan: Plan, log: Log) -> None:
+def run_loads(contestants: Sequence[Contestant], folder: Path, plan: Plan, log: Log) -> None:
     """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
 
     def take(contestant: Contestant, copy: Path) -> Samples:
@@ -183,7 +184,7 @@ def run_loads(contestants: Sequence[Contestant], work: Work, folder: Path, plan:
         for number, one in enumerate(contestants)
     }
     takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
-    _rounds(takers, LOADS, work, plan, log, warm_up=1)
+    _rounds(takers, LOADS, None, plan, log, warm_up=1)
     for copy in copies.values():
         shutil.rmtree(copy)
 
@@ -191,7 +192,7 @@ def run_loads(contestants: Sequence[Contestant], work: Work, folder: Path, plan:
 def _rounds(
     takers: Mapping[str, Callable[[], Samples]],
     measures: Sequence[str],
-    work: Work,
+    work: Work | None,
     plan: Plan,
     log: Log,
     warm_up: int = 0,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -17,15 +18,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Holds, Task, Turn, Work
-
-Seconds = dict[str, float]
-"""Of the parts of something, by name."""
+from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Task, Turn, Work
 
 RUNNERS: Mapping[str, str] = MappingProxyType(
     {
         "engine": "controlnext.bench.engines:EngineRunner",
         "torch": "controlnext.bench.pytorch:TorchRunner",
+        "pipeline": "controlnext.bench.pytorch:PipelineRunner",
         "controlnet": "controlnext.bench.pytorch:ControlNetRunner",
         "graph": "controlnext.bench.engines:GraphRunner",
     }
@@ -54,8 +53,7 @@ def main() -> None:
         request = msgspec.json.decode(line, type=Begin | Turn)
         try:
             if isinstance(request, Begin):
-                runner = _make(request)
-                samples = [{"start": began - request.launched, **runner.begin(request.holds)}]
+                runner, samples = _begin(request, began)
             else:
                 assert runner is not None
                 samples = _take(runner, request)
@@ -66,12 +64,12 @@ def main() -> None:
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _make(request: Begin) -> Runner:
-    module, _, name = RUNNERS[request.contestant.runner].partition(":")
-    cls: Any = getattr(import_module(module), name)
+def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
     contestant = request.contestant
+    module, _, name = RUNNERS[contestant.runner].partition(":")
+    cls: Any = getattr(import_module(module), name)
     runner: Runner = cls(Path(contestant.bundle), request.threads, **contestant.options)
-    return runner
+    return runner, [{"start": began - request.launched, **runner.begin(request.holds)}]
 
 
 def _take(runner: Runner, turn: Turn) -> list[Seconds]:
@@ -94,7 +92,7 @@ def peak_memory() -> int:
 
 
 def _in_words(error: Exception) -> str:
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = textwrap.shorten(str(error), 300)
     return text if type(error).__module__.startswith("controlnext.") else f"{type(error).__name__}: {text}"
 
 

@@ -5,10 +5,8 @@ What "the same outputs as PyTorch" means everywhere in this project is defined h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
-
-import torch
 
 from controlnext.reference.image import ImageReference, ReferenceOutput
 from controlnext.reference.stock import SCHEDULERS
@@ -16,6 +14,7 @@ from controlnext.reference.video import VideoReference, VideoReferenceOutput
 from controlnext.weights import Checkpoint
 
 __all__ = [
+    "REFERENCES",
     "SCHEDULERS",
     "ImageReference",
     "ReferenceOutput",
@@ -24,14 +23,12 @@ __all__ = [
     "reference_pipeline",
 ]
 
-_TASKS: Mapping[str, Callable[..., ImageReference | VideoReference]] = MappingProxyType(
+REFERENCES: Mapping[str, type[ImageReference | VideoReference]] = MappingProxyType(
     {"image": ImageReference, "video": VideoReference}
 )
+"""By a family's ``task``."""
 
 
-def reference_pipeline(
-    checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> ImageReference | VideoReference:
-    """The reference for a checkpoint's family: in float32 on the CPU. What it computes elsewhere, or in
-    another ``dtype``, is for measuring speed."""
-    return _TASKS[checkpoint.family.task](checkpoint, device=device, dtype=dtype)
+def reference_pipeline(checkpoint: Checkpoint) -> ImageReference | VideoReference:
+    """The reference for a checkpoint's family."""
+    return REFERENCES[checkpoint.family.task].of(checkpoint)

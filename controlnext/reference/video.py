@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+from controlnext.registry import Family
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
 
@@ -29,11 +30,14 @@ class VideoReferenceOutput:
 class VideoReference(StockPipeline):
     """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.VideoRequest`."""
 
-    def __init__(self, checkpoint: Checkpoint, **placing: Any) -> None:
-        stock = getattr(diffusers, checkpoint.family.pipeline_class)
+    @staticmethod
+    def stock_class(family: Family) -> Any:
+        return _told_whether_guided(getattr(diffusers, family.pipeline_class))
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> dict[str, Any]:
         normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
-        processor = CLIPImageProcessor(**normalization)
-        super().__init__(checkpoint, _told_whether_guided(stock), feature_extractor=processor, **placing)
+        return {"feature_extractor": CLIPImageProcessor(**normalization)}
 
     @torch.no_grad()
     def __call__(
