@@ -82,11 +82,12 @@ def test_contestants_take_turns(bundle: Path) -> None:
 
 def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
     engine, log = _everyone(bundle, bundle)["engine fp32"], Log()
-    broken = Contestant("broken", "torch", str(bundle), MEASURES, 0, {"device": "cpu", "dtype": "float32"})
+    options = {"device": "cpu", "backend": "abacus"}
+    broken = Contestant("broken", "engine", str(bundle), MEASURES, 0, options)
     run_cold([engine, broken], Work(64, 60), ["first"], PLAN, log)
     reasons = {missing.contestant: missing.reason for missing in log.missing}
     assert "give height and width as multiples of 8" in reasons["engine fp32"]
-    assert "broken" in reasons
+    assert "unknown backend 'abacus'" in reasons["broken"]
     assert not log.turns
 
 
