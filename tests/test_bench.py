@@ -190,6 +190,7 @@ def test_a_complete_export_is_used_again(bundle: Path, tmp_path: Path) -> None:
         (["BUNDLE", "--precision", "fp32"], ["belong to --model"]),
         (["/nowhere"], ["/nowhere is no bundle"]),
         (["BUNDLE", "--measure", "speed"], ["unknown --measure speed", "step"]),
+        (["BUNDLE", "--measure", "frames"], ["--measure frames", "makes no clips"]),
         (["BUNDLE", "--only", "onnx*"], ["--only onnx*", "torch eager float32"]),
         (["BUNDLE", "--height", "60"], ["--height is 60", "multiple of 8"]),
         (["BUNDLE", "--measure", "size", "--size", "100"], ["--size is 100", "multiple of 8"]),

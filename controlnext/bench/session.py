@@ -75,19 +75,35 @@ def measure(
     if items:
         ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    picture = msgspec.structs.replace(main, steps=settings.steps)
-    pictures: list[Item] = [(name, "picture", picture) for name in PICTURES if name in settings.measures]
-    if pictures:
-        ready = _prepared(_measured(contestants, *PICTURES), settings, pictures, report, log)
-        if "picture" in settings.measures:
-            run_warm(ready, "pipeline", pictures[:1], plan, log)
-        if cold := [name for name, _, _ in pictures if name != "picture"]:
-            run_cold(ready, picture, cold, plan, log)
+    _run_pictures(_measured(contestants, *PICTURES), main, settings, plan, report, log)
     if "load" in settings.measures:
         run_loads(_measured(contestants, "load"), made, plan, log)
+    return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
+
+
+def _run_pictures(
+    contestants: Sequence[Contestant],
+    main: Work,
+    settings: Settings,
+    plan: Plan,
+    report: Callable[[str, float], None],
+    log: Log,
+) -> None:
+    picture = msgspec.structs.replace(main, steps=settings.steps)
+    pictures: list[Item] = [(name, "picture", picture) for name in PICTURES if name in settings.measures]
+    if not pictures:
+        return
+    ready = _prepared(contestants, settings, pictures, report, log)
+    if "picture" in settings.measures:
+        run_warm(ready, "pipeline", pictures[:1], plan, log)
+    if cold := [name for name, _, _ in pictures if name != "picture"]:
+        run_cold(ready, picture, cold, plan, log)
+
+
+def _results(bundles: Sequence[Path], manifest: Manifest, settings: Settings, log: Log) -> Results:
     results = Results(
         hardware=find_hardware(),
-        settings=msgspec.to_builtins(msgspec.structs.replace(settings, threads=plan.threads)),
+        settings=msgspec.to_builtins(settings),
         bundles=[path.name for path in bundles],
         measurements=log.measurements,
         missing=log.missing,
@@ -95,8 +111,8 @@ def measure(
         groups=log.groups,
         turns=log.turns,
     )
-    size = sum(entry.bytes for entry in manifests[0].files.values())
-    return msgspec.structs.replace(results, ratios=ratios(results, manifests[0].family, size))
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return msgspec.structs.replace(results, ratios=ratios(results, manifest.family, size))
 
 
 def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:
@@ -113,6 +129,8 @@ def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:
 
 def _main_work(manifest: Manifest, settings: Settings) -> Work:
     family = get_family(manifest.family)
+    if "frames" in settings.measures and family.task != "video":
+        raise InputError(f"--measure frames was given, but {family.title} makes no clips; leave it out")
     made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
     usual = min(SIDE, made_for) // family.size_multiple * family.size_multiple
     height = settings.height or usual

@@ -26,8 +26,8 @@ from controlnext.errors import WorkError
 Samples = dict[str, list[Seconds]]
 """Of what was measured, by its name."""
 
-REST = 0.3
-"""Seconds before a turn: threads of the one before still spin for some milliseconds, OpenMP's up to 0.2 s."""
+REST = 0.2
+"""Seconds before a turn: threads of the one before still spin, ONNX Runtime's for 45 ms, PyTorch's for 10."""
 LOADS = ("load first", "load again")
 LIBRARIES = int(1e9)
 """Bytes that a process is reckoned to need besides its weights."""
