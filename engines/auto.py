@@ -19,18 +19,19 @@ logger = logging.getLogger(__name__)
 
 
 class AutoBackend(Backend):
-    """Built engines that suit this bundle, machine and library; for other graphs ONNX Runtime on ``device``.
+    """Built engines that suit this bundle, machine and library; for other graphs ONNX Runtime on ``device``
+    with ``threads``.
 
     Raises as :class:`~controlnext.engines.onnxruntime.OrtBackend` does. Without ONNX Runtime a GPU and a
     library that runs built engines are enough to begin with.
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
         self._device = device
         self._gpu = 0 if device == "auto" else device_index(device)
         self._onnxruntime: OrtBackend | MissingDependencyError
         try:
-            self._onnxruntime = OrtBackend(device)
+            self._onnxruntime = OrtBackend(device, threads=threads)
         except MissingDependencyError as error:
             if not self._has_gpu() or not any(importlib.util.find_spec(f.module) for f in FLAVORS.values()):
                 raise

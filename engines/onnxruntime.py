@@ -47,12 +47,16 @@ class OrtBackend(Backend):
 
     ``provider``: one of :data:`~controlnext.engines.providers.PROVIDERS`, by default ``"cuda"`` on a GPU. The
     two TensorRTs among them build their engines for the sizes that they see, when they see them.
+    ``threads``: how many compute an operator on the processor; by default there is one for each core.
     """
 
-    def __init__(self, device: str = "auto", provider: str = "auto") -> None:
+    def __init__(self, device: str = "auto", provider: str = "auto", threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; give a whole number from 1 on, or leave it out")
         self.ort = _import_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
         self.index = device_index(device) or 0
+        self.threads = threads
         self._may_use_cpu = device == provider == "auto"
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
@@ -140,6 +144,8 @@ class OrtBackend(Backend):
         options = self.ort.SessionOptions()
         # what goes wrong comes as an exception too
         options.log_severity_level = _SILENT
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
         return options
 
     def _session(self, graph: Path, options: Any, providers: Providers) -> Any:

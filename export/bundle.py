@@ -23,7 +23,16 @@ from controlnext.export.trace import make_hollow, trace
 from controlnext.export.write import MODEL, attach_weights, write_graph
 from controlnext.files import new_folder
 from controlnext.injection import CrossNormalization, averaging_pool
-from controlnext.manifest import SCHEMA, Graph, Manifest, ParityRow, TensorEntry, list_files, write_manifest
+from controlnext.manifest import (
+    SCHEMA,
+    Graph,
+    Int8,
+    Manifest,
+    ParityRow,
+    TensorEntry,
+    list_files,
+    write_manifest,
+)
 from controlnext.registry import Family, GraphSpec
 from controlnext.specs import TensorSpec
 from controlnext.weights import Checkpoint
@@ -48,6 +57,7 @@ def export_bundle(
     *,
     compute: str = "fp32",
     sample: SampleWith | None = None,
+    calibrated: Int8 | None = None,
     force: bool = False,
     progress: Progress = lambda _stage, _fraction: None,
     measure: Measure | None = None,
@@ -55,8 +65,8 @@ def export_bundle(
     """Export every graph of ``checkpoint`` into the new folder ``output`` and return its manifest.
 
     ``precision`` is one of :data:`PRECISIONS`. In an int8 bundle the denoiser's layers are int8 as far as
-    :mod:`controlnext.export.calibration` finds, with ``sample`` for the sampling runs; ``compute``, one of
-    :data:`COMPUTES`, is the arithmetic of everything else.
+    :mod:`controlnext.export.calibration` finds, with ``sample`` for the sampling runs, or as was found before
+    (``calibrated``); ``compute``, one of :data:`COMPUTES`, is the arithmetic of everything else.
     The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
     passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
     existing bundle.
@@ -64,7 +74,7 @@ def export_bundle(
     for name, given, accepted in (("precision", precision, PRECISIONS), ("compute", compute, COMPUTES)):
         if given not in accepted:
             raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}")
-    if precision == "int8" and sample is None:
+    if precision == "int8" and sample is None and calibrated is None:
         raise InputError("int8 is calibrated on sampling runs; give export_bundle a function sample")
     family = checkpoint.family
     specs = checkpoint.graphs
@@ -78,8 +88,9 @@ def export_bundle(
             config = checkpoint.networks[spec.network].config
             job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
             if precision == "int8" and spec.wrapper == "denoiser":
-                assert sample is not None
-                graphs[spec.folder] = _export_int8(job, graphs, sample)
+                traced = job.traced()
+                int8 = calibrated or _calibrate(job, traced, graphs, sample)
+                graphs[spec.folder] = _export_int8(job, traced, int8)
             else:
                 graphs[spec.folder] = _export_graph(job)
         manifest = msgspec.structs.replace(
@@ -183,9 +194,15 @@ def _export_graph(job: _Job) -> Graph:
     return job.entry(job.precision)
 
 
-def _export_int8(job: _Job, others: Mapping[str, Graph], sample: SampleWith) -> Graph:
-    """The denoiser in int8: written in float32 first, to be calibrated, then again."""
-    traced, target = job.traced(), job.folder / job.spec.folder
+def _export_int8(job: _Job, traced: ir.Model, int8: Int8) -> Graph:
+    job.write(quantize(job.finished(traced, job.precision), int8.layers))
+    return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
+
+
+def _calibrate(job: _Job, traced: ir.Model, others: Mapping[str, Graph], sample: SampleWith | None) -> Int8:
+    """What of the denoiser is to be int8, found with the denoiser in float32, which is written for that."""
+    assert sample is not None
+    target = job.folder / job.spec.folder
     job.write(job.finished(traced.clone(), "fp32"))
     graphs = {**others, job.spec.folder: job.entry("fp32")}
     files = list_files(job.folder, without=job.spec.folder)
@@ -193,8 +210,7 @@ def _export_int8(job: _Job, others: Mapping[str, Graph], sample: SampleWith) -> 
     write_manifest(job.folder, unfinished)
     int8 = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step)
     shutil.rmtree(target)
-    job.write(quantize(job.finished(traced, job.precision), int8.layers))
-    return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
+    return int8
 
 
 def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:

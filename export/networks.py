@@ -30,7 +30,7 @@ class FusedDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.suffixes = ["", *(f"_{number}" for number in range(2, len(controls) + 1))]
+        self.suffixes = ["", *(f"_{number}" for number in range(2, len(controls) + 1))][: len(controls)]
         for suffix, control in zip(self.suffixes, controls, strict=True):
             self.add_module(f"control{suffix}", control)
         self.cross_normalization = normalization
@@ -47,8 +47,9 @@ class FusedDenoiser(nn.Module):
         image, scale = inputs.pop(f"control_image{suffix}"), inputs.pop(f"control_scale{suffix}")
         timestep = inputs["timestep"]
         # gathers instead of slices and broadcasts: they leave the two batch sizes independent in the trace
-        rows = torch.arange(timestep.shape[0]).clamp(max=image.shape[0] - 1)
-        feature = module(image, timestep.index_select(0, torch.arange(image.shape[0])))
+        device = timestep.device
+        rows = torch.arange(timestep.shape[0], device=device).clamp(max=image.shape[0] - 1)
+        feature = module(image, timestep.index_select(0, torch.arange(image.shape[0], device=device)))
         if image.ndim == 5:
             frames = image.shape[1]
             feature = feature.unflatten(0, (-1, frames)).index_select(0, rows).flatten(0, 1)

@@ -35,10 +35,11 @@ class Bundle(Closing):
         device: str = "auto",
         *,
         provider: str = "auto",
+        threads: int | None = None,
         cache: bool = True,
     ) -> Self:
         """As :meth:`controlnext.runtime.Pipeline.load`."""
-        return cls(path, select_backend(backend, device, provider), cache)
+        return cls(path, select_backend(backend, device, provider, threads), cache)
 
     def file(self, name: str) -> Path:
         """The path of a file, after its checksum was found right."""

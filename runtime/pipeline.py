@@ -46,6 +46,7 @@ class Pipeline(Closing):
         device: str = "auto",
         *,
         provider: str = "auto",
+        threads: int | None = None,
         cache: bool = True,
     ) -> Self:
         """The pipeline of the bundle in folder ``bundle``.
@@ -56,15 +57,16 @@ class Pipeline(Closing):
             device: "auto", "cpu" or "cuda:N".
             provider: what of ONNX Runtime computes, a name of
                 :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.
+            threads: how many threads compute on the processor; one for each core unless given.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.
 
         Raises:
             BundleError: there is no bundle, it is of a newer schema, or a file is missing or truncated. The
                 checksum of a file is checked when it is read.
-            InputError: an unknown backend or device.
+            InputError: an unknown backend or device, or less than one thread.
             MissingDependencyError: the backend's library is not installed.
         """
-        return cls(Bundle.open(bundle, backend, device, provider=provider, cache=cache))
+        return cls(Bundle.open(bundle, backend, device, provider=provider, threads=threads, cache=cache))
 
     @property
     def backend(self) -> str:

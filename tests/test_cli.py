@@ -37,7 +37,7 @@ def test_help_names_every_subcommand_and_exits_0(cli: Cli) -> None:
     for arguments in ((), ("--help",)):
         done = cli(*arguments)
         assert done.status == 0
-        assert all(name in done.out for name in ("export", "run", "verify", "inspect"))
+        assert all(name in done.out for name in ("export", "run", "verify", "bench", "inspect"))
 
 
 def test_version(cli: Cli) -> None:

@@ -18,14 +18,14 @@ FOLDERS = {
     "controlnext.engines": ROOT / "engines",
     "controlnext.runtime": ROOT / "runtime",
 }
-# part -> the parts that it may import; the command line may import all
+# part -> the parts that it may import; the command line and its benchmark may import all
 ALLOWED = {
     "controlnext": {"controlnext"},
     "controlnext.export": {"controlnext", "controlnext.export"},
     "controlnext.engines": {"controlnext", "controlnext.engines"},
     "controlnext.runtime": {"controlnext", "controlnext.engines", "controlnext.runtime"},
 }
-COMMAND_LINE = ("controlnext.commands", "controlnext.__main__")
+COMMAND_LINE = ("controlnext.bench", "controlnext.commands", "controlnext.__main__")
 HEAVY = ("torch", "diffusers", "transformers", "onnx")
 
 

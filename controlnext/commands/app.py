@@ -9,6 +9,7 @@ import sys
 import typer
 
 import controlnext
+from controlnext.commands.bench import bench
 from controlnext.commands.build import build
 from controlnext.commands.export import export
 from controlnext.commands.inspect import inspect
@@ -48,7 +49,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
 def _application() -> typer.Typer:
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
-    for command in (export, build, run, verify, inspect):
+    for command in (export, build, run, verify, bench, inspect):
         application.command()(command)
     return application
 

@@ -149,14 +149,38 @@ def graph_feeds(
     """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
     ``profiles`` do not take it."""
     family = get_family(manifest.family)
-    scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
-    timesteps = make_sampler(family.default_sampler, scheduler, 10).timesteps
+    timesteps = _timesteps(bundle, family)
     return {
         folder: [
             _feed(manifest, family, graph, _fit(sizes, graph, folder, profiles), timesteps) for sizes in SIZES
         ]
         for folder, graph in manifest.graphs.items()
     }
+
+
+def denoiser_feed(
+    bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int
+) -> Arrays:
+    """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
+    ``frames``: one control picture for all rows, as a pipeline gives it."""
+    family = get_family(manifest.family)
+    multiple = family.size_multiple
+    sizes = {"batch": rows, "height": height // multiple, "width": width // multiple}
+    sizes |= {"sequence": _tokens(family), "frames": frames}
+    graph = manifest.graphs[family.denoiser]
+    feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
+    return {name: array[:1] if name.startswith("control_image") else array for name, array in feed.items()}
+
+
+def _tokens(family: Family) -> int:
+    """How many tokens the embedding of a prompt has, or that of a picture where there are no prompts."""
+    following = [graph.network for graph in family.graphs if graph.folder == family.sequence_encoder]
+    return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
+
+
+def _timesteps(bundle: Path, family: Family) -> np.ndarray:
+    scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
+    return make_sampler(family.default_sampler, scheduler, 10).timesteps
 
 
 def _feed(

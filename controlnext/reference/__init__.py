@@ -5,7 +5,7 @@ What "the same outputs as PyTorch" means everywhere in this project is defined h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from controlnext.reference.image import ImageReference, ReferenceOutput
@@ -14,6 +14,7 @@ from controlnext.reference.video import VideoReference, VideoReferenceOutput
 from controlnext.weights import Checkpoint
 
 __all__ = [
+    "REFERENCES",
     "SCHEDULERS",
     "ImageReference",
     "ReferenceOutput",
@@ -22,11 +23,12 @@ __all__ = [
     "reference_pipeline",
 ]
 
-_TASKS: Mapping[str, Callable[[Checkpoint], ImageReference | VideoReference]] = MappingProxyType(
+REFERENCES: Mapping[str, type[ImageReference | VideoReference]] = MappingProxyType(
     {"image": ImageReference, "video": VideoReference}
 )
+"""By a family's ``task``."""
 
 
 def reference_pipeline(checkpoint: Checkpoint) -> ImageReference | VideoReference:
     """The reference for a checkpoint's family."""
-    return _TASKS[checkpoint.family.task](checkpoint)
+    return REFERENCES[checkpoint.family.task].of(checkpoint)

@@ -51,10 +51,10 @@ class ImageReference(StockPipeline):
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         steerings = []
         for module, given, scale in zip(self.controls, pictures, scales, strict=True):
-            image = control_tensor(given, height, width)
+            image = self.placed(control_tensor(given, height, width))
             if len(image) > 1:
                 image = image.repeat_interleave(num_images_per_prompt, 0)
-            rows = scale_rows(scale, guidance > 1, self.variant.unconditional_scale)
+            rows = self.placed(scale_rows(scale, guidance > 1, self.variant.unconditional_scale))
             if rows.shape[1] > 1:
                 rows = rows.repeat_interleave(num_images_per_prompt, 1)
             span = (control_start, control_end, self.variant.off_scale)
@@ -74,6 +74,6 @@ class ImageReference(StockPipeline):
                 output_type="np",
                 callback_on_step_end=keeper,
                 callback_on_step_end_tensor_inputs=["latents"],
-                **{k: None if v is None else torch.from_numpy(v) for k, v in embeddings.items()},
+                **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
             )
-        return ReferenceOutput(keeper.latents.numpy(), result.images)
+        return ReferenceOutput(keeper.latents.float().cpu().numpy(), result.images)

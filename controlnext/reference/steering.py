@@ -69,7 +69,7 @@ def steered(
         arguments |= {name: row.expand(len(sample), -1) for name, row in fixed.items()}
         if windows is None:
             return (predict(arguments, sample, None),)
-        total, count = None, torch.zeros(sample.shape[1])
+        total, count = None, sample.new_zeros(sample.shape[1])
         for window in windows:
             part, kept = slice(window.start, window.stop), slice(window.first, window.stop)
             noise = predict(arguments, sample[:, part], [0, *range(window.start + 1, window.stop)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -13,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from controlnext.registry import Family, Variant
 from controlnext.weights import Checkpoint
 
 SCHEDULERS = {
@@ -28,34 +32,74 @@ SCHEDULERS = {
 
 
 class StockPipeline:
-    """A checkpoint as the stock diffusers pipeline, in float32 on the CPU.
+    """A stock diffusers ``pipeline`` and the control modules that steer it, by name.
 
-    ``modules``: the networks and control modules by name; ``pipeline``: of ``cls``, or of the family's class.
+    ``modules``: its networks and the control modules by name; ``scheduler``: the configuration that every
+    sampler gets.
     """
 
-    def __init__(self, checkpoint: Checkpoint, cls: Any = None, **parts: Any) -> None:
-        family = checkpoint.family
-        cls = cls or getattr(diffusers, family.pipeline_class)
-        accepted = inspect.signature(cls).parameters
-        self.family = family
-        self.variant = checkpoint.variant
-        self.modules = {name: network.module() for name, network in checkpoint.networks.items()}
-        self.controls = [self.modules[name] for name, n in checkpoint.networks.items() if n.spec is None]
+    def __init__(
+        self,
+        family: Family,
+        variant: Variant,
+        pipeline: Any,
+        controls: Mapping[str, nn.Module],
+        scheduler: Mapping[str, Any],
+    ) -> None:
+        self.family, self.variant, self.pipeline = family, variant, pipeline
+        networks = {name: getattr(pipeline, name) for name in family.networks}
+        self.modules = {name: module for name, module in networks.items() if module is not None}
         self.denoiser = self.modules[family.denoiser]
-        self._config = checkpoint.scheduler
-        self.pipeline = cls(
-            **{name: self.modules.get(name) for name in family.networks},
-            **_tokenizers(checkpoint, self.modules),
-            scheduler=self.scheduler(family.default_sampler),
+        self.modules |= controls
+        self.controls = list(controls.values())
+        self._config = scheduler
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """The pipeline of a checkpoint, in float32 on the CPU."""
+        family, stock = checkpoint.family, cls.stock_class(checkpoint.family)
+        accepted = inspect.signature(stock).parameters
+        modules = {name: network.module() for name, network in checkpoint.networks.items()}
+        pipeline = stock(
+            **{name: modules.get(name) for name in family.networks},
+            **_tokenizers(checkpoint, modules),
+            **cls.parts(checkpoint),
+            scheduler=_scheduler(family.default_sampler, checkpoint.scheduler),
             **{key: value for key, value in checkpoint.options.items() if key in accepted},
             **family.pipeline_options,
-            **parts,
         )
-        self.pipeline.set_progress_bar_config(disable=True)
+        controls = {name: modules[name] for name, n in checkpoint.networks.items() if n.spec is None}
+        return cls(family, checkpoint.variant, pipeline, controls, checkpoint.scheduler)
+
+    @classmethod
+    def from_folder(
+        cls, family: Family, variant: Variant, folder: Path, controls: Mapping[str, nn.Module], **options: Any
+    ) -> Self:
+        """The pipeline that diffusers loads with ``options`` from ``folder``, where ``save_pretrained`` wrote
+        it."""
+        index = json.loads((folder / "model_index.json").read_text())
+        absent = dict.fromkeys(name for name, value in index.items() if value == [None, None])
+        pipeline = cls.stock_class(family).from_pretrained(folder, **absent, **options)
+        return cls(family, variant, pipeline, controls, pipeline.scheduler.config)
+
+    @staticmethod
+    def stock_class(family: Family) -> Any:
+        """The class of the pipeline."""
+        return getattr(diffusers, family.pipeline_class)
+
+    @staticmethod
+    def parts(_checkpoint: Checkpoint) -> dict[str, Any]:
+        """What the pipeline consists of besides networks, tokenizers and scheduler."""
+        return {}
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """``tensor`` as the networks take it."""
+        return tensor.to(next(self.denoiser.parameters()))
 
     def scheduler(self, sampler: str) -> Any:
         """diffusers' scheduler of that name with the checkpoint's configuration."""
-        return getattr(diffusers, SCHEDULERS[sampler]).from_config(self._config)
+        return _scheduler(sampler, self._config)
 
     def set_steps(self, sampler: str | None, steps: int | None) -> tuple[int, int]:
         """Put a fresh scheduler in; returns how many steps to ask it for, and how many it takes."""
@@ -63,6 +107,10 @@ class StockPipeline:
         asked = steps or self.family.default_steps
         self.pipeline.scheduler.set_timesteps(asked)
         return asked, len(self.pipeline.scheduler.timesteps)
+
+
+def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+    return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
 
 
 def _tokenizers(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> dict[str, Any]:

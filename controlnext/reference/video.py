@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+from controlnext.registry import Family
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
 
@@ -29,11 +30,14 @@ class VideoReferenceOutput:
 class VideoReference(StockPipeline):
     """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.VideoRequest`."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        stock = getattr(diffusers, checkpoint.family.pipeline_class)
+    @staticmethod
+    def stock_class(family: Family) -> Any:
+        return _told_whether_guided(getattr(diffusers, family.pipeline_class))
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> dict[str, Any]:
         normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
-        processor = CLIPImageProcessor(**normalization)
-        super().__init__(checkpoint, _told_whether_guided(stock), feature_extractor=processor)
+        return {"feature_extractor": CLIPImageProcessor(**normalization)}
 
     @torch.no_grad()
     def __call__(
@@ -67,12 +71,15 @@ class VideoReference(StockPipeline):
         self.pipeline.guided = highest >= 1
         steerings = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            pictures = control_tensor(list(clip[:frames]), height, width)[None]
-            rows = scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale)
+            pictures = self.placed(control_tensor(list(clip[:frames]), height, width)[None])
+            rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
             steerings.append(Steering(module, pictures, scale_schedule(rows, steps, *span)))
         windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = {n: torch.tensor([make(height, width)]) for n, make in self.family.conditioning.items()}
+        fixed = {
+            name: self.placed(torch.tensor([make(height, width)]))
+            for name, make in self.family.conditioning.items()
+        }
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
             result = self.pipeline(
@@ -91,7 +98,7 @@ class VideoReference(StockPipeline):
                 callback_on_step_end=keeper,
                 callback_on_step_end_tensor_inputs=["latents"],
             )
-        return VideoReferenceOutput(keeper.latents.numpy(), np.asarray(result.frames))
+        return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
 
 
 def _told_whether_guided(stock: Any) -> Any:

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from controlnext.errors import InputError
-from controlnext.registry.schema import ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.registry.schema import (
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
 from controlnext.registry.sd3 import SD3
 from controlnext.registry.sd15 import SD15
 from controlnext.registry.sdxl import SDXL
@@ -17,6 +25,7 @@ from controlnext.registry.svd import SVD
 
 __all__ = [
     "FAMILIES",
+    "ControlNet",
     "ControlSpec",
     "Family",
     "GraphSpec",

@@ -93,12 +93,14 @@ class GraphSpec:
     def with_controls(self, count: int) -> GraphSpec:
         """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...
 
-        Each picture has a batch size of its own. A graph without a control picture stays as it is.
+        Each picture has a batch size of its own. A graph without a control picture stays as it is. With a
+        count of 0 the denoiser's is that of the base model.
         """
-        inputs, trace = list(self.inputs), dict(self.trace_sizes)
-        for spec in self.inputs:
-            if spec.name.startswith("control_"):
-                inputs += [spec.numbered(number) for number in range(2, count + 1)]
+        controls = [spec for spec in self.inputs if spec.name.startswith("control_")]
+        inputs = [spec for spec in self.inputs if count or spec not in controls]
+        trace = dict(self.trace_sizes)
+        for spec in controls:
+            inputs += [spec.numbered(number) for number in range(2, count + 1)]
         for number in range(2, count + 1):
             trace |= {f"{key}_{number}": size for key, size in self.trace_sizes.items() if key in _NUMBERED}
         return replace(self, inputs=tuple(inputs), trace_sizes=trace)
@@ -121,6 +123,19 @@ class Network:
     """To how many tokens prompts are padded and cut; 0: as many as the encoder has positions."""
     required: Config = field(default_factory=dict)
     """Configuration values that tell this family's network from another family's of the same class."""
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """What diffusers has for the same purpose: the class of the control network, made of a copy of the
+    denoiser's first half, and of the pipeline that runs both. A benchmark compares with it."""
+
+    model: str
+    pipeline: str
+    options: Config = field(default_factory=dict)
+    """What the published ones were made with, where that is not the class's default."""
+    picture: str = "image"
+    """The pipeline's argument for the control picture."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +184,8 @@ class Family:
     """Whether the denoiser's tensors that are published beside the control module are increments."""
     float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
+    controlnet: ControlNet | None = None
+    """None where diffusers has none."""
     note: str = ""
     """What a user has to know before choosing this family."""
 

@@ -11,7 +11,15 @@ from controlnext.registry.parts import (
     text_encoder,
     vae_graphs,
 )
-from controlnext.registry.schema import ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.registry.schema import (
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
 from controlnext.specs import TensorSpec
 
 SD15 = Family(
@@ -93,4 +101,5 @@ SD15 = Family(
     # StableDiffusionPipeline mends configurations from before these options had their meaning
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
+    controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
 )

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from controlnext.registry.parts import FLOAT32, HIDDEN, POOLED, text_encoder, vae_graphs
-from controlnext.registry.schema import Config, ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.registry.schema import (
+    Config,
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
 from controlnext.specs import TensorSpec
 
 _DISTANCE = "sorts distances between tokens by their logarithm: float16 puts some one place further"
@@ -102,5 +111,11 @@ SD3 = Family(
     sequence_encoder="text_encoder_3",
     pooled_input="pooled_projections",
     join_pooled=True,
+    controlnet=ControlNet(
+        "SD3ControlNetModel",
+        "StableDiffusion3ControlNetPipeline",
+        options={"num_layers": 6},
+        picture="control_image",
+    ),
     note="no control weights were ever published for SD3; give --control your own",
 )

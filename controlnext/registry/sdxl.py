@@ -13,7 +13,16 @@ from controlnext.registry.parts import (
     text_encoder,
     vae_graphs,
 )
-from controlnext.registry.schema import Config, ControlSpec, Family, GraphSpec, Injection, Network, Variant
+from controlnext.registry.schema import (
+    Config,
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
 from controlnext.specs import TensorSpec
 
 
@@ -89,4 +98,5 @@ SDXL = Family(
     conditioning={"time_ids": _time_ids},
     # the original SDXL VAE says so in its configuration; the fp16-fix VAE says false
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
+    controlnet=ControlNet("ControlNetModel", "StableDiffusionXLControlNetPipeline"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -68,6 +68,11 @@ class Checkpoint:
     def controls(self) -> list[NetworkWeights]:
         """The control modules, in the order in which they were given."""
         return [network for network in self.networks.values() if network.spec is None]
+
+    def without_controls(self) -> Checkpoint:
+        """The base model alone, with what was trained of it."""
+        networks = {name: network for name, network in self.networks.items() if network.spec is not None}
+        return replace(self, networks=networks)
 
     @property
     def graphs(self) -> list[GraphSpec]:

@@ -36,7 +36,7 @@ def reference() -> ImageReference:
         unet_weights=MODEL / "unet.safetensors",
         unet_increments=True,
     )
-    return ImageReference(checkpoint)
+    return ImageReference.of(checkpoint)
 
 
 def main(bundle: Path, output: Path) -> None:

@@ -1,0 +1,144 @@
+"""Who takes part: the engines of some bundles, and what a user would run instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from controlnext.bench.messages import Contestant, Option
+from controlnext.engines.providers import CPU, PROVIDERS
+from controlnext.engines.store import has_engine
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.files import MANIFEST, sha256
+from controlnext.manifest import Manifest, read_manifest
+from controlnext.registry import get_family
+
+STEPS = ("step", "batch", "size", "frames")
+PICTURES = ("picture", "first", "memory")
+MEASURES = (*STEPS, *PICTURES, "load")
+DEFAULT_MEASURES = ("step", "picture", "first", "load", "memory")
+
+WITHOUT_CONTROL = "without control"
+
+_BYTES: Mapping[str, int] = MappingProxyType({"fp32": 4, "fp16": 2, "int8": 1})
+"""Of a weight in a graph of a precision."""
+_DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+_COMPILED = ("float32", "bfloat16")
+_COPIES = 1.5
+"""What an engine holds, against its graph's file: some weights are packed another way besides."""
+_CONTROLNET = 1.5
+"""What a pipeline with a ControlNet holds, against one without."""
+
+
+def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Contestant]:
+    """All that can be compared with each other, those that share rows of the table of goals first.
+
+    PyTorch takes the weights of the first bundle. What has to be made is made in folder ``made``. ``gpu``:
+    there is one, and ``device`` is not the processor; ``optimum``: optimum's exporter is at hand.
+    """
+    manifests = {path: read_manifest(path) for path in bundles}
+    ours: list[Contestant] = []
+    for path, name in _names(manifests).items():
+        ours.append(_engine(path, name, device))
+    for path, name in _names(manifests).items():
+        ours.append(_uncontrolled(path, name, made, device))
+    for path, name in _names(manifests).items():
+        ours += _on_gpu(path, name, device) if gpu else []
+    return [*ours, *_theirs(bundles[0], made, device, optimum)]
+
+
+def _names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
+    """A bundle is called by its precision, and by its folder too where that is not enough."""
+    precisions = [manifest.precision for manifest in manifests.values()]
+    return {
+        path: f"engine {manifest.precision}"
+        + (f" {path.name}" if precisions.count(manifest.precision) > 1 else "")
+        for path, manifest in manifests.items()
+    }
+
+
+def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant:
+    size = sum(entry.bytes for entry in read_manifest(path).files.values())
+    given: dict[str, Option] = {"device": device, **options}
+    return Contestant(name, "engine", str(path), MEASURES, int(_COPIES * size), given)
+
+
+def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
+    """The same engine, traced without the control."""
+    target = _own_folder(path, made) / "without-control"
+    engine = _engine(path, f"{name} {WITHOUT_CONTROL}", device)
+    return replace(engine, bundle=str(target), measures=STEPS, maker="uncontrolled", origin=str(path))
+
+
+def _on_gpu(path: Path, name: str, device: str) -> Iterator[Contestant]:
+    """Every way in which the bundle's denoiser can run on a GPU, whatever ``auto`` would choose."""
+    for provider in PROVIDERS:
+        if provider != CPU:
+            engine = _engine(path, f"{name}, ONNX Runtime {provider}", device, provider=provider)
+            yield replace(engine, measures=STEPS)
+    folder = get_family(read_manifest(path).family).denoiser
+    for flavor in FLAVORS.values():
+        if has_engine(path, folder, flavor.name):
+            for graphs in (True, False):
+                title = f"{name}, {flavor.title}{'' if graphs else ' without CUDA graphs'}"
+                options: dict[str, Option] = {"backend": flavor.name, "cuda_graphs": graphs}
+                yield replace(_engine(path, title, device, **options), measures=STEPS)
+
+
+def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contestant]:
+    """What PyTorch, diffusers and optimum make of the same weights."""
+    manifest = read_manifest(path)
+    count = _weights(manifest)
+
+    def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Contestant:
+        given: dict[str, Option] = {"device": device, "dtype": dtype, **options}
+        return Contestant(name, "torch", str(path), measures, count * _DTYPES[dtype], given)
+
+    def pictures(name: str, dtype: str) -> Contestant:
+        plain = torch(name, dtype, PICTURES, stock=str(_own_folder(path, made) / "diffusers"))
+        return replace(plain, runner="pipeline", maker="stock", origin=str(path))
+
+    eager = [torch(f"torch eager {dtype}", dtype, STEPS) for dtype in _DTYPES]
+    eager += [pictures(f"torch eager {dtype}", dtype) for dtype in _DTYPES]
+    alone = torch(f"torch eager float32 {WITHOUT_CONTROL}", "float32", STEPS, controlled=False)
+    compiled = [torch(f"torch compiled {dtype}", dtype, STEPS, compiled=True) for dtype in _COMPILED]
+    others = [*eager, alone, *compiled]
+    if get_family(manifest.family).controlnet is not None:
+        plain = pictures("diffusers ControlNet float32", "float32")
+        weights = int(_CONTROLNET * plain.weights)
+        others.append(replace(plain, runner="controlnet", measures=(*STEPS, *PICTURES), weights=weights))
+    if optimum:
+        others.append(_optimum(path, made, device, count))
+    return others
+
+
+def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
+    folder = _own_folder(path, made) / "optimum"
+    graph = folder / get_family(read_manifest(path).family).denoiser / "model.onnx"
+    options: dict[str, Option] = {"device": device, "graph": str(graph)}
+    return Contestant(
+        "optimum float32 without control",
+        "graph",
+        str(path),
+        STEPS,
+        int(_COPIES * count * _DTYPES["float32"]),
+        options,
+        maker="optimum",
+        origin=str(path),
+    )
+
+
+def _own_folder(path: Path, made: Path) -> Path:
+    """Where what is made of the bundle ``path`` goes, as it is now: exported again it gets another."""
+    return made / "made" / f"{path.name}-{sha256(path / MANIFEST)[:8]}"
+
+
+def _weights(manifest: Manifest) -> int:
+    """How many numbers the graphs hold, about."""
+    total = 0.0
+    for name, entry in manifest.files.items():
+        graph = manifest.graphs.get(name.partition("/")[0])
+        total += entry.bytes / _BYTES[graph.precision] if graph else 0
+    return int(total)

@@ -1,0 +1,116 @@
+"""Contestants that run graphs: a bundle's engines, and a graph that another exporter made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controlnext.bench.messages import Holds, Seconds, Task, Work
+
+if TYPE_CHECKING:
+    from controlnext.engines import Backend
+
+
+class EngineRunner:
+    """The engines of a bundle. ``backend``, ``device`` and ``provider`` as for
+    :meth:`controlnext.runtime.Pipeline.load`; ``cuda_graphs``: whether TensorRT may record steps."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        threads: int,
+        *,
+        device: str = "auto",
+        backend: str = "auto",
+        provider: str = "auto",
+        cuda_graphs: bool = True,
+    ) -> None:
+        self.bundle, self.threads = bundle, threads
+        self.device, self.backend, self.provider = device, backend, provider
+        self.cuda_graphs = cuda_graphs
+        self._step = cache(self._bound_step)
+
+    def begin(self, holds: Holds) -> Seconds:
+        started = time.perf_counter()
+        from controlnext.bench.timeline import TimedBackend
+        from controlnext.runtime import Pipeline
+        from controlnext.runtime.bundle import Bundle
+
+        self.timed = TimedBackend(self._select())
+        imported = time.perf_counter()
+        self.pipeline = Pipeline(Bundle(self.bundle, self.timed, cache=True))
+        bundle = self.pipeline.bundle
+        folders = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
+        for folder in folders.get(holds, []):
+            bundle.engine(folder)
+        return {"import": imported - started, "load": time.perf_counter() - imported}
+
+    def _select(self) -> Backend:
+        """The backend, which imports the library behind it."""
+        from controlnext.engines import select_backend
+        from controlnext.engines.tensorrt.run import TrtBackend
+
+        if self.cuda_graphs:
+            return select_backend(self.backend, self.device, self.provider, self.threads)
+        return TrtBackend(self.backend, self.device, graphs=False)
+
+    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+        from controlnext.bench.requests import picture_arguments, seconds_of
+        from controlnext.bench.timeline import picture_timeline
+
+        if task == "picture":
+            arguments = picture_arguments(self.pipeline.bundle.manifest, work)
+            return [picture_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
+        step = self._step(work)
+        return [{"step": seconds_of(step)} for _ in range(runs)]
+
+    def _bound_step(self, work: Work) -> Callable[[], Any]:
+        from controlnext.bench.requests import CHANGING, step_feed
+
+        bundle, feed = self.pipeline.bundle, step_feed(self.bundle, work)
+        bound = bundle.engine(bundle.family.denoiser).bind(
+            {name: array for name, array in feed.items() if name not in CHANGING}
+        )
+        changing = {name: feed[name] for name in CHANGING}
+        return partial(bound.run, changing)
+
+
+class GraphRunner:
+    """The graph ``graph`` of a denoiser in diffusers' input names, by ONNX Runtime as it comes; inputs are
+    those of ``bundle``."""
+
+    def __init__(self, bundle: Path, threads: int, *, graph: str, device: str = "auto") -> None:
+        self.bundle, self.threads, self.graph, self.device = bundle, threads, graph, device
+
+    def begin(self, _holds: Holds) -> Seconds:
+        started = time.perf_counter()
+        import onnxruntime
+
+        from controlnext.engines.providers import PROVIDERS, choose_provider
+
+        imported = time.perf_counter()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        provider = choose_provider(onnxruntime.get_available_providers(), self.device, "auto")
+        self.session = onnxruntime.InferenceSession(self.graph, options, providers=PROVIDERS[provider])
+        return {"import": imported - started, "load": time.perf_counter() - imported}
+
+    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+        import numpy as np
+
+        from controlnext.bench.requests import seconds_of, step_feed
+
+        feed = step_feed(self.bundle, work)
+        given = {}
+        for wanted in self.session.get_inputs():
+            array = feed[wanted.name]
+            if wanted.name == "timestep":
+                # one number for all rows, of the type that the exporter chose
+                array = array[:1].reshape([1] * len(wanted.shape))
+            kind = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}.get(wanted.type, np.float32)
+            given[wanted.name] = array.astype(kind)
+        run = partial(self.session.run, None, given)
+        return [{"step": seconds_of(run)} for _ in range(runs)]

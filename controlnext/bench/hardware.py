@@ -1,0 +1,96 @@
+"""The machine and the libraries, named."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import msgspec
+
+from controlnext.engines.tensorrt.gpu import find_gpu
+
+LIBRARIES = (
+    "controlnext",
+    "diffusers",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torch",
+    "transformers",
+)
+# of those that decide which kernels a library has for float32, bfloat16 and int8
+INSTRUCTIONS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """``cores`` are physical ones, of those that this process may use; ``memory`` is in bytes."""
+
+    processor: str
+    cores: int
+    instructions: list[str]
+    memory: int
+    gpu: str
+    system: str
+    versions: dict[str, str]
+
+    @property
+    def title(self) -> str:
+        """The machine in one line."""
+        gpu = f", {self.gpu}" if self.gpu else ""
+        sets = f" ({', '.join(self.instructions)})" if self.instructions else ""
+        return f"{self.processor}, {self.cores} cores{sets}, {self.memory / 2**30:.0f} GiB{gpu}"
+
+
+def find_hardware() -> Hardware:
+    """This machine and what is installed. Needs psutil."""
+    import psutil
+
+    facts = _processor()
+    gpu = find_gpu()
+    names = (facts.get("model name"), platform.processor(), platform.machine())
+    flags = set(facts.get("flags", facts.get("Features", "")).split())
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return Hardware(
+        processor=next(name for name in names if name),
+        cores=core_count(),
+        instructions=[name for name in INSTRUCTIONS if name in flags],
+        memory=psutil.virtual_memory().total,
+        gpu=gpu.name if gpu else "",
+        system=platform.platform(),
+        versions={
+            "python": platform.python_version(),
+            **{name: installed[name] for name in LIBRARIES if name in installed},
+        },
+    )
+
+
+def core_count() -> int:
+    """Physical cores, of those that this process may use. Needs psutil."""
+    import psutil
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def free_memory() -> int:
+    """Bytes that processes can still have. Needs psutil."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _processor() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

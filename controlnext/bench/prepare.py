@@ -1,0 +1,156 @@
+"""What has to be made before it can be measured, each in a process of its own that gives its memory back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from controlnext.bench.messages import Contestant
+from controlnext.errors import BundleError, WorkError
+from controlnext.files import MANIFEST, new_folder
+from controlnext.manifest import check_size, read_manifest
+
+
+def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
+    """The bundle of a full-size architecture with random numbers, in folder ``bundles``; one that is there
+    and complete is taken as it is.
+
+    Raises :class:`~controlnext.errors.WorkError` with what the export said where it fails.
+    """
+    bundle = bundles / f"{model}-{variant}-seed{seed}-{precision}"
+    if not is_complete(bundle):
+        command = [sys.executable, "-m", "controlnext", "export", "--json", "--force", "--model", model]
+        command += ["--variant", variant, "--random-weights", str(seed), "--precision", precision]
+        _call([*command, "--output", str(bundle)])
+    return bundle
+
+
+def is_complete(bundle: Path) -> bool:
+    """Whether there is a bundle with all its files, as far as sizes tell."""
+    if not (bundle / MANIFEST).is_file():
+        return False
+    try:
+        manifest = read_manifest(bundle)
+        for name in manifest.files:
+            check_size(bundle, manifest, name)
+    except BundleError:
+        return False
+    return True
+
+
+def prepare(contestant: Contestant, python: Path | None) -> None:
+    """Make what ``contestant`` runs, unless it is there. ``python``: of an environment that has optimum."""
+    if contestant.maker:
+        MAKERS[contestant.maker](contestant, python)
+
+
+def _make_uncontrolled(contestant: Contestant, _python: Path | None) -> None:
+    target = Path(contestant.bundle)
+    if not is_complete(target):
+        _in_process(export_uncontrolled, Path(contestant.origin), target)
+
+
+def export_uncontrolled(origin: Path, target: Path) -> None:
+    """The denoiser of the bundle ``origin`` without its controls: a bundle of that one graph, with the same
+    weights and of the same precision."""
+    from controlnext.export import export_bundle
+    from controlnext.weights import bundle_checkpoint
+
+    manifest, checkpoint = read_manifest(origin), bundle_checkpoint(origin)
+    family, controls = checkpoint.family, [n for n, w in checkpoint.networks.items() if w.spec is None]
+    graph = manifest.graphs[family.denoiser]
+    int8 = graph.int8
+    if int8 is not None:
+        layers = {n: scales for n, scales in int8.layers.items() if n.partition(".")[0] not in controls}
+        int8 = msgspec.structs.replace(int8, layers=layers)
+    denoiser = tuple(spec for spec in family.graphs if spec.folder == family.denoiser)
+    export_bundle(
+        replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
+        manifest.precision,
+        target,
+        compute=graph.compute or "fp32",
+        calibrated=int8,
+        force=True,
+    )
+
+
+def _make_with_optimum(contestant: Contestant, python: Path | None) -> None:
+    graph = Path(str(contestant.options["graph"]))
+    if graph.is_file():
+        return
+    folder = graph.parent.parent
+    stock = folder.parent / "diffusers"
+    _save_once(Path(contestant.origin), stock)
+    _call([str(python), "-m", "optimum.exporters.onnx", "--model", str(stock), str(folder)])
+
+
+def _make_stock_pipeline(contestant: Contestant, _python: Path | None) -> None:
+    _save_once(Path(contestant.origin), Path(str(contestant.options["stock"])))
+
+
+def _save_once(bundle: Path, target: Path) -> None:
+    if not target.is_dir():
+        _in_process(save_stock_pipeline, bundle, target)
+
+
+def save_stock_pipeline(bundle: Path, target: Path) -> None:
+    """The bundle's base model as a diffusers folder, with each control module as a file of its name in it."""
+    from safetensors.torch import save_file
+
+    from controlnext.reference import reference_pipeline
+    from controlnext.weights import bundle_checkpoint
+
+    checkpoint = bundle_checkpoint(bundle)
+    with new_folder(target) as folder:
+        reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
+        for name, weights in checkpoint.networks.items():
+            if weights.spec is None:
+                save_file(dict(weights.tensors), folder / f"{name}.safetensors")
+
+
+MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyType(
+    {"uncontrolled": _make_uncontrolled, "stock": _make_stock_pipeline, "optimum": _make_with_optimum}
+)
+"""What makes what a contestant runs, by its ``maker``."""
+
+
+def copy_without_engines(bundle: Path, target: Path) -> Path:
+    """The bundle as it is when it was never loaded. Files are linked where the disk is the same."""
+
+    def copy(source: str, copied: str) -> None:
+        try:
+            os.link(source, copied)
+        except OSError:
+            shutil.copy2(source, copied)
+
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(bundle, target, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
+    return target
+
+
+def _in_process(function: Callable[..., None], *arguments: Any) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(function, *arguments).result()
+
+
+def _call(command: list[str]) -> None:
+    """Run a command that has to succeed; the last line of what it said is the error."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise WorkError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+        what = " ".join(command[2:4])
+        raise WorkError(f"{what} failed: {lines[-1].removeprefix('controlnext: error: ')}")

@@ -1,0 +1,53 @@
+"""What every contestant is asked for: the same prompt, control picture, sizes and numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from controlnext.bench.messages import Work
+from controlnext.commands.trial import Arrays, default_run, denoiser_feed, run_arguments
+from controlnext.manifest import Manifest, read_manifest
+from controlnext.registry import get_family
+
+CHANGING = ("sample", "timestep")
+"""The denoiser's inputs that differ from step to step."""
+
+_SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
+    {
+        "image": lambda work: {"num_images_per_prompt": work.batch},
+        # one window
+        "video": lambda work: {"frames_per_batch": work.frames, "overlap": 0},
+    }
+)
+"""Arguments by a family's ``task``, besides those of a trial."""
+
+
+def picture_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
+    """The arguments that the runtime's pipeline and the PyTorch reference both take."""
+    trial = default_run(manifest)
+    run = replace(
+        trial,
+        steps=work.steps,
+        height=work.height,
+        width=work.width,
+        frames=trial.frames and work.frames,
+    )
+    return {**run_arguments(manifest, run), **_SEVERAL[get_family(manifest.family).task](work)}
+
+
+def step_feed(bundle: Path, work: Work) -> Arrays:
+    """Inputs of the bundle's denoiser."""
+    manifest = read_manifest(bundle)
+    return denoiser_feed(bundle, manifest, work.height, work.width, work.rows, work.frames)
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """How long ``run()`` takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

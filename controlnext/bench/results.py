@@ -1,0 +1,164 @@
+"""What was measured: medians with their spread, ratios, and the machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from controlnext.bench.hardware import Hardware
+from controlnext.bench.messages import Seconds, Work
+
+SECONDS, BYTES = "s", "bytes"
+BASELINE = "torch eager float32"
+"""What the others are compared with in the table, where it was measured."""
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
+    ``parts`` the medians of the parts that a sample has. ``work``: None where it depends on none."""
+
+    contestant: str
+    measure: str
+    work: Work | None
+    unit: str
+    median: float
+    low: float
+    high: float
+    samples: list[float]
+    parts: Seconds = {}
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """Why a contestant has no such figure."""
+
+    contestant: str
+    measure: str
+    work: Work | None
+    reason: str
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A row of the goals: ``value`` is that of ``what`` divided by that of ``against``."""
+
+    name: str
+    what: str
+    against: str
+    value: float
+    at_most: float
+    passed: bool
+
+
+class Results(msgspec.Struct, frozen=True):
+    """``turns``: the order in which contestants were asked. ``groups``: who was in memory at the same time
+    and took turns, by what was measured; different groups were measured one after the other."""
+
+    hardware: Hardware
+    settings: dict[str, Any]
+    bundles: list[str]
+    measurements: list[Measurement]
+    missing: list[Missing]
+    ratios: list[Ratio]
+    groups: dict[str, list[list[str]]]
+    turns: list[str]
+
+    def find(self, contestant: str, measure: str) -> Measurement | None:
+        """The first such figure: that at the size that was asked for."""
+        return next(
+            (m for m in self.measurements if (m.contestant, m.measure) == (contestant, measure)), None
+        )
+
+
+def summarize(
+    contestant: str, measure: str, work: Work | None, samples: Sequence[Seconds], unit: str = SECONDS
+) -> Measurement:
+    """The figure of ``samples``, each by its parts."""
+    totals = [sum(sample.values()) for sample in samples]
+    low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if totals[1:] else totals * 3
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    parts = {name: statistics.median(sample.get(name, 0.0) for sample in samples) for name in names}
+    return Measurement(
+        contestant,
+        measure,
+        work,
+        unit,
+        statistics.median(totals),
+        low,
+        high,
+        totals,
+        parts if len(parts) > 1 else {},
+    )
+
+
+COLUMNS = ("measured", "at", "contestant", "median", "quartiles", "against torch float32")
+PART_COLUMNS = ("measured", "contestant", "parts")
+RATIO_COLUMNS = ("what", "ratio", "at most", "")
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """The table of what was measured, under :data:`COLUMNS`."""
+    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.contestant == BASELINE}
+    table: list[tuple[str, ...]] = []
+    for m in results.measurements:
+        baseline = at_baseline.get((m.measure, m.work))
+        ratio = f"{m.median / baseline:.2f}" if baseline else ""
+        spread = f"{quantity(m.low, m.unit)} to {quantity(m.high, m.unit)}"
+        table.append((m.measure, at(m.work), m.contestant, quantity(m.median, m.unit), spread, ratio))
+    return table + [(m.measure, at(m.work), m.contestant, "", m.reason, "") for m in results.missing]
+
+
+def ratio_rows(results: Results) -> list[tuple[str, ...]]:
+    """The table of goals, under :data:`RATIO_COLUMNS`."""
+    return [
+        (ratio.name, f"{ratio.value:.3f}", f"{ratio.at_most:g}", "ok" if ratio.passed else "MISSED")
+        for ratio in results.ratios
+    ]
+
+
+def part_rows(results: Results) -> list[tuple[str, ...]]:
+    """The parts of pictures in the order in which they happen, under :data:`PART_COLUMNS`."""
+    return [
+        (
+            m.measure,
+            m.contestant,
+            ", ".join(f"{name} {quantity(seconds, m.unit)}" for name, seconds in m.parts.items()),
+        )
+        for m in results.measurements
+        if m.parts
+    ]
+
+
+def markdown(results: Results) -> str:
+    """All tables as a Markdown page."""
+    machine = results.hardware
+    lines = [machine.title, ""]
+    for columns, table in (
+        (COLUMNS, rows(results)),
+        (PART_COLUMNS, part_rows(results)),
+        (RATIO_COLUMNS, ratio_rows(results)),
+    ):
+        if table:
+            lines += [_line(columns), _line(["---"] * len(columns)), *map(_line, table), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def at(work: Work | None) -> str:
+    """A size in words; empty for what has none."""
+    if work is None:
+        return ""
+    several = f" x {work.frames} frames" if work.frames > 1 else ""
+    steps = f", {work.steps} steps" if work.steps > 1 else ""
+    return f"{work.width} x {work.height}{several}, {work.rows} rows{steps}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit, three digits of it."""
+    if unit == BYTES:
+        return f"{value / 1e9:.3g} GB"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

@@ -1,0 +1,213 @@
+"""A whole benchmark: who takes part, what is measured, in what order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import msgspec
+
+from controlnext.bench.contestants import MEASURES, PICTURES, STEPS, line_up
+from controlnext.bench.goals import ratios
+from controlnext.bench.hardware import core_count, find_hardware, free_memory
+from controlnext.bench.messages import Contestant, Task, Work
+from controlnext.bench.prepare import prepare
+from controlnext.bench.results import Missing, Results
+from controlnext.bench.turns import Log, Plan, run_cold, run_loads, run_warm
+from controlnext.engines.base import device_index
+from controlnext.engines.tensorrt.gpu import find_gpu
+from controlnext.errors import InputError
+from controlnext.manifest import Manifest, read_manifest
+from controlnext.registry import get_family
+
+SIDE = 512
+"""Pixels: the largest height and width that are taken unless others are asked for."""
+Item = tuple[str, Task, Work]
+"""A measure, what is run for it, at what size."""
+_FREE = 0.9
+"""Of the free memory, what processes that are open at the same time may take."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the options of ``controlnext bench`` say; None for what the model or the machine decides.
+
+    ``sizes``, ``batches``, ``frames``: the places of the measures of these names; of clips the first of
+    ``frames`` counts in the other measures. ``optimum``: a Python that has optimum's exporter.
+    """
+
+    measures: list[str]
+    only: list[str]
+    height: int | None
+    width: int | None
+    steps: int
+    rounds: int
+    runs: int
+    sizes: list[int]
+    batches: list[int]
+    frames: list[int]
+    threads: int | None
+    device: str
+    optimum: str | None
+
+
+def measure(
+    bundles: Sequence[Path], settings: Settings, made: Path, report: Callable[[str, float], None]
+) -> Results:
+    """Measure ``bundles``, all of one model, and what they are compared with.
+
+    What has to be made for that is made in folder ``made``. Raises
+    :class:`~controlnext.errors.InputError` for bundles of different models, unknown names, and sizes that
+    the model does not take.
+    """
+    manifests = _check_bundles(bundles)
+    main = _main_work(manifests[0], settings)
+    items = _step_items(main, settings)
+    contestants = _choose(bundles, settings, made)
+    plan = Plan(
+        threads=settings.threads or core_count(),
+        rounds=settings.rounds,
+        runs=settings.runs,
+        room=_FREE * free_memory(),
+        report=_counted(report, _count_turns(contestants, items, settings)),
+    )
+    log = Log()
+    if items:
+        ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
+        run_warm(ready, "denoiser", items, plan, log)
+    _run_pictures(_measured(contestants, *PICTURES), main, settings, plan, report, log)
+    if "load" in settings.measures:
+        run_loads(_measured(contestants, "load"), made, plan, log)
+    return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
+
+
+def _run_pictures(
+    contestants: Sequence[Contestant],
+    main: Work,
+    settings: Settings,
+    plan: Plan,
+    report: Callable[[str, float], None],
+    log: Log,
+) -> None:
+    picture = msgspec.structs.replace(main, steps=settings.steps)
+    pictures: list[Item] = [(name, "picture", picture) for name in PICTURES if name in settings.measures]
+    if not pictures:
+        return
+    ready = _prepared(contestants, settings, pictures, report, log)
+    if "picture" in settings.measures:
+        run_warm(ready, "pipeline", pictures[:1], plan, log)
+    if cold := [name for name, _, _ in pictures if name != "picture"]:
+        run_cold(ready, picture, cold, plan, log)
+
+
+def _results(bundles: Sequence[Path], manifest: Manifest, settings: Settings, log: Log) -> Results:
+    results = Results(
+        hardware=find_hardware(),
+        settings=msgspec.to_builtins(settings),
+        bundles=[path.name for path in bundles],
+        measurements=log.measurements,
+        missing=log.missing,
+        ratios=[],
+        groups=log.groups,
+        turns=log.turns,
+    )
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return msgspec.structs.replace(results, ratios=ratios(results, manifest.family, size))
+
+
+def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:
+    manifests = [read_manifest(path) for path in bundles]
+    for path, manifest in zip(bundles, manifests, strict=True):
+        first = manifests[0]
+        if (manifest.family, manifest.variant) != (first.family, first.variant):
+            raise InputError(
+                f"{path} is {manifest.family} {manifest.variant}, {bundles[0]} is {first.family}"
+                f" {first.variant}; give bundles of one model"
+            )
+    return manifests
+
+
+def _main_work(manifest: Manifest, settings: Settings) -> Work:
+    family = get_family(manifest.family)
+    if "frames" in settings.measures and family.task != "video":
+        raise InputError(f"--measure frames was given, but {family.title} makes no clips; leave it out")
+    made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
+    usual = min(SIDE, made_for) // family.size_multiple * family.size_multiple
+    height = settings.height or usual
+    sides = {"height": height, "width": settings.width or height}
+    for name, side in (*sides.items(), *(("size", side) for side in settings.sizes)):
+        if side < 1 or side % family.size_multiple:
+            raise InputError(f"--{name} is {side}; give a multiple of {family.size_multiple}")
+    return Work(**sides, frames=settings.frames[0] if family.task == "video" else 1)
+
+
+def _step_items(main: Work, settings: Settings) -> list[Item]:
+    """The steps that are measured."""
+    works = {
+        "step": [main],
+        "batch": [msgspec.structs.replace(main, batch=count) for count in settings.batches],
+        "size": [msgspec.structs.replace(main, height=side, width=side) for side in settings.sizes],
+        "frames": [msgspec.structs.replace(main, frames=count) for count in settings.frames],
+    }
+    return [(name, "step", work) for name in STEPS if name in settings.measures for work in works[name]]
+
+
+def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Contestant]:
+    unknown = [name for name in settings.measures if name not in MEASURES]
+    if unknown:
+        raise InputError(f"unknown --measure {unknown[0]}; accepted: {', '.join(MEASURES)}")
+    gpu = settings.device != "cpu" and find_gpu(device_index(settings.device) or 0) is not None
+    everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
+    chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(one.name for one in everyone))
+        raise InputError(f"--only {' '.join(settings.only)} fits nobody; there are {names}")
+    return chosen
+
+
+def _measured(contestants: Sequence[Contestant], *measures: str) -> list[Contestant]:
+    """Those of whom any of ``measures`` can be taken."""
+    return [one for one in contestants if set(measures) & set(one.measures)]
+
+
+def _prepared(
+    contestants: Sequence[Contestant],
+    settings: Settings,
+    items: Sequence[Item],
+    report: Callable[[str, float], None],
+    log: Log,
+) -> list[Contestant]:
+    """Make what ``contestants`` run; those for whom that was possible."""
+    ready = []
+    for contestant in contestants:
+        report(f"preparing {contestant.name}", 0.0)
+        try:
+            prepare(contestant, Path(settings.optimum) if settings.optimum else None)
+        # an exporter may fail in any way: that there is nothing to measure is a result
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            log.missing += [Missing(contestant.name, name, work, reason) for name, _, work in items]
+        else:
+            ready.append(contestant)
+    return ready
+
+
+def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], settings: Settings) -> int:
+    asked, rounds = settings.measures, settings.rounds
+    pictures = len(_measured(contestants, *PICTURES))
+    count = len(items) * len(_measured(contestants, *STEPS)) * rounds
+    count += pictures * rounds * ("picture" in asked)
+    count += pictures * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
+    return count + len(_measured(contestants, "load")) * (1 + rounds) * ("load" in asked)
+
+
+def _counted(report: Callable[[str, float], None], total: int) -> Callable[[str], None]:
+    """Tells ``report`` whose turn it is and what share of the ``total`` turns was taken."""
+    taken = 0
+
+    def tell(what: str) -> None:
+        nonlocal taken
+        report(what, taken / total)
+        taken += 1
+
+    return tell

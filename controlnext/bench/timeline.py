@@ -1,0 +1,87 @@
+"""Where the time of a picture goes when the runtime makes it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controlnext.engines import Backend, Engine, Feed
+from controlnext.manifest import Manifest
+from controlnext.runtime import Pipeline
+
+PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "picture")
+"""Opening engines; encoders of text and pictures; tokens, control picture and first noise; the denoiser's
+engine, with what is copied to and from a GPU; sampler, guidance, checks; the decoder's engine; PIL images."""
+
+DECODER = "vae_decoder"
+
+
+class TimedBackend(Backend):
+    """``backend``, and the seconds that its engines took: ``opening`` all of them, ``running`` each by its
+    graph."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.opening = 0.0
+        self.running: dict[str, float] = defaultdict(float)
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+        started = time.perf_counter()
+        engine = self._backend.open(bundle, manifest, folder, cache=cache)
+        self.opening += time.perf_counter() - started
+        return _TimedEngine(engine, manifest, self.running)
+
+
+class _TimedEngine(Engine):
+    def __init__(self, engine: Engine, manifest: Manifest, running: dict[str, float]) -> None:
+        super().__init__(manifest, engine.folder, engine.backend)
+        self._engine, self._running = engine, running
+
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        outputs = self._engine._run(feed, replaced)
+        self._running[self.folder] += time.perf_counter() - started
+        return outputs
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def picture_timeline(
+    pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any]
+) -> dict[str, float]:
+    """Make what ``arguments`` ask for; gives the seconds of :data:`PARTS`, which are all of it.
+
+    ``timed``: the backend of the pipeline's bundle.
+    """
+    denoiser, opened, before = pipeline.bundle.family.denoiser, timed.opening, dict(timed.running)
+    marks, loads = [time.perf_counter()], [timed.opening]
+
+    def mark() -> None:
+        marks.append(time.perf_counter())
+        loads.append(timed.opening)
+
+    steps = pipeline.stream(**arguments)
+    mark()
+    (last,) = deque(steps, maxlen=1)
+    mark()
+    deque(pipeline.images(last.latents, arguments.get("frames_per_batch")), maxlen=0)
+    mark()
+    prepared, sampled, drawn = np.diff(marks) - np.diff(loads)
+    ran = {folder: seconds - before.get(folder, 0.0) for folder, seconds in timed.running.items()}
+    encoded = sum(seconds for folder, seconds in ran.items() if folder not in (denoiser, DECODER))
+    seconds = {
+        "load": timed.opening - opened,
+        "encode": encoded,
+        "control": prepared - encoded,
+        "denoiser": ran[denoiser],
+        "sampler": sampled - ran[denoiser],
+        "decode": ran[DECODER],
+        "picture": drawn - ran[DECODER],
+    }
+    return {part: float(seconds[part]) for part in PARTS}

@@ -1,0 +1,224 @@
+"""Contestants in turns, each in a process of its own, all with the same number of threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Task, Turn, Work
+from controlnext.bench.prepare import copy_without_engines
+from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
+from controlnext.closing import Closing
+from controlnext.errors import WorkError
+
+Samples = dict[str, list[Seconds]]
+"""Of what was measured, by its name."""
+
+REST = 0.2
+"""Seconds before a turn: threads of the one before still spin, ONNX Runtime's for 45 ms, PyTorch's for 10."""
+LOADS = ("load first", "load again")
+LIBRARIES = int(1e9)
+"""Bytes that a process is reckoned to need besides its weights."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rounds`` of turns of ``runs`` counted runs, ``threads`` in each process, ``room`` bytes of memory for
+    all that are open at the same time. ``report`` is told who has its turn."""
+
+    threads: int
+    rounds: int
+    runs: int
+    room: float
+    report: Callable[[str], None] = lambda _what: None
+
+
+@dataclass
+class Log:
+    """What came of the turns; :class:`controlnext.bench.results.Results` says what the fields are."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    groups: dict[str, list[list[str]]] = field(default_factory=dict)
+    turns: list[str] = field(default_factory=list)
+
+
+class Child(Closing):
+    """The process of a contestant."""
+
+    def __init__(self, contestant: Contestant, threads: int) -> None:
+        self.contestant, self.threads = contestant, threads
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._launched = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "controlnext.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )
+
+    def begin(self, holds: Holds) -> Answer:
+        return self.ask(Begin(self.contestant, holds, self.threads, self._launched))
+
+    def ask(self, request: Begin | Turn) -> Answer:
+        """Raises :class:`WorkError` with the reason where the contestant fails."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise WorkError(self._ending())
+        answer = msgspec.json.decode(line, type=Answer)
+        if answer.error:
+            raise WorkError(answer.error)
+        return answer
+
+    def _ending(self) -> str:
+        status = self._process.wait()
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return f"its process ended with status {status}{': ' + lines[-1] if lines else ''}"
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._said.close()
+
+
+def in_groups(contestants: Sequence[Contestant], room: float) -> Iterator[list[Contestant]]:
+    """``contestants`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
+    group: list[Contestant] = []
+    for contestant in contestants:
+        if group and sum(one.weights + LIBRARIES for one in (*group, contestant)) > room:
+            yield group
+            group = []
+        group.append(contestant)
+    if group:
+        yield group
+
+
+def run_warm(
+    contestants: Sequence[Contestant],
+    holds: Holds,
+    items: Sequence[tuple[str, Task, Work]],
+    plan: Plan,
+    log: Log,
+) -> None:
+    """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
+    for group in in_groups(contestants, plan.room):
+        log.groups.setdefault(holds, []).append([contestant.name for contestant in group])
+        with ExitStack() as opened:
+            children = []
+            for contestant in group:
+                child = opened.enter_context(Child(contestant, plan.threads))
+                try:
+                    child.begin(holds)
+                except WorkError as error:
+                    log.missing += [Missing(contestant.name, n, work, str(error)) for n, _, work in items]
+                else:
+                    children.append(child)
+            for measure, task, work in items:
+                _take_turns(children, measure, Turn(task, work, plan.runs), plan, log)
+
+
+def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: Plan, log: Log) -> None:
+    takers = {child.contestant.name: partial(_take_turn, child, measure, turn) for child in children}
+    _rounds(takers, (measure,), turn.work, plan, log)
+
+
+def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
+    return {measure: child.ask(turn).samples}
+
+
+def run_cold(
+    contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: Plan, log: Log
+) -> None:
+    """From the start of a process to its ``first`` picture, and the most ``memory`` it had until then."""
+
+    def take(contestant: Contestant) -> Samples:
+        with Child(contestant, plan.threads) as child:
+            (opened,) = child.begin("pipeline").samples
+            answer = child.ask(Turn("picture", work, 1, cold=True))
+        (drawn,) = answer.samples
+        seconds = {part: opened.get(part, 0.0) + drawn.get(part, 0.0) for part in (*opened, *drawn)}
+        return {"first": [seconds], "memory": [{"peak": float(answer.peak)}]}
+
+    takers = {one.name: partial(take, one) for one in contestants}
+    _rounds(takers, measures, work, plan, log, warm_up=1)
+
+
+def run_loads(contestants: Sequence[Contestant], folder: Path, plan: Plan, log: Log) -> None:
+    """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
+
+    def take(contestant: Contestant, copy: Path) -> Samples:
+        shutil.rmtree(copy / "engines", ignore_errors=True)
+        samples: Samples = {}
+        for measure in LOADS:
+            with Child(replace(contestant, bundle=str(copy)), plan.threads) as child:
+                (opened,) = child.begin("everything").samples
+            samples[measure] = [{"load": opened["load"]}]
+        return samples
+
+    copies = {
+        one.name: copy_without_engines(Path(one.bundle), folder / f"copy-{number}")
+        for number, one in enumerate(contestants)
+    }
+    takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
+    _rounds(takers, LOADS, None, plan, log, warm_up=1)
+    for copy in copies.values():
+        shutil.rmtree(copy)
+
+
+def _rounds(
+    takers: Mapping[str, Callable[[], Samples]],
+    measures: Sequence[str],
+    work: Work | None,
+    plan: Plan,
+    log: Log,
+    warm_up: int = 0,
+) -> None:
+    """The turn of every contestant, by name, round after round, the first ``warm_up`` without counting."""
+    found: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
+    failed: dict[str, str] = {}
+    for number in range(warm_up + plan.rounds):
+        for name, take in takers.items():
+            if name in failed:
+                continue
+            plan.report(f"{measures[0]}: {name}")
+            time.sleep(REST)
+            try:
+                samples = take()
+            except WorkError as error:
+                failed[name] = str(error)
+                continue
+            log.turns.append(name)
+            if number >= warm_up:
+                for measure, some in samples.items():
+                    found[name][measure] += some
+    for name in takers:
+        for measure in measures:
+            if name in failed:
+                log.missing.append(Missing(name, measure, work, failed[name]))
+            else:
+                unit = BYTES if measure == "memory" else SECONDS
+                log.measurements.append(summarize(name, measure, work, found[name][measure], unit))

@@ -1,0 +1,100 @@
+"""The process of one contestant: it opens it, takes its turns and tells how long they took.
+
+Started as ``python -m controlnext.bench.worker``; requests come on stdin, answers go to stdout, a line each.
+Nothing heavy is imported before it is asked for, so that a cold start is that of the contestant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import msgspec
+
+from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Task, Turn, Work
+
+RUNNERS: Mapping[str, str] = MappingProxyType(
+    {
+        "engine": "controlnext.bench.engines:EngineRunner",
+        "torch": "controlnext.bench.pytorch:TorchRunner",
+        "pipeline": "controlnext.bench.pytorch:PipelineRunner",
+        "controlnet": "controlnext.bench.pytorch:ControlNetRunner",
+        "graph": "controlnext.bench.engines:GraphRunner",
+    }
+)
+"""Module and class by what a contestant's ``runner`` may be."""
+
+
+class Runner(Protocol):
+    """How a contestant is run; made of its bundle, the number of threads and its options."""
+
+    def begin(self, holds: Holds) -> Seconds:
+        """Import what it needs and open it; gives the seconds of both: ``import`` and ``load``."""
+
+    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+        """The seconds of the parts of each of ``runs`` runs."""
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    began = time.monotonic()
+    # what libraries print must not come between the answers
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    runner: Runner | None = None
+    for line in sys.stdin.buffer:
+        request = msgspec.json.decode(line, type=Begin | Turn)
+        try:
+            if isinstance(request, Begin):
+                runner, samples = _begin(request, began)
+            else:
+                assert runner is not None
+                samples = _take(runner, request)
+            answer = Answer(samples, peak_memory())
+        # whatever library fails, and however: that a contestant cannot run is a result
+        except Exception as error:
+            answer = Answer(error=_in_words(error))
+        answers.write(msgspec.json.encode(answer) + b"\n")
+
+
+def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
+    contestant = request.contestant
+    module, _, name = RUNNERS[contestant.runner].partition(":")
+    cls: Any = getattr(import_module(module), name)
+    runner: Runner = cls(Path(contestant.bundle), request.threads, **contestant.options)
+    return runner, [{"start": began - request.launched, **runner.begin(request.holds)}]
+
+
+def _take(runner: Runner, turn: Turn) -> list[Seconds]:
+    if not turn.cold:
+        runner.turn(turn.task, turn.work, 1)
+    return runner.turn(turn.task, turn.work, turn.runs)
+
+
+def peak_memory() -> int:
+    """The most memory in bytes that this process has had. Linux's own count: that of ``getrusage`` begins
+    with what the parent process had."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def _in_words(error: Exception) -> str:
+    text = textwrap.shorten(str(error), 300)
+    return text if type(error).__module__.startswith("controlnext.") else f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the benchmark runs is what it says: the same networks, weights and threads, and all of the time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from controlnext.bench.engines import EngineRunner
+from controlnext.bench.messages import Work
+from controlnext.bench.prepare import export_uncontrolled, save_stock_pipeline
+from controlnext.bench.pytorch import ControlNetRunner, PipelineRunner, TorchRunner
+from controlnext.bench.requests import picture_arguments, step_feed
+from controlnext.bench.timeline import PARTS, TimedBackend, picture_timeline
+from controlnext.engines import open_engine, select_backend
+from controlnext.errors import InputError
+from controlnext.manifest import read_manifest
+from controlnext.reference import reference_pipeline
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
+from controlnext.weights import bundle_checkpoint
+
+WORK = Work(height=64, width=64, steps=2)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SD1.5 in float32; engines may be kept in it."""
+    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
+
+
+@pytest.fixture(scope="module")
+def uncontrolled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "uncontrolled"
+    export_uncontrolled(bundle, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stock(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "stock"
+    save_stock_pipeline(bundle, folder)
+    return folder
+
+
+def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
+    runner = EngineRunner(bundle, 1, device="cpu")
+    runner.begin("denoiser")
+    engine: Any = runner.pipeline.bundle.engine("unet")
+    assert engine._engine._session.get_session_options().intra_op_num_threads == 1
+    before = torch.get_num_threads()
+    try:
+        TorchRunner(bundle, 3, device="cpu", dtype="float32").begin("denoiser")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(InputError, match="threads is 0; give a whole number from 1 on"):
+        Pipeline.load(bundle, threads=0)
+
+
+def test_the_parts_of_a_picture_are_all_of_it(bundle: Path) -> None:
+    timed = TimedBackend(select_backend("onnxruntime"))
+    with Pipeline(Bundle(bundle, timed, cache=False)) as pipeline:
+        arguments = picture_arguments(pipeline.bundle.manifest, WORK)
+        for first in (True, False):
+            started = time.perf_counter()
+            parts = picture_timeline(pipeline, timed, arguments)
+            elapsed = time.perf_counter() - started
+            assert tuple(parts) == PARTS
+            assert min(parts.values()) >= 0
+            assert (parts["load"] > 0) == first
+            assert elapsed - 0.01 < sum(parts.values()) <= elapsed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_uncontrolled_engine_is_the_base_model(
+    precision: str, tiny: Callable[..., Path], uncontrolled: Path, tmp_path: Path
+) -> None:
+    origin, folder = tiny("sd15", precision), uncontrolled
+    if precision == "int8":
+        folder = tmp_path / "int8"
+        export_uncontrolled(origin, folder)
+    manifest = read_manifest(folder)
+    feed = step_feed(folder, WORK)
+    assert set(feed) == {"sample", "timestep", "encoder_hidden_states"}
+    assert list(manifest.graphs) == ["unet"]
+    assert bool(manifest.graphs["unet"].int8) == (precision == "int8")
+    with open_engine(folder, manifest, "unet", device="cpu", cache=False) as engine:
+        noise = engine.run(feed)["noise_pred"]
+    unet = bundle_checkpoint(origin).networks["unet"].module()
+    with torch.no_grad():
+        wanted = unet(**{name: torch.from_numpy(array) for name, array in feed.items()}).sample.numpy()
+    error = np.linalg.norm(noise - wanted) / np.linalg.norm(wanted)
+    assert error < (1e-5 if precision == "fp32" else 0.2)
+
+
+def test_pytorch_without_control_is_the_base_model(bundle: Path) -> None:
+    runner = TorchRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", controlled=False)
+    runner.begin("denoiser")
+    feed = {name: torch.from_numpy(a) for name, a in step_feed(bundle, WORK).items() if "control" not in name}
+    with torch.no_grad():
+        wanted = bundle_checkpoint(bundle).networks["unet"].module()(**feed).sample
+    np.testing.assert_allclose(runner._step(WORK)(), wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_pytorch_steps_are_those_of_the_engine(bundle: Path) -> None:
+    runner = TorchRunner(bundle, torch.get_num_threads(), device="cpu", dtype="bfloat16")
+    runner.begin("denoiser")
+    with open_engine(bundle, read_manifest(bundle), "unet", device="cpu") as engine:
+        wanted = engine.run(step_feed(bundle, WORK))["noise_pred"]
+    noise = runner._step(WORK)()
+    assert np.linalg.norm(noise - wanted) / np.linalg.norm(wanted) < 0.05
+
+
+def test_the_saved_pipeline_makes_the_reference_picture(bundle: Path, stock: Path) -> None:
+    runner = PipelineRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock))
+    assert set(runner.begin("pipeline")) == {"import", "load"}
+    arguments = picture_arguments(read_manifest(bundle), WORK)
+    wanted = reference_pipeline(bundle_checkpoint(bundle))(**arguments)
+    np.testing.assert_allclose(runner.reference(**arguments).latents, wanted.latents, rtol=1e-5, atol=1e-5)
+    (seconds,) = runner.turn("picture", WORK, 1)
+    assert list(seconds) == ["denoiser", "decode", "rest"]
+    assert min(seconds.values()) > 0
+
+
+def test_the_controlnet_runs_steps_and_pictures(bundle: Path, stock: Path) -> None:
+    runner = ControlNetRunner(
+        bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock)
+    )
+    runner.begin("pipeline")
+    steps = runner.turn("step", WORK, 3)
+    assert len(steps) == 3
+    assert all(seconds["step"] > 0 for seconds in steps)
+    (seconds,) = runner.turn("picture", WORK, 1)
+    assert seconds["controlnet"] > 0
