@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 import controlnext
 from controlnext.commands import export_main
+from controlnext.commands.console import progress
 from controlnext.export import PRECISIONS
 from controlnext.files import MANIFEST
 from controlnext.manifest import ParityRow
@@ -227,6 +229,22 @@ def _without_torch(arguments: list[str]) -> Done:
     code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.commands import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_an_interrupt_that_a_library_swallows_ends_the_work_all_the_same(reported: bool) -> None:
+    """At the next report, or at the end."""
+
+    def work() -> None:
+        with progress(quiet=True) as report:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            if reported:
+                report("what comes next", 0.5)
+                pytest.fail("the work went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:

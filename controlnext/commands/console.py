@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,12 +20,44 @@ Report = Callable[[str, float], None]
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
-    """A bar on stderr; nothing when ``quiet`` or when stderr is no terminal."""
+    """A bar on stderr; nothing when ``quiet`` or when stderr is no terminal.
+
+    The report raises :class:`KeyboardInterrupt` once Ctrl-C was pressed.
+    """
     console = Console(stderr=True)
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bars:
+    bars = Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+    with _interruptible() as check, bars:
         task = bars.add_task("", total=1.0)
-        yield lambda what, done: bars.update(task, description=what, completed=done)
+
+        def report(what: str, done: float) -> None:
+            check()
+            bars.update(task, description=what, completed=done)
+
+        yield report
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """What is yielded, and the end, raise the :class:`KeyboardInterrupt` of a Ctrl-C again: one that comes
+    amid a callback is swallowed by some libraries, and the work would go on."""
+    interrupted = False
+
+    def handle(_number: int, _frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+        check()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def print_json(value: dict[str, Any]) -> None:
