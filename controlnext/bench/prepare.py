@@ -107,10 +107,12 @@ def _save_once(bundle: Path, target: Path) -> None:
 def save_stock_pipeline(bundle: Path, target: Path) -> None:
     """The bundle's base model as a diffusers folder, with each control module as a file of its name in it."""
     from safetensors.torch import save_file
+    from transformers.utils.logging import disable_progress_bar
 
     from controlnext.reference import reference_pipeline
     from controlnext.weights import bundle_checkpoint
 
+    disable_progress_bar()
     checkpoint = bundle_checkpoint(bundle)
     with new_folder(target) as folder:
         reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
