@@ -13,6 +13,11 @@ from controlnext.specs import TensorSpec
 
 SCHEMA = 1
 
+MODEL, DATA = "model.onnx", "model.onnx.data"
+"""A graph and its weights, in the graph's folder."""
+PROLOGUE, STEP = "prologue.onnx", "step.onnx"
+"""Beside a denoiser's graph, of the same weights: what of it is computed once a picture, and the rest."""
+
 
 class FileEntry(msgspec.Struct, frozen=True):
     sha256: str

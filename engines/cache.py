@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shutil
@@ -11,18 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from controlnext.files import sha256
 
 CHECKSUMS = "checksums.json"
+_LARGE = 1 << 26
+"""Bytes from which reading a file takes longer than its file system's clock takes to go on."""
 
 logger = logging.getLogger(__name__)
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether ``folder`` was made by :func:`store` and every file still has its checksum.
+class _Entry(msgspec.Struct):
+    """Of a file of :func:`store`. ``stamp`` is what the file system says of it, and none of a small file."""
 
-    Costs one reading of the files: about a second a gigabyte.
-    """
+    sha256: str
+    stamp: list[int] | None
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether ``folder`` was made by :func:`store` and every file still is what it was; as
+    :func:`find_damage`."""
     if not (folder / CHECKSUMS).is_file():
         return False
     damage = find_damage(folder)
@@ -32,13 +40,33 @@ def is_intact(folder: Path) -> bool:
 
 
 def find_damage(folder: Path) -> str:
-    """What has happened to the files of ``folder`` since :func:`store` made it; empty where nothing has."""
+    """What has happened to the files of ``folder`` since :func:`store` made it; empty where nothing has.
+
+    A large file that has not been written to since, as its time of change says, is not read. Else this costs
+    one reading: about a second a gigabyte.
+    """
     try:
-        wanted = json.loads((folder / CHECKSUMS).read_text())
-        damaged = [name for name, checksum in wanted.items() if sha256(folder / name) != checksum]
-    except (OSError, ValueError, AttributeError) as error:
+        wanted = msgspec.json.decode((folder / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
+        damaged = [name for name, entry in wanted.items() if not _is_same(folder / name, entry)]
+    except (OSError, ValueError) as error:
         return str(error)
     return f"{', '.join(damaged)}: not the checksum of when it was made" if damaged else ""
+
+
+def _is_same(path: Path, entry: _Entry) -> bool:
+    return (entry.stamp is not None and _stamp(path) == entry.stamp) or sha256(path) == entry.sha256
+
+
+def _entry(path: Path) -> _Entry:
+    # read first: by then the clock of the file system has gone on, and a later change has another time
+    checksum, large = sha256(path), path.stat().st_size >= _LARGE
+    return _Entry(checksum, _stamp(path) if large else None)
+
+
+def _stamp(path: Path) -> list[int]:
+    """Every write to a file changes one of these, whatever time it is given afterwards."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 @contextmanager
@@ -53,8 +81,8 @@ def store(folder: Path) -> Iterator[Path]:
         made = Path(scratch) / "made"
         made.mkdir()
         yield made
-        checksums = {path.name: sha256(path) for path in sorted(made.iterdir())}
-        (made / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n")
+        entries = {path.name: _entry(path) for path in sorted(made.iterdir())}
+        (made / CHECKSUMS).write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n")
         if folder.exists():
             folder.rename(Path(scratch) / "replaced")
         made.rename(folder)

@@ -11,13 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from controlnext.engines.base import Backend, Engine, Feed, device_index
+from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.cache import discard, is_intact, processor, store
 from controlnext.engines.providers import (
     CPU,
@@ -27,14 +25,14 @@ from controlnext.engines.providers import (
     choose_provider,
     provider_options,
 )
+from controlnext.engines.sessions import DeviceEngine, OrtEngine, first_line
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
-from controlnext.manifest import Manifest, check_file
+from controlnext.manifest import MODEL, PROLOGUE, STEP, Manifest, check_file
 
 logger = logging.getLogger(__name__)
 
 Providers = list[tuple[str, dict[str, Any]]]
 
-_GRAPH = "model.onnx"
 _SILENT = 4
 
 
@@ -60,58 +58,67 @@ class OrtBackend(Backend):
         self._may_use_cpu = device == provider == "auto"
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        """A session of ``<bundle>/<folder>/model.onnx``; only the files that are read are checked."""
+        """Sessions of the graph in ``<bundle>/<folder>``; only the files that are read are checked."""
         if folder not in manifest.graphs:
             raise BundleError(f"{bundle} has no graph {folder}; it has {', '.join(manifest.graphs)}")
         try:
-            session = self._open(bundle, manifest, folder, cache)
+            sessions = self._open(bundle, manifest, folder, cache)
         except _ProviderError as error:
             if not self._may_use_cpu:
                 raise WorkError(str(error)) from error
             logger.warning("going on without the GPU: %s", error)
             self.provider = CPU
-            session = self._open(bundle, manifest, folder, cache)
+            sessions = self._open(bundle, manifest, folder, cache)
         if self.provider == CPU:
-            return OrtEngine(session, manifest, folder, "onnxruntime on cpu")
+            return OrtEngine(sessions, manifest, folder, "onnxruntime on cpu")
         name = "" if self.provider == CUDA else f" with {self.provider}"
         device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
-        return DeviceEngine(session, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+        return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
 
-    def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> Any:
+    def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
         precision, kept = manifest.graphs[folder].precision, self._kept(bundle, manifest, folder)
         own = self.provider in OWN_ENGINES
         providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
-        session = self._cached_session(bundle, manifest, folder, providers) if cache and not own else None
-        if session is None:
-            session = self._session(self._source(bundle, manifest, folder), self._options(), providers)
-        return session
+        if cache and not own:
+            sessions = self._cached_sessions(bundle, manifest, folder, providers)
+            if sessions:
+                return sessions
+        return [
+            self._session(graph, self._options(), providers)
+            for graph in self._sources(bundle, manifest, folder)
+        ]
 
-    def _source(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
+    def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
+        """The graph's files: of its prologue and its step, where it is split into them."""
+        split = f"{folder}/{PROLOGUE}" in manifest.files
+        left_out = (MODEL,) if split else ()
         for name in manifest.files:
-            if name.startswith(f"{folder}/"):
+            if name.startswith(f"{folder}/") and name.partition("/")[2] not in left_out:
                 check_file(bundle, manifest, name)
-        return bundle / folder / _GRAPH
+        return [bundle / folder / name for name in ((PROLOGUE, STEP) if split else (MODEL,))]
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""
         return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / folder
 
-    def _cached_session(
+    def _cached_sessions(
         self, bundle: Path, manifest: Manifest, folder: str, providers: Providers
-    ) -> Any | None:
+    ) -> list[Any]:
+        """Sessions of the optimized graphs; none where these cannot be used."""
         optimized = self._kept(bundle, manifest, folder)
-        if not is_intact(optimized):
-            source = self._source(bundle, manifest, folder)
-            if not self._optimize(source, optimized, providers):
-                return None
+        if not is_intact(optimized) and not self._optimize(
+            self._sources(bundle, manifest, folder), optimized, providers
+        ):
+            return []
         options = self._options()
         options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self._session(optimized / _GRAPH, options, providers)
+            graphs = [optimized / name for name in (PROLOGUE, STEP, MODEL) if (optimized / name).exists()]
+            return [self._session(graph, options, providers) for graph in graphs]
         except WorkError as error:
             logger.warning("the optimized graph %s is not used: %s", optimized, error)
             discard(optimized)
-            return None
+            return []
 
     def _key(self, manifest: Manifest) -> str:
         """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
@@ -120,25 +127,30 @@ class OrtBackend(Backend):
         parts = [graphs, self.ort.__version__, PROVIDERS[self.provider][0], processor(), "ORT_ENABLE_ALL"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _optimize(self, source: Path, optimized: Path, providers: Providers) -> bool:
-        """Have ONNX Runtime write the graph that it makes of the bundle's; whether that was possible."""
+    def _optimize(self, sources: Sequence[Path], optimized: Path, providers: Providers) -> bool:
+        """Have ONNX Runtime write the graphs that it makes of the bundle's; whether that was possible."""
+        try:
+            with store(optimized) as made:
+                for source in sources:
+                    self._session(source, self._writing(made / source.name), providers)
+        except (OSError, WorkError) as error:
+            logger.info("the optimized graph of %s is not kept for the next time: %s", optimized, error)
+            return False
+        return True
+
+    def _writing(self, target: Path) -> Any:
+        """Options of a session that writes its graph to ``target`` and never runs."""
         options = self._options()
+        options.optimized_model_filepath = str(target)
         entries = {
-            "session.optimized_model_external_initializers_file_name": f"{_GRAPH}.data",
+            "session.optimized_model_external_initializers_file_name": f"{target.name}.data",
             "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-            # this session never runs: packed copies of the weights would only cost memory
+            # packed copies of the weights would only cost memory
             "session.disable_prepacking": "1",
         }
         for key, value in entries.items():
             options.add_session_config_entry(key, value)
-        try:
-            with store(optimized) as made:
-                options.optimized_model_filepath = str(made / _GRAPH)
-                self._session(source, options, providers)
-        except (OSError, WorkError) as error:
-            logger.info("the optimized graph of %s is not kept for the next time: %s", source, error)
-            return False
-        return True
+        return options
 
     def _options(self) -> Any:
         options = self.ort.SessionOptions()
@@ -152,73 +164,13 @@ class OrtBackend(Backend):
         try:
             session = self.ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no other class
-            raise WorkError(f"ONNX Runtime cannot load {graph}: {_first_line(error)}") from error
+            raise WorkError(f"ONNX Runtime cannot load {graph}: {first_line(error)}") from error
         if session.get_providers()[0] != providers[0][0]:
             raise _ProviderError(
                 f"ONNX Runtime has {self.provider} but cannot start it on cuda:{self.index}; check the driver"
                 " and the CUDA and cuDNN libraries or give device cpu"
             )
         return session
-
-
-class OrtEngine(Engine):
-    """One ONNX Runtime session."""
-
-    def __init__(self, session: Any, manifest: Manifest, folder: str, backend: str) -> None:
-        super().__init__(manifest, folder, backend)
-        self._names = [spec.name for spec in self.outputs]
-        self._session: Any | None = session
-
-    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        if self._session is None:
-            raise InputError(f"the engine of {self.folder} is closed; open it again")
-        try:
-            outputs = self._outputs(self._session, feed, replaced)
-        except Exception as error:  # ONNX Runtime's errors share no other class
-            raise WorkError(f"ONNX Runtime failed in {self.folder}: {_first_line(error)}") from error
-        return dict(zip(self._names, outputs, strict=True))
-
-    def _outputs(self, session: Any, feed: Feed, _replaced: Collection[str]) -> list[np.ndarray]:
-        return session.run(self._names, dict(feed))
-
-    def close(self) -> None:
-        self._session = None
-
-
-class DeviceEngine(OrtEngine):
-    """A session on a device with a memory of its own, in which the inputs stay until they are replaced.
-
-    ``place`` copies an array to that memory; it takes the array, the device's type and number.
-    """
-
-    def __init__(
-        self,
-        session: Any,
-        manifest: Manifest,
-        folder: str,
-        backend: str,
-        place: Callable[[np.ndarray, str, int], Any],
-        device: tuple[str, int],
-    ) -> None:
-        super().__init__(session, manifest, folder, backend)
-        self._place, self._device = place, device
-        self._binding: Any | None = session.io_binding()
-
-    def _outputs(self, session: Any, feed: Feed, replaced: Collection[str]) -> list[np.ndarray]:
-        binding: Any = self._binding
-        for name in replaced:
-            binding.bind_ortvalue_input(name, self._place(np.ascontiguousarray(feed[name]), *self._device))
-        for name in self._names:
-            # anew each time: what ONNX Runtime allocated for the run before has that run's shape
-            binding.bind_output(name)
-        session.run_with_iobinding(binding)
-        outputs = binding.copy_outputs_to_cpu()
-        binding.clear_binding_outputs()
-        return outputs
-
-    def close(self) -> None:
-        self._binding = None
-        super().close()
 
 
 def _import_onnxruntime() -> Any:
@@ -230,7 +182,3 @@ def _import_onnxruntime() -> Any:
             f" NVIDIA ({error})"
         ) from error
     return onnxruntime
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

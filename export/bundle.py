@@ -20,10 +20,11 @@ from controlnext.export.calibration import Denoise, calibrate
 from controlnext.export.networks import wrap
 from controlnext.export.passes import finish_graph, quantize
 from controlnext.export.trace import make_hollow, trace
-from controlnext.export.write import MODEL, attach_weights, write_graph
+from controlnext.export.write import attach_weights, write_graph, write_prologue
 from controlnext.files import new_folder
 from controlnext.injection import CrossNormalization, averaging_pool
 from controlnext.manifest import (
+    MODEL,
     SCHEMA,
     Graph,
     Int8,
@@ -33,7 +34,7 @@ from controlnext.manifest import (
     list_files,
     write_manifest,
 )
-from controlnext.registry import Family, GraphSpec
+from controlnext.registry import CHANGING, Family, GraphSpec
 from controlnext.specs import TensorSpec
 from controlnext.weights import Checkpoint
 
@@ -180,6 +181,11 @@ class _Job:
             model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
         )
 
+    def ship(self, model: ir.Model) -> None:
+        self.write(model)
+        if self.spec.prologue:
+            write_prologue(self.folder / self.spec.folder, CHANGING)
+
     def entry(self, precision: str) -> Graph:
         return Graph(
             network=self.spec.network,
@@ -190,12 +196,12 @@ class _Job:
 
 
 def _export_graph(job: _Job) -> Graph:
-    job.write(job.finished(job.traced(), job.precision))
+    job.ship(job.finished(job.traced(), job.precision))
     return job.entry(job.precision)
 
 
 def _export_int8(job: _Job, traced: ir.Model, int8: Int8) -> Graph:
-    job.write(quantize(job.finished(traced, job.precision), int8.layers))
+    job.ship(quantize(job.finished(traced, job.precision), int8.layers))
     return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
 
 

@@ -1,8 +1,8 @@
-"""Write a graph and its weights as ``model.onnx`` and ``model.onnx.data``, one tensor in memory at a time."""
+"""Write graphs with their weights in a file beside them, one tensor in memory at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
+from controlnext.export.passes import split_prologue
+from controlnext.manifest import DATA, MODEL, PROLOGUE, STEP
 from controlnext.weights import is_finite
-
-MODEL, DATA = "model.onnx", "model.onnx.data"
 
 
 def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]]) -> ir.Model:
@@ -48,6 +48,14 @@ def write_graph(
         # small tensors are read while the graph is serialized, which wraps what goes wrong: often a full disk
         # or a damaged checkpoint, and the user has to see that
         raise _first_cause(error) from error
+
+
+def write_prologue(folder: Path, changing: Collection[str]) -> None:
+    """Write the two parts of the graph in ``folder``: what does not depend on the inputs ``changing``, and
+    the rest. Both refer to the graph's weights."""
+    parts = split_prologue(ir.load(folder / MODEL), changing)
+    for part, name in zip(parts, (PROLOGUE, STEP), strict=True):
+        ir.save(part, folder / name)
 
 
 def _first_cause(error: BaseException) -> BaseException:

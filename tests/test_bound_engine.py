@@ -15,13 +15,12 @@ from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
 
 from controlnext.engines import Backend, Engine, Feed, open_engine
-from controlnext.engines.onnxruntime import DeviceEngine
+from controlnext.engines.sessions import DeviceEngine
 from controlnext.errors import InputError, WorkError
-from controlnext.manifest import Manifest, read_manifest
+from controlnext.manifest import MODEL, PROLOGUE, STEP, Manifest, read_manifest
+from controlnext.registry import CHANGING
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-
-CHANGING = ("sample", "timestep")
 
 
 class _Recorder(Engine):
@@ -89,10 +88,13 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_onnxruntime_with_inputs_that_stay_on_a_device(precision: str, tiny: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("parts", [(MODEL,), (PROLOGUE, STEP)], ids=["whole", "parts"])
+def test_onnxruntime_with_inputs_that_stay_on_a_device(
+    parts: tuple[str, ...], precision: str, tiny: Callable[..., Path]
+) -> None:
     """The same bits, at sizes that change; the processor's memory takes the place of a GPU's."""
     manifest = read_manifest(folder := tiny("sdxl", precision))
-    session = onnxruntime.InferenceSession(folder / "unet" / "model.onnx")
+    sessions = [onnxruntime.InferenceSession(folder / "unet" / part) for part in parts]
     placed = []
 
     def place(array: np.ndarray, kind: str, number: int) -> onnxruntime.OrtValue:
@@ -101,7 +103,7 @@ def test_onnxruntime_with_inputs_that_stay_on_a_device(precision: str, tiny: Cal
 
     with (
         open_engine(folder, manifest, "unet", device="cpu", cache=False) as plain,
-        DeviceEngine(session, manifest, "unet", "", place, ("cpu", 0)) as engine,
+        DeviceEngine(sessions, manifest, "unet", "", place, ("cpu", 0)) as engine,
     ):
         for height in (8, 4):
             constants, _ = _split(_feed(engine, height=height))

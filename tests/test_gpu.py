@@ -24,10 +24,10 @@ from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError, WorkError
 from controlnext.manifest import read_manifest
+from controlnext.registry import CHANGING
 from controlnext.runtime import Pipeline
 
 GPU = find_gpu()
-CHANGING = ("sample", "timestep")
 
 
 def _missing(name: str) -> str:

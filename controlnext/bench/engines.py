@@ -68,7 +68,8 @@ class EngineRunner:
         return [{"step": seconds_of(step)} for _ in range(runs)]
 
     def _bound_step(self, work: Work) -> Callable[[], Any]:
-        from controlnext.bench.requests import CHANGING, step_feed
+        from controlnext.bench.requests import step_feed
+        from controlnext.registry import CHANGING
 
         bundle, feed = self.pipeline.bundle, step_feed(self.bundle, work)
         bound = bundle.engine(bundle.family.denoiser).bind(

@@ -69,7 +69,8 @@ class TorchRunner:
     def _make_step(self, work: Work) -> Callable[[], Any]:
         import torch
 
-        from controlnext.bench.requests import CHANGING, step_feed
+        from controlnext.bench.requests import step_feed
+        from controlnext.registry import CHANGING
 
         feed = step_feed(self.bundle, work)
 

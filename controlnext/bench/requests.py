@@ -14,9 +14,6 @@ from controlnext.commands.trial import Arrays, default_run, denoiser_feed, run_a
 from controlnext.manifest import Manifest, read_manifest
 from controlnext.registry import get_family
 
-CHANGING = ("sample", "timestep")
-"""The denoiser's inputs that differ from step to step."""
-
 _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
     {
         "image": lambda work: {"num_images_per_prompt": work.batch},

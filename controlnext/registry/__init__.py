@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from controlnext.errors import InputError
 from controlnext.registry.schema import (
+    CHANGING,
     ControlNet,
     ControlSpec,
     Family,
@@ -24,6 +25,7 @@ from controlnext.registry.sdxl import SDXL
 from controlnext.registry.svd import SVD
 
 __all__ = [
+    "CHANGING",
     "FAMILIES",
     "ControlNet",
     "ControlSpec",

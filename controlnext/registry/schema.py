@@ -12,6 +12,9 @@ from controlnext.specs import TensorSpec
 
 Config = Mapping[str, Any]
 
+CHANGING = ("sample", "timestep")
+"""A denoiser's inputs that are new at every step."""
+
 
 @dataclass(frozen=True)
 class Injection:
@@ -89,6 +92,9 @@ class GraphSpec:
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
     float32: Mapping[str, str] = field(default_factory=dict)
+    prologue: bool = False
+    """Whether what does not depend on :data:`CHANGING` gets a graph of its own, which runs once a picture.
+    Its results stay in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
         """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...

@@ -77,6 +77,7 @@ SD15 = Family(
             folder="unet",
             network="unet",
             wrapper="denoiser",
+            prologue=True,
             inputs=(
                 TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
                 TensorSpec("timestep", "float32", ("batch",)),

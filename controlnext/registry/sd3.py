@@ -83,6 +83,7 @@ SD3 = Family(
             folder="transformer",
             network="transformer",
             wrapper="denoiser",
+            prologue=True,
             inputs=(
                 # patches of 2 x 2 latents: height and width count patches
                 TensorSpec("sample", "float32", _LATENT, "hidden_states"),

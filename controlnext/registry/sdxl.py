@@ -72,6 +72,7 @@ SDXL = Family(
             folder="unet",
             network="unet",
             wrapper="denoiser",
+            prologue=True,
             inputs=(
                 TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
                 TensorSpec("timestep", "float32", ("batch",)),

@@ -9,11 +9,20 @@ import onnx_ir as ir
 from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
+from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.specs import TensorSpec
 
-__all__ = ["finish_graph", "lower_to_float16", "name_dimensions", "name_nodes", "quantize", "simplify"]
+__all__ = [
+    "finish_graph",
+    "lower_to_float16",
+    "name_dimensions",
+    "name_nodes",
+    "quantize",
+    "simplify",
+    "split_prologue",
+]
 
 
 def finish_graph(

@@ -1,0 +1,91 @@
+"""Split a denoiser into what is computed once a picture and what is computed at every step.
+
+Rules:
+- what depends on no input that changes from step to step goes into the ``prologue``, as far as a convolution
+  or a product of matrices is behind it: keys and values of the prompt, the control module before it meets the
+  timestep;
+- everything else stays in the ``step``, cheap operations on sizes too, so that little is handed over;
+- what the prologue gives are the step's inputs of the same names; other inputs and all outputs are the
+  model's, as far as they are used.
+
+Both refer to the weights of the model: written into the same folder they need no weights of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from controlnext.errors import WorkError
+from controlnext.export.passes.simplify import infer_types
+
+COSTLY = frozenset({"Conv", "Gemm", "MatMul", "Attention"})
+
+
+def split_prologue(model: ir.Model, changing: Collection[str]) -> tuple[ir.Model, ir.Model]:
+    """``prologue`` and ``step`` of a model whose inputs named in ``changing`` are new at every step.
+
+    Raises :class:`WorkError` where nothing can be computed once.
+    """
+    names = _handed_over(model.graph, changing)
+    if not names:
+        raise WorkError(f"every costly operation of the graph depends on {', '.join(sorted(changing))}")
+    model = infer_types(model)
+    prologue, step = model.clone(), model.clone()
+    values = _values(prologue.graph)
+    prologue.graph.outputs.clear()
+    for name in names:
+        values[name].shape = ir.Shape([None] * _rank(values[name]))
+        prologue.graph.outputs.append(values[name])
+    _take_as_inputs(step.graph, names)
+    for part in (prologue, step):
+        common.RemoveUnusedNodesPass()(part)
+        unused = [value for value in part.graph.inputs if not value.uses()]
+        for value in unused:
+            part.graph.inputs.remove(value)
+    return prologue, step
+
+
+def _handed_over(graph: ir.Graph, changing: Collection[str]) -> list[str]:
+    """Values that are computed once and used at every step, in the order in which they are computed."""
+    stepwise = {value for value in graph.inputs if value.name in changing}
+    inputs = set(graph.inputs) - stepwise
+    once: dict[ir.Value, bool] = {}
+    """Computed from inputs that stay; whether at a cost."""
+    used: set[ir.Value] = set()
+    for node in graph:
+        assert not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        taken = [value for value in node.inputs if value is not None]
+        if not stepwise.isdisjoint(taken):
+            stepwise.update(node.outputs)
+            used.update(value for value in taken if once.get(value))
+        elif any(value in inputs or value in once for value in taken):
+            costly = node.op_type in COSTLY or any(once.get(value) for value in taken)
+            once.update(dict.fromkeys(node.outputs, costly))
+    return [f"{value.name}" for value in once if value in used]
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    return {f"{value.name}": value for node in graph for value in node.outputs}
+
+
+def _rank(value: ir.Value) -> int:
+    """What type inference does not know, normalizations and what follows one, has its input's rank."""
+    if value.shape is not None:
+        return value.shape.rank()
+    node = value.producer()
+    assert node is not None
+    assert node.inputs[0] is not None
+    return _rank(node.inputs[0])
+
+
+def _take_as_inputs(graph: ir.Graph, names: Collection[str]) -> None:
+    values = _values(graph)
+    for name in names:
+        value = values[name]
+        taken = ir.Value(name=name, type=value.type, shape=ir.Shape([None] * _rank(value)))
+        value.name = None
+        ir.convenience.replace_all_uses_with(value, taken)
+        graph.inputs.append(taken)

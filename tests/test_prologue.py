@@ -1,0 +1,114 @@
+"""Denoisers in two parts: what is computed once a picture, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from conftest import PRECISIONS
+from graphs import graph, run
+from recipe import rand
+
+from controlnext.engines import open_engine
+from controlnext.errors import WorkError
+from controlnext.export.passes import split_prologue
+from controlnext.manifest import PROLOGUE, STEP, read_manifest
+from controlnext.registry import CHANGING, FAMILIES, get_family
+
+IMAGES = [name for name, family in FAMILIES.items() if family.task == "image"]
+
+PROMPT = """
+g (float[n, 2] sample, float[n, 2] prompt, float[n, 2] picture) => (float[n, 2] y) {
+    keys = MatMul(prompt, w)
+    doubled = Add(keys, keys)
+    brighter = Add(picture, picture)
+    transposed = Transpose(w)
+    product = MatMul(sample, transposed)
+    attended = Mul(product, doubled)
+    y = Add(attended, brighter)
+}
+"""
+
+
+def _parts() -> tuple[ir.Model, ir.Model, ir.Model]:
+    whole = graph(PROMPT, w=rand(0, 2, 2))
+    return whole, *split_prologue(whole, ["sample"])
+
+
+def test_what_costs_and_stays_is_computed_once() -> None:
+    """What is cheap, or made of weights alone, stays with the rest; what is not used is not handed over."""
+    _, prologue, step = _parts()
+    assert [node.op_type for node in prologue.graph] == ["MatMul", "Add"]
+    assert [value.name for value in prologue.graph.inputs] == ["prompt"]
+    assert [value.name for value in prologue.graph.outputs] == ["doubled"]
+    assert [value.name for value in step.graph.inputs] == ["sample", "picture", "doubled"]
+    assert [node.op_type for node in step.graph] == ["Add", "Transpose", "MatMul", "Mul", "Add"]
+
+
+def test_both_parts_compute_what_the_whole_did() -> None:
+    whole, prologue, step = _parts()
+    feed = {name: rand(i, 3, 2) for i, name in enumerate(("sample", "prompt", "picture"), start=1)}
+    doubled = run(prologue, prompt=feed["prompt"])
+    rest = {name: feed[name] for name in ("sample", "picture")}
+    np.testing.assert_array_equal(run(step, **rest, doubled=doubled), run(whole, **feed))
+
+
+def test_a_graph_in_which_everything_changes_is_refused() -> None:
+    with pytest.raises(WorkError, match="every costly operation of the graph depends on prompt, sample"):
+        split_prologue(graph(PROMPT, w=rand(0, 2, 2)), ["sample", "prompt"])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("family", IMAGES)
+def test_the_parts_give_the_bits_of_the_whole_graph(
+    family: str, precision: str, tiny: Callable[..., Path]
+) -> None:
+    """Over steps, and with a control picture, a scale and a prompt that are replaced; at two sizes. What is
+    handed over in float16 is rounded to it, which ONNX Runtime on a processor spares itself inside a graph."""
+    bundle, denoiser = tiny(family, precision), get_family(family).denoiser
+    manifest = read_manifest(bundle)
+    whole = onnxruntime.InferenceSession(bundle / denoiser / "model.onnx")
+    with open_engine(bundle, manifest, denoiser, device="cpu", cache=False) as engine:
+        for height in (8, 6):
+            sizes = {"batch": 2, "control_batch": 1, "height": height, "width": 6, "sequence": 77}
+            feed = {spec.name: rand(i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
+            bound = engine.bind({name: array for name, array in feed.items() if name not in CHANGING})
+            for new in ("sample", "control_image", "control_scale", "encoder_hidden_states"):
+                feed[new] = rand(50, *feed[new].shape)
+                if new not in CHANGING:
+                    bound.keep({new: feed[new]})
+                given = bound.run({name: feed[name] for name in CHANGING})["noise_pred"]
+                wanted = whole.run(None, feed)[0]
+                limit = 1e-3 * np.abs(wanted).max() if precision == "fp16" else 0
+                np.testing.assert_allclose(given, wanted, rtol=0, atol=limit)
+
+
+def test_steps_do_without_the_prologue(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs for the first, and again for another control picture."""
+    bundle = tiny("sd15", "fp32")
+    ran: list[str] = []
+
+    class Counted(onnxruntime.InferenceSession):
+        def __init__(self, path: str, *args: object, **options: object) -> None:
+            super().__init__(path, *args, **options)
+            self.name = Path(path).name
+
+        def run(self, *args: object) -> object:
+            ran.append(self.name)
+            return super().run(*args)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Counted)
+    with open_engine(bundle, read_manifest(bundle), "unet", device="cpu", cache=False) as engine:
+        sizes = {"batch": 2, "control_batch": 1, "height": 4, "width": 4, "sequence": 77}
+        feed = {spec.name: rand(i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
+        bound = engine.bind({name: array for name, array in feed.items() if name not in CHANGING})
+        changing = {name: feed[name] for name in CHANGING}
+        bound.run(changing)
+        bound.run(changing)
+        bound.keep({"control_image": feed["control_image"] / 2})
+        bound.run(changing)
+    assert ran == [PROLOGUE, STEP, STEP, PROLOGUE, STEP]
