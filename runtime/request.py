@@ -33,8 +33,8 @@ class CommonRequest:
         latents: noise of unit variance instead of what the seed gives; whatever NumPy makes an array of.
         control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
         output_type: "pil", "np" or "latent".
-        vae_tiling: decode in overlapping tiles, which takes less memory for a large picture and gives a
-            slightly different one; not of clips.
+        vae_tiling: decode in overlapping tiles, for large pictures: that takes less memory, but colours may
+            shift from tile to tile. Not for clips.
 
     Raises:
         InputError: a value that no model could take.

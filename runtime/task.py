@@ -136,7 +136,8 @@ class Task(ABC):
             return None
         if not self.family.vae_tiling:
             raise InputError(
-                f"vae_tiling was given, but the VAE of {self.family.title} does not decode in tiles; leave it out"
+                f"vae_tiling was given, but the VAE of {self.family.title} does not decode in tiles; leave it"
+                " out"
             )
         return Tiles.of(self.bundle.manifest.configs["vae"].get("sample_size"), self.family.vae_factor)
 

@@ -108,8 +108,8 @@ def run(
         bool | None,
         typer.Option(
             "--vae-tiling",
-            help="Decode in overlapping tiles: less memory for a large picture, which comes out slightly"
-            " different.",
+            help="Decode in overlapping tiles, for large pictures: less memory, but colours may shift from"
+            " tile to tile.",
             rich_help_panel=PICTURES,
         ),
     ] = None,
