@@ -48,6 +48,8 @@ class ImageTask(Task):
     def steps(self, request: Request) -> Iterator[Step]:
         family = self.family
         sampler = self.sampler(request)
+        # what cannot be decoded is refused before it is sampled
+        self.tiles(request.vae_tiling)
         generator = TorchGenerator(request.seed)
         controls = [
             _control_pictures(given, request)

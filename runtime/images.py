@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
+from controlnext.runtime.tiling import Tiles
 
 FloatArray = NDArray[np.float32]
 Bands = tuple[Image.Image, ...]
@@ -83,24 +85,47 @@ def _resized(bands: Bands, height: int, width: int) -> FloatArray:
 
 
 def decode_latents(
-    decoder: Engine, config: Mapping[str, Any], latents: FloatArray, chunk: int
+    decoder: Engine,
+    config: Mapping[str, Any],
+    latents: FloatArray,
+    chunk: int,
+    tiles: Tiles | None = None,
 ) -> Iterator[FloatArray]:
     """Pictures (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
 
-    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does.
+    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does. With ``tiles`` the
+    decoder sees one of them at a time, and only the picture grows with its size.
 
     Raises:
         WorkError: the decoder gave a number that is not finite.
     """
     for start in range(0, len(latents), chunk):
         some = _unscaled(config, latents[start : start + chunk])
-        samples = decoder.run({"latent_sample": some})["sample"]
-        if not np.isfinite(samples).all():
-            raise WorkError(
-                "the decoded picture is not finite: this VAE overflows in float16; export with --precision"
-                " fp32 or with the VAE that is made for float16"
-            )
-        yield np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
+        yield _pixels(_samples(decoder, some)) if tiles is None else _in_tiles(decoder, tiles, some)
+
+
+def _in_tiles(decoder: Engine, tiles: Tiles, latents: FloatArray) -> FloatArray:
+    count, _, height, width = latents.shape
+    pictures = np.empty((count, height * tiles.factor, width * tiles.factor, 3), np.float32)
+    for top, left, samples in tiles.decode(partial(_samples, decoder), latents):
+        part = _pixels(samples)
+        pictures[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return pictures
+
+
+def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
+    samples = decoder.run({"latent_sample": latents})["sample"]
+    if not np.isfinite(samples).all():
+        raise WorkError(
+            "the decoded picture is not finite: this VAE overflows in float16; export with --precision"
+            " fp32 or with the VAE that is made for float16"
+        )
+    return samples
+
+
+def _pixels(samples: FloatArray) -> FloatArray:
+    """(N, H, W, 3) in [0, 1]."""
+    return np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
 
 
 def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:

@@ -86,7 +86,8 @@ class Pipeline(Closing):
         request: Any = self.task.request(*args, **options)
         (last,) = deque(self.task.steps(request), maxlen=1)
         latent = request.output_type == "latent"
-        pictures = None if latent else self.decode(last.latents, request.output_type, request.chunk)
+        decoding = (request.output_type, request.chunk, request.vae_tiling)
+        pictures = None if latent else self.decode(last.latents, *decoding)
         return self.task.output(pictures, last.latents)
 
     def stream(self, *args: Any, **options: Any) -> Iterator[Step]:
@@ -97,29 +98,39 @@ class Pipeline(Closing):
         """
         return self.task.steps(self.task.request(*args, **options))
 
-    def decode(self, latents: FloatArray, output_type: str = "pil", chunk: int | None = None) -> Pictures:
+    def decode(
+        self,
+        latents: FloatArray,
+        output_type: str = "pil",
+        chunk: int | None = None,
+        vae_tiling: bool = False,
+    ) -> Pictures:
         """Pictures of a step's latents, as a call gives them with this output type, "pil" or "np".
 
         ``chunk``: how many frames of a clip are decoded at a time (those of a window of default size).
+        ``vae_tiling``: as in a call.
         """
         if output_type not in ("pil", "np"):
             raise InputError(f"unknown output_type {output_type!r} for pictures; accepted: pil, np")
-        pictures = list(self._decoded(latents, chunk))
+        pictures = list(self._decoded(latents, chunk, vae_tiling))
         if output_type == "np":
             return self.task.arrange(np.concatenate(pictures))
         return self.task.arrange([image for some in pictures for image in to_pil(some)])
 
-    def images(self, latents: FloatArray, chunk: int | None = None) -> Iterator[Image.Image]:
+    def images(
+        self, latents: FloatArray, chunk: int | None = None, vae_tiling: bool = False
+    ) -> Iterator[Image.Image]:
         """PIL images of a step's latents one after the other: a long clip is never in memory as a whole."""
-        return (image for some in self._decoded(latents, chunk) for image in to_pil(some))
+        return (image for some in self._decoded(latents, chunk, vae_tiling) for image in to_pil(some))
 
-    def _decoded(self, latents: FloatArray, chunk: int | None) -> Iterator[FloatArray]:
+    def _decoded(self, latents: FloatArray, chunk: int | None, vae_tiling: bool) -> Iterator[FloatArray]:
         size = self.task.request.default_chunk if chunk is None else chunk
         if not is_whole(size) or size < 1:
             raise InputError(f"chunk is {chunk!r}; give a whole number from 1 on")
         rows = latents.reshape(-1, *latents.shape[-3:])
         config = self.bundle.manifest.configs["vae"]
-        return decode_latents(self.bundle.engine("vae_decoder"), config, rows, size)
+        tiles = self.task.tiles(vae_tiling)
+        return decode_latents(self.bundle.engine("vae_decoder"), config, rows, size, tiles)
 
     def close(self) -> None:
         """Give back the engines' memory."""

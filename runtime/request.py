@@ -33,6 +33,8 @@ class CommonRequest:
         latents: noise of unit variance instead of what the seed gives; whatever NumPy makes an array of.
         control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
         output_type: "pil", "np" or "latent".
+        vae_tiling: decode in overlapping tiles, for large pictures: that takes less memory, but colours may
+            shift from tile to tile. Not for clips.
 
     Raises:
         InputError: a value that no model could take.
@@ -49,6 +51,7 @@ class CommonRequest:
     control_start: float = 0.0
     control_end: float = 1.0
     output_type: str = "pil"
+    vae_tiling: bool = False
 
     arrays: ClassVar[tuple[str, ...]] = ("latents",)
     latent_shape: ClassVar[tuple[str, ...]] = ()

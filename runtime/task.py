@@ -18,6 +18,7 @@ from controlnext.runtime.denoise import Step, control_schedule
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import CommonRequest, is_whole
 from controlnext.runtime.samplers import Sampler, make_sampler
+from controlnext.runtime.tiling import Tiles
 
 FloatArray = NDArray[np.float32]
 Pictures = list[Image.Image] | list[list[Image.Image]] | FloatArray
@@ -123,6 +124,22 @@ class Task(ABC):
                 raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
             sizes[name] = int(size)
         return sizes["height"], sizes["width"]
+
+    def tiles(self, vae_tiling: bool) -> Tiles | None:
+        """The tiles that latents are decoded in; None without ``vae_tiling``.
+
+        Raises :class:`InputError` where the VAE cannot decode in tiles.
+        """
+        if not isinstance(vae_tiling, (bool, np.bool_)):
+            raise InputError(f"vae_tiling is {vae_tiling!r}; give True or False")
+        if not vae_tiling:
+            return None
+        if not self.family.vae_tiling:
+            raise InputError(
+                f"vae_tiling was given, but the VAE of {self.family.title} does not decode in tiles; leave it"
+                " out"
+            )
+        return Tiles.of(self.bundle.manifest.configs["vae"].get("sample_size"), self.family.vae_factor)
 
     def noise(self, request: CommonRequest, shape: tuple[int, ...], generator: TorchGenerator) -> FloatArray:
         """Latents of unit variance: what was given, else the next numbers of the generator."""

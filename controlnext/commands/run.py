@@ -104,6 +104,15 @@ def run(
             rich_help_panel=PICTURES,
         ),
     ] = None,
+    vae_tiling: Annotated[
+        bool | None,
+        typer.Option(
+            "--vae-tiling",
+            help="Decode in overlapping tiles, for large pictures: less memory, but colours may shift from"
+            " tile to tile.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
     image: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The picture that shall move.", rich_help_panel=CLIPS),
@@ -174,7 +183,7 @@ def run(
             for step in task.steps(request):
                 report(f"step {step.index + 1} of {step.total}", (step.index + 1) / step.total)
             count = math.prod(step.latents.shape[:-3])
-            images = pipeline.images(step.latents, request.chunk)
+            images = pipeline.images(step.latents, request.chunk, request.vae_tiling)
             written = files.save(_reported(images, count, report))
         ran_by = pipeline.backend
     high, wide = (task.family.vae_factor * size for size in step.latents.shape[-2:])

@@ -42,6 +42,7 @@ class ImageReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        vae_tiling: bool = False,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
@@ -59,6 +60,9 @@ class ImageReference(StockPipeline):
                 rows = rows.repeat_interleave(num_images_per_prompt, 1)
             span = (control_start, control_end, self.variant.off_scale)
             steerings.append(Steering(module, image, scale_schedule(rows, steps, *span)))
+        vae = self.modules["vae"]
+        switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
+        switch()
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings):
             result = self.pipeline(

@@ -164,6 +164,8 @@ class Family:
     default_steps: int
     default_guidance: float
     vae_factor: int = 8
+    vae_tiling: bool = True
+    """Whether diffusers' class of the VAE decodes in tiles."""
     size_multiple: int = 8
     """What height and width of a result have to be multiples of."""
     largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)

@@ -131,6 +131,7 @@ SVD = Family(
     default_sampler="euler",
     default_steps=25,
     default_guidance=3.0,
+    vae_tiling=False,
     conditioning={"added_time_ids": _added_time_ids},
     checkpoint_options={
         "image_mean": [0.48145466, 0.4578275, 0.40821073],

@@ -1,0 +1,86 @@
+"""Decoding in overlapping tiles, with diffusers' arithmetic: the decoder's memory does not grow with the
+picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlnext.errors import InputError
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Square tiles of which each shares a quarter with the next.
+
+    Attributes:
+        size: height and width of a tile in latents, a multiple of 4.
+        factor: pixels for each latent.
+    """
+
+    size: int
+    factor: int
+
+    @classmethod
+    def of(cls, sample_size: object, factor: int) -> Self:
+        """Tiles as large as the pictures that a VAE was made for, its ``sample_size`` in pixels.
+
+        Raises:
+            InputError: a quarter of them is no whole number of latents.
+        """
+        if not isinstance(sample_size, int) or sample_size < 1 or sample_size % (4 * factor):
+            raise InputError(
+                f"vae_tiling was given, but the sample_size of this VAE is {sample_size!r}; tiles need a"
+                f" multiple of {4 * factor}: leave vae_tiling out"
+            )
+        return cls(sample_size // factor, factor)
+
+    @property
+    def stride(self) -> int:
+        """From one tile to the next, in latents."""
+        return self.size - self.size // 4
+
+    def decode(
+        self, decode: Callable[[FloatArray], FloatArray], latents: FloatArray
+    ) -> Iterator[tuple[int, int, FloatArray]]:
+        """The picture of the latents (N, C, h, w), part by part, row by row.
+
+        ``decode`` makes samples (N, 3, H, W) float32 of the latents of a tile. Gives the upper and the left
+        edge of each part in pixels, and its samples. Latents that one tile holds are one part.
+        """
+        height, width = latents.shape[2:]
+        if max(height, width) <= self.size:
+            yield 0, 0, decode(latents)
+            return
+        overlap, reach = self.size // 4 * self.factor, self.stride * self.factor
+        above: list[FloatArray] = []
+        for top in range(0, height, self.stride):
+            below: list[FloatArray] = []
+            beside = None
+            for column, left in enumerate(range(0, width, self.stride)):
+                tile = decode(latents[:, :, top : top + self.size, left : left + self.size])
+                if above:
+                    _fade(above[column], tile, 2)
+                if beside is not None:
+                    _fade(beside, tile, 3)
+                # copies: a view would keep the tile
+                below.append(tile[:, :, -overlap:].copy())
+                beside = tile[:, :, :, -overlap:].copy()
+                yield top * self.factor, left * self.factor, tile[:, :, :reach, :reach]
+            above = below
+
+
+def _fade(edge: FloatArray, tile: FloatArray, axis: int) -> None:
+    """Let ``tile`` begin with a linear fade from ``edge``, the end of the tile before it along ``axis``."""
+    before, after = np.moveaxis(edge, axis, -1), np.moveaxis(tile, axis, -1)
+    # the last tile may be narrower than the overlap
+    extent = min(before.shape[-1], after.shape[-1])
+    share = np.arange(extent) / extent
+    old, new = (1 - share).astype(np.float32), share.astype(np.float32)
+    after[..., :extent] = before[..., -extent:] * old + after[..., :extent] * new
