@@ -89,13 +89,12 @@ class OrtBackend(Backend):
         ]
 
     def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
-        """The graph's files: of its prologue and its step, where it is split into them."""
-        split = f"{folder}/{PROLOGUE}" in manifest.files
-        left_out = (MODEL,) if split else ()
+        """The graph's file, or those of its prologue and its step, where it is split into them."""
         for name in manifest.files:
-            if name.startswith(f"{folder}/") and name.partition("/")[2] not in left_out:
+            if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
-        return [bundle / folder / name for name in ((PROLOGUE, STEP) if split else (MODEL,))]
+        parts = (PROLOGUE, STEP) if f"{folder}/{PROLOGUE}" in manifest.files else (MODEL,)
+        return [bundle / folder / name for name in parts]
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""

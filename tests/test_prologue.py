@@ -67,8 +67,10 @@ def test_a_graph_in_which_everything_changes_is_refused() -> None:
 def test_the_parts_give_the_bits_of_the_whole_graph(
     family: str, precision: str, tiny: Callable[..., Path]
 ) -> None:
-    """Over steps, and with a control picture, a scale and a prompt that are replaced; at two sizes. What is
-    handed over in float16 is rounded to it, which ONNX Runtime on a processor spares itself inside a graph."""
+    """Over steps, and with a control picture, a scale and a prompt that are replaced; at two sizes.
+
+    What is handed over in float16 is rounded to it; inside a graph ONNX Runtime on a processor spares that.
+    """
     bundle, denoiser = tiny(family, precision), get_family(family).denoiser
     manifest = read_manifest(bundle)
     whole = onnxruntime.InferenceSession(bundle / denoiser / "model.onnx")
@@ -83,7 +85,7 @@ def test_the_parts_give_the_bits_of_the_whole_graph(
                     bound.keep({new: feed[new]})
                 given = bound.run({name: feed[name] for name in CHANGING})["noise_pred"]
                 wanted = whole.run(None, feed)[0]
-                limit = 1e-3 * np.abs(wanted).max() if precision == "fp16" else 0
+                limit = 5e-3 * np.abs(wanted).max() if precision == "fp16" else 0
                 np.testing.assert_allclose(given, wanted, rtol=0, atol=limit)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from controlnext.bench.messages import Contestant
+from controlnext.commands.console import silence_hints
 from controlnext.errors import BundleError, WorkError
 from controlnext.files import MANIFEST, new_folder
 from controlnext.manifest import check_size, read_manifest
@@ -92,7 +93,8 @@ def _make_with_optimum(contestant: Contestant, python: Path | None) -> None:
     folder = graph.parent.parent
     stock = folder.parent / "diffusers"
     _save_once(Path(contestant.origin), stock)
-    _call([str(python), "-m", "optimum.exporters.onnx", "--model", str(stock), str(folder)])
+    exporter = [str(python), "-m", "optimum.exporters.onnx", "--task", "text-to-image"]
+    _call([*exporter, "--model", str(stock), str(folder)])
 
 
 def _make_stock_pipeline(contestant: Contestant, _python: Path | None) -> None:
@@ -142,7 +144,7 @@ def copy_without_engines(bundle: Path, target: Path) -> Path:
 
 
 def _in_process(function: Callable[..., None], *arguments: Any) -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=silence_hints) as pool:
         pool.submit(function, *arguments).result()
 
 

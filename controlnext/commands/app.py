@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
 import typer
@@ -11,6 +10,7 @@ import typer
 import controlnext
 from controlnext.commands.bench import bench
 from controlnext.commands.build import build
+from controlnext.commands.console import silence_hints
 from controlnext.commands.export import export
 from controlnext.commands.inspect import inspect
 from controlnext.commands.run import run
@@ -36,7 +36,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     A user's mistake and work that failed become one line on stderr; any other exception is a bug and passes.
     """
     logging.basicConfig(format="controlnext: %(message)s", level=logging.WARNING)
-    _silence_hints()
+    silence_hints()
     command = typer.main.get_command(application)
     try:
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0
@@ -64,13 +64,6 @@ def _describe(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def _silence_hints() -> None:
-    """Keep hints about other libraries' optional parts (torchvision) off the terminal."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int) -> int:

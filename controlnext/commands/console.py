@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,13 @@ from controlnext.manifest import ParityRow
 
 Report = Callable[[str, float], None]
 """Takes what is being done and how much is done, from 0 to 1."""
+
+
+def silence_hints() -> None:
+    """Keep hints about other libraries' optional parts (torchvision) off the terminal."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 @contextmanager
