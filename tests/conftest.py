@@ -31,6 +31,23 @@ SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each(worker_id: str) -> None:
+    """Worker processes share the cores: with two threads in each of two, ONNX Runtime's wait for each other,
+    spinning."""
+    if worker_id == "master":
+        return
+    import onnxruntime
+
+    plain = onnxruntime.SessionOptions.__init__
+
+    def single(options: onnxruntime.SessionOptions) -> None:
+        plain(options)
+        options.intra_op_num_threads = 1
+
+    onnxruntime.SessionOptions.__init__ = single
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A temporary folder that the worker processes of one run have in common."""

@@ -31,6 +31,9 @@ RUNNERS: Mapping[str, str] = MappingProxyType(
 )
 """Module and class by what a contestant's ``runner`` may be."""
 
+LONG = 60.0
+"""Seconds from which a run needs no other to warm up: it counts, as the only one of its turn."""
+
 
 class Runner(Protocol):
     """How a contestant is run; made of its bundle, the number of threads and its options."""
@@ -74,7 +77,9 @@ def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
 
 def _take(runner: Runner, turn: Turn) -> list[Seconds]:
     if not turn.cold:
-        runner.turn(turn.task, turn.work, 1)
+        first = runner.turn(turn.task, turn.work, 1)
+        if sum(first[0].values()) > LONG:
+            return first
     return runner.turn(turn.task, turn.work, turn.runs)
 
 
