@@ -16,7 +16,8 @@ SCHEMA = 1
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """A graph and its weights, in the graph's folder."""
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
-"""Beside a denoiser's graph, of the same weights: what of it is computed once a picture, and the rest."""
+"""A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once a picture,
+where that is kept apart, and the rest."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):

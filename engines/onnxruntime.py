@@ -89,11 +89,13 @@ class OrtBackend(Backend):
         ]
 
     def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
-        """The graph's file, or those of its prologue and its step, where it is split into them."""
+        """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
         for name in manifest.files:
             if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
-        parts = (PROLOGUE, STEP) if f"{folder}/{PROLOGUE}" in manifest.files else (MODEL,)
+        parts = [name for name in (PROLOGUE, STEP) if f"{folder}/{name}" in manifest.files]
+        if not parts or self.provider in OWN_ENGINES:
+            parts = [MODEL]
         return [bundle / folder / name for name in parts]
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
@@ -155,6 +157,9 @@ class OrtBackend(Backend):
         options = self.ort.SessionOptions()
         # what goes wrong comes as an exception too
         options.log_severity_level = _SILENT
+        # a plan of all activations in one block is made at the first run and held besides what that run took:
+        # twice the memory, for no time
+        options.enable_mem_pattern = False
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         return options

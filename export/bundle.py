@@ -20,7 +20,7 @@ from controlnext.export.calibration import Denoise, calibrate
 from controlnext.export.networks import wrap
 from controlnext.export.passes import finish_graph, quantize
 from controlnext.export.trace import make_hollow, trace
-from controlnext.export.write import attach_weights, write_graph, write_prologue
+from controlnext.export.write import attach_weights, write_graph, write_parts
 from controlnext.files import new_folder
 from controlnext.injection import CrossNormalization, averaging_pool
 from controlnext.manifest import (
@@ -183,8 +183,8 @@ class _Job:
 
     def ship(self, model: ir.Model) -> None:
         self.write(model)
-        if self.spec.prologue:
-            write_prologue(self.folder / self.spec.folder, CHANGING)
+        if self.spec.wrapper == "denoiser":
+            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue)
 
     def entry(self, precision: str) -> Graph:
         return Graph(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
-from controlnext.export.passes import split_prologue
+from controlnext.export.passes import fuse_attention, split_prologue
 from controlnext.manifest import DATA, MODEL, PROLOGUE, STEP
 from controlnext.weights import is_finite
 
@@ -50,12 +50,17 @@ def write_graph(
         raise _first_cause(error) from error
 
 
-def write_prologue(folder: Path, changing: Collection[str]) -> None:
-    """Write the two parts of the graph in ``folder``: what does not depend on the inputs ``changing``, and
-    the rest. Both refer to the graph's weights."""
-    parts = split_prologue(ir.load(folder / MODEL), changing)
-    for part, name in zip(parts, (PROLOGUE, STEP), strict=True):
-        ir.save(part, folder / name)
+def write_parts(folder: Path, changing: Collection[str], prologue: bool) -> None:
+    """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
+
+    The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step is
+    the rest.
+    """
+    step = fuse_attention(ir.load(folder / MODEL))
+    if prologue:
+        once, step = split_prologue(step, changing)
+        ir.save(once, folder / PROLOGUE)
+    ir.save(step, folder / STEP)
 
 
 def _first_cause(error: BaseException) -> BaseException:

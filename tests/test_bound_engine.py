@@ -15,7 +15,7 @@ from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
 
 from controlnext.engines import Backend, Engine, Feed, open_engine
-from controlnext.engines.sessions import DeviceEngine
+from controlnext.engines.sessions import DeviceEngine, OrtEngine
 from controlnext.errors import InputError, WorkError
 from controlnext.manifest import MODEL, PROLOGUE, STEP, Manifest, read_manifest
 from controlnext.registry import CHANGING
@@ -102,7 +102,7 @@ def test_onnxruntime_with_inputs_that_stay_on_a_device(
         return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), kind, number)
 
     with (
-        open_engine(folder, manifest, "unet", device="cpu", cache=False) as plain,
+        OrtEngine(sessions, manifest, "unet", "") as plain,
         DeviceEngine(sessions, manifest, "unet", "", place, ("cpu", 0)) as engine,
     ):
         for height in (8, 4):

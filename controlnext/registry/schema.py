@@ -93,8 +93,8 @@ class GraphSpec:
     optional: bool = False
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
-    """Whether what does not depend on :data:`CHANGING` gets a graph of its own, which runs once a picture.
-    Its results stay in memory: of a clip that would be the features of every frame."""
+    """Whether ONNX Runtime computes once a picture what does not depend on :data:`CHANGING`. The results stay
+    in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
         """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from controlnext.export.passes.dimensions import name_dimensions
+from controlnext.export.passes.multihead import fuse_attention
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
 from controlnext.export.passes.prologue import split_prologue
@@ -16,6 +17,7 @@ from controlnext.specs import TensorSpec
 
 __all__ = [
     "finish_graph",
+    "fuse_attention",
     "lower_to_float16",
     "name_dimensions",
     "name_nodes",

@@ -21,7 +21,7 @@ import onnx_ir.passes.common as common
 from controlnext.errors import WorkError
 from controlnext.export.passes.simplify import infer_types
 
-COSTLY = frozenset({"Conv", "Gemm", "MatMul", "Attention"})
+COSTLY = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 def split_prologue(model: ir.Model, changing: Collection[str]) -> tuple[ir.Model, ir.Model]:
