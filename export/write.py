@@ -53,8 +53,8 @@ def write_graph(
 def write_parts(folder: Path, changing: Collection[str], prologue: bool) -> None:
     """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
 
-    The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step is
-    the rest.
+    The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
+    is the rest.
     """
     step = fuse_attention(ir.load(folder / MODEL))
     if prologue:

@@ -68,7 +68,8 @@ def test_contestants_take_turns(bundle: Path) -> None:
     engine = _everyone(bundle, bundle)["engine fp32"]
     others = {"another": str(bundle), "nowhere": str(bundle / "nowhere")}
     others = {
-        name: Contestant(name, "engine", path, MEASURES, 0, engine.options) for name, path in others.items()
+        name: Contestant(name, "engine", path, MEASURES, 0, 0, engine.options)
+        for name, path in others.items()
     }
     log = Log()
     run_warm([engine, *others.values()], "denoiser", [("step", "step", WORK)], PLAN, log)
@@ -83,7 +84,7 @@ def test_contestants_take_turns(bundle: Path) -> None:
 def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
     engine, log = _everyone(bundle, bundle)["engine fp32"], Log()
     options = {"device": "cpu", "backend": "abacus"}
-    broken = Contestant("broken", "engine", str(bundle), MEASURES, 0, options)
+    broken = Contestant("broken", "engine", str(bundle), MEASURES, 0, 0, options)
     run_cold([engine, broken], Work(64, 60), ["first"], PLAN, log)
     reasons = {missing.contestant: missing.reason for missing in log.missing}
     assert "give height and width as multiples of 8" in reasons["engine fp32"]
@@ -100,10 +101,12 @@ def test_a_process_that_dies_is_an_error_with_its_status(bundle: Path) -> None:
 
 
 def test_processes_are_opened_as_far_as_memory_goes() -> None:
-    three = [Contestant(name, "engine", "", (), int(2e9)) for name in "abc"]
-    groups = [[one.name for one in group] for group in in_groups(three, room=7e9)]
+    """For a step a process opens the denoiser alone."""
+    three = [Contestant(name, "engine", "", (), int(2e9), int(1e9)) for name in "abc"]
+    groups = [[one.name for one in group] for group in in_groups(three, "pipeline", room=6e9)]
     assert groups == [["a", "b"], ["c"]]
-    assert len(list(in_groups(three, room=1))) == 3
+    assert len(list(in_groups(three, "denoiser", room=6e9))) == 1
+    assert len(list(in_groups(three, "pipeline", room=1))) == 3
 
 
 def test_everyone_who_could_take_part(bundle: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ _BYTES: Mapping[str, int] = MappingProxyType({"fp32": 4, "fp16": 2, "int8": 1})
 """Of a weight in a graph of a precision."""
 _DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 _COMPILED = ("float32", "bfloat16")
-_COPIES = 1.5
+_COPIES = 1.2
 """What an engine holds, against its graph's file: some weights are packed another way besides."""
 _CONTROLNET = 1.5
 """What a pipeline with a ControlNet holds, against one without."""
@@ -60,9 +60,14 @@ def _names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
 
 
 def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant:
-    size = sum(entry.bytes for entry in read_manifest(path).files.values())
+    manifest = read_manifest(path)
+    folder = get_family(manifest.family).denoiser
+    size = sum(entry.bytes for entry in manifest.files.values())
+    denoiser = sum(entry.bytes for file, entry in manifest.files.items() if file.startswith(f"{folder}/"))
     given: dict[str, Option] = {"device": device, **options}
-    return Contestant(name, "engine", str(path), MEASURES, int(_COPIES * size), given)
+    return Contestant(
+        name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given
+    )
 
 
 def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
@@ -90,11 +95,13 @@ def _on_gpu(path: Path, name: str, device: str) -> Iterator[Contestant]:
 def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contestant]:
     """What PyTorch, diffusers and optimum make of the same weights."""
     manifest = read_manifest(path)
-    count = _weights(manifest)
+    family = get_family(manifest.family)
+    count, denoiser = _weights(manifest, *manifest.graphs), _weights(manifest, family.denoiser)
 
     def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Contestant:
         given: dict[str, Option] = {"device": device, "dtype": dtype, **options}
-        return Contestant(name, "torch", str(path), measures, count * _DTYPES[dtype], given)
+        sizes = count * _DTYPES[dtype], denoiser * _DTYPES[dtype]
+        return Contestant(name, "torch", str(path), measures, *sizes, given)
 
     def pictures(name: str, dtype: str) -> Contestant:
         plain = torch(name, dtype, PICTURES, stock=str(_own_folder(path, made) / "diffusers"))
@@ -105,12 +112,16 @@ def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contesta
     alone = torch(f"torch eager float32 {WITHOUT_CONTROL}", "float32", STEPS, controlled=False)
     compiled = [torch(f"torch compiled {dtype}", dtype, STEPS, compiled=True) for dtype in _COMPILED]
     others = [*eager, alone, *compiled]
-    if get_family(manifest.family).controlnet is not None:
+    if family.controlnet is not None:
         plain = pictures("diffusers ControlNet float32", "float32")
         weights = int(_CONTROLNET * plain.weights)
-        others.append(replace(plain, runner="controlnet", measures=(*STEPS, *PICTURES), weights=weights))
+        others.append(
+            replace(
+                plain, runner="controlnet", measures=(*STEPS, *PICTURES), weights=weights, denoiser=weights
+            )
+        )
     if optimum:
-        others.append(_optimum(path, made, device, count))
+        others.append(_optimum(path, made, device, denoiser))
     return others
 
 
@@ -118,12 +129,14 @@ def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
     folder = _own_folder(path, made) / "optimum"
     graph = folder / get_family(read_manifest(path).family).denoiser / "model.onnx"
     options: dict[str, Option] = {"device": device, "graph": str(graph)}
+    size = int(_COPIES * count * _DTYPES["float32"])
     return Contestant(
         "optimum float32 without control",
         "graph",
         str(path),
         STEPS,
-        int(_COPIES * count * _DTYPES["float32"]),
+        size,
+        size,
         options,
         maker="optimum",
         origin=str(path),
@@ -135,10 +148,10 @@ def _own_folder(path: Path, made: Path) -> Path:
     return made / "made" / f"{path.name}-{sha256(path / MANIFEST)[:8]}"
 
 
-def _weights(manifest: Manifest) -> int:
-    """How many numbers the graphs hold, about."""
+def _weights(manifest: Manifest, *folders: str) -> int:
+    """How many numbers the graphs in ``folders`` hold, about."""
     total = 0.0
     for name, entry in manifest.files.items():
-        graph = manifest.graphs.get(name.partition("/")[0])
-        total += entry.bytes / _BYTES[graph.precision] if graph else 0
+        folder = name.partition("/")[0]
+        total += entry.bytes / _BYTES[manifest.graphs[folder].precision] if folder in folders else 0
     return int(total)

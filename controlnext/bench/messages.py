@@ -21,9 +21,9 @@ class Contestant:
 
     ``runner``: the class in :data:`controlnext.bench.worker.RUNNERS` that knows how; it takes ``bundle``, the
     folder of the bundle whose weights are used, and ``options``. ``measures``: what can be measured of it.
-    ``weights``: bytes of what it keeps in memory, estimated. ``maker``: what of
-    :data:`controlnext.bench.prepare.MAKERS` makes what it runs, from the bundle ``origin``; empty where that
-    is there already.
+    ``weights``: bytes of what it keeps in memory, estimated, and ``denoiser`` what of it is the denoiser's.
+    ``maker``: what of :data:`controlnext.bench.prepare.MAKERS` makes what it runs, from the bundle
+    ``origin``; empty where that is there already.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Contestant:
     bundle: str
     measures: tuple[str, ...]
     weights: int
+    denoiser: int
     options: dict[str, Option] = field(default_factory=dict)
     maker: str = ""
     origin: str = ""

@@ -29,7 +29,7 @@ Samples = dict[str, list[Seconds]]
 REST = 0.2
 """Seconds before a turn: threads of the one before still spin, ONNX Runtime's for 45 ms, PyTorch's for 10."""
 LOADS = ("load first", "load again")
-LIBRARIES = int(1e9)
+LIBRARIES = int(0.6e9)
 """Bytes that a process is reckoned to need besides its weights."""
 
 
@@ -105,16 +105,20 @@ class Child(Closing):
         self._said.close()
 
 
-def in_groups(contestants: Sequence[Contestant], room: float) -> Iterator[list[Contestant]]:
+def in_groups(contestants: Sequence[Contestant], holds: Holds, room: float) -> Iterator[list[Contestant]]:
     """``contestants`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
     group: list[Contestant] = []
     for contestant in contestants:
-        if group and sum(one.weights + LIBRARIES for one in (*group, contestant)) > room:
+        if group and sum(_size(one, holds) + LIBRARIES for one in (*group, contestant)) > room:
             yield group
             group = []
         group.append(contestant)
     if group:
         yield group
+
+
+def _size(contestant: Contestant, holds: Holds) -> int:
+    return contestant.denoiser if holds == "denoiser" else contestant.weights
 
 
 def run_warm(
@@ -125,7 +129,7 @@ def run_warm(
     log: Log,
 ) -> None:
     """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
-    for group in in_groups(contestants, plan.room):
+    for group in in_groups(contestants, holds, plan.room):
         log.groups.setdefault(holds, []).append([contestant.name for contestant in group])
         with ExitStack() as opened:
             children = []
