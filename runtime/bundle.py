@@ -7,6 +7,7 @@ from typing import Self
 
 from controlnext.closing import Closing
 from controlnext.engines import Backend, Engine, select_backend
+from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import InputError
 from controlnext.manifest import check_file, check_size, read_manifest
 from controlnext.registry import get_family
@@ -37,9 +38,11 @@ class Bundle(Closing):
         provider: str = "auto",
         threads: int | None = None,
         cache: bool = True,
+        offload: bool = False,
     ) -> Self:
         """As :meth:`controlnext.runtime.Pipeline.load`."""
-        return cls(path, select_backend(backend, device, provider, threads), cache)
+        chosen = select_backend(backend, device, provider, threads)
+        return cls(path, OffloadBackend(chosen) if offload else chosen, cache)
 
     def file(self, name: str) -> Path:
         """The path of a file, after its checksum was found right."""

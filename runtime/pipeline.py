@@ -48,6 +48,7 @@ class Pipeline(Closing):
         provider: str = "auto",
         threads: int | None = None,
         cache: bool = True,
+        offload: bool = False,
     ) -> Self:
         """The pipeline of the bundle in folder ``bundle``.
 
@@ -59,6 +60,8 @@ class Pipeline(Closing):
                 :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.
             threads: how many threads compute on the processor; one for each core unless given.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.
+            offload: whether one engine at a time is in memory: less of it, but each is loaded again for every
+                picture or clip.
 
         Raises:
             BundleError: there is no bundle, it is of a newer schema, or a file is missing or truncated. The
@@ -66,7 +69,11 @@ class Pipeline(Closing):
             InputError: an unknown backend or device, or less than one thread.
             MissingDependencyError: the backend's library is not installed.
         """
-        return cls(Bundle.open(bundle, backend, device, provider=provider, threads=threads, cache=cache))
+        return cls(
+            Bundle.open(
+                bundle, backend, device, provider=provider, threads=threads, cache=cache, offload=offload
+            )
+        )
 
     @property
     def backend(self) -> str:

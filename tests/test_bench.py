@@ -113,6 +113,7 @@ def test_everyone_who_could_take_part(bundle: Path, tmp_path: Path) -> None:
     assert {
         "engine fp32",
         "engine fp32 without control",
+        "engine fp32 offloaded",
         "torch eager float32",
         "torch eager bfloat16",
         "torch eager float16",

@@ -98,13 +98,13 @@ def test_several_pictures_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundle
 
 
 def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """What is not asked for is left to the pipeline: the size is the control picture's."""
+    """What is not asked for is left to the pipeline: the size is the control picture's; offloaded it is the same."""
     output = tmp_path / "picture.png"
     flags = {"prompt": "a", "control_image": outline, "steps": 2, "output": output, "device": "cpu"}
     done = _run(cli, bundles["image"], **flags)
     assert done.out.startswith(f"{output}: 64 x 48, 2 steps, ")
     assert done.out.endswith(" s, onnxruntime on cpu\n")
-    again = _run(cli, bundles["image"], **flags, json=True)
+    again = _run(cli, bundles["image"], **flags, json=True, offload=True)
     assert (again.status, again.err) == (0, "")
     result = json.loads(again.out)
     assert result.pop("seconds") >= 0

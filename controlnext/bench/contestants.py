@@ -21,6 +21,7 @@ MEASURES = (*STEPS, *PICTURES, "load")
 DEFAULT_MEASURES = ("step", "picture", "first", "load", "memory")
 
 WITHOUT_CONTROL = "without control"
+OFFLOADED = "offloaded"
 
 _BYTES: Mapping[str, int] = MappingProxyType({"fp32": 4, "fp16": 2, "int8": 1})
 """Of a weight in a graph of a precision."""
@@ -44,6 +45,8 @@ def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum
         ours.append(_engine(path, name, device))
     for path, name in _names(manifests).items():
         ours.append(_uncontrolled(path, name, made, device))
+    for path, name in _names(manifests).items():
+        ours.append(replace(_engine(path, f"{name} {OFFLOADED}", device, offload=True), measures=PICTURES))
     for path, name in _names(manifests).items():
         ours += _on_gpu(path, name, device) if gpu else []
     return [*ours, *_theirs(bundles[0], made, device, optimum)]

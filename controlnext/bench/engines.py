@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 class EngineRunner:
     """The engines of a bundle. ``backend``, ``device`` and ``provider`` as for
-    :meth:`controlnext.runtime.Pipeline.load`; ``cuda_graphs``: whether TensorRT may record steps."""
+    :meth:`controlnext.runtime.Pipeline.load`, and ``offload``; ``cuda_graphs``: whether TensorRT may record
+    steps."""
 
     def __init__(
         self,
@@ -27,21 +28,24 @@ class EngineRunner:
         backend: str = "auto",
         provider: str = "auto",
         cuda_graphs: bool = True,
+        offload: bool = False,
     ) -> None:
         self.bundle, self.threads = bundle, threads
         self.device, self.backend, self.provider = device, backend, provider
-        self.cuda_graphs = cuda_graphs
+        self.cuda_graphs, self.offload = cuda_graphs, offload
         self._step = cache(self._bound_step)
 
     def begin(self, holds: Holds) -> Seconds:
         started = time.perf_counter()
         from controlnext.bench.timeline import TimedBackend
+        from controlnext.engines.offload import OffloadBackend
         from controlnext.runtime import Pipeline
         from controlnext.runtime.bundle import Bundle
 
         self.timed = TimedBackend(self._select())
         imported = time.perf_counter()
-        self.pipeline = Pipeline(Bundle(self.bundle, self.timed, cache=True))
+        backend = OffloadBackend(self.timed) if self.offload else self.timed
+        self.pipeline = Pipeline(Bundle(self.bundle, backend, cache=True))
         bundle = self.pipeline.bundle
         folders = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
         for folder in folders.get(holds, []):

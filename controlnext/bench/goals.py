@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from controlnext.bench.contestants import WITHOUT_CONTROL
+from controlnext.bench.contestants import OFFLOADED, WITHOUT_CONTROL
 from controlnext.bench.results import BASELINE, Measurement, Ratio, Results
 
 BFLOAT16 = "torch eager bfloat16"
@@ -94,13 +94,16 @@ GOALS = (
             side=512,
         )
     ),
-    Goal(
-        "peak memory, fp32 engine against torch eager float32",
-        Figure("engine fp32", "memory"),
-        Figure(BASELINE, "memory"),
-        0.8,
-        family="sd15",
-        side=512,
+    *(
+        Goal(
+            f"peak memory, {engine} against torch eager float32",
+            Figure(engine, "memory"),
+            Figure(BASELINE, "memory"),
+            0.8,
+            family="sd15",
+            side=512,
+        )
+        for engine in ("engine fp32", f"engine fp32 {OFFLOADED}")
     ),
     _step("int8 engine against torch eager bfloat16", "engine int8", BFLOAT16, 0.6, "sdxl", 512),
 )

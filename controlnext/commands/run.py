@@ -43,7 +43,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """What the pipelines call an option, where it is not the same."""
 
-HOW = ("bundle", "backend", "device", "as_json")
+HOW = ("bundle", "backend", "device", "offload", "as_json")
 """What is run, by what, and what is printed: nothing of what is asked of the pipeline."""
 
 OWN = ("preprocess", "output")
@@ -166,6 +166,12 @@ def run(
     ] = None,
     backend: options.RunBackend = "auto",
     device: options.Device = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="One engine in memory at a time: less memory, but loading takes longer."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Make pictures or a clip with a bundle. Needs no PyTorch."""
@@ -173,7 +179,10 @@ def run(
     from controlnext.runtime import Pipeline
 
     started = time.monotonic()
-    with Pipeline.load(bundle, backend, device) as pipeline, progress(quiet=as_json) as report:
+    with (
+        Pipeline.load(bundle, backend, device, offload=offload) as pipeline,
+        progress(quiet=as_json) as report,
+    ):
         report("loading", 0.0)
         task = pipeline.task
         kind = FILES[task.family.task]
