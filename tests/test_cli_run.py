@@ -98,7 +98,8 @@ def test_several_pictures_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundle
 
 
 def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """What is not asked for is left to the pipeline: the size is the control picture's; offloaded it is the same."""
+    """What is not asked for is left to the pipeline: the size is the control picture's. Offloaded it is the
+    same picture."""
     output = tmp_path / "picture.png"
     flags = {"prompt": "a", "control_image": outline, "steps": 2, "output": output, "device": "cpu"}
     done = _run(cli, bundles["image"], **flags)
