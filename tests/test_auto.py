@@ -159,6 +159,9 @@ def test_providers_of_onnxruntime(
         def get_providers(self) -> list[str]:
             return [name for name, _ in asked[-1]]
 
+        def get_inputs(self) -> list[object]:
+            return []
+
         def io_binding(self) -> None:
             return None
 
