@@ -2,8 +2,7 @@
 
 Making a session is slow because the graph is optimized each time. Here that happens once: the optimized graph
 is written to ``<bundle>/engines/onnxruntime-<key>/<graph>/`` and sessions are made from it, with the same
-results to the last bit. Measured on a UNet of 366 M parameters, two cores, after the 1.4 s for the checksums:
-1.5 s and 1.2 GB instead of 4 to 5 s and 1.7 GB, and once 6 s and 1.7 GB to write it.
+results to the last bit: docs/benchmarks.md has what that saves.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import msgspec
 
 from controlnext.engines import cache
 from controlnext.errors import BundleError, WorkError
-from controlnext.manifest import Manifest
+from controlnext.manifest import DATA, MODEL, Manifest
 
 ENGINE = "model.engine"
 ENTRY = "entry.json"
@@ -84,8 +84,8 @@ def graph_key(manifest: Manifest, folder: str) -> dict[str, str]:
         raise BundleError(f"the bundle has no graph {folder}; it has {', '.join(manifest.graphs)}")
     sums = {name: entry.sha256 for name, entry in manifest.files.items()}
     return {
-        "graph": sums[f"{folder}/model.onnx"],
-        "weights": sums.get(f"{folder}/model.onnx.data", ""),
+        "graph": sums[f"{folder}/{MODEL}"],
+        "weights": sums.get(f"{folder}/{DATA}", ""),
         "precision": manifest.graphs[folder].precision,
     }
 

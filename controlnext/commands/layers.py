@@ -20,7 +20,7 @@ from polygraphy.logger import G_LOGGER
 from controlnext.commands.console import Report, print_table
 from controlnext.commands.trial import Arrays, graph_feeds
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest, check_file, read_manifest
+from controlnext.manifest import MODEL, Manifest, check_file, read_manifest
 
 GROUP = 128
 """So many tensors are computed at a time: they are what memory is needed for, besides one graph."""
@@ -107,7 +107,7 @@ def _graph(bundle: Path, manifest: Manifest, folder: str) -> Path:
     for name in manifest.files:
         if name.startswith(f"{folder}/"):
             check_file(bundle, manifest, name)
-    return bundle / folder / "model.onnx"
+    return bundle / folder / MODEL
 
 
 def _report(progress: Report, folder: str, index: int, count: int, done: float) -> None:

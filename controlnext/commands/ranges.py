@@ -16,7 +16,7 @@ from controlnext.engines import Backend, Engine
 from controlnext.export.passes.attention import open_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
-from controlnext.manifest import Manifest, check_file, read_manifest
+from controlnext.manifest import MODEL, Manifest, check_file, read_manifest
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 
@@ -106,7 +106,7 @@ def _tensor_cells(tensor: TensorRange) -> tuple[str, ...]:
 
 def open_graph(bundle: Path, folder: str) -> ir.Model:
     """The bundle's graph with its attentions taken apart; its weights stay in their file."""
-    return open_attention(ir.load(bundle / folder / "model.onnx"))
+    return open_attention(ir.load(bundle / folder / MODEL))
 
 
 def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import BundleError, CheckpointError
-from controlnext.manifest import Manifest, check_file, read_manifest
+from controlnext.manifest import MODEL, Manifest, check_file, read_manifest
 from controlnext.registry import ControlSpec, Network, get_family
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import empty_control
@@ -64,7 +64,7 @@ def _initializers(
     """The tensors of every network under their state-dict names, from all the graphs that hold some."""
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
     for folder, graph in manifest.graphs.items():
-        model = ir.load(bundle / folder / "model.onnx")
+        model = ir.load(bundle / folder / MODEL)
         for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
             if prefix in _OWN or prefix in controls:

@@ -30,7 +30,7 @@ from controlnext.engines.tensorrt.progress import Report, make_monitor
 from controlnext.engines.tensorrt.stream import make_writer
 from controlnext.errors import WorkError
 from controlnext.files import new_file
-from controlnext.manifest import Manifest, check_file
+from controlnext.manifest import DATA, MODEL, Manifest, check_file
 
 _TIMING_CACHE = "timing.cache"
 
@@ -102,7 +102,7 @@ def build_engine(
         for name in manifest.files:
             if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
-        graph = bundle / folder / "model.onnx"
+        graph = bundle / folder / MODEL
         with new_engine(place) as made:
             with (made / ENGINE).open("wb") as file:
                 _build(graph, flavor, key, place.parent, report, file)
@@ -120,7 +120,7 @@ def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report, 
     report("reading the graph", 0.0)
     monitor = make_monitor(library, report)
     writer = make_writer(library, file)
-    with _messages() as errors, released_pages(graph.with_name("model.onnx.data")):
+    with _messages() as errors, released_pages(graph.with_name(DATA)):
         try:
             loader = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
             # a dedicated kernel is taken all the same where there is one: such engines come out identical

@@ -17,7 +17,7 @@ from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.load import Loaded, Plan
 from controlnext.engines.tensorrt.profile import SIZES
 from controlnext.errors import InputError, WorkError
-from controlnext.manifest import Manifest, check_file
+from controlnext.manifest import MODEL, Manifest, check_file
 from controlnext.specs import TensorSpec, split_dim
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class TrtBackend(Backend):
                 if name.startswith(f"{folder}/"):
                     check_file(bundle, manifest, name)
         kernels = stored.path.parent / "kernels" if cache else None
-        plan = Plan(flavor, stored, bundle / folder / "model.onnx", kernels, self._graphs)
+        plan = Plan(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
         cuda = Cuda(self._index, flavor.extra)
         try:
             loaded = Loaded(plan)
