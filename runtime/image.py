@@ -45,11 +45,9 @@ class ImageTask(Task):
         super().__init__(bundle)
         self._condition = Conditioner(bundle)
 
-    def steps(self, request: Request) -> Iterator[Step]:
+    def _start(self, request: Request) -> Iterator[Step]:
         family = self.family
         sampler = self.sampler(request)
-        # what cannot be decoded is refused before it is sampled
-        self.tiles(request.vae_tiling)
         generator = TorchGenerator(request.seed)
         controls = [
             _control_pictures(given, request)

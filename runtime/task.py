@@ -38,9 +38,15 @@ class Task(ABC):
         self.inputs = {spec.name: spec.spec() for spec in bundle.manifest.graphs[self.family.denoiser].inputs}
         self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
 
-    @abstractmethod
     def steps(self, request: Any) -> Iterator[Step]:
         """The steps of a run; the request is checked before this returns."""
+        # what cannot be decoded is refused before it is sampled
+        self.tiles(request.vae_tiling)
+        return self._start(request)
+
+    @abstractmethod
+    def _start(self, request: Any) -> Iterator[Step]:
+        """:meth:`steps` of a request that can be decoded."""
 
     @abstractmethod
     def arrange(self, pictures: Any) -> Pictures:

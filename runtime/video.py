@@ -48,10 +48,8 @@ class VideoTask(Task):
     request = VideoRequest
     output = VideoOutput
 
-    def steps(self, request: VideoRequest) -> Iterator[Step]:
+    def _start(self, request: VideoRequest) -> Iterator[Step]:
         sampler = self.sampler(request)
-        # what cannot be decoded is refused before it is sampled
-        self.tiles(request.vae_tiling)
         generator = TorchGenerator(request.seed)
         clips = [Clip(given) for given in self.per_control("control_images", request.control_images)]
         frames = _frame_count(request, clips)

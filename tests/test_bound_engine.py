@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from conftest import PRECISIONS
 from fake_bundle import write_fake_bundle
+from feeds import make_feed, split
 from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
 
@@ -57,27 +58,16 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_bundle(tmp_path_factory.mktemp("bound") / "bundle", text_encoders=False)
 
 
-def _feed(engine: Engine, seed: int = 0, height: int = 8) -> dict[str, np.ndarray]:
-    sizes = {"batch": 2, "control_batch": 1, "height": height, "width": 6, "sequence": 7, "frames": 2}
-    return {spec.name: rand(seed + i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
-
-
-def _split(feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What stays over a run, what changes with every step."""
-    changing = {name: feed[name] for name in CHANGING}
-    return {name: array for name, array in feed.items() if name not in CHANGING}, changing
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", ["sdxl", "svd"])
 def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: Callable[..., Path]) -> None:
     """Over several steps, and after a kept input was replaced."""
     folder = tiny(variant, precision)
     with open_engine(folder, read_manifest(folder), "unet", cache=False) as engine:
-        constants, _ = _split(_feed(engine))
+        constants, _ = split(make_feed(engine))
         bound = engine.bind(constants)
         for seed in (0, 50):
-            _, changing = _split(_feed(engine, seed))
+            _, changing = split(make_feed(engine, seed))
             wanted = engine.run({**constants, **changing})["noise_pred"]
             np.testing.assert_array_equal(bound.run(changing)["noise_pred"], wanted)
         scale = {"control_scale": np.full(2, 0.25, np.float32)}
@@ -106,10 +96,10 @@ def test_onnxruntime_with_inputs_that_stay_on_a_device(
         DeviceEngine(sessions, manifest, "unet", "", place, ("cpu", 0)) as engine,
     ):
         for height in (8, 4):
-            constants, _ = _split(_feed(engine, height=height))
+            constants, _ = split(make_feed(engine, height=height))
             bound = engine.bind(constants)
             for seed in (0, 50, 60):
-                _, changing = _split(_feed(engine, seed, height))
+                _, changing = split(make_feed(engine, seed, height))
                 given = bound.run(changing)["noise_pred"]
                 np.testing.assert_array_equal(given, plain.run({**constants, **changing})["noise_pred"])
         assert len(placed) == 2 * (len(constants) + 3 * len(changing))
@@ -119,7 +109,7 @@ def test_onnxruntime_with_inputs_that_stay_on_a_device(
 
 def test_what_stays_is_given_to_the_engine_once(bundle: Path) -> None:
     engine = _Recorder(read_manifest(bundle), "unet")
-    constants, changing = _split(_feed(engine))
+    constants, changing = split(make_feed(engine))
     bound = engine.bind(constants)
     bound.run(changing)
     bound.run(changing)
@@ -133,7 +123,7 @@ def test_what_stays_is_given_to_the_engine_once(bundle: Path) -> None:
 def test_two_that_take_turns_give_everything_each_time(bundle: Path) -> None:
     """An engine remembers one set of inputs; a run of its own counts too."""
     engine = _Recorder(read_manifest(bundle), "unet")
-    constants, changing = _split(_feed(engine))
+    constants, changing = split(make_feed(engine))
     one, other = engine.bind(constants), engine.bind(constants)
     one.run(changing)
     other.run(changing)
@@ -145,7 +135,7 @@ def test_two_that_take_turns_give_everything_each_time(bundle: Path) -> None:
 
 def test_after_a_failure_everything_is_given_again(bundle: Path) -> None:
     engine = _Recorder(read_manifest(bundle), "unet")
-    constants, changing = _split(_feed(engine))
+    constants, changing = split(make_feed(engine))
     bound = engine.bind(constants)
     bound.run(changing)
     with pytest.raises(WorkError):
@@ -170,7 +160,7 @@ def test_what_contradicts_is_refused_before_anything_runs(
 ) -> None:
     """And nothing changed by it: the next run is as if it had not been tried."""
     engine = _Recorder(read_manifest(bundle), "unet")
-    constants, changing = _split(_feed(engine))
+    constants, changing = split(make_feed(engine))
     bound = engine.bind(constants)
 
     def attempt() -> None:

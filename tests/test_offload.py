@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_bundle import write_fake_bundle
-from recipe import drawing, rand
+from feeds import make_feed, split
+from recipe import drawing
 
 from controlnext.engines import Backend, Engine, Feed, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import InputError
 from controlnext.manifest import Manifest, read_manifest
-from controlnext.registry import CHANGING
 from controlnext.runtime import Pipeline
 
 ARGUMENTS = {"prompt": "a red circle", "num_inference_steps": 3, "output_type": "np"}
@@ -58,11 +58,6 @@ def bundle(tmp_path: Path) -> Path:
     return write_fake_bundle(tmp_path / "bundle", "sd15")
 
 
-def _feed(engine: Engine, seed: int = 0) -> dict[str, np.ndarray]:
-    sizes = {"batch": 2, "control_batch": 1, "height": 3, "width": 5, "sequence": 7}
-    return {spec.name: rand(seed + i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
-
-
 def test_pictures_are_the_same_bits(bundle: Path) -> None:
     picture = drawing(1, 64, 48)
     with Pipeline.load(bundle, device="cpu") as pipe:
@@ -84,9 +79,8 @@ def test_one_engine_is_loaded_at_a_time(bundle: Path) -> None:
     backend = OffloadBackend(counting)
     denoiser = backend.open(bundle, manifest, "unet")
     encoder = backend.open(bundle, manifest, "text_encoder")
-    feed = _feed(denoiser)
-    bound = denoiser.bind({name: array for name, array in feed.items() if name not in CHANGING})
-    changing = {name: feed[name] for name in CHANGING}
+    constants, changing = split(make_feed(denoiser))
+    bound = denoiser.bind(constants)
     first = bound.run(changing)["noise_pred"]
     bound.run(changing)
     encoder.run({"input_ids": np.ones((1, 4), np.int64)})
@@ -104,7 +98,7 @@ def test_several_threads_take_turns(bundle: Path) -> None:
     counting, manifest = _CountingBackend(), read_manifest(bundle)
     backend = OffloadBackend(counting)
     engines = [backend.open(bundle, manifest, "unet") for _ in range(3)]
-    feeds = [_feed(engine, 10 * number) for number, engine in enumerate(engines)]
+    feeds = [make_feed(engine, 10 * number) for number, engine in enumerate(engines)]
     wanted = [engine.run(feed)["noise_pred"] for engine, feed in zip(engines, feeds, strict=True)]
 
     def run(number: int) -> np.ndarray:

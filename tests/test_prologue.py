@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from conftest import PRECISIONS
+from feeds import make_feed, split
 from graphs import graph, run
 from recipe import rand
 
@@ -101,21 +102,13 @@ def test_the_parts_compute_what_the_whole_graph_does(
     whole = onnxruntime.InferenceSession(bundle / denoiser / MODEL)
     with open_engine(bundle, manifest, denoiser, device="cpu", cache=False) as engine:
         for height in (8, 6):
-            sizes = {
-                "batch": 2,
-                "control_batch": 1,
-                "frames": 2,
-                "height": height,
-                "width": 6,
-                "sequence": 77,
-            }
-            feed = {spec.name: rand(i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
-            bound = engine.bind({name: array for name, array in feed.items() if name not in CHANGING})
+            feed = make_feed(engine, height=height, sequence=77)
+            bound = engine.bind(split(feed)[0])
             for new in ("sample", "control_image", "control_scale", "encoder_hidden_states"):
                 feed[new] = rand(50, *feed[new].shape)
                 if new not in CHANGING:
                     bound.keep({new: feed[new]})
-                given = bound.run({name: feed[name] for name in CHANGING})["noise_pred"]
+                given = bound.run(split(feed)[1])["noise_pred"]
                 (wanted,) = whole.run(None, feed)
                 assert np.linalg.norm(given - wanted) <= limit * np.linalg.norm(wanted)
 
@@ -146,12 +139,10 @@ def test_steps_do_without_the_prologue(tiny: Callable[..., Path], monkeypatch: p
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Counted)
     with open_engine(bundle, read_manifest(bundle), "unet", device="cpu", cache=False) as engine:
-        sizes = {"batch": 2, "control_batch": 1, "height": 4, "width": 4, "sequence": 77}
-        feed = {spec.name: rand(i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
-        bound = engine.bind({name: array for name, array in feed.items() if name not in CHANGING})
-        changing = {name: feed[name] for name in CHANGING}
+        constants, changing = split(make_feed(engine, sequence=77))
+        bound = engine.bind(constants)
         bound.run(changing)
         bound.run(changing)
-        bound.keep({"control_image": feed["control_image"] / 2})
+        bound.keep({"control_image": constants["control_image"] / 2})
         bound.run(changing)
     assert ran == [PROLOGUE, STEP, STEP, PROLOGUE, STEP]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,8 +21,9 @@ class Figure:
     measure: str
     part: str = ""
 
-    def value(self, measurement: Measurement) -> float:
-        return measurement.parts[self.part] if self.part else measurement.median
+    def values(self, measurement: Measurement) -> list[float]:
+        """Of each round; parts are known of all rounds together."""
+        return [measurement.parts[self.part]] if self.part else measurement.rounds
 
     def __str__(self) -> str:
         return f"{self.contestant}, {self.part or self.measure}"
@@ -120,8 +122,19 @@ def ratios(results: Results, family: str, size: int) -> list[Ratio]:
         sides = what.work and (what.work.height, what.work.width)
         if goal.side and sides != (goal.side, goal.side):
             continue
-        value = goal.what.value(what) / goal.against.value(against)
+        rounds = zip(goal.what.values(what), goal.against.values(against), strict=True)
+        each = [value / other for value, other in rounds]
+        value = statistics.median(each)
         found.append(
-            Ratio(goal.name, str(goal.what), str(goal.against), value, goal.at_most, value <= goal.at_most)
+            Ratio(
+                goal.name,
+                str(goal.what),
+                str(goal.against),
+                value,
+                min(each),
+                max(each),
+                goal.at_most,
+                value <= goal.at_most,
+            )
         )
     return found

@@ -18,7 +18,8 @@ BASELINE = "torch eager float32"
 
 class Measurement(msgspec.Struct, frozen=True):
     """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
-    ``parts`` the medians of the parts that a sample has. ``work``: None where it depends on none."""
+    ``rounds`` the median of each turn; ``parts`` the medians of the parts that a sample has. ``work``: None
+    where it depends on none."""
 
     contestant: str
     measure: str
@@ -28,6 +29,7 @@ class Measurement(msgspec.Struct, frozen=True):
     low: float
     high: float
     samples: list[float]
+    rounds: list[float]
     parts: Seconds = {}
 
 
@@ -41,12 +43,15 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """A row of the goals: ``value`` is that of ``what`` divided by that of ``against``."""
+    """A row of the goals: ``what`` divided by ``against`` in each round, as the speed of a machine drifts for
+    both. ``value`` is the median; ``low`` and ``high`` are the least and the greatest."""
 
     name: str
     what: str
     against: str
     value: float
+    low: float
+    high: float
     at_most: float
     passed: bool
 
@@ -72,9 +77,14 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def summarize(
-    contestant: str, measure: str, work: Work | None, samples: Sequence[Seconds], unit: str = SECONDS
+    contestant: str,
+    measure: str,
+    work: Work | None,
+    turns: Sequence[Sequence[Seconds]],
+    unit: str = SECONDS,
 ) -> Measurement:
-    """The figure of ``samples``, each by its parts."""
+    """The figure of the samples of all ``turns``, each sample by its parts."""
+    samples = [sample for turn in turns for sample in turn]
     totals = [sum(sample.values()) for sample in samples]
     low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if totals[1:] else totals * 3
     names = dict.fromkeys(name for sample in samples for name in sample)
@@ -88,13 +98,14 @@ def summarize(
         low,
         high,
         totals,
+        [statistics.median(sum(sample.values()) for sample in turn) for turn in turns],
         parts if len(parts) > 1 else {},
     )
 
 
 COLUMNS = ("measured", "at", "contestant", "median", "quartiles", "against torch float32")
 PART_COLUMNS = ("measured", "contestant", "parts")
-RATIO_COLUMNS = ("what", "ratio", "at most", "")
+RATIO_COLUMNS = ("what", "ratio", "rounds", "at most", "")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -112,7 +123,13 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 def ratio_rows(results: Results) -> list[tuple[str, ...]]:
     """The table of goals, under :data:`RATIO_COLUMNS`."""
     return [
-        (ratio.name, f"{ratio.value:.3f}", f"{ratio.at_most:g}", "ok" if ratio.passed else "MISSED")
+        (
+            ratio.name,
+            f"{ratio.value:.3f}",
+            f"{ratio.low:.3f} to {ratio.high:.3f}",
+            f"{ratio.at_most:g}",
+            "ok" if ratio.passed else "MISSED",
+        )
         for ratio in results.ratios
     ]
 

@@ -202,7 +202,7 @@ def _rounds(
     warm_up: int = 0,
 ) -> None:
     """The turn of every contestant, by name, round after round, the first ``warm_up`` without counting."""
-    found: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[list[Seconds]]]] = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for number in range(warm_up + plan.rounds):
         for name, take in takers.items():
@@ -218,7 +218,7 @@ def _rounds(
             log.turns.append(name)
             if number >= warm_up:
                 for measure, some in samples.items():
-                    found[name][measure] += some
+                    found[name][measure].append(some)
     for name in takers:
         for measure in measures:
             if name in failed:
