@@ -23,6 +23,7 @@ from controlnext.engines.providers import (
     PROVIDERS,
     choose_provider,
     provider_options,
+    runs_parts,
 )
 from controlnext.engines.sessions import DeviceEngine, OrtEngine, first_line
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
@@ -93,7 +94,7 @@ class OrtBackend(Backend):
             if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
         parts = [name for name in (PROLOGUE, STEP) if f"{folder}/{name}" in manifest.files]
-        if not parts or self.provider in OWN_ENGINES:
+        if not parts or not runs_parts(self.provider, manifest.graphs[folder].precision):
             parts = [MODEL]
         return [bundle / folder / name for name in parts]
 

@@ -26,6 +26,12 @@ OWN_ENGINES = (TENSORRT, TENSORRT_RTX)
 """These build engines of their own from the graph, for the sizes that they see."""
 
 
+def runs_parts(provider: str, precision: str) -> bool:
+    """Whether a provider has the operators of ONNX Runtime's form of a graph of that precision
+    (docs/backends.md): those of int8 are on processors alone."""
+    return provider == CPU or (provider == CUDA and precision != "int8")
+
+
 def choose_provider(available: Collection[str], device: str, provider: str) -> str:
     """The name in :data:`PROVIDERS` that ``device`` and ``provider`` ask for; each may be ``"auto"``.
 

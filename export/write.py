@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
-from controlnext.export.passes import fuse_attention, split_prologue
+from controlnext.export.passes import fuse_attention, fuse_products, split_prologue
 from controlnext.manifest import DATA, MODEL, PROLOGUE, STEP
 from controlnext.weights import is_finite
 
@@ -59,8 +59,8 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool) -> None
     step = fuse_attention(ir.load(folder / MODEL))
     if prologue:
         once, step = split_prologue(step, changing)
-        ir.save(once, folder / PROLOGUE)
-    ir.save(step, folder / STEP)
+        ir.save(fuse_products(once), folder / PROLOGUE)
+    ir.save(fuse_products(step), folder / STEP)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -10,6 +10,7 @@ from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.multihead import fuse_attention
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
+from controlnext.export.passes.products import fuse_products
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
@@ -18,6 +19,7 @@ from controlnext.specs import TensorSpec
 __all__ = [
     "finish_graph",
     "fuse_attention",
+    "fuse_products",
     "lower_to_float16",
     "name_dimensions",
     "name_nodes",
