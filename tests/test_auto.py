@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from stand_in_gpu import Machine, put_in_place, write_engine
 
 from controlnext.engines import open_engine, select_backend
 from controlnext.errors import BundleError, InputError, MissingDependencyError
-from controlnext.manifest import read_manifest
+from controlnext.manifest import MODEL, PROLOGUE, STEP, read_manifest
 from controlnext.runtime import Pipeline
 
 
@@ -126,6 +127,36 @@ def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) 
     assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: onnxruntime")
 
 
+def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str, dict[str, object]]]]]:
+    """An ONNX Runtime with every provider, whose sessions do nothing; the file and providers of each."""
+    everything = [
+        "NvTensorRTRTXExecutionProvider",
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
+    asked = []
+
+    class Session:
+        def __init__(
+            self, path: str, *_args: object, providers: list[tuple[str, dict[str, object]]], **_: object
+        ) -> None:
+            asked.append((Path(path).name, providers))
+
+        def get_providers(self) -> list[str]:
+            return [name for name, _ in asked[-1][1]]
+
+        def get_inputs(self) -> list[object]:
+            return []
+
+        def io_binding(self) -> None:
+            return None
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("arguments", "chosen"),
     [
@@ -141,34 +172,9 @@ def test_providers_of_onnxruntime(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], chosen: str
 ) -> None:
     """What a session is asked to have first, on which GPU; the processor is always the last."""
-    everything = [
-        "NvTensorRTRTXExecutionProvider",
-        "TensorrtExecutionProvider",
-        "CUDAExecutionProvider",
-        "CPUExecutionProvider",
-    ]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: everything)
-    asked = []
-
-    class Session:
-        def __init__(
-            self, *_args: object, providers: list[tuple[str, dict[str, object]]], **_: object
-        ) -> None:
-            asked.append(providers)
-
-        def get_providers(self) -> list[str]:
-            return [name for name, _ in asked[-1]]
-
-        def get_inputs(self) -> list[object]:
-            return []
-
-        def io_binding(self) -> None:
-            return None
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    manifest = read_manifest(bundle)
+    asked, manifest = _stand_in(monkeypatch), read_manifest(bundle)
     with select_backend("onnxruntime", **arguments).open(bundle, manifest, "unet", cache=False) as engine:
-        (providers,) = asked
+        ((_, providers),) = asked
         assert providers[0][0] == chosen
         assert providers[-1] == ("CPUExecutionProvider", {})
         for _, options in providers[:-1]:
@@ -176,6 +182,31 @@ def test_providers_of_onnxruntime(
         on_gpu = chosen != "CPUExecutionProvider"
         assert engine.backend.startswith("onnxruntime")
         assert ("cuda:" in engine.backend) == on_gpu
+
+
+@pytest.mark.parametrize(
+    ("provider", "precision", "files"),
+    [
+        ("cpu", "fp32", [PROLOGUE, STEP]),
+        ("cpu", "int8", [PROLOGUE, STEP]),
+        ("cuda", "fp16", [PROLOGUE, STEP]),
+        ("cuda", "int8", [MODEL]),
+        ("tensorrt", "fp32", [MODEL]),
+        ("tensorrt-rtx", "int8", [MODEL]),
+    ],
+)
+def test_what_a_provider_reads_of_a_denoiser(
+    provider: str,
+    precision: str,
+    files: list[str],
+    tiny: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime's own form where it has all the operators, else the standard graph."""
+    bundle = tiny("sd15", precision)
+    asked, backend = _stand_in(monkeypatch), select_backend("onnxruntime", provider=provider)
+    backend.open(bundle, read_manifest(bundle), "unet", cache=False)
+    assert [name for name, _ in asked] == files
 
 
 @pytest.mark.parametrize(
