@@ -20,7 +20,7 @@ from controlnext.bench.messages import Contestant, Turn, Work
 from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
 from controlnext.bench.timeline import PARTS
-from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_warm
+from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_loads, run_warm
 from controlnext.errors import WorkError
 from controlnext.manifest import read_manifest, write_manifest
 
@@ -93,6 +93,23 @@ def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Pa
     assert "give height and width as multiples of 8" in reasons["engine fp32"]
     assert "unknown backend 'abacus'" in reasons["broken"]
     assert not log.turns
+
+
+def test_an_interrupt_leaves_no_linked_copies(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of weights with a second link is refused by readers that fear an attack."""
+
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        (copy,) = tmp_path.glob("*/*")
+        assert (copy / "unet" / "model.onnx.data").stat().st_nlink == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("controlnext.bench.turns._rounds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_loads([_everyone(bundle, bundle)["engine fp32"]], tmp_path, PLAN, Log())
+    assert not list(tmp_path.iterdir())
+    assert (bundle / "unet" / "model.onnx.data").stat().st_nlink == 1
 
 
 def test_a_process_that_dies_is_an_error_with_its_status(bundle: Path) -> None:

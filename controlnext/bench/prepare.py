@@ -130,7 +130,8 @@ MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyTy
 
 
 def copy_without_engines(bundle: Path, target: Path) -> Path:
-    """The bundle as it is when it was never loaded. Files are linked where the disk is the same."""
+    """The bundle in a new folder, as it is when it was never loaded. Files are linked where the disk is the
+    same."""
 
     def copy(source: str, copied: str) -> None:
         try:
@@ -138,7 +139,6 @@ def copy_without_engines(bundle: Path, target: Path) -> Path:
         except OSError:
             shutil.copy2(source, copied)
 
-    shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(bundle, target, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
     return target
 

@@ -183,14 +183,15 @@ def run_loads(contestants: Sequence[Contestant], folder: Path, plan: Plan, log: 
             samples[measure] = [{"load": opened["load"]}]
         return samples
 
-    copies = {
-        one.name: copy_without_engines(Path(one.bundle), folder / f"copy-{number}")
-        for number, one in enumerate(contestants)
-    }
-    takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
-    _rounds(takers, LOADS, None, plan, log, warm_up=1)
-    for copy in copies.values():
-        shutil.rmtree(copy)
+    folder.mkdir(parents=True, exist_ok=True)
+    # linked files must not stay behind: a file with two links is refused by some who read weights
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        copies = {
+            one.name: copy_without_engines(Path(one.bundle), Path(scratch) / str(number))
+            for number, one in enumerate(contestants)
+        }
+        takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
+        _rounds(takers, LOADS, None, plan, log, warm_up=1)
 
 
 def _rounds(
