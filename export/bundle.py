@@ -220,7 +220,7 @@ def _calibrate(job: _Job, traced: ir.Model, others: Mapping[str, Graph], sample:
 
 
 def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
-    network = make_hollow(checkpoint.networks[spec.network].meta_module())
+    network = make_hollow(checkpoint.networks[spec.network].meta_module(traced=True))
     controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
     return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
 

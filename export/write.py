@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
-from controlnext.export.passes import fuse_attention, fuse_products, split_prologue
+from controlnext.export.passes import fuse_attention, fuse_groups, fuse_products, split_prologue
 from controlnext.manifest import DATA, MODEL, PROLOGUE, STEP
 from controlnext.weights import is_finite
 
@@ -24,10 +24,9 @@ def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]])
         value = values[name]
         assert value.dtype is not None
         assert value.const_value is not None
-        read = partial(_read, name, readers[name], value.dtype)
-        value.const_value = ir.LazyTensor(
-            read, value.dtype, ir.Shape(value.const_value.shape.numpy()), name=name
-        )
+        shape = value.const_value.shape
+        read = partial(_read, name, readers[name], value.dtype, tuple(shape.numpy()))
+        value.const_value = ir.LazyTensor(read, value.dtype, ir.Shape(shape.numpy()), name=name)
     return model
 
 
@@ -56,7 +55,7 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool) -> None
     The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
     is the rest.
     """
-    step = fuse_attention(ir.load(folder / MODEL))
+    step = fuse_groups(fuse_attention(ir.load(folder / MODEL)))
     if prologue:
         once, step = split_prologue(step, changing)
         ir.save(fuse_products(once), folder / PROLOGUE)
@@ -67,8 +66,10 @@ def _first_cause(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
-def _read(name: str, reader: Callable[[], Tensor], dtype: ir.DataType) -> ir.Tensor[np.ndarray]:
-    tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).contiguous()
+def _read(
+    name: str, reader: Callable[[], Tensor], dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.Tensor[np.ndarray]:
+    tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).reshape(shape).contiguous()
     if not is_finite(tensor):
         raise CheckpointError(
             f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"

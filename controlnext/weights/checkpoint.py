@@ -27,11 +27,12 @@ class NetworkWeights:
     config: dict[str, Any]
     tensors: Mapping[str, Tensor]
 
-    def meta_module(self) -> nn.Module:
-        """The network with parameters on the meta device and computed buffers in memory, in eval mode."""
+    def meta_module(self, traced: bool = False) -> nn.Module:
+        """The network with parameters on the meta device and computed buffers in memory, in eval mode; as it is
+        ``traced`` where graphs are made of it."""
         if self.spec is None:
             return empty_control(msgspec.convert(self.config, ControlSpec))
-        return empty_module(self.spec, self.config)
+        return empty_module(self.spec, self.config | dict(self.spec.traced) if traced else self.config)
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network with its weights, in eval mode and without gradients."""

@@ -141,7 +141,8 @@ def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
 
 
 def _fit(tensor: LazyTensor, shape: Shape) -> LazyTensor:
-    """A linear layer that was stored as a 1 x 1 convolution, as a matrix."""
-    if len(shape) == 2 and tensor.shape[:2] == shape and set(tensor.shape[2:]) == {1}:
-        return tensor.map(lambda value: value.reshape(value.shape[:2]))
+    """A linear layer that was stored as a 1 x 1 convolution, as a matrix, and the other way round."""
+    both = {*tensor.shape[2:], *shape[2:]}
+    if tensor.shape[:2] == shape[:2] and {len(tensor.shape), len(shape)} == {2, 4} and both == {1}:
+        return tensor.map(lambda value: value.reshape(shape))
     return tensor

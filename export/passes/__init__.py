@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import onnx_ir as ir
 
 from controlnext.export.passes.dimensions import name_dimensions
+from controlnext.export.passes.groups import fuse_groups
 from controlnext.export.passes.multihead import fuse_attention
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
@@ -19,6 +20,7 @@ from controlnext.specs import TensorSpec
 __all__ = [
     "finish_graph",
     "fuse_attention",
+    "fuse_groups",
     "fuse_products",
     "lower_to_float16",
     "name_dimensions",

@@ -34,4 +34,15 @@ def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequ
     return model
 
 
+def rank_of(value: ir.Value) -> int:
+    """How many dimensions a value has, of a model whose types are inferred: what type inference does not
+    know, normalizations and what follows one, has its input's rank."""
+    if value.shape is not None:
+        return value.shape.rank()
+    node = value.producer()
+    assert node is not None
+    assert node.inputs[0] is not None
+    return rank_of(node.inputs[0])
+
+
 _ONNX_TYPES = {"float32": "FLOAT", "int64": "INT64"}

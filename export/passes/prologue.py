@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from controlnext.errors import WorkError
+from controlnext.export.passes.dimensions import rank_of
 from controlnext.export.passes.simplify import infer_types
 
 COSTLY = frozenset({"Conv", "Gemm", "MatMul"})
@@ -37,7 +38,7 @@ def split_prologue(model: ir.Model, changing: Collection[str]) -> tuple[ir.Model
     values = _values(prologue.graph)
     prologue.graph.outputs.clear()
     for name in names:
-        values[name].shape = ir.Shape([None] * _rank(values[name]))
+        values[name].shape = ir.Shape([None] * rank_of(values[name]))
         prologue.graph.outputs.append(values[name])
     _take_as_inputs(step.graph, names)
     for part in (prologue, step):
@@ -71,21 +72,11 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {f"{value.name}": value for node in graph for value in node.outputs}
 
 
-def _rank(value: ir.Value) -> int:
-    """What type inference does not know, normalizations and what follows one, has its input's rank."""
-    if value.shape is not None:
-        return value.shape.rank()
-    node = value.producer()
-    assert node is not None
-    assert node.inputs[0] is not None
-    return _rank(node.inputs[0])
-
-
 def _take_as_inputs(graph: ir.Graph, names: Collection[str]) -> None:
     values = _values(graph)
     for name in names:
         value = values[name]
-        taken = ir.Value(name=name, type=value.type, shape=ir.Shape([None] * _rank(value)))
+        taken = ir.Value(name=name, type=value.type, shape=ir.Shape([None] * rank_of(value)))
         value.name = None
         ir.convenience.replace_all_uses_with(value, taken)
         graph.inputs.append(taken)
