@@ -87,6 +87,15 @@ def test_one_control_picture_serves_the_whole_guided_batch(tiny_bundle):
     assert first.input[0] == "control_image"
 
 
+def test_projections_between_maps_and_tokens_are_products(tiny):
+    """Also where the checkpoint has them as 1 x 1 convolutions: in int8 a convolution's output is rounded."""
+    assert "use_linear_projection" in get_family("sd15").networks["unet"].required
+    model = onnx.load(tiny("sd15", "fp32") / "unet" / "model.onnx", load_external_data=False)
+    names = {node.name.rpartition(".")[2] for node in model.graph.node if ".proj_" in node.name}
+    assert {"proj_in/MatMul", "proj_out/MatMul"} <= names
+    assert not {"proj_in/Conv", "proj_out/Conv"} & names
+
+
 def test_scale_zero_is_the_uncontrolled_model(tiny_bundle, checkpoint):
     inputs = [entry.spec() for entry in read_manifest(tiny_bundle).graphs["unet"].inputs]
     feed = feeds(inputs, SIZES[0])

@@ -130,8 +130,8 @@ class Network:
     required: Config = field(default_factory=dict)
     """Configuration values that tell this family's network from another family's of the same class."""
     traced: Config = field(default_factory=dict)
-    """Configuration values that graphs are traced with instead: the same numbers by operators that engines run
-    faster. Weights may differ in dimensions of 1."""
+    """Configuration values that graphs are traced with instead: the same numbers by operators that engines
+    run faster. Weights may differ in dimensions of 1."""
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ SD15 = Family(
                 "in_channels": 4,
                 "out_channels": 4,
             },
-            # 1 x 1 convolutions between maps and tokens as products on the tokens: no change of layout, and in
-            # int8 no rounding of what they give
+            # 1 x 1 convolutions between maps and tokens as products on the tokens: no change of layout, and
+            # in int8 no rounding of what they give
             traced={"use_linear_projection": True},
         ),
         "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}),

@@ -28,8 +28,8 @@ class NetworkWeights:
     tensors: Mapping[str, Tensor]
 
     def meta_module(self, traced: bool = False) -> nn.Module:
-        """The network with parameters on the meta device and computed buffers in memory, in eval mode; as it is
-        ``traced`` where graphs are made of it."""
+        """The network with parameters on the meta device and computed buffers in memory, in eval mode;
+        ``traced``: in the form that graphs are made of."""
         if self.spec is None:
             return empty_control(msgspec.convert(self.config, ControlSpec))
         return empty_module(self.spec, self.config | dict(self.spec.traced) if traced else self.config)
