@@ -181,10 +181,10 @@ class _Job:
             model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
         )
 
-    def ship(self, model: ir.Model) -> None:
+    def ship(self, model: ir.Model, precision: str) -> None:
         self.write(model)
         if self.spec.wrapper == "denoiser":
-            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue)
+            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue, precision)
 
     def entry(self, precision: str) -> Graph:
         return Graph(
@@ -196,12 +196,12 @@ class _Job:
 
 
 def _export_graph(job: _Job) -> Graph:
-    job.ship(job.finished(job.traced(), job.precision))
+    job.ship(job.finished(job.traced(), job.precision), job.precision)
     return job.entry(job.precision)
 
 
 def _export_int8(job: _Job, traced: ir.Model, int8: Int8) -> Graph:
-    job.ship(quantize(job.finished(traced, job.precision), int8.layers))
+    job.ship(quantize(job.finished(traced, job.precision), int8.layers), "int8")
     return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
 
 

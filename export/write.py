@@ -49,13 +49,16 @@ def write_graph(
         raise _first_cause(error) from error
 
 
-def write_parts(folder: Path, changing: Collection[str], prologue: bool) -> None:
+def write_parts(folder: Path, changing: Collection[str], prologue: bool, precision: str) -> None:
     """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
 
     The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
     is the rest.
     """
-    step = fuse_groups(fuse_attention(ir.load(folder / MODEL)))
+    step = fuse_attention(ir.load(folder / MODEL))
+    if precision == "int8":
+        # elsewhere its rounding would be seen
+        step = fuse_groups(step)
     if prologue:
         once, step = split_prologue(step, changing)
         ir.save(fuse_products(once), folder / PROLOGUE)

@@ -47,6 +47,15 @@ def test_the_numbers_stay_whatever_the_rank(sizes: str) -> None:
     np.testing.assert_allclose(run(fused, x=x), run(whole, x=x), rtol=0, atol=1e-4)
 
 
+def test_groups_that_are_positive_are_as_near_as_the_pass_says() -> None:
+    """Its bound, at the size of a map of 512 x 512: sums of unlike channels round to one side."""
+    whole, fused = _both(MAP.replace("epsilon = 0.01", "epsilon = 1e-6"))
+    spread = np.exp(rand(4, 1, 6, 1, 1)) * (rand(5, 1, 6, 256, 256) + rand(6, 1, 6, 1, 1))
+    x = np.maximum(spread, 0).astype(np.float32)
+    wanted = run(whole, x=x.astype(np.float32))
+    assert np.linalg.norm(run(fused, x=x) - wanted) <= 4e-5 * np.linalg.norm(wanted)
+
+
 def test_between_int8_grids_it_loads_and_stays_on_them() -> None:
     """ONNX Runtime refuses a graph with a Reshape beside a single pair."""
     whole, fused = _both(ROUNDED, step=np.array(0.05, np.float32), zero=np.array(0, np.int8))

@@ -9,7 +9,9 @@ Rules:
 - others stay as they are.
 
 ONNX Runtime has no kernel of GroupNormalization: it runs it as the standard's sum of parts, with two copies
-of the input among them that change nothing.
+of the input among them that change nothing. Its InstanceNormalization adds a whole group up in one go: where
+all of it is positive, as behind a ReLU, it errs by up to 4e-5 at 130,000 values a group (the sum of parts by
+1e-6). That is far below what int8 costs, and more than float32 may.
 """
 
 from __future__ import annotations
