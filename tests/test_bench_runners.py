@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -127,6 +128,18 @@ def test_the_saved_pipeline_makes_the_reference_picture(bundle: Path, stock: Pat
     (seconds,) = runner.turn("picture", WORK, 1)
     assert list(seconds) == ["denoiser", "decode", "rest"]
     assert min(seconds.values()) > 0
+
+
+def test_the_saved_tokenizers_have_the_name_that_every_transformers_knows(
+    shapes_bundle: Path, tmp_path: Path
+) -> None:
+    """optimum's exporter reads the folder with transformers 4."""
+    save_stock_pipeline(shapes_bundle, tmp_path / "stock")
+    index = json.loads((tmp_path / "stock" / "model_index.json").read_text())
+    for name in ("tokenizer", "tokenizer_2"):
+        assert index[name] == ["transformers", "PreTrainedTokenizerFast"]
+        config = json.loads((tmp_path / "stock" / name / "tokenizer_config.json").read_text())
+        assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_the_controlnet_runs_steps_and_pictures(bundle: Path, stock: Path) -> None:

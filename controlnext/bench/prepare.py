@@ -118,9 +118,18 @@ def save_stock_pipeline(bundle: Path, target: Path) -> None:
     checkpoint = bundle_checkpoint(bundle)
     with new_folder(target) as folder:
         reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
+        _rename_tokenizers(folder)
         for name, weights in checkpoint.networks.items():
             if weights.spec is None:
                 save_file(dict(weights.tensors), folder / f"{name}.safetensors")
+
+
+def _rename_tokenizers(folder: Path) -> None:
+    """Call the tokenizers' class what every transformers calls it: optimum's does not know the name that
+    transformers 5 saves."""
+    for file in (folder / "model_index.json", *folder.glob("tokenizer*/tokenizer_config.json")):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 
 MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyType(
