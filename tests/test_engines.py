@@ -16,6 +16,7 @@ from fake_bundle import fake_denoiser, write_fake_bundle
 from recipe import rand
 
 from controlnext.engines import cache, open_engine, select_backend
+from controlnext.engines.sessions import OrtEngine
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from controlnext.manifest import list_files, read_manifest, write_manifest
 
@@ -199,6 +200,26 @@ def test_the_optimized_graph_gives_the_same_bits(
             results.append(engine.run(feed)["noise_pred"])
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_only_a_step_lays_its_weights_out_anew(shapes_bundle: Path, tmp_path: Path, cache: bool) -> None:
+    """What runs once a picture reads them where they are: that loads at once, in no memory of its own."""
+    bundle = shutil.copytree(shapes_bundle, tmp_path / "bundle")
+    manifest = read_manifest(bundle)
+    packed = {}
+    for folder in manifest.graphs:
+        with open_engine(bundle, manifest, folder, device="cpu", cache=cache) as engine:
+            assert isinstance(engine, OrtEngine)
+            packed[folder] = [_packs(session) for session in engine._sessions]
+    assert packed == {folder: [False] for folder in manifest.graphs} | {"unet": [False, True]}
+
+
+def _packs(session: onnxruntime.InferenceSession) -> bool:
+    try:
+        return session.get_session_options().get_session_config_entry("session.disable_prepacking") != "1"
+    except RuntimeError:  # what was never set
+        return True
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "checksums.json"])
