@@ -1,4 +1,4 @@
-"""The PyTorch reference equals the published implementation bit for bit (tests/golden: recorded from it)."""
+"""The PyTorch reference equals the published implementation up to rounding (recorded in tests/golden)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from controlnext.injection import Control, CrossNormalization, inject
 from controlnext.reference import reference_pipeline
 from controlnext.registry import get_family
 
+# In deviations of the recorded values. Seen: 1.2e-5 in latents and 3.1e-5 in pictures after a sampling run.
+ROUNDING = 6e-5
+
 RECORDED = ("sd15", "sd15-mid", "sdxl", "svd", "svd-v1")
 
 
@@ -31,19 +34,14 @@ def _as_many_threads_as_recorded():
     torch.set_num_threads(before)
 
 
-def assert_recorded(got: np.ndarray, recorded: np.ndarray, exact: bool = True) -> None:
-    """Equal to the last bit where the kernels are those of the recording, else up to rounding.
+def assert_recorded(got: np.ndarray, recorded: np.ndarray) -> None:
+    """Equal up to the rounding of float32, which the processor decides.
 
-    Float32 sums depend on the vector width and on how work is divided among threads. Without guidance the
-    batch is a single row, which the threads share; those runs differ by 6e-6 (two threads) to 1e-5 (one
-    thread) on latents of deviation 7.6. With two rows each thread has its own. Where windows overlap, the
-    recording steps each and averages the latents; the reference averages the noise and steps once, which is
-    the same but for rounding (1.5e-5).
+    Sums depend on the vector width, on the kernels that the libraries choose for a processor and on how work
+    is divided among threads. Of two processors with AVX-512 one gave the recorded values to the last bit, the
+    other the differences below.
     """
-    if exact and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        np.testing.assert_array_equal(got, recorded)
-    else:
-        np.testing.assert_allclose(got, recorded, rtol=0, atol=4e-5)
+    np.testing.assert_allclose(got, recorded, rtol=0, atol=ROUNDING * recorded.std())
 
 
 def network_inputs(variant: str, case: dict) -> tuple[torch.Tensor, dict, torch.Tensor]:
@@ -121,9 +119,8 @@ def test_sampling_run_equals_the_recorded_one(tiny_checkpoint, variant, case):
         sampler=case["scheduler"],
         seed=case["generator_seed"],
     )
-    guided = case["guidance"] > 1
-    assert_recorded(output.latents, vectors[f"{case['name']}.latents"], guided)
-    assert_recorded(output.images.transpose(0, 3, 1, 2), vectors[f"{case['name']}.image"], guided)
+    assert_recorded(output.latents, vectors[f"{case['name']}.latents"])
+    assert_recorded(output.images.transpose(0, 3, 1, 2), vectors[f"{case['name']}.image"])
 
 
 CLIPS = read_golden("svd-pipeline")[0]["cases"]
@@ -147,6 +144,5 @@ def test_clip_equals_the_recorded_one(tiny_checkpoint, case):
         seed=case["generator_seed"],
         latents=recipe.rand(s + 4, 1, frames, 4, height // 8, width // 8),
     )
-    whole = case["frames"] <= case["window"]
-    assert_recorded(output.latents, vectors[f"{case['name']}.latents"], whole)
-    assert_recorded(output.frames, vectors[f"{case['name']}.frames"], whole)
+    assert_recorded(output.latents, vectors[f"{case['name']}.latents"])
+    assert_recorded(output.frames, vectors[f"{case['name']}.frames"])

@@ -94,8 +94,11 @@ def test_modules_of_a_folder_equal_those_of_from_pretrained(family: Family, full
         state = {key: tensor.read() for key, tensor in base.parts[name].tensors.items()}
         module.load_state_dict(state, strict=True, assign=True)
         inputs = example_inputs(family, name)
+        torch.testing.assert_close(module.state_dict(), reference.state_dict(), rtol=0, atol=0, msg=name)
+        # Not to the last bit: the kernels of some processors depend on where in memory the weights lie.
         with torch.no_grad():
-            assert torch.equal(module(**inputs)[0], reference(**inputs)[0]), name
+            got, wanted = module(**inputs)[0], reference(**inputs)[0]
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("stored", [["shared"], ["encoder.embed_tokens"], ["shared", "encoder.embed_tokens"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -98,7 +98,9 @@ class Child(Closing):
 
     def close(self) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            # A process that died leaves what was still to be written to it, which closing tries once more.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
@@ -131,7 +133,7 @@ def run_warm(
     """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
     for group in in_groups(contestants, holds, plan.room):
         log.groups.setdefault(holds, []).append([contestant.name for contestant in group])
-        with ExitStack() as opened:
+        with contextlib.ExitStack() as opened:
             children = []
             for contestant in group:
                 child = opened.enter_context(Child(contestant, plan.threads))
