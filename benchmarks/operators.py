@@ -40,8 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
+    parser.add_argument("--frames", type=int, default=4, help="frames of a clip; of no effect on pictures")
     given = parser.parse_args()
-    events = profile(given.bundle, Work(height=given.size, width=given.size))
+    events = profile(given.bundle, Work(height=given.size, width=given.size, frames=given.frames))
     seconds, counts, work = (
         defaultdict[str, float](float),
         defaultdict[str, int](int),
