@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from controlnext.errors import InputError
+from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.images import Bands, control_array, read_pictures
+from controlnext.runtime.images import control_array, read_pictures
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Request, as_floats
 from controlnext.runtime.task import Pictures, Task
@@ -95,7 +96,7 @@ class ImageTask(Task):
 def _control_pictures(given: Any, request: Request) -> list[Bands]:
     if given is None:
         raise InputError("no control picture was given; give control_image (control_scale=0 switches it off)")
-    pictures = read_pictures(given)
+    pictures = read_pictures(given, ImageReader("control_image"))
     if len(pictures) not in (1, request.prompt_count):
         raise InputError(
             f"{len(pictures)} control pictures were given for {request.prompt_count} prompts; give one, or"

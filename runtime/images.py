@@ -12,57 +12,24 @@ from PIL import Image
 
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
+from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.tiling import Tiles
 
 FloatArray = NDArray[np.float32]
-Bands = tuple[Image.Image, ...]
-"""One picture: a PIL image of mode RGB, or one or three of mode F with values in [0, 1]."""
-
-_SIXTEEN_BITS = 65535
-_ACCEPTED = (
-    "give a PIL image, or an array (height, width), (height, width, 3) or (height, width, 4) of uint8 or of"
-    " floats in [0, 1]"
-)
 
 
-def read_pictures(given: object) -> list[Bands]:
-    """One picture, or a sequence or stack (N, height, width, 3) of pictures.
+def read_pictures(given: object, reader: ImageReader | None = None) -> list[Bands]:
+    """One image, or a sequence or stack (N, height, width, 3) of images, as ``reader`` (a new one) reads
+    each.
 
-    A picture is a PIL image of any mode, or an array (height, width), (height, width, 3) or
-    (height, width, 4) of uint8 or of floats in [0, 1]. Grey pictures may have 16 bits. Alpha is dropped, a
-    rotation in EXIF data is not applied. Raises :class:`~controlnext.errors.InputError` for anything else.
+    Raises :class:`~controlnext.errors.InputError` for anything else.
     """
+    reader = reader or ImageReader()
     several = given.ndim == 4 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
-    pictures = [_read(picture) for picture in given] if several else [_read(given)]  # type: ignore[attr-defined]
-    if not pictures:
-        raise InputError(f"no control picture was given; {_ACCEPTED}")
-    return pictures
-
-
-def _read(given: object) -> Bands:
-    if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-        return _float_bands(given.astype(np.float32))
-    try:
-        image = Image.fromarray(given) if isinstance(given, np.ndarray) else given
-        if not isinstance(image, Image.Image):
-            raise InputError(f"the picture is of type {type(image).__name__}; {_ACCEPTED}")
-        if image.mode[0] not in "IF":
-            return (image.convert("RGB"),)
-        levels = np.asarray(image, np.float32)
-    except (TypeError, ValueError, OSError) as error:
-        raise InputError(f"the picture cannot be read ({error}); {_ACCEPTED}") from error
-    return _float_bands(levels if image.mode == "F" else levels / np.float32(_SIXTEEN_BITS))
-
-
-def _float_bands(levels: FloatArray) -> Bands:
-    if levels.ndim == 2:
-        levels = levels[..., None]
-    if levels.ndim != 3 or levels.shape[2] not in (1, 3, 4) or not levels.size:
-        raise InputError(f"the picture is an array of shape {levels.shape}; {_ACCEPTED}")
-    low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= 1):
-        raise InputError(f"the picture has values from {low:g} to {high:g}; {_ACCEPTED}")
-    return tuple(Image.fromarray(levels[..., band]) for band in range(min(levels.shape[2], 3)))
+    images = [reader.read(image) for image in given] if several else [reader.read(given)]  # type: ignore[attr-defined]
+    if not images:
+        raise InputError("no control picture was given; give one, or one for each prompt")
+    return images
 
 
 def control_array(pictures: Sequence[Bands], height: int, width: int) -> FloatArray:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from controlnext.errors import InputError
+from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.antialias import clip_pixels
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.images import Bands, control_array, read_pictures
+from controlnext.runtime.images import control_array, read_pictures
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import VideoRequest, as_floats
 from controlnext.runtime.task import Pictures, Task
@@ -110,7 +111,7 @@ class VideoTask(Task):
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
         """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
         bundle, options = self.bundle, self.bundle.manifest.options
-        bands = _picture("image", request.image)
+        bands = _picture("image", request.image, ImageReader("image"))
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         (own,) = control_array([bands], *bands[0].size[::-1])
         clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
@@ -137,9 +138,10 @@ class Clip:
             )
         if not len(given):
             raise InputError("control_images is empty; give one picture for every frame")
-        self._given = given
+        self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
         # of the pictures, not of this object: it would keep itself alive, and the last frames with it
-        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(partial(_frame_array, given))
+        read = partial(_frame_array, given, self._reader)
+        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(read)
 
     def __len__(self) -> int:
         return len(self._given)
@@ -147,7 +149,7 @@ class Clip:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the first picture."""
-        width, height = _frame_bands(self._given, 0)[0].size
+        width, height = _frame_bands(self._given, self._reader, 0)[0].size
         return height, width
 
     def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
@@ -155,18 +157,18 @@ class Clip:
         return np.stack([self._frame(number, height, width) for number in numbers])[None]
 
 
-def _frame_array(clip: Any, number: int, height: int, width: int) -> FloatArray:
-    return control_array([_frame_bands(clip, number)], height, width)[0]
+def _frame_array(clip: Any, reader: ImageReader, number: int, height: int, width: int) -> FloatArray:
+    return control_array([_frame_bands(clip, reader, number)], height, width)[0]
 
 
-def _frame_bands(clip: Any, number: int) -> Bands:
-    return _picture(f"frame {number} of control_images", clip[number])
+def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
+    return _picture(f"frame {number} of control_images", clip[number], reader)
 
 
-def _picture(name: str, given: Any) -> Bands:
+def _picture(name: str, given: Any, reader: ImageReader) -> Bands:
     """The one picture ``given``; errors call it ``name``."""
     try:
-        pictures = read_pictures(given)
+        pictures = read_pictures(given, reader)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     if len(pictures) > 1:

@@ -15,6 +15,7 @@ from controlnext.commands.trial import default_run, run_arguments
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.base import Feed
 from controlnext.errors import InputError
+from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.manifest import Manifest, read_manifest
 from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
@@ -75,7 +76,7 @@ def read_examples(folder: Path) -> list[Example]:
     if not folder.is_dir():
         raise InputError(f"calibration {folder} is no folder; give one of pictures with a .txt prompt each")
     texts = sorted(folder.glob("*.txt"))
-    pictures = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not pictures:
         raise InputError(f"calibration {folder} has no picture; give NAME.png and its prompt as NAME.txt")
     if missing := [p.name for p in pictures if p.with_suffix(".txt") not in texts]:

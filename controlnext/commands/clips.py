@@ -21,12 +21,11 @@ from controlnext.commands.extras import extra
 from controlnext.commands.pictures import Change, read_picture
 from controlnext.errors import InputError, WorkError
 from controlnext.files import check_writable, new_file, new_folder
+from controlnext.image_input import IMAGE_SUFFIXES
 
 DEFAULT_FPS = Fraction(7)
 """As in diffusers for Stable Video Diffusion."""
 LOWEST_FPS, HIGHEST_FPS = 0.1, 240
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Endings of the files in a folder that are its frames."""
 
 _ACCEPTED = "give a folder of pictures or a video file (MP4, GIF, WebM and others)"
 
@@ -67,7 +66,7 @@ class Frames:
         return len(self._paths)
 
     def __getitem__(self, number: int) -> Image.Image:
-        return self._change(read_picture(self._paths[number]))
+        return read_picture(self._paths[number], self._change)
 
 
 @contextmanager
@@ -176,11 +175,11 @@ def _check_name(output: Path) -> None:
 def _listed(folder: Path) -> list[Path]:
     """The pictures in a folder, ``frame-2`` before ``frame-10``."""
     try:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise InputError(f"cannot read folder {folder}: {error.strerror}; {_ACCEPTED}") from error
     if not paths:
-        raise InputError(f"folder {folder} holds no pictures ({', '.join(PICTURES)}); {_ACCEPTED}")
+        raise InputError(f"folder {folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
     return sorted(paths, key=lambda path: _natural(path.name))
 
 
@@ -201,12 +200,21 @@ def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fr
                 paths.append(folder / _frame_name(len(paths)))
                 with new_file(paths[-1]) as aside:
                     # compressed little, as it is read again soon
-                    frame.to_image().rotate(frame.rotation, expand=True).save(aside, compress_level=1)
+                    _image_of(frame).rotate(frame.rotation, expand=True).save(aside, compress_level=1)
             if not paths:
                 raise InputError(f"{path} holds no pictures; {_ACCEPTED}")
             return paths, streams[0].guessed_rate or None
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"cannot read video {path}: {error.strerror}; {_ACCEPTED}") from error
+
+
+def _image_of(frame: Any) -> Image.Image:
+    """Mode RGB, or RGBA where a pixel is transparent: PyAV's own conversion drops that."""
+    if any(component.is_alpha for component in frame.format.components):
+        image = Image.fromarray(frame.to_ndarray(format="rgba"))
+        if image.getchannel("A").getextrema()[0] < 255:
+            return image
+    return frame.to_image()
 
 
 def _import_av() -> ModuleType:

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from controlnext.closing import Closing
 from controlnext.errors import InputError
 from controlnext.files import check_writable, new_file
+from controlnext.image_input import ImageReader, open_image
 
 Change = Callable[[Image.Image], Image.Image]
-"""What is done to every control picture after it was read."""
+"""What is done to every control picture after it was opened."""
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The picture in a file as RGB, upright; raises :class:`InputError` where it cannot be read."""
+def read_picture(path: Path, change: Change | None = None) -> Image.Image:
+    """What ``change`` makes of the picture in a file, by default mode RGB with 8 bits.
+
+    Raises :class:`InputError`, with the file's name, where it cannot be read.
+    """
+    image = open_image(path)
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports damaged files by any of these
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"cannot read picture {path}: {reason}; give a PNG, JPEG or WebP file") from error
+        return (change or ImageReader(str(path)).read_rgb)(image)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 class PictureFiles(Closing):
@@ -50,7 +52,7 @@ class PictureFiles(Closing):
 
     def control(self, path: Path, change: Change) -> Image.Image:
         """The control picture in a file."""
-        return change(read_picture(path))
+        return read_picture(path, change)
 
     def save(self, images: Iterator[Image.Image]) -> list[Path]:
         """Write the pictures, each to a file; returns where to."""

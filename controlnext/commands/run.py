@@ -17,8 +17,9 @@ from PIL import Image
 from controlnext.commands import options
 from controlnext.commands.clips import ClipFiles
 from controlnext.commands.console import Report, print_json, progress
-from controlnext.commands.pictures import PictureFiles, read_picture
+from controlnext.commands.pictures import Change, PictureFiles
 from controlnext.errors import InputError
+from controlnext.image_input import ImageReader, open_image
 
 if TYPE_CHECKING:
     from controlnext.runtime.request import CommonRequest
@@ -231,13 +232,22 @@ def _request(task: Task, files: Files, given: Mapping[str, Any]) -> CommonReques
     """What is asked of the pipeline; pictures are read, clips opened."""
     from controlnext.runtime.preprocess import preprocess
 
-    change = partial(preprocess, given["preprocess"]) if "preprocess" in given else _unchanged
+    def change(path: Path) -> Change:
+        # a reader for each control: its frames have one ground
+        reader = ImageReader(str(path), one_ground=True)
+        return partial(preprocess, given["preprocess"], reader=reader)
+
     values = dict(given)
-    values["control_image"] = _one_or_all([files.control(path, change) for path in given["control_image"]])
+    values["control_image"] = _one_or_all(
+        [
+            files.control(path, change(path) if "preprocess" in given else _unchanged)
+            for path in given["control_image"]
+        ]
+    )
     if "scale" in given:
         values["scale"] = _one_or_all(given["scale"])
     if "image" in given:
-        values["image"] = read_picture(given["image"])
+        values["image"] = open_image(given["image"])
     named = {argument: values[name] for name in values if (argument := _argument(name, task))}
     return task.request(**named)
 

@@ -1,0 +1,197 @@
+"""Images as they are given, in files, by PIL or by NumPy: the one place where they are read.
+
+The command line, the pipelines, preprocessors and calibration all read through this module, so that an image
+means the same everywhere; docs/families.md has the rules.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from controlnext.errors import InputError
+
+FloatArray = NDArray[np.float32]
+Bands = tuple[Image.Image, ...]
+"""One image: a PIL image of mode RGB, or one or three of mode F with values in [0, 1]."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings of the files in a folder that are images."""
+
+GROUNDS = ("black", "white")
+"""What transparent images are put on."""
+
+_ACCEPTED = (
+    "give a PIL image, or an array (height, width), (height, width, 3) or (height, width, 4) of uint8, uint16"
+    " or floats in [0, 1]"
+)
+_EIGHT_BITS, _SIXTEEN_BITS = 255, 65535
+_KEYED = ("1", "L", "RGB")
+"""Modes in which a file may name one colour as transparent."""
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+"""A tag of TIFF files, and the value of it that Pillow overlooks where there are more than 8 bits."""
+
+logger = logging.getLogger(__name__)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image in a file, loaded and upright, in the file's own mode: :class:`ImageReader` makes RGB of it.
+
+    Raises :class:`InputError` where there is none, or a damaged one.
+    """
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except Exception as error:  # what Pillow's decoders raise for damaged files shares no other class
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "it is no image that Pillow knows"
+        raise InputError(
+            f"cannot read picture {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
+        ) from error
+
+
+class ImageReader:
+    """Reads images: PIL images of any mode, and arrays (height, width), (height, width, 3) or
+    (height, width, 4) of bool, uint8, uint16 or floats in [0, 1].
+
+    An image that is transparent somewhere is put on the ground from which its content stands out: white where
+    that is dark, else black. A warning that calls it ``name`` says so once. ``one_ground``: the images are
+    the frames of a clip, and the ground of the first one serves all.
+    """
+
+    def __init__(self, name: str = "the image", *, one_ground: bool = False) -> None:
+        self._name, self._one_ground = name, one_ground
+        self._ground: int | None = None
+        self._warned = False
+
+    def read(self, given: object) -> Bands:
+        """The image upright and opaque; grey ones of more than 8 bits, and floats, keep all their levels.
+
+        Raises :class:`InputError` for what is no image, or does not tell which of its levels is white.
+        """
+        try:
+            decoded = _from_array(given) if isinstance(given, np.ndarray) else _from_pil(given)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # PIL may decode a file only now: as in open_image
+            raise _refusal(f"cannot be read ({error})") from error
+        if isinstance(decoded, Image.Image):
+            return (self._opaque(decoded),)
+        levels = self._opaque_levels(decoded)
+        return tuple(Image.fromarray(levels[..., band]) for band in range(levels.shape[2]))
+
+    def read_rgb(self, given: object) -> Image.Image:
+        """:meth:`read` as one PIL image of mode RGB: 8 bits, as preprocessors take it."""
+        bands = self.read(given)
+        if bands[0].mode == "RGB":
+            return bands[0]
+        levels = np.stack([np.asarray(band) for band in bands], axis=-1)
+        pixels = (np.broadcast_to(levels, (*levels.shape[:2], 3)) * _EIGHT_BITS).round()
+        return Image.fromarray(pixels.astype(np.uint8))
+
+    def _opaque(self, image: Image.Image) -> Image.Image:
+        """Mode RGB of mode RGB or RGBA."""
+        if image.mode == "RGB" or image.getchannel("A").getextrema()[0] == _EIGHT_BITS:
+            return image.convert("RGB")
+        pixels = np.asarray(image)
+        ground = self._choose_ground(pixels[..., :3].max(-1) / _EIGHT_BITS, pixels[..., 3] / _EIGHT_BITS)
+        behind = Image.new("RGBA", image.size, GROUNDS[ground])
+        return Image.alpha_composite(behind, image).convert("RGB")
+
+    def _opaque_levels(self, levels: FloatArray) -> FloatArray:
+        """(height, width, 1 or 3) of these, or of these and alpha."""
+        if levels.shape[2] in (1, 3):
+            return levels
+        colours, alpha = levels[..., :-1], levels[..., -1]
+        if alpha.min() == 1:
+            return colours
+        ground = np.float32(self._choose_ground(colours.max(-1), alpha))
+        return ground + alpha[..., None] * (colours - ground)
+
+    def _choose_ground(self, bright: FloatArray, alpha: FloatArray) -> int:
+        """0 for black, 1 for white, by the brightness in [0, 1] of what can be seen, its largest channel."""
+        ground, visible = self._ground, alpha.sum()
+        if ground is None:
+            ground = int(visible > 0 and (bright * alpha).sum() / visible < 0.5)
+            if self._one_ground and visible > 0:
+                self._ground = ground
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s is transparent: it was put on a %s ground, from which its content stands out; give it"
+                " without transparency to choose another",
+                self._name,
+                GROUNDS[ground],
+            )
+        return ground
+
+
+def _refusal(what: str) -> InputError:
+    return InputError(f"the picture {what}; {_ACCEPTED}")
+
+
+def _from_pil(given: object) -> Image.Image | FloatArray:
+    """Mode RGB or RGBA, or (height, width, 1 or 2) floats: grey [and alpha]."""
+    if not isinstance(given, Image.Image):
+        raise _refusal(f"is of type {type(given).__name__}")
+    if 0 in given.size:
+        raise _refusal(f"has {given.width} x {given.height} pixels")
+    # of a palette image that was converted to RGB the note outlives its meaning, but not the file's format
+    noted = given.format is not None
+    image = ImageOps.exif_transpose(given)
+    if image.mode == "F":
+        return _checked(np.asarray(image))[..., None]
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        levels = _sixteen_bits(values)
+        if getattr(given, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            levels = 1 - levels
+        key = image.info.get("transparency") if noted else None
+        return np.stack([levels] if key is None else [levels, values != key], axis=-1, dtype=np.float32)
+    if image.has_transparency_data and (noted or image.mode not in _KEYED):
+        return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return image.convert("RGB")
+
+
+def _from_array(array: NDArray[np.generic]) -> Image.Image | FloatArray:
+    """Mode RGB or RGBA of uint8 and bool, (height, width, 1, 3 or 4) floats of what has more levels."""
+    values = array[..., None] if array.ndim == 2 else array
+    if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not values.size:
+        raise _refusal(f"is an array of shape {array.shape}")
+    if values.dtype == np.bool_:
+        values = values * np.uint8(_EIGHT_BITS)
+    if values.dtype == np.uint8:
+        image = Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
+        return image if image.mode == "RGBA" else image.convert("RGB")
+    if values.dtype == np.uint16:
+        return _sixteen_bits(values)
+    if values.dtype.kind == "f":
+        return _checked(values.astype(np.float32))
+    raise _refusal(f"cannot be read: it is an array of {values.dtype}")
+
+
+def _sixteen_bits(values: NDArray[np.generic]) -> FloatArray:
+    """Levels in [0, 1] of whole numbers of 0 to 65535."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _SIXTEEN_BITS:
+        raise _refusal(f"has values from {low} to {high}, where 16 bits have 0 to {_SIXTEEN_BITS}")
+    if 0 < high <= _EIGHT_BITS:
+        raise _refusal(
+            f"has values up to {high} in a format of 16 or 32 bits: that may be 8 bits or nearly black;"
+            f" convert it to 8 bits, or to all 16 (white is {_SIXTEEN_BITS})"
+        )
+    return values.astype(np.float32) / np.float32(_SIXTEEN_BITS)
+
+
+def _checked(levels: FloatArray) -> FloatArray:
+    """Floats as they are, if they are in [0, 1]."""
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= 1):
+        raise _refusal(f"has values from {low:.7g} to {high:.7g}, where floats are in [0, 1]")
+    return levels
