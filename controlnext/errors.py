@@ -31,5 +31,19 @@ class WorkError(ControlNeXtError):
     """The work itself failed: an export, a build, a full disk."""
 
 
+class OutOfMemoryError(WorkError):
+    """There is not enough memory for a run at this size.
+
+    ``savers``: the arguments of the pipeline with which it takes less.
+    """
+
+    def __init__(self, width: int, height: int, savers: tuple[str, ...], reason: str) -> None:
+        super().__init__(
+            f"there is not enough memory for {width} x {height} pixels ({reason}); less is needed with a"
+            f" smaller height and width, or with {', '.join(savers)}"
+        )
+        self.savers = savers
+
+
 class ParityError(WorkError):
     """The engine's outputs differ from the PyTorch reference's by more than is allowed."""

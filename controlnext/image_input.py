@@ -7,11 +7,14 @@ means the same everywhere; docs/families.md has the rules.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from controlnext.errors import InputError
 
@@ -44,12 +47,12 @@ def open_image(path: Path) -> Image.Image:
     Raises :class:`InputError` where there is none, or a damaged one.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as image, _unmapped(image):
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Exception as error:  # what Pillow's decoders raise for damaged files shares no other class
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             reason = "it is no image that Pillow knows"
         raise InputError(
             f"cannot read picture {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
@@ -99,8 +102,8 @@ class ImageReader:
         """Mode RGB of mode RGB or RGBA."""
         if image.mode == "RGB" or image.getchannel("A").getextrema()[0] == _EIGHT_BITS:
             return image.convert("RGB")
-        pixels = np.asarray(image)
-        ground = self._choose_ground(pixels[..., :3].max(-1) / _EIGHT_BITS, pixels[..., 3] / _EIGHT_BITS)
+        pixels = np.asarray(image, np.float32) / np.float32(_EIGHT_BITS)
+        ground = self._choose_ground(pixels[..., :3].max(-1), pixels[..., 3])
         behind = Image.new("RGBA", image.size, GROUNDS[ground])
         return Image.alpha_composite(behind, image).convert("RGB")
 
@@ -136,6 +139,20 @@ def _refusal(what: str) -> InputError:
     return InputError(f"the picture {what}; {_ACCEPTED}")
 
 
+@contextmanager
+def _unmapped(image: Any) -> Iterator[None]:
+    """Keeps Pillow from mapping a TIFF file into memory, which it does at the size that the image has once it
+    is turned: without the file's name it reads it."""
+    name = getattr(image, "filename", "")
+    if name:
+        image.filename = ""
+    try:
+        yield
+    finally:
+        if name:
+            image.filename = name
+
+
 def _from_pil(given: object) -> Image.Image | FloatArray:
     """Mode RGB or RGBA, or (height, width, 1 or 2) floats: grey [and alpha]."""
     if not isinstance(given, Image.Image):
@@ -144,7 +161,8 @@ def _from_pil(given: object) -> Image.Image | FloatArray:
         raise _refusal(f"has {given.width} x {given.height} pixels")
     # of a palette image that was converted to RGB the note outlives its meaning, but not the file's format
     noted = given.format is not None
-    image = ImageOps.exif_transpose(given)
+    with _unmapped(given):
+        image = ImageOps.exif_transpose(given)
     if image.mode == "F":
         return _checked(np.asarray(image))[..., None]
     if image.mode.startswith("I"):
@@ -159,7 +177,7 @@ def _from_pil(given: object) -> Image.Image | FloatArray:
     return image.convert("RGB")
 
 
-def _from_array(array: NDArray[np.generic]) -> Image.Image | FloatArray:
+def _from_array(array: NDArray[Any]) -> Image.Image | FloatArray:
     """Mode RGB or RGBA of uint8 and bool, (height, width, 1, 3 or 4) floats of what has more levels."""
     values = array[..., None] if array.ndim == 2 else array
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not values.size:
@@ -169,14 +187,14 @@ def _from_array(array: NDArray[np.generic]) -> Image.Image | FloatArray:
     if values.dtype == np.uint8:
         image = Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
         return image if image.mode == "RGBA" else image.convert("RGB")
-    if values.dtype == np.uint16:
+    if values.dtype.str[1:] == "u2":
         return _sixteen_bits(values)
     if values.dtype.kind == "f":
         return _checked(values.astype(np.float32))
     raise _refusal(f"cannot be read: it is an array of {values.dtype}")
 
 
-def _sixteen_bits(values: NDArray[np.generic]) -> FloatArray:
+def _sixteen_bits(values: NDArray[Any]) -> FloatArray:
     """Levels in [0, 1] of whole numbers of 0 to 65535."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > _SIXTEEN_BITS:

@@ -18,6 +18,7 @@ from controlnext.runtime.denoise import Step, denoise, guide
 from controlnext.runtime.images import control_array, read_pictures
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Request, as_floats
+from controlnext.runtime.sizes import Size
 from controlnext.runtime.task import Pictures, Task
 
 FloatArray = NDArray[np.float32]
@@ -41,20 +42,26 @@ class ImageTask(Task):
 
     request = Request
     output = Output
+    memory_savers = ("vae_tiling", "offload")
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self._condition = Conditioner(bundle)
 
-    def _start(self, request: Request) -> Iterator[Step]:
-        family = self.family
-        sampler = self.sampler(request)
-        generator = TorchGenerator(request.seed)
+    def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
             _control_pictures(given, request)
             for given in self.per_control("control_image", request.control_image)
         ]
-        height, width = self.size(request, controls[0][0][0].size[::-1])
+        width, height = controls[0][0][0].size
+        return controls, (height, width)
+
+    def _start(
+        self, request: Request, controls: list[list[Bands]], height: int, width: int
+    ) -> Iterator[Step]:
+        family = self.family
+        sampler = self.sampler(request)
+        generator = TorchGenerator(request.seed)
         latents = self._latents(request, height, width, generator)
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
         halves = 2 if guidance > 1 else 1

@@ -137,7 +137,9 @@ class Pipeline(Closing):
         rows = latents.reshape(-1, *latents.shape[-3:])
         config = self.bundle.manifest.configs["vae"]
         tiles = self.task.tiles(vae_tiling)
-        return decode_latents(self.bundle.engine("vae_decoder"), config, rows, size, tiles)
+        guard = self.task.guard(*(self.bundle.family.vae_factor * side for side in rows.shape[2:]))
+        with guard.watch():
+            return guard.each(decode_latents(self.bundle.engine("vae_decoder"), config, rows, size, tiles))
 
     def close(self) -> None:
         """Give back the engines' memory."""

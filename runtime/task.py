@@ -15,9 +15,11 @@ from controlnext.engines import BoundEngine, Feed
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Step, control_schedule
+from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import CommonRequest, is_whole
+from controlnext.runtime.request import CommonRequest
 from controlnext.runtime.samplers import Sampler, make_sampler
+from controlnext.runtime.sizes import Size, choose_size, warn_if_large
 from controlnext.runtime.tiling import Tiles
 
 FloatArray = NDArray[np.float32]
@@ -30,23 +32,42 @@ class Task(ABC):
     request: ClassVar[type[CommonRequest]]
     output: ClassVar[type[Any]]
     """What a call returns, of the arranged pictures (None if they were not asked for) and the latents."""
+    memory_savers: ClassVar[tuple[str, ...]]
+    """Arguments of the pipeline with which a run takes less memory."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.family = bundle.family
         self.variant = self.family.variant(bundle.manifest.variant)
         self.inputs = {spec.name: spec.spec() for spec in bundle.manifest.graphs[self.family.denoiser].inputs}
+        self._config = bundle.manifest.configs[self.family.denoiser]
+        self._sizes: set[Size] = set()
         self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
 
     def steps(self, request: Any) -> Iterator[Step]:
         """The steps of a run; the request is checked before this returns."""
         # what cannot be decoded is refused before it is sampled
         self.tiles(request.vae_tiling)
-        return self._start(request)
+        controls, control_size = self._read(request)
+        size = choose_size(self.family, self._config, request, control_size)
+        if size not in self._sizes:
+            self._sizes.add(size)
+            warn_if_large(self.family, self._config, size)
+        guard = self.guard(*size)
+        with guard.watch():
+            return guard.each(self._start(request, controls, *size))
 
     @abstractmethod
-    def _start(self, request: Any) -> Iterator[Step]:
-        """:meth:`steps` of a request that can be decoded."""
+    def _read(self, request: Any) -> tuple[list[Any], Size]:
+        """What each control takes, and the size of the first one's (first) image."""
+
+    @abstractmethod
+    def _start(self, request: Any, controls: list[Any], height: int, width: int) -> Iterator[Step]:
+        """:meth:`steps` of a request that can be decoded, at this size."""
+
+    def guard(self, height: int, width: int) -> MemoryGuard:
+        """For what runs at a size in pixels."""
+        return MemoryGuard(height, width, self.memory_savers)
 
     @abstractmethod
     def arrange(self, pictures: Any) -> Pictures:
@@ -107,29 +128,6 @@ class Task(ABC):
         if name not in family.samplers:
             raise InputError(f"unknown sampler {name!r}; {family.title} takes {', '.join(family.samplers)}")
         return make_sampler(name, self._scheduler, family.default_steps if steps is None else steps)
-
-    def size(self, request: CommonRequest, control_size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels: as asked for, else those of the latents or of the control picture
-        (``control_size``, height and width)."""
-        factor, multiple = self.family.vae_factor, self.family.size_multiple
-        largest = self.family.largest_size(self.bundle.manifest.configs[self.family.denoiser])
-        if request.latents is None:
-            source, found = "control picture", control_size
-        else:
-            source, found = "latents", tuple(factor * size for size in request.latents.shape[-2:])
-        sizes = {}
-        for name, default in zip(("height", "width"), found, strict=False):
-            asked = getattr(request, name)
-            size = default if asked is None else asked
-            if not is_whole(size) or size < multiple or size % multiple:
-                given = f"{name} is {size!r}"
-                if asked is None:
-                    given = f"the {name} of the {source} is {size}"
-                raise InputError(f"{given}; give height and width as multiples of {multiple}")
-            if size > largest:
-                raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
-            sizes[name] = int(size)
-        return sizes["height"], sizes["width"]
 
     def tiles(self, vae_tiling: bool) -> Tiles | None:
         """The tiles that latents are decoded in; None without ``vae_tiling``.

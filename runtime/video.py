@@ -18,6 +18,7 @@ from controlnext.runtime.denoise import Step, denoise, guide
 from controlnext.runtime.images import control_array, read_pictures
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import VideoRequest, as_floats
+from controlnext.runtime.sizes import Size
 from controlnext.runtime.task import Pictures, Task
 from controlnext.windows import Window, clip_windows
 
@@ -48,14 +49,17 @@ class VideoTask(Task):
 
     request = VideoRequest
     output = VideoOutput
+    memory_savers = ("frames_per_batch", "decode_chunk_size", "offload")
 
-    def _start(self, request: VideoRequest) -> Iterator[Step]:
+    def _read(self, request: VideoRequest) -> tuple[list[Clip], Size]:
+        clips = [Clip(given) for given in self.per_control("control_images", request.control_images)]
+        return clips, clips[0].size
+
+    def _start(self, request: VideoRequest, clips: list[Clip], height: int, width: int) -> Iterator[Step]:
         sampler = self.sampler(request)
         generator = TorchGenerator(request.seed)
-        clips = [Clip(given) for given in self.per_control("control_images", request.control_images)]
         frames = _frame_count(request, clips)
         windows = clip_windows(frames, request.frames_per_batch, request.overlap)
-        height, width = self.size(request, clips[0].size)
         low, high = request.min_guidance_scale, request.max_guidance_scale
         high = self.family.default_guidance if high is None else high
         guided = high >= 1

@@ -188,10 +188,7 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
         ({"control_images": []}, "control_images is empty; give one picture for every frame"),
         ({"control_images": np.zeros((16, 24, 3))}, r"array of shape \(16, 24, 3\); give \(frames, height"),
         ({"control_images": ["1.png"]}, "frame 0 of control_images: .* of type str"),
-        (
-            {"control_images": np.zeros((3, 17, 24, 3))},
-            "the height of the control picture is 17; give height and",
-        ),
+        ({"control_images": np.zeros((3, 7, 24, 3))}, "the height of the control picture is 7; give height"),
         ({"num_frames": 6}, "num_frames is 6, the control has 5; give a picture for every frame"),
         ({"num_frames": 0}, "num_frames is 0; give a whole number from 1 on"),
         ({"num_frames": 2.0}, "num_frames is 2.0; give a whole"),

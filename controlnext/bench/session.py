@@ -137,7 +137,9 @@ def _main_work(manifest: Manifest, settings: Settings) -> Work:
     sides = {"height": height, "width": settings.width or height}
     for name, side in (*sides.items(), *(("size", side) for side in settings.sizes)):
         if side < 1 or side % family.size_multiple:
-            raise InputError(f"--{name} is {side}; give a multiple of {family.size_multiple}")
+            raise InputError(
+                f"--{name} is {side}; give a multiple of {family.size_multiple}{family.nearest_sizes(side)}"
+            )
     return Work(**sides, frames=settings.frames[0] if family.task == "video" else 1)
 
 

@@ -15,7 +15,7 @@ from controlnext.commands.export import export
 from controlnext.commands.inspect import inspect
 from controlnext.commands.run import run
 from controlnext.commands.verify import verify
-from controlnext.errors import ControlNeXtError
+from controlnext.errors import ControlNeXtError, WorkError
 
 
 def main() -> None:
@@ -42,6 +42,8 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
         return _fail(str(error), error.exit_status)
+    except MemoryError as error:
+        return _fail(f"there is not enough memory ({error})", WorkError.exit_status)
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
 

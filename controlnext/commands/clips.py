@@ -211,9 +211,9 @@ def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fr
 def _image_of(frame: Any) -> Image.Image:
     """Mode RGB, or RGBA where a pixel is transparent: PyAV's own conversion drops that."""
     if any(component.is_alpha for component in frame.format.components):
-        image = Image.fromarray(frame.to_ndarray(format="rgba"))
-        if image.getchannel("A").getextrema()[0] < 255:
-            return image
+        pixels = frame.to_ndarray(format="rgba")
+        if pixels[..., 3].min() < 255:
+            return Image.fromarray(pixels)
     return frame.to_image()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +22,12 @@ Report = Callable[[str, float], None]
 
 
 def silence_hints() -> None:
-    """Keep hints about other libraries' optional parts (torchvision) off the terminal."""
+    """Keep other libraries' hints off the terminal: about optional parts (torchvision), image files."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    # about odd metadata and large sizes: an image that cannot be read is an error all the same
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager

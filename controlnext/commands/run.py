@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from controlnext.commands import options
 from controlnext.commands.clips import ClipFiles
 from controlnext.commands.console import Report, print_json, progress
 from controlnext.commands.pictures import Change, PictureFiles
-from controlnext.errors import InputError
+from controlnext.errors import InputError, OutOfMemoryError, WorkError
 from controlnext.image_input import ImageReader, open_image
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def run(
     with (
         Pipeline.load(bundle, backend, device, offload=offload) as pipeline,
         progress(quiet=as_json) as report,
+        _naming_options(),
     ):
         report("loading", 0.0)
         task = pipeline.task
@@ -256,6 +258,17 @@ def _argument(option: str, task: Task) -> str | None:
     """What this bundle's pipeline calls an option; None where it knows no such thing."""
     known = {field.name for field in fields(task.request)}
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in known), None)
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Adds the options to an error that names arguments of the pipeline."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        options = {argument: option for option, arguments in ARGUMENTS.items() for argument in arguments}
+        names = [options.get(name, name) for name in ("height", "width", *error.savers)]
+        raise WorkError(f"{error} ({_flags(names)})") from error
 
 
 def _one_or_all(values: list[Any]) -> Any:

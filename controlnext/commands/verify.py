@@ -16,7 +16,7 @@ from controlnext.commands.pictures import read_picture
 from controlnext.commands.sources import NO_SOURCES, Sources, takes_sources
 from controlnext.errors import InputError, ParityError
 from controlnext.manifest import read_manifest
-from controlnext.registry import get_family
+from controlnext.registry import Family, get_family
 
 if TYPE_CHECKING:
     from controlnext.commands.ranges import Ranges
@@ -89,7 +89,7 @@ def verify(
     family = get_family(manifest.family)
     run = _choose(
         default_run(manifest),
-        family.size_multiple,
+        family,
         prompt=prompt,
         control_image=picture,
         steps=steps,
@@ -140,8 +140,8 @@ def _show_ranges(bundle: Path, run: SamplingRun, found: Ranges, as_json: bool) -
         )
 
 
-def _choose(default: SamplingRun, multiple: int, **wishes: Any) -> SamplingRun:
-    """``default`` with the ``wishes`` that are not None; the size has to be a multiple of ``multiple``."""
+def _choose(default: SamplingRun, family: Family, **wishes: Any) -> SamplingRun:
+    """``default`` with the ``wishes`` that are not None; the size has to be one that the family takes."""
     if wishes["prompt"] is not None and default.prompt is None:
         raise InputError(
             "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
@@ -149,6 +149,10 @@ def _choose(default: SamplingRun, multiple: int, **wishes: Any) -> SamplingRun:
     run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
     if run.steps < 1:
         raise InputError(f"the number of steps is {run.steps}; give one from 1 on")
-    if min(run.height, run.width) < multiple or run.height % multiple or run.width % multiple:
-        raise InputError(f"the size is {run.width} x {run.height}; give multiples of {multiple}")
+    for size in (run.width, run.height):
+        if size < family.size_multiple or size % family.size_multiple:
+            raise InputError(
+                f"the size is {run.width} x {run.height}; give multiples of {family.size_multiple}"
+                f"{family.nearest_sizes(size)}"
+            )
     return run

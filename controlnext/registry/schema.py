@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, Literal
 
 from controlnext.errors import InputError
@@ -199,6 +200,23 @@ class Family:
     """None where diffusers has none."""
     note: str = ""
     """What a user has to know before choosing this family."""
+
+    def made_for(self, config: Config) -> tuple[int, int] | None:
+        """Height and width in pixels that a denoiser of this configuration was trained at, if it says so."""
+        size = config.get("sample_size")
+        if not size:
+            return None
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return self.vae_factor * height, self.vae_factor * width
+
+    def nearest_sizes(self, size: object) -> str:
+        """For a message that refuses a height or width: ``" (the nearest are 1016 and 1024)"``."""
+        if not isinstance(size, Integral):
+            return ""
+        below = int(size) // self.size_multiple * self.size_multiple
+        if below < self.size_multiple:
+            return f" (the smallest is {self.size_multiple})"
+        return f" (the nearest are {below} and {below + self.size_multiple})"
 
     def variant(self, name: str) -> Variant:
         """The variant of that name; raises :class:`InputError` naming those that exist."""

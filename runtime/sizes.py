@@ -1,0 +1,66 @@
+"""Height and width of a result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from controlnext.errors import InputError
+from controlnext.registry import Family
+from controlnext.runtime.request import CommonRequest, is_whole
+
+MANY = 4
+"""Times the pixels that a model was made for: up to here it is known to work, if not well."""
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def choose_size(
+    family: Family, config: Mapping[str, Any], request: CommonRequest, control_size: Size
+) -> Size:
+    """As asked for, else those of the latents, else those of the control image (``control_size``), which are
+    rounded down to what the model takes, as diffusers does.
+
+    ``config``: the denoiser's. Raises :class:`InputError` for a size that the model does not take.
+    """
+    sizes = []
+    for axis, name in enumerate(("height", "width")):
+        asked = getattr(request, name)
+        if asked is not None:
+            size, given = asked, f"{name} is {asked!r}"
+        elif request.latents is not None:
+            size = family.vae_factor * request.latents.shape[axis - 2]
+            given = f"the {name} of the latents is {size}"
+        else:
+            given = f"the {name} of the control picture is {control_size[axis]}"
+            size = control_size[axis] // family.size_multiple * family.size_multiple
+        sizes.append(_checked(family, config, name, size, given))
+    return sizes[0], sizes[1]
+
+
+def _checked(family: Family, config: Mapping[str, Any], name: str, size: object, given: str) -> int:
+    if not is_whole(size) or size < family.size_multiple or size % family.size_multiple:  # type: ignore[operator]
+        raise InputError(
+            f"{given}; give height and width as multiples of {family.size_multiple}"
+            f"{family.nearest_sizes(size)}"
+        )
+    if size > (largest := family.largest_size(config)):  # type: ignore[operator]
+        raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
+    return int(size)  # type: ignore[call-overload]
+
+
+def warn_if_large(family: Family, config: Mapping[str, Any], size: Size) -> None:
+    """Log a warning for a size far beyond what the model was made for."""
+    made_for = family.made_for(config)
+    if made_for is not None and size[0] * size[1] > MANY * made_for[0] * made_for[1]:
+        logger.warning(
+            "%d x %d pixels are %.0f times as many as this model was made for (%d x %d): expect repeated"
+            " content, and much memory and time; give a smaller height and width",
+            *size[::-1],
+            size[0] * size[1] / (made_for[0] * made_for[1]),
+            *made_for[::-1],
+        )
