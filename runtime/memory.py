@@ -34,7 +34,8 @@ class MemoryGuard:
         try:
             yield
         except (MemoryError, WorkError) as error:
-            if isinstance(error, MemoryError) or _MESSAGES.search(str(error)):
+            told = isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError)
+            if told or _MESSAGES.search(str(error)):
                 raise OutOfMemoryError(self.width, self.height, self.savers, str(error)) from error
             raise
 

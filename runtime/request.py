@@ -27,7 +27,7 @@ class CommonRequest:
         control_scale: strength of the control; 0 switches it off.
         num_inference_steps: steps of the sampler, from 1 on (the family's default).
         height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-            ``latents`` if they are given, else of the first control picture).
+            ``latents`` if they are given, else of the first control picture, rounded down).
         seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
         sampler: name of a sampler of the family (the family's default).
         latents: noise of unit variance instead of what the seed gives; whatever NumPy makes an array of.
@@ -92,7 +92,8 @@ class Request(CommonRequest):
         negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
             missing one: zeros, or the embedding of the empty text).
         control_image: a picture, or one for each prompt: PIL images of any mode, or arrays (height, width, 3)
-            of uint8 or of floats in [0, 1]. Resized where its size is not ``width`` x ``height``.
+            of uint8 or of floats in [0, 1], or others that :class:`~controlnext.image_input.ImageReader`
+            takes. Resized where its size is not ``width`` x ``height``.
         control_scale: one, or one for each prompt.
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
         num_images_per_prompt: pictures for each prompt.

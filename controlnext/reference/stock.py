@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from controlnext.image_input import ImageReader
 from controlnext.registry import Family, Variant
 from controlnext.weights import Checkpoint
 
@@ -135,11 +136,12 @@ def _tokenizer(content: str) -> PreTrainedTokenizerFast:
     )
 
 
-def control_tensor(pictures: Any, height: int, width: int) -> Tensor:
-    """(N, 3, height, width) in [0, 1]. To RGB before resizing, as the published scripts do: resizing a
+def control_tensor(pictures: Any, height: int, width: int, *, clip: bool = False) -> Tensor:
+    """(N, 3, height, width) in [0, 1]. To 8-bit RGB before resizing, as the published scripts do: resizing a
     palette's indices, or colours apart from their alpha, gives other pictures."""
     several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-    rgb = [p.convert("RGB") if isinstance(p, Image.Image) else p for p in several]
+    reader = ImageReader(one_ground=clip)
+    rgb = [reader.read_rgb(p) if isinstance(p, Image.Image) else p for p in several]
     processor = VaeImageProcessor(do_normalize=False)
     return processor.preprocess(rgb, height=height, width=width).to(torch.float32)
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from controlnext.image_input import ImageReader
 from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.registry import Family
@@ -71,7 +72,7 @@ class VideoReference(StockPipeline):
         self.pipeline.guided = highest >= 1
         steerings = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            pictures = self.placed(control_tensor(list(clip[:frames]), height, width)[None])
+            pictures = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
             rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
             steerings.append(Steering(module, pictures, scale_schedule(rows, steps, *span)))
@@ -83,7 +84,7 @@ class VideoReference(StockPipeline):
         keeper = LatentsKeeper()
         with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
             result = self.pipeline(
-                image.convert("RGB"),
+                ImageReader("image").read_rgb(image),
                 height=height,
                 width=width,
                 num_frames=frames,
