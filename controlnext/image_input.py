@@ -102,8 +102,8 @@ class ImageReader:
         """Mode RGB of mode RGB or RGBA."""
         if image.mode == "RGB" or image.getchannel("A").getextrema()[0] == _EIGHT_BITS:
             return image.convert("RGB")
-        pixels = np.asarray(image, np.float32) / np.float32(_EIGHT_BITS)
-        ground = self._choose_ground(pixels[..., :3].max(-1), pixels[..., 3])
+        pixels, white = np.asarray(image), np.float32(_EIGHT_BITS)
+        ground = self._choose_ground(pixels[..., :3].max(-1) / white, pixels[..., 3] / white)
         behind = Image.new("RGBA", image.size, GROUNDS[ground])
         return Image.alpha_composite(behind, image).convert("RGB")
 
@@ -117,7 +117,7 @@ class ImageReader:
         ground = np.float32(self._choose_ground(colours.max(-1), alpha))
         return ground + alpha[..., None] * (colours - ground)
 
-    def _choose_ground(self, bright: FloatArray, alpha: FloatArray) -> int:
+    def _choose_ground(self, bright: NDArray[Any], alpha: NDArray[Any]) -> int:
         """0 for black, 1 for white, by the brightness in [0, 1] of what can be seen, its largest channel."""
         ground, visible = self._ground, alpha.sum()
         if ground is None:

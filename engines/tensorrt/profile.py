@@ -53,8 +53,12 @@ def check_sizes(family: Family, wishes: Mapping[str, Range]) -> None:
     for name, wish in wishes.items():
         if name not in symbols:
             raise InputError(f"{family.title} has no {name}; leave --{name} out")
-        if name in PIXELS and any(size % family.size_multiple for size in wish):
-            raise InputError(f"{name} is {wish}; {family.title} takes multiples of {family.size_multiple}")
+        wrong = [size for size in wish if size % family.size_multiple] if name in PIXELS else []
+        if wrong:
+            raise InputError(
+                f"{name} is {wish}; {family.title} takes multiples of {family.size_multiple}"
+                f"{family.nearest_sizes(wrong[0])}"
+            )
 
 
 def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, Range]:
