@@ -51,7 +51,7 @@ def open_image(path: Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Exception as error:  # what Pillow's decoders raise for damaged files shares no other class
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no image that Pillow knows"
         raise InputError(
@@ -163,11 +163,9 @@ def _from_pil(given: object) -> Image.Image | FloatArray:
     noted = given.format is not None
     with _unmapped(given):
         image = ImageOps.exif_transpose(given)
-    if image.mode == "F":
-        return _checked(np.asarray(image))[..., None]
-    if image.mode.startswith("I"):
+    if image.mode[0] in "IF":
         values = np.asarray(image)
-        levels = _sixteen_bits(values)
+        levels = _checked(values) if image.mode == "F" else _sixteen_bits(values)
         if getattr(given, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             levels = 1 - levels
         key = image.info.get("transparency") if noted else None

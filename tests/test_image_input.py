@@ -145,9 +145,10 @@ def test_every_format_and_rotation(
     np.testing.assert_array_equal(*arrays)
 
 
-def test_white_is_zero_in_16_bits(tmp_path: Path) -> None:
-    """A TIFF file may count from white to black; Pillow heeds that up to 8 bits."""
-    _deep("I;16").save(tmp_path / "image.tif", tiffinfo={262: 0})
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_a_tiff_file_may_count_from_white_to_black(tmp_path: Path, mode: str) -> None:
+    """Pillow heeds that in files of up to 8 bits."""
+    _deep(mode).save(tmp_path / "image.tif", tiffinfo={262: 0})
     got = np.asarray(ImageReader().read_rgb(open_image(tmp_path / "image.tif")))
     np.testing.assert_array_equal(got, 255 - GREY)
 
