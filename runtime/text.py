@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+from controlnext.runtime.tokens import PromptTokenizer, Tokens, prompt_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class TextEncoders:
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle, self._family = bundle, bundle.family
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[str, PromptTokenizer] = {}
 
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
         """Embeddings of ``prompts`` by every text encoder, as diffusers' ``encode_prompt`` makes them.
@@ -53,9 +51,9 @@ class TextEncoders:
         self._require_encoders()
         folders = [*self._family.prompt_encoders, self._family.sequence_encoder]
         folders = [folder for folder in folders if folder in self._bundle.manifest.graphs]
-        encodings = {folder: self._tokenizer(folder).encode_batch(list(prompts)) for folder in folders}
-        _warn_of_the_rest(prompts, encodings)
-        outputs = {folder: self._run(folder, encodings[folder]) for folder in folders}
+        tokens = {folder: self._tokenizer(folder)(prompts) for folder in folders}
+        _warn_of_the_rest(tokens)
+        outputs = {folder: self._run(folder, tokens[folder]) for folder in folders}
         following = outputs.pop(self._family.sequence_encoder, None)
         hidden = np.concatenate([output[_HIDDEN] for output in outputs.values()], axis=-1)
         pooled = [output[_POOLED] for output in outputs.values() if _POOLED in output]
@@ -75,8 +73,8 @@ class TextEncoders:
                 f" export a base that has {', '.join(needed)}"
             )
 
-    def _run(self, folder: str, encodings: Sequence[Encoding]) -> dict[str, np.ndarray]:
-        ids = np.array([encoding.ids for encoding in encodings], np.int64)
+    def _run(self, folder: str, tokens: Sequence[Tokens]) -> dict[str, np.ndarray]:
+        ids = np.array([prompt.encoding.ids for prompt in tokens], np.int64)
         return self._bundle.engine(folder).run({"input_ids": ids})
 
     def _followed(self, hidden: FloatArray, following: FloatArray | None) -> FloatArray:
@@ -90,15 +88,9 @@ class TextEncoders:
         padded[..., : hidden.shape[-1]] = hidden[..., :width]
         return np.concatenate([padded, following], axis=1)
 
-    def _tokenizer(self, folder: str) -> Tokenizer:
-        """The tokenizer of the text encoder ``folder``; its file says to what length it cuts and pads."""
-        # loading the library takes as long as the rest of the runtime, and not every bundle needs it
-        from tokenizers import Tokenizer
-
+    def _tokenizer(self, folder: str) -> PromptTokenizer:
         if folder not in self._tokenizers:
-            network = self._family.networks[self._bundle.manifest.graphs[folder].network]
-            path = self._bundle.file(f"{network.tokenizer}/tokenizer.json")
-            self._tokenizers[folder] = Tokenizer.from_file(str(path))
+            self._tokenizers[folder] = prompt_tokenizer(self._bundle.path, self._bundle.manifest, folder)
         return self._tokenizers[folder]
 
 
@@ -110,18 +102,12 @@ def denoiser_width(bundle: Bundle, name: str) -> int:
     return width
 
 
-def _warn_of_the_rest(prompts: Sequence[str], encodings: Mapping[str, Sequence[Encoding]]) -> None:
+def _warn_of_the_rest(tokens: Mapping[str, Sequence[Tokens]]) -> None:
     """Text encoders of different lengths cut off different parts."""
     cut_off: dict[str, dict[str, None]] = {}
-    for folder, rows in encodings.items():
-        for text, encoding in zip(prompts, rows, strict=True):
-            if encoding.overflowing:
-                cut_off.setdefault(_rest(text, encoding), {})[folder] = None
+    for folder, rows in tokens.items():
+        for prompt in rows:
+            if prompt.cut_off:
+                cut_off.setdefault(prompt.cut_off, {})[folder] = None
     for rest, folders in cut_off.items():
         logger.warning("a prompt is too long for %s; this part is left out: %s", ", ".join(folders), rest)
-
-
-def _rest(text: str, encoding: Encoding) -> str:
-    """The part of ``text`` behind the last token that was kept."""
-    tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-    return text[max(end for (_, end), special in tokens if not special) :].strip()

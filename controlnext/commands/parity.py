@@ -18,7 +18,15 @@ from torch import nn
 
 from controlnext.commands.built import BuiltBackend, usable_backends
 from controlnext.commands.console import Report
-from controlnext.commands.trial import Arrays, SamplingRun, default_run, fit_run, graph_feeds, run_arguments
+from controlnext.commands.trial import (
+    Arrays,
+    SamplingRun,
+    added_words,
+    default_run,
+    fit_run,
+    graph_feeds,
+    run_arguments,
+)
 from controlnext.engines import Backend
 from controlnext.export.networks import wrap
 from controlnext.injection import CrossNormalization
@@ -63,7 +71,9 @@ class Comparison:
 
 def measure(bundle: Path, checkpoint: Checkpoint, progress: Report) -> list[ParityRow]:
     """The parity table of the bundle in folder ``bundle`` against PyTorch with ``checkpoint``'s weights."""
-    return compare(bundle, checkpoint, default_run(read_manifest(bundle)), progress).rows
+    manifest = read_manifest(bundle)
+    run = default_run(manifest, added_words(bundle, manifest))
+    return compare(bundle, checkpoint, run, progress).rows
 
 
 def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Report) -> Comparison:

@@ -17,6 +17,7 @@ from controlnext.engines.store import Profile
 from controlnext.manifest import Graph, Manifest
 from controlnext.registry import Family, get_family
 from controlnext.runtime.samplers import make_sampler
+from controlnext.runtime.tokens import prompt_tokenizer
 from controlnext.specs import split_dim
 
 Arrays = dict[str, np.ndarray]
@@ -53,15 +54,28 @@ class SamplingRun:
         return f"{self.steps} steps {self.width}x{self.height}{clip}"
 
 
-def default_run(manifest: Manifest) -> SamplingRun:
-    """A short run at a small size: on a full-size model it takes about a minute on a processor."""
+def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
+    """A short run at a small size: on a full-size model it takes about a minute on a processor.
+
+    ``words``: what the prompt has to contain.
+    """
     size, family = 128, get_family(manifest.family)
     picture = Image.new("RGB", (size, size))
     ImageDraw.Draw(picture).ellipse((24, 32, 96, 104), outline="white", width=2)
     reads_prompts = bool(family.prompt_encoders) and set(family.prompt_encoders) <= set(manifest.graphs)
-    prompt = "a red circle on a blue background" if reads_prompts else None
+    prompt = " ".join(["a red circle", *words, "on a blue background"]) if reads_prompts else None
     video = family.task == "video"
     return SamplingRun(prompt, picture, 3 if video else 6, size, size, frames=5 if video else None)
+
+
+def added_words(bundle: Path, manifest: Manifest) -> list[str]:
+    """One of the tokens that were added to each tokenizer: of several vectors where there is such a one."""
+    words: dict[str, None] = {}
+    family = get_family(manifest.family)
+    for folder in (*family.prompt_encoders, family.sequence_encoder):
+        if folder in manifest.graphs:
+            words |= dict.fromkeys(prompt_tokenizer(bundle, manifest, folder).added[:1])
+    return list(words)
 
 
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:

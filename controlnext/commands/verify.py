@@ -83,12 +83,12 @@ def verify(
         from controlnext.commands.parity import compare
         from controlnext.commands.ranges import measure_ranges
         from controlnext.commands.report import write_report
-        from controlnext.commands.trial import default_run
+        from controlnext.commands.trial import added_words, default_run
         from controlnext.export.bundle import check_parity
         from controlnext.weights import bundle_checkpoint
     family = get_family(manifest.family)
     run = _choose(
-        default_run(manifest),
+        default_run(manifest, added_words(bundle, manifest)),
         family,
         prompt=prompt,
         control_image=picture,

@@ -12,11 +12,10 @@ import diffusers
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 from controlnext.image_input import ImageReader
+from controlnext.reference.tokens import stock_tokenizers
 from controlnext.registry import Family, Variant
 from controlnext.weights import Checkpoint
 
@@ -64,7 +63,7 @@ class StockPipeline:
         modules = {name: network.module() for name, network in checkpoint.networks.items()}
         pipeline = stock(
             **{name: modules.get(name) for name in family.networks},
-            **_tokenizers(checkpoint, modules),
+            **stock_tokenizers(checkpoint, modules),
             **cls.parts(checkpoint),
             scheduler=_scheduler(family.default_sampler, checkpoint.scheduler),
             **{key: value for key, value in checkpoint.options.items() if key in accepted},
@@ -112,28 +111,6 @@ class StockPipeline:
 
 def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
-
-
-def _tokenizers(checkpoint: Checkpoint, modules: dict[str, nn.Module]) -> dict[str, Any]:
-    named = {name: network.tokenizer for name, network in checkpoint.family.networks.items()}
-    contents = {
-        tokenizer: checkpoint.tokenizers.get(tokenizer) if name in modules else None
-        for name, tokenizer in named.items()
-        if tokenizer
-    }
-    return {name: None if text is None else _tokenizer(text) for name, text in contents.items()}
-
-
-def _tokenizer(content: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer.from_str(content)
-    padding, truncation = tokenizer.padding, tokenizer.truncation
-    assert padding is not None
-    assert truncation is not None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=padding["pad_token"],
-        model_max_length=truncation["max_length"],
-    )
 
 
 def control_tensor(pictures: Any, height: int, width: int, *, clip: bool = False) -> Tensor:

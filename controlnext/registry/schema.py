@@ -179,6 +179,9 @@ class Family:
     sequence_encoder: str = ""
     """Graph folder of a text encoder whose embeddings follow the others as further tokens; those of a bundle
     without it are zeros."""
+    multi_vector_tokens: bool = True
+    """Whether an added token of several vectors stands for all of them, as in the diffusers pipelines that
+    load textual inversions."""
     pooled_input: str = ""
     """The denoiser's input that takes the text encoders' pooled embeddings."""
     join_pooled: bool = False

@@ -110,6 +110,7 @@ SD3 = Family(
     largest_size=lambda config: 8 * config["patch_size"] * config["pos_embed_max_size"],
     prompt_encoders=("text_encoder", "text_encoder_2"),
     sequence_encoder="text_encoder_3",
+    multi_vector_tokens=False,
     pooled_input="pooled_projections",
     join_pooled=True,
     controlnet=ControlNet(

@@ -13,6 +13,7 @@ from controlnext import registry
 from controlnext.errors import CheckpointError
 from controlnext.manifest import Source
 from controlnext.registry import Family, Network
+from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import (
@@ -27,11 +28,9 @@ from controlnext.weights.noise import random_tensors
 from controlnext.weights.original import from_original
 from controlnext.weights.places import Place, choose_weights, locate, read_weights
 from controlnext.weights.shipped import (
-    INDEX,
     PREPROCESSOR,
     SCHEDULER,
     original_layout,
-    read_json,
     read_options,
     read_scheduler,
     section,
@@ -39,7 +38,7 @@ from controlnext.weights.shipped import (
     shipped_folder,
     shipped_tokenizer,
 )
-from controlnext.weights.tokenizers import read_tokenizer, stand_in_tokenizer
+from controlnext.weights.tokenizers import check_lengths, read_tokenizer, stand_in_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ class Base:
     parts: dict[str, Part] = field(default_factory=dict)
     tokenizers: dict[str, str] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
+    folder: Path | None = None
 
 
 def read_base(
@@ -119,7 +119,7 @@ def _shipped_base(family: Family) -> Base:
 def _read_folder(family: Family, place: Place) -> Base:
     folder = place.path
     _check_folder(family, folder)
-    base = Base(read_scheduler(family, folder), read_options(family, folder))
+    base = Base(read_scheduler(family, folder), read_options(family, folder), folder=folder)
     for name, network in family.networks.items():
         inside = folder / network.folder
         if network.optional and not (inside / "config.json").is_file():
@@ -135,6 +135,7 @@ def _read_folder(family: Family, place: Place) -> Base:
         if network.tokenizer:
             content = read_tokenizer(folder / network.tokenizer, network, base.parts[name].config)
             base.tokenizers[network.tokenizer] = content
+    check_lengths(base.tokenizers, family.networks.values())
     return base
 
 

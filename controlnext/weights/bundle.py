@@ -18,9 +18,10 @@ from controlnext.manifest import MODEL, Manifest, check_file, read_manifest
 from controlnext.registry import ControlSpec, Network, get_family
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import empty_control
+from controlnext.weights.json_files import read_json
 from controlnext.weights.lazy import LazyTensor, LazyTensors, held
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
-from controlnext.weights.shipped import SCHEDULER, read_json
+from controlnext.weights.shipped import SCHEDULER
 
 SCALE, TRANSPOSED = ".scale", ".transposed"
 """What follows the name of a weight in int8: for its steps; for one that is stored transposed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -54,6 +55,7 @@ class Checkpoint:
     each of which has its own widths in its configuration. ``tokenizers``: content of a ``tokenizer.json`` by
     folder name, with padding and truncation set inside. ``scheduler``: content of ``scheduler_config.json``.
     ``options``: pipeline options of ``model_index.json``. ``random``: the weights are random numbers.
+    ``folder``: the diffusers folder of the base, where it is one.
     """
 
     family: Family
@@ -64,6 +66,7 @@ class Checkpoint:
     options: dict[str, Any]
     sources: list[Source]
     random: bool
+    folder: Path | None = None
 
     @property
     def controls(self) -> list[NetworkWeights]:

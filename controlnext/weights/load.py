@@ -162,6 +162,7 @@ def _assemble(
         base.options,
         base.sources + sources,
         random,
+        base.folder,
     )
 
 

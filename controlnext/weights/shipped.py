@@ -10,7 +10,6 @@ A family without such a folder loads from diffusers folders alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Any
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Family, Network
-from controlnext.weights.lazy import LazyTensor, first_line
+from controlnext.weights.json_files import INDEX, read_json
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import complete_config, public
 from controlnext.weights.original import LAYOUTS, Layout
 from controlnext.weights.tokenizers import shipped_clip_tokenizer
 
-INDEX = "model_index.json"
 PREPROCESSOR = "feature_extractor/preprocessor_config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -94,18 +93,3 @@ def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[
 
 def _single_file(family: Family) -> dict[str, Any]:
     return read_json(shipped_folder(family) / "single_file.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; get the folder again") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is no readable JSON: {first_line(error)}; get the file again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no configuration; get the file again")
-    return content

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer
 
 from controlnext.errors import CheckpointError, MissingDependencyError
 from controlnext.registry import Network
+from controlnext.weights.json_files import INDEX, read_json_if_there
 from controlnext.weights.lazy import first_line
+from controlnext.weights.tokenizer_config import asked_ids, check_tokenizer_config, class_of
+
+log = logging.getLogger(__name__)
+
+_CONFIG = "tokenizer_config.json"
+_FILES = (_CONFIG, "added_tokens.json", "tokenizer.json")
 
 _CLIP_MERGES = Path(__file__).parent / "configs" / "clip" / "merges.txt.gz"
 _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -29,26 +37,122 @@ _STAND_IN_SPECIAL = ("<pad>", "</s>", "<unk>")
 def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) -> str:
     """The content of a ``tokenizer.json`` for the tokenizer in ``folder`` (of a diffusers checkpoint).
 
-    Padding and truncation are set inside: to ``network.tokens``, or else to the length that the tokenizer
-    names, at most the positions of the text encoder with this ``config``. Raises :class:`CheckpointError` for
-    a damaged tokenizer and for one of more tokens than the text encoder knows, and
-    :class:`MissingDependencyError` where a library is needed to read it.
+    Tokens that were added to the vocabulary are in it. Padding and truncation are set inside: to
+    ``network.tokens``, or else to the length that the tokenizer names, at most the positions of the text
+    encoder with this ``config``. What it gives was found equal to what transformers gives for :func:`_texts`.
+
+    Raises :class:`CheckpointError` for a damaged tokenizer, for one that asks for what the runtime cannot do,
+    and for one of more tokens than the text encoder knows, and :class:`MissingDependencyError` where a
+    library is needed to read it.
     """
     _check_readable(folder)
+    files = {name: read_json_if_there(folder / name) for name in _FILES}
+    unknown = check_tokenizer_config(folder, files[_CONFIG])
+    cls = class_of(folder, _named_class(folder, files[_CONFIG]))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        backend = tokenizer.backend_tokenizer
+        tokenizer = getattr(transformers, cls).from_pretrained(str(folder), local_files_only=True)
+        _check_vocabulary(folder, tokenizer, list(asked_ids(files)), config["vocab_size"])
+        length = network.tokens or _length(folder, tokenizer, config["max_position_embeddings"])
+        content = _content(folder, tokenizer, length)
+        _check_ids(folder, tokenizer, content, length)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged tokenizer can raise anything
         raise CheckpointError(
             f"{folder} holds no usable tokenizer: {first_line(error)}; get the folder again"
         ) from error
-    if backend.get_vocab_size() > config["vocab_size"]:
+    if unknown:
+        log.warning("%s: nothing is known of %s in %s; token ids were found right", folder, unknown, _CONFIG)
+    return content
+
+
+def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) -> None:
+    """Raise :class:`CheckpointError` where text encoders whose embeddings are joined would get prompts of
+    different lengths."""
+    joined = [n.tokenizer for n in networks if n.tokenizer in tokenizers and not n.tokens]
+    lengths = {name: json.loads(tokenizers[name])["truncation"]["max_length"] for name in joined}
+    if len(set(lengths.values())) > 1:
         raise CheckpointError(
-            f"{folder} has {backend.get_vocab_size()} tokens, its text encoder knows {config['vocab_size']};"
-            " they belong to different models"
+            f"the tokenizers make prompts of different lengths: {lengths}; set model_max_length in each"
+            f" {_CONFIG} to one number"
         )
-    length = network.tokens or min(tokenizer.model_max_length, config["max_position_embeddings"])
-    return _of_length(backend, length, tokenizer.pad_token_id, tokenizer.pad_token)
+
+
+def _named_class(folder: Path, config: Mapping[str, Any]) -> str:
+    """The class that diffusers loads a tokenizer with; the tokenizer's own configuration does not count."""
+    entry = read_json_if_there(folder.parent / INDEX).get(folder.name)
+    if isinstance(entry, list) and len(entry) == 2 and all(entry):
+        library, cls = entry
+        return str(cls) if library == "transformers" else f"{library}.{cls}"
+    return str(config.get("tokenizer_class") or "")
+
+
+def _check_vocabulary(
+    folder: Path, tokenizer: Any, asked: Sequence[tuple[str, str, int]], known: int
+) -> None:
+    """That every added token has the id that the files ask for, and that the text encoder knows all ids."""
+    backend = tokenizer.backend_tokenizer
+    for file, token, index in asked:
+        if backend.token_to_id(token) != index:
+            raise CheckpointError(
+                f"{folder}: {file} gives the token {token} the id {index}, but loaded by transformers it has"
+                f" {backend.token_to_id(token)}; save the base again with diffusers"
+            )
+    count = max(backend.get_vocab().values()) + 1
+    if count > known:
+        raise CheckpointError(
+            f"{folder} has {count} tokens, its text encoder knows {known}; they belong to different models,"
+            " or tokens were added without the text encoder's embeddings"
+        )
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(
+            f"{folder} names no pad_token, which prompts are padded with; add it to {_CONFIG}"
+        )
+
+
+def _length(folder: Path, tokenizer: Any, positions: int) -> int:
+    """To how many tokens prompts are padded and cut."""
+    asked = tokenizer.model_max_length
+    if not isinstance(asked, int) or asked < 1:
+        raise CheckpointError(
+            f"{folder}: model_max_length of {_CONFIG} is {asked!r}; give a whole number from 1 on"
+        )
+    return min(asked, positions)
+
+
+def _content(folder: Path, tokenizer: Any, length: int) -> str:
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.enable_truncation(length, direction=tokenizer.truncation_side)
+    backend.enable_padding(
+        length=length,
+        direction=tokenizer.padding_side,
+        pad_id=tokenizer.pad_token_id,
+        pad_token=tokenizer.pad_token,
+    )
+    content: str = backend.to_str()
+    if json.loads(content)["model"].get("dropout"):
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has a dropout, which makes other ids every time; remove it"
+        )
+    return content
+
+
+def _check_ids(folder: Path, tokenizer: Any, content: str, length: int) -> None:
+    """That the plain library gives the ids of transformers, whatever the configuration says."""
+    plain = Tokenizer.from_str(content)
+    for text in _texts(tokenizer):
+        wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
+        if plain.encode(text).ids != wanted:
+            raise CheckpointError(
+                f"{folder}: of the text {text[:40]!r} the plain tokenizers library makes other ids than"
+                f" transformers; a {type(tokenizer).__name__} of this configuration is not supported"
+            )
+
+
+def _texts(tokenizer: Any) -> list[str]:
+    """Texts of every kind, and every added token alone, between others and in capitals."""
+    added = [f"{token}, a {token} {token}{token.upper()}!" for token in tokenizer.added_tokens_encoder]
+    return ["", "A photo of\na  Cat, 4k (don't)", "naïve 日本語 👩‍🚀", "word " * 300, *added]
 
 
 def stand_in_tokenizer(network: Network) -> str:
@@ -63,14 +167,10 @@ def stand_in_tokenizer(network: Network) -> str:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
     end = _STAND_IN_SPECIAL[1]
     tokenizer.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 1)])
-    return _of_length(tokenizer, network.tokens, 0, _STAND_IN_SPECIAL[0])
-
-
-def _of_length(tokenizer: Tokenizer, length: int, pad_id: int, pad_token: str) -> str:
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
-    text: str = tokenizer.to_str()
-    return text
+    tokenizer.enable_truncation(network.tokens)
+    tokenizer.enable_padding(length=network.tokens, pad_id=0, pad_token=_STAND_IN_SPECIAL[0])
+    content: str = tokenizer.to_str()
+    return content
 
 
 def _check_readable(folder: Path) -> None:

@@ -1,0 +1,32 @@
+"""Configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from controlnext.errors import CheckpointError
+from controlnext.weights.lazy import first_line
+
+INDEX = "model_index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; get the folder again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no readable JSON: {first_line(error)}; get the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no configuration; get the file again")
+    return content
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """As :func:`read_json`; empty where the file is missing."""
+    return read_json(path) if path.is_file() else {}
