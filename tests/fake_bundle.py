@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from controlnext.registry import get_family
 from controlnext.specs import TensorSpec
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
+WORDS += ("toy", "toy_1")
 LENGTH = 8
 SIZES: dict[str, dict[str, dict[str, int]]] = {
     "sd15": {
@@ -59,9 +61,10 @@ def write_fake_bundle(
     leave_out: Sequence[str] = (),
     force_zeros: bool = True,
     controls: int = 1,
+    added: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
     """A bundle of an image family in ``folder``, without the graphs ``leave_out`` and, where
-    ``text_encoders`` is false, without any text encoder."""
+    ``text_encoders`` is false, without any text encoder. ``added``: which words were added to tokenizers."""
     family, sizes = get_family(family_name), SIZES[family_name]
     graphs = {}
     for spec in family.graphs:
@@ -77,7 +80,8 @@ def write_fake_bundle(
         network = family.networks[spec.network]
         if network.tokenizer:
             path = folder / network.tokenizer / "tokenizer.json"
-            write_tokenizer(path, network.tokens or LENGTH, start=spec.folder != family.sequence_encoder)
+            start, words = spec.folder != family.sequence_encoder, added.get(network.tokenizer, ())
+            write_tokenizer(path, network.tokens or LENGTH, start, words)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
@@ -128,7 +132,7 @@ def _divisor(name: str) -> float:
     return 1000.0 if name.endswith("_ids") else 1.0
 
 
-def write_tokenizer(path: Path, length: int, start: bool) -> None:
+def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) -> None:
     """A tokenizer of whole words, with or without a token before them, that cuts off and pads."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -139,6 +143,7 @@ def write_tokenizer(path: Path, length: int, start: bool) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>" if start else "$A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
+    tokenizer.add_tokens(list(added))
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_token="<pad>", pad_id=0)
     path.parent.mkdir(parents=True)

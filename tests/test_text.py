@@ -43,6 +43,22 @@ def _encode(path: Path, *prompts: str) -> Embeddings:
         return TextEncoders(opened)(prompts)
 
 
+def test_a_token_of_two_vectors_of_one_tokenizer(tmp_path: Path) -> None:
+    """What the second tokenizer has beside the word stands for two vectors; the first has it as a word."""
+    bundle = write_fake_bundle(tmp_path / "bundle", added={"tokenizer_2": ["toy", "toy_1"]})
+    hidden, _ = _encode(bundle, "a toy, blue")
+    np.testing.assert_array_equal(hidden[0, :, :6], table(6)[_ids("a", "toy", "<unknown>", "blue")])
+    wanted = table(10)[_ids("a", "toy", "toy_1", "<unknown>", "blue")]
+    np.testing.assert_array_equal(hidden[0, :, 6:], wanted)
+
+
+def test_a_token_of_two_vectors_is_one_for_sd3(tmp_path: Path) -> None:
+    """Its pipeline in diffusers loads no textual inversions."""
+    added = dict.fromkeys(("tokenizer", "tokenizer_2", "tokenizer_3"), ("toy", "toy_1"))
+    hidden, _ = _encode(write_fake_bundle(tmp_path / "bundle", "sd3", added=added), "a toy")
+    np.testing.assert_array_equal(hidden[0, :LENGTH, :6], table(6)[_ids("a", "toy")])
+
+
 def test_a_sequence_encoders_tokens_follow(tmp_path: Path) -> None:
     """sd3: the joined hidden states widened by zeros, then the third encoder's; pooled ones side by side."""
     hidden, pooled = _encode(write_fake_bundle(tmp_path / "bundle", "sd3"), "a red circle", "blue")

@@ -62,7 +62,10 @@ def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) ->
             f"{folder} holds no usable tokenizer: {first_line(error)}; get the folder again"
         ) from error
     if unknown:
-        log.warning("%s: nothing is known of %s in %s; token ids were found right", folder, unknown, _CONFIG)
+        names = ", ".join(unknown)
+        log.warning(
+            "%s: nothing is known of %s in %s; token ids are those of transformers", folder, names, _CONFIG
+        )
     return content
 
 
