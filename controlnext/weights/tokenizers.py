@@ -124,7 +124,8 @@ def _length(folder: Path, tokenizer: Any, positions: int) -> int:
 
 
 def _content(folder: Path, tokenizer: Any, length: int) -> str:
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    # transformers sets these anew at every call
+    backend = tokenizer.backend_tokenizer
     backend.enable_truncation(length, direction=tokenizer.truncation_side)
     backend.enable_padding(
         length=length,
