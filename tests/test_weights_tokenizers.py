@@ -103,6 +103,29 @@ def test_t5_pads_and_cuts_to_the_length_of_its_prompts(tmp_path: Path) -> None:
     assert len(ids) == 256
 
 
+def test_a_t5_tokenizer_of_an_older_release_has_the_same_ids(tmp_path: Path) -> None:
+    """As SD3's bases have it, saved by transformers 4: sentinels among the added tokens, old settings."""
+    t5_tokenizer().save_pretrained(tmp_path)
+    today = Tokenizer.from_str(read_tokenizer(tmp_path, T5, {"vocab_size": 160}))
+    special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    added = {0: "<pad>", 1: "</s>", 2: "<unk>", **{21 + n: f"<extra_id_{99 - n}>" for n in range(100)}}
+    settings = {
+        "add_prefix_space": None,
+        "added_tokens_decoder": {str(index): {"content": word, **special} for index, word in added.items()},
+        "additional_special_tokens": [f"<extra_id_{number}>" for number in range(100)],
+        "clean_up_tokenization_spaces": True,
+        "extra_ids": 100,
+        "legacy": True,
+        "sp_model_kwargs": {},
+        "tokenizer_class": "T5Tokenizer",
+        **{"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": 512},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    older = Tokenizer.from_str(read_tokenizer(tmp_path, T5, {"vocab_size": 160}))
+    for text in [*TEXTS, "a <extra_id_0> cat<extra_id_99>"]:
+        assert older.encode(text).ids == today.encode(text).ids, text
+
+
 def test_a_t5_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     t5_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"tokens, its text encoder knows 50"):

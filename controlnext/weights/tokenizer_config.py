@@ -108,9 +108,9 @@ def check_tokenizer_config(folder: Path, config: Mapping[str, Any]) -> list[str]
 
 
 def _is_known(key: str, value: Any) -> bool:
-    # further special tokens have names of their own (image_token)
+    # null asks for nothing; further special tokens have names of their own (image_token)
     special = key.endswith("_token") and isinstance(value, str | dict)
-    return special or key in SUPPORTED or key in HARMLESS or key in REFUSED
+    return special or value is None or key in SUPPORTED or key in HARMLESS or key in REFUSED
 
 
 def class_of(folder: Path, named: str) -> str:
