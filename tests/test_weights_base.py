@@ -76,6 +76,14 @@ def test_options_of_the_model_index_are_taken(base: Path, load) -> None:
     assert load(base).options == {"force_zeros_for_empty_prompt": False}
 
 
+def test_a_text_encoder_that_wants_masks_is_refused(full: Path, tmp_path: Path, load) -> None:
+    """diffusers' pipelines then tell it which tokens are padding, which the graph cannot be told."""
+    folder = Path(shutil.copytree(full, tmp_path / "base"))
+    rewrite_json(folder / "text_encoder" / "config.json", use_attention_mask=True)
+    with pytest.raises(CheckpointError, match="has use_attention_mask=true, which is not supported"):
+        load(folder)
+
+
 def test_sources_tell_names_and_digests_but_no_paths(full: Path, loaded: Checkpoint) -> None:
     sources = loaded.sources
     assert [source.role for source in sources] == [*NETWORKS, "control"]

@@ -45,6 +45,7 @@ def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) ->
     and for one of more tokens than the text encoder knows, and :class:`MissingDependencyError` where a
     library is needed to read it.
     """
+    _check_encoder(folder, config)
     _check_readable(folder)
     files = {name: read_json_if_there(folder / name) for name in _FILES}
     unknown = check_tokenizer_config(folder, files[_CONFIG])
@@ -67,6 +68,14 @@ def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) ->
             "%s: nothing is known of %s in %s; token ids are those of transformers", folder, names, _CONFIG
         )
     return content
+
+
+def _check_encoder(folder: Path, config: Mapping[str, Any]) -> None:
+    if config.get("use_attention_mask"):
+        raise CheckpointError(
+            f"the text encoder of {folder} has use_attention_mask=true, which is not supported: its graph"
+            " takes token ids alone"
+        )
 
 
 def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) -> None:
