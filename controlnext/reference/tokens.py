@@ -26,22 +26,21 @@ def stock_tokenizers(checkpoint: Checkpoint, networks: Collection[str]) -> dict[
             continue
         loaded[network.tokenizer] = None
         if name in networks and checkpoint.folder:
-            positions = checkpoint.networks[name].config.get("max_position_embeddings")
-            loaded[network.tokenizer] = _loaded(checkpoint.folder, network.tokenizer, positions)
+            longest = network.tokens or checkpoint.networks[name].config["max_position_embeddings"]
+            loaded[network.tokenizer] = _loaded(checkpoint.folder, network.tokenizer, longest)
         elif name in networks and network.tokenizer in checkpoint.tokenizers:
             loaded[network.tokenizer] = _of_bundle(checkpoint.tokenizers[network.tokenizer])
     return loaded
 
 
-def _loaded(folder: Path, name: str, positions: int | None) -> Any:
-    """As a stock pipeline's ``from_pretrained`` loads it; where the folder does not name the length of
-    prompts, which a pipeline cannot do without, it is that of the text encoder."""
+def _loaded(folder: Path, name: str, longest: int) -> Any:
+    """As a stock pipeline's ``from_pretrained`` loads it. A pipeline cannot do without the length of prompts:
+    where the folder names none, or more than the family's prompts have, it is ``longest``."""
     index = folder / "model_index.json"
     entry = json.loads(index.read_text(encoding="utf-8")).get(name) if index.is_file() else None
     cls = getattr(transformers, entry[1]) if entry and entry[1] else transformers.AutoTokenizer
     tokenizer = cls.from_pretrained(folder / name, local_files_only=True)
-    if positions and tokenizer.model_max_length > positions:
-        tokenizer.model_max_length = positions
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
 
 
