@@ -18,6 +18,9 @@ MODEL, DATA = "model.onnx", "model.onnx.data"
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
 """A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once a picture,
 where that is kept apart, and the rest."""
+PARTS = (PROLOGUE, STEP)
+UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
+"""The same of an int8 graph for processors that multiply uint8 by uint8 alone rightly."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):

@@ -33,7 +33,8 @@ def select_backend(
     """The backend of that name on that device; ``"auto"`` is for each graph the fastest that works.
 
     ``provider``: what of ONNX Runtime is to compute, :data:`~controlnext.engines.providers.PROVIDERS`; other
-    backends have none. ``threads``: how many threads compute on the processor, by default one for each core.
+    backends have none. ``threads``: how many threads compute on the processor, by default one for each core
+    that the process may use.
 
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from controlnext import processor
 from controlnext.engines.base import Backend, Engine, device_index
-from controlnext.engines.cache import discard, is_intact, processor, store
+from controlnext.engines.cache import discard, is_intact, store
+from controlnext.engines.cache import processor as describe_processor
+from controlnext.engines.int8 import UINT8_UINT8, int8_form
 from controlnext.engines.providers import (
     CPU,
     CUDA,
@@ -27,7 +30,7 @@ from controlnext.engines.providers import (
 )
 from controlnext.engines.sessions import DeviceEngine, OrtEngine, first_line
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
-from controlnext.manifest import MODEL, PROLOGUE, STEP, Manifest, check_file
+from controlnext.manifest import MODEL, PARTS, UINT8_PARTS, Manifest, check_file
 from controlnext.registry import get_family
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 Providers = list[tuple[str, dict[str, Any]]]
 
 _SILENT = 4
+_PROLOGUES = (PARTS[0], UINT8_PARTS[0])
 
 
 class _ProviderError(ControlNeXtError):
@@ -46,7 +50,8 @@ class OrtBackend(Backend):
 
     ``provider``: one of :data:`~controlnext.engines.providers.PROVIDERS`, by default ``"cuda"`` on a GPU. The
     two TensorRTs among them build their engines for the sizes that they see, when they see them.
-    ``threads``: how many compute an operator on the processor; by default there is one for each core.
+    ``threads``: how many compute an operator on the processor; by default one for each core that the process
+    may use.
     """
 
     def __init__(self, device: str = "auto", provider: str = "auto", threads: int | None = None) -> None:
@@ -71,7 +76,9 @@ class OrtBackend(Backend):
             self.provider = CPU
             sessions = self._open(bundle, manifest, folder, cache)
         if self.provider == CPU:
-            return OrtEngine(sessions, manifest, folder, "onnxruntime on cpu")
+            form = self._int8_form(manifest.graphs[folder].precision)
+            where = f"onnxruntime on cpu{form and f', int8 as {form}'}"
+            return OrtEngine(sessions, manifest, folder, where)
         name = "" if self.provider == CUDA else f" with {self.provider}"
         device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
         return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
@@ -90,14 +97,30 @@ class OrtBackend(Backend):
         ]
 
     def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
-        """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
+        """The files of :meth:`_names`, after everything of the graph was checked."""
+        names = self._names(bundle, manifest, folder)
         for name in manifest.files:
             if name.startswith(f"{folder}/"):
                 check_file(bundle, manifest, name)
-        parts = [name for name in (PROLOGUE, STEP) if f"{folder}/{name}" in manifest.files]
-        if not parts or not runs_parts(self.provider, manifest.graphs[folder].precision):
-            parts = [MODEL]
-        return [bundle / folder / name for name in parts]
+        return [bundle / folder / name for name in names]
+
+    def _names(self, bundle: Path, manifest: Manifest, folder: str) -> list[str]:
+        """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
+        precision = manifest.graphs[folder].precision
+        unsigned = self._int8_form(precision) == UINT8_UINT8
+        parts = UINT8_PARTS if unsigned else PARTS
+        there = [name for name in parts if f"{folder}/{name}" in manifest.files]
+        if unsigned and not there:
+            raise BundleError(
+                f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
+                " multiplies int8 without VNNI; export it again with controlnext export --precision int8, or"
+                " run it on a processor with VNNI"
+            )
+        return there if there and runs_parts(self.provider, precision) else [MODEL]
+
+    def _int8_form(self, precision: str) -> str:
+        """How this processor multiplies a graph of that precision; empty where it is not int8 or not here."""
+        return int8_form() if precision == "int8" and self.provider == CPU else ""
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""
@@ -112,10 +135,10 @@ class OrtBackend(Backend):
             self._sources(bundle, manifest, folder), optimized, providers
         ):
             return []
-        graphs = [optimized / name for name in (PROLOGUE, STEP, MODEL) if (optimized / name).exists()]
         sessions = []
         try:
-            for graph in graphs:
+            for name in self._names(bundle, manifest, folder):
+                graph = optimized / name
                 options = self._options(self._packs(manifest, graph))
                 options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
                 sessions.append(self._session(graph, options, providers))
@@ -129,7 +152,10 @@ class OrtBackend(Backend):
         """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
         files = manifest.files.items()
         graphs = {name: entry.sha256 for name, entry in files if name.split("/")[0] in manifest.graphs}
-        parts = [graphs, self.ort.__version__, PROVIDERS[self.provider][0], processor(), "ORT_ENABLE_ALL"]
+        provider = PROVIDERS[self.provider][0]
+        parts = [graphs, self.ort.__version__, provider, describe_processor(), "ORT_ENABLE_ALL"]
+        # an emulated processor may have the description of the real one
+        parts += filter(None, [self._int8_form(manifest.precision)])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _optimize(self, sources: Sequence[Path], optimized: Path, providers: Providers) -> bool:
@@ -161,7 +187,7 @@ class OrtBackend(Backend):
         Only a step does. A text encoder of SD1.5 would take 0.28 s more to load, and 0.02 s less a picture.
         """
         denoiser = get_family(manifest.family).denoiser
-        return self.provider != CPU or (graph.parent.name == denoiser and graph.name != PROLOGUE)
+        return self.provider != CPU or (graph.parent.name == denoiser and graph.name not in _PROLOGUES)
 
     def _options(self, packed: bool) -> Any:
         options = self.ort.SessionOptions()
@@ -172,8 +198,8 @@ class OrtBackend(Backend):
         # a plan of all activations in one block is made at the first run and held besides what that run took:
         # twice the memory, for no time
         options.enable_mem_pattern = False
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        # ONNX Runtime's own default counts cores that other processes have for themselves
+        options.intra_op_num_threads = self.threads or processor.usable_cores()
         return options
 
     def _session(self, graph: Path, options: Any, providers: Providers) -> Any:

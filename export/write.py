@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
-from controlnext.export.passes import fuse_attention, fuse_groups, fuse_products, split_prologue
-from controlnext.manifest import DATA, MODEL, PROLOGUE, STEP
+from controlnext.export.passes import (
+    fuse_attention,
+    fuse_groups,
+    fuse_products,
+    split_prologue,
+    use_uint8,
+)
+from controlnext.manifest import DATA, MODEL, PARTS, UINT8_PARTS
 from controlnext.weights import is_finite
 
 
@@ -53,16 +59,19 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool, precisi
     """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
 
     The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
-    is the rest.
+    is the rest. Of an int8 graph there is a second form, on unsigned grids: which of them is right depends on
+    the processor that runs it.
     """
     step = fuse_attention(ir.load(folder / MODEL))
     if precision == "int8":
         # elsewhere its rounding would be seen
         step = fuse_groups(step)
-    if prologue:
-        once, step = split_prologue(step, changing)
-        ir.save(fuse_products(once), folder / PROLOGUE)
-    ir.save(fuse_products(step), folder / STEP)
+    once, step = split_prologue(step, changing) if prologue else (None, step)
+    for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
+        if part is not None:
+            ir.save(fuse_products(part), folder / name)
+            if precision == "int8":
+                ir.save(use_uint8(part), folder / uint8_name)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from controlnext.closing import Closing
@@ -27,6 +28,7 @@ class Bundle(Closing):
             check_size(self.path, self.manifest, name)
         self._backend, self._cache = backend, cache
         self._engines: dict[str, Engine] | None = {}
+        self._opening = Lock()
 
     @classmethod
     def open(
@@ -49,20 +51,24 @@ class Bundle(Closing):
         return check_file(self.path, self.manifest, name)
 
     def engine(self, folder: str) -> Engine:
-        """The engine of the graph ``folder``."""
-        if self._engines is None:
-            raise InputError(f"the bundle {self.path} is closed; load it again")
-        if folder not in self._engines:
-            self._engines[folder] = self._backend.open(self.path, self.manifest, folder, cache=self._cache)
-        return self._engines[folder]
+        """The engine of the graph ``folder``. Of several threads that ask at once, one opens it."""
+        with self._opening:
+            if self._engines is None:
+                raise InputError(f"the bundle {self.path} is closed; load it again")
+            if folder not in self._engines:
+                self._engines[folder] = self._backend.open(
+                    self.path, self.manifest, folder, cache=self._cache
+                )
+            return self._engines[folder]
 
     @property
     def backends(self) -> dict[str, str]:
         """What runs each of the graphs that are open, by folder: ``"tensorrt-rtx on cuda:0 (...)"``."""
-        return {folder: engine.backend for folder, engine in (self._engines or {}).items()}
+        return {folder: engine.backend for folder, engine in dict(self._engines or {}).items()}
 
     def close(self) -> None:
         """Give back the engines' memory."""
-        for engine in (self._engines or {}).values():
-            engine.close()
-        self._engines = None
+        with self._opening:
+            for engine in (self._engines or {}).values():
+                engine.close()
+            self._engines = None

@@ -58,7 +58,8 @@ class Pipeline(Closing):
             device: "auto", "cpu" or "cuda:N".
             provider: what of ONNX Runtime computes, a name of
                 :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.
-            threads: how many threads compute on the processor; one for each core unless given.
+            threads: how many threads compute on the processor; unless given, one for each core that the
+                process may use.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.
             offload: whether one engine at a time is in memory: less of it, but each is loaded again for every
                 picture or clip.

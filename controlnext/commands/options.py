@@ -104,4 +104,12 @@ RunBackend = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that compute on the processor.",
+        show_default="one for each core that this process may use",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

@@ -45,7 +45,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """What the pipelines call an option, where it is not the same."""
 
-HOW = ("bundle", "backend", "device", "offload", "as_json")
+HOW = ("bundle", "backend", "device", "threads", "offload", "as_json")
 """What is run, by what, and what is printed: nothing of what is asked of the pipeline."""
 
 OWN = ("preprocess", "output")
@@ -168,6 +168,7 @@ def run(
     ] = None,
     backend: options.RunBackend = "auto",
     device: options.Device = "auto",
+    threads: options.Threads = None,
     offload: Annotated[
         bool,
         typer.Option(
@@ -182,7 +183,7 @@ def run(
 
     started = time.monotonic()
     with (
-        Pipeline.load(bundle, backend, device, offload=offload) as pipeline,
+        Pipeline.load(bundle, backend, device, threads=threads, offload=offload) as pipeline,
         progress(quiet=as_json) as report,
         _naming_options(),
     ):

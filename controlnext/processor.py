@@ -1,0 +1,66 @@
+"""What of this machine's processor a process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_CPUS, _CONTROL_GROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """How many physical cores compute for this process: those of its affinity mask, at most as many as the
+    processor time that its container (control groups of version 1 or 2) is given.
+
+    More threads than that wait for each other.
+    """
+    numbers = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = len({_siblings(number) for number in numbers})
+    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _siblings(number: int) -> str:
+    """The processors that share a core with processor ``number``; itself where that is not known."""
+    try:
+        return (_CPUS / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return f"{number}"
+
+
+def _quotas() -> Iterator[float]:
+    """Processors' worth of time by every control group that this process is in and that limits it."""
+    try:
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = _CONTROL_GROUPS / controllers if controllers else _CONTROL_GROUPS
+        inside = root / path.lstrip("/")
+        # in a container the path is the host's, and the files are at the root
+        for folder in (inside, *inside.parents):
+            quota = _quota(folder)
+            if quota is not None:
+                yield quota
+            if folder == root:
+                break
+
+
+def _quota(folder: Path) -> float | None:
+    """What ``cpu.max`` (version 2) or ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us`` (1) allow."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        limited = quota != "max" and int(quota) > 0 and int(period) > 0
+        return int(quota) / int(period) if limited else None
+    except (OSError, ValueError):
+        return None
