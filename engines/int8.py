@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cache
 
 import numpy as np
@@ -33,3 +34,8 @@ def int8_form() -> str:
     largest = {"a": np.full((1, _TERMS), 255, np.uint8), "b": np.full((_TERMS, 1), 127, np.int8)}
     (product,) = session.run(None, largest)
     return UINT8_INT8 if product == 255 * 127 * _TERMS else UINT8_UINT8
+
+
+def known_int8_form() -> str:
+    """As :func:`int8_form`; empty where ONNX Runtime is not installed."""
+    return int8_form() if importlib.util.find_spec("onnxruntime") else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
@@ -29,6 +31,14 @@ def scoped(model: ir.Model, **scopes: str) -> ir.Model:
         if scope := scopes.get(str(node.outputs[0].name)):
             node.metadata_props[SCOPES] = str(["", *scope.split(" "), "operation"])
     return model
+
+
+def literal(model: ir.Model | Path) -> ort.InferenceSession:
+    """A session that computes each node as the graph has it, int8 grids in float32."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    graph = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(graph, options)
 
 
 def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:

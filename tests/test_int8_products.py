@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from feeds import make_feed
-from graphs import graph
+from graphs import graph, literal, run
 from onnx import TensorProto, helper
 from recipe import VARIANTS
 
@@ -74,14 +73,6 @@ def layer(kind: str) -> tuple[ir.Model, np.ndarray]:
     return quantize(model, {name: LayerScales(1.0, output)}), x
 
 
-def compute(model: ir.Model, x: np.ndarray, *, literal: bool = False) -> np.ndarray:
-    options = ort.SessionOptions()
-    if literal:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    return session.run(None, {"x": x})[0]
-
-
 def relative(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
@@ -91,8 +82,8 @@ def relative(wanted: np.ndarray, found: np.ndarray) -> float:
 def test_the_largest_numbers_come_out_right(form: str, kind: str) -> None:
     """In the form that this processor runs; uint8 x uint8 is right on every one."""
     model, x = layer(kind)
-    wanted = compute(model, x, literal=True)
-    found = compute(FORMS[form](fuse_products(model.clone())), x)
+    (wanted,) = literal(model).run(None, {"x": x})
+    found = run(FORMS[form](fuse_products(model.clone())), x=x)
     if form in (UINT8_UINT8, int8_form()):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     else:
@@ -106,7 +97,7 @@ def test_a_processor_without_vnni_is_told_and_right(tmp_path: Path) -> None:
     for kind in LAYERS:
         model, x = layer(kind)
         np.save(tmp_path / f"{kind}.x.npy", x)
-        np.save(tmp_path / f"{kind}.y.npy", compute(model, x, literal=True))
+        np.save(tmp_path / f"{kind}.y.npy", literal(model).run(None, {"x": x})[0])
         for form, change in FORMS.items():
             ir.save(change(fuse_products(model.clone())), tmp_path / f"{kind}:{form}.onnx")
     command = [str(EMULATOR), "-cpu", "Haswell", sys.executable, "-c", PROGRAM, str(tmp_path)]
@@ -150,9 +141,7 @@ def test_both_forms_of_a_denoiser_are_its_graph(
             assert engine.backend == f"onnxruntime on cpu, int8 as {form}"
             feed = make_feed(engine)
             found[form] = engine.run(feed)["noise_pred"]
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    (wanted,) = ort.InferenceSession(bundle / folder / MODEL, options).run(["noise_pred"], feed)
+    (wanted,) = literal(bundle / folder / MODEL).run(["noise_pred"], feed)
     for output in found.values():
         assert relative(wanted, output) <= 0.05
         np.testing.assert_array_equal(output, found[UINT8_UINT8])

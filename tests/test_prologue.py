@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from conftest import PRECISIONS
 from feeds import make_feed, split
-from graphs import graph, run
+from graphs import graph, literal, run
 from recipe import rand
 
 from controlnext.engines import open_engine
@@ -100,7 +100,8 @@ def test_the_parts_compute_what_the_whole_graph_does(
     bundle, denoiser = tiny(family, precision), get_family(family).denoiser
     manifest = read_manifest(bundle)
     limit = {"fp32": 1e-5, "fp16": 5e-3, "int8": 5e-2}[precision]
-    whole = onnxruntime.InferenceSession(bundle / denoiser / MODEL)
+    # what ONNX Runtime makes of int8 by itself is wrong on some processors
+    whole = literal(bundle / denoiser / MODEL)
     with open_engine(bundle, manifest, denoiser, device="cpu", cache=False) as engine:
         for height in (8, 6):
             feed = make_feed(engine, height=height, sequence=77)

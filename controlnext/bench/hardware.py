@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from controlnext.engines.int8 import known_int8_form
 from controlnext.engines.tensorrt.gpu import find_gpu
 
 LIBRARIES = (
@@ -30,7 +31,8 @@ INSTRUCTIONS = (
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """``cores`` are physical ones, of those that this process may use; ``memory`` is in bytes."""
+    """``cores`` are physical ones, of those that this process may use; ``memory`` is in bytes; ``int8_form``:
+    how ONNX Runtime multiplies int8 on the processor."""
 
     processor: str
     cores: int
@@ -39,12 +41,14 @@ class Hardware(msgspec.Struct, frozen=True):
     gpu: str
     system: str
     versions: dict[str, str]
+    int8_form: str = ""
 
     @property
     def title(self) -> str:
         """The machine in one line."""
         gpu = f", {self.gpu}" if self.gpu else ""
-        sets = f" ({', '.join(self.instructions)})" if self.instructions else ""
+        form = [f"int8 as {self.int8_form}"] if self.int8_form else []
+        sets = f" ({', '.join(self.instructions + form)})" if self.instructions + form else ""
         return f"{self.processor}, {self.cores} cores{sets}, {self.memory / 2**30:.0f} GiB{gpu}"
 
 
@@ -68,6 +72,7 @@ def find_hardware() -> Hardware:
             "python": platform.python_version(),
             **{name: installed[name] for name in LIBRARIES if name in installed},
         },
+        int8_form=known_int8_form(),
     )
 
 

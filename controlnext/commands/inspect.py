@@ -6,6 +6,7 @@ import msgspec
 
 from controlnext.commands import options
 from controlnext.commands.console import print_json, print_parity, print_table, progress
+from controlnext.engines.int8 import known_int8_form
 from controlnext.manifest import Graph, Manifest, TensorEntry, check_file, read_manifest
 
 
@@ -17,13 +18,16 @@ def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
             check_file(bundle, manifest, name)
             report("checksums", done / len(manifest.files))
     if as_json:
-        print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest)})
+        here = {"int8_form": known_int8_form()} if manifest.precision == "int8" else {}
+        print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(manifest)
 
 
 def _print(manifest: Manifest) -> None:
     print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
+    if manifest.precision == "int8" and (form := known_int8_form()):
+        print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
     print_table(
         "Graphs", ("graph", "precision", "inputs", "outputs"), [_graph(*g) for g in manifest.graphs.items()]
     )
