@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from controlnext import processor
 from controlnext.errors import WorkError
 from controlnext.export.grids import Magnitudes
 from controlnext.export.passes.quantize import Layer, layers
@@ -239,6 +240,7 @@ class _SwitchedError:
 def _session(path: Path) -> onnxruntime.InferenceSession:
     """A session that maps the weights' file: no copies of them, packed, folded or in blocks of channels."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor.usable_cores()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     # the order of the file: what reads a value runs soon after it, and its memory is free again

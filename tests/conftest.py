@@ -39,6 +39,8 @@ def _one_thread_each(worker_id: str) -> None:
         return
     import onnxruntime
 
+    from controlnext import processor
+
     plain = onnxruntime.SessionOptions.__init__
 
     def single(options: onnxruntime.SessionOptions) -> None:
@@ -46,6 +48,7 @@ def _one_thread_each(worker_id: str) -> None:
         options.intra_op_num_threads = 1
 
     onnxruntime.SessionOptions.__init__ = single
+    processor.usable_cores = lambda: 1
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 
 from controlnext import processor
 from controlnext.engines.onnxruntime import OrtBackend
+from controlnext.processor import usable_cores
 
 GROUPS = {
     # what /proc/self/cgroup says, files below /sys/fs/cgroup, cores of four
@@ -60,7 +61,7 @@ def test_the_affinity_mask_counts_by_cores(
     mask: set[int], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: mask)
-    assert processor.usable_cores() == cores
+    assert usable_cores() == cores
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -71,7 +72,7 @@ def test_the_container_s_quota_counts(group: str, machine: Path) -> None:
         path = machine / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    assert processor.usable_cores() == cores
+    assert usable_cores() == cores
 
 
 def test_sessions_have_a_thread_for_each_usable_core(monkeypatch: pytest.MonkeyPatch) -> None:

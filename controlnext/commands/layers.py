@@ -17,6 +17,7 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
 
+from controlnext import processor
 from controlnext.commands.console import Report, print_table
 from controlnext.commands.trial import Arrays, graph_feeds
 from controlnext.errors import InputError
@@ -142,6 +143,7 @@ def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
     """A session that gives these tensors, computed as the graph says."""
     model = ModifyOutputs(onnx.load(graph, load_external_data=False), outputs=outputs)()
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor.usable_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry(_WEIGHTS, str(graph.parent))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from controlnext import processor
 from controlnext.commands.console import Report, print_table
 from controlnext.commands.trial import Arrays, SamplingRun, run_arguments
 from controlnext.engines import Backend, Engine
@@ -114,6 +115,7 @@ def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor.usable_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry(

@@ -12,6 +12,8 @@ is safe the graph as it was is faster.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -53,7 +55,7 @@ def _zero_point(graph: ir.Graph, value: ir.Value) -> ir.Value:
     return _zeros(graph, value.const_value.shape.numpy())
 
 
-def _zeros(graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
+def _zeros(graph: ir.Graph, shape: Sequence[int]) -> ir.Value:
     name = f"{_PREFIX}zero_point" + "".join(f".{size}" for size in shape)
     return graph.initializers.get(name) or add_constant(graph, name, np.full(shape, OFFSET, np.uint8))
 
