@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-
-from torch import Tensor
 
 from controlnext.errors import CheckpointError
+from controlnext.weights.kinds import kind_of
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import listing
@@ -18,7 +16,6 @@ STEMS = ("diffusion_pytorch_model", "model")
 """Names under which trained tensors are published, besides the denoiser's own."""
 
 _PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
-_COMPARED = 4
 
 
 @dataclass(frozen=True)
@@ -95,29 +92,18 @@ def _check_apart(givers: Mapping[str, str], named: Mapping[str, LazyTensor], wha
 def _check_kind(
     base: Mapping[str, LazyTensor], found: Mapping[str, LazyTensor], increments: bool, what: str
 ) -> None:
-    """Trained values stay close to the base's, increments are small and point anywhere.
+    """Raise :class:`CheckpointError` for values given as increments and for increments given as values.
 
-    Told by the largest cosine and the largest relative size among a few matrices. Random weights are neither.
+    Parity cannot see either: the reference would share the mistake.
     """
-    matrices = (name for name, tensor in found.items() if len(tensor.shape) >= 2)
-    compared = [_compare(base[name].read(), found[name].read()) for name in islice(matrices, _COMPARED)]
-    if not compared:
-        return
-    cosine, size = (max(column) for column in zip(*compared, strict=True))
-    if increments and min(c for c, _ in compared) > 0.9:
+    kind, measured = kind_of(base, found)
+    if increments and kind == "values":
         raise CheckpointError(
-            f"{what} holds values, not increments: they nearly equal the base's; give it with"
+            f"{what} holds values, not increments: they are near the base's ({measured}); give it with"
             " --unet-weights and without --unet-increments"
         )
-    if not increments and size < 0.25 and abs(cosine) < 0.5:
+    if not increments and kind == "increments":
         raise CheckpointError(
-            f"{what} holds increments, not values: they are at most {size:.3f} times the base's size;"
-            " give --unet-increments"
+            f"{what} holds increments, not values: they are unlike the base's ({measured}); give"
+            " --unet-increments"
         )
-
-
-def _compare(base: Tensor, other: Tensor) -> tuple[float, float]:
-    """Cosine between two tensors, and the size of the second over that of the first."""
-    a, b = base.float().flatten(), other.float().flatten()
-    norms = a.norm() * b.norm()
-    return float(a @ b / norms.clamp_min(1e-30)), float(b.norm() / a.norm().clamp_min(1e-30))
