@@ -1,20 +1,18 @@
-"""Where weights come from: damaged and foreign files, hub repositories, a missing connection."""
+"""Files of weights: damaged and foreign ones, every form in which state dicts are saved."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL
 
 from controlnext.errors import CheckpointError
-from controlnext.weights import Checkpoint, lazy, load_checkpoint, places
+from controlnext.weights import Checkpoint, lazy, load_checkpoint
 from controlnext.weights.lazy import LazyTensors, held, is_finite, read_file
 from controlnext.weights.places import choose_weights
 
@@ -63,7 +61,16 @@ def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"epoch": 3}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [torch.zeros(1)],
+        {"epoch": 3},
+        {"weight": torch.zeros(1), "epoch": 3},
+        {"state_dict": {"epoch": 3}},
+        {1: torch.zeros(1)},
+    ],
+)
 def test_a_pickle_without_named_tensors_is_refused(folder: Path, content: object) -> None:
     torch.save(content, folder / "control.bin")
     with pytest.raises(CheckpointError, match="holds no tensors by name"):
@@ -84,9 +91,53 @@ def test_pickles_of_the_old_format_are_read(folder: Path) -> None:
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("suffix", ["bin", "ckpt", "pt", "pth", "BIN", "CKPT"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_every_form_of_a_pickled_state_dict_is_read(folder: Path, suffix: str, nested: bool) -> None:
+    """Plain, and as training frameworks save it, beside numbers and with parameters in it."""
+    tensors = load_file(folder / "control.safetensors")
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
+    content = {"state_dict": parameters, "epoch": 3, "optimizer": [{"lr": 0.1}]} if nested else tensors
+    torch.save(content, folder / f"control.{suffix}")
+    read = read_file(folder / f"control.{suffix}")
+    assert all(torch.equal(read[name].read(), tensor) for name, tensor in tensors.items())
+    assert not any(tensor.read().requires_grad for tensor in read.values())
+    assert read.keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("suffix", ["SAFETENSORS", "Safetensors", "CKPT"])
+def test_suffixes_in_upper_case_are_found_in_folders(folder: Path, suffix: str) -> None:
+    path = folder / "base/unet/diffusion_pytorch_model.safetensors"
+    if suffix == "CKPT":
+        torch.save({"state_dict": load_file(path)}, path.with_suffix(".CKPT"))
+        path.unlink()
+    else:
+        path.rename(path.with_suffix(f".{suffix}"))
+    assert load(folder).networks["unet"].tensors["conv_in.weight"].shape == (32, 4, 3, 3)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.module."])
+def test_names_lose_what_wrappers_put_before_them(folder: Path, prefix: str) -> None:
+    """Of the control, of trained UNet tensors, of the base's networks and of a VAE of its own."""
+    trained = {"conv_in.bias": torch.full((32,), 0.5)}
+    save_file({prefix + name: tensor for name, tensor in trained.items()}, folder / "trained.safetensors")
+    files = ["control", "base/unet/diffusion_pytorch_model", "base/vae/diffusion_pytorch_model"]
+    plain = {}
+    for file in files:
+        path = folder / f"{file}.safetensors"
+        plain[file] = load_file(path)
+        save_file({prefix + name: tensor for name, tensor in plain[file].items()}, path)
+    shutil.copy(folder / f"{files[2]}.safetensors", folder / "vae.safetensors")
+    checkpoint = load(folder, unet_weights=folder / "trained.safetensors", vae=folder / "vae.safetensors")
+    for network, file in zip(("control", "unet", "vae"), files, strict=True):
+        tensors = checkpoint.networks[network].tensors
+        expected = plain[file] | (trained if network == "unet" else {})
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
 def test_other_suffixes_are_refused(folder: Path) -> None:
     (folder / "control.safetensors").rename(folder / "control.onnx")
-    with pytest.raises(CheckpointError, match=r"accepted are \.safetensors and \.bin"):
+    with pytest.raises(CheckpointError, match=r"accepted are \.safetensors, \.bin, \.ckpt, \.pt and \.pth"):
         load(folder, control=folder / "control.onnx")
 
 
@@ -123,115 +174,11 @@ def test_weight_files_are_chosen_by_stem_then_format_then_variant() -> None:
     assert choose_weights([*names, "a.safetensors"], ("a", "b")) == ["a.safetensors"]
     assert choose_weights(["a.bin", "b.safetensors"], ("a", "b")) == ["a.bin"]
     assert choose_weights(names, ("c",)) == []
+    assert choose_weights(["a.pt", "a.ckpt", "a.BIN"], ("a",)) == ["a.BIN"]
+    assert choose_weights(["a.pt", "a.ckpt"], ("a",)) == ["a.ckpt"]
+    assert len(choose_weights(["a.safetensors", "a.SAFETENSORS"], ("a",))) == 1
 
 
 def test_a_path_that_does_not_exist_is_named(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere.safetensors: no such file or folder, and no hub id"):
         load(folder, control=folder / "nowhere.safetensors")
-
-
-@pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """A model hub with one repository, ``somebody/model``: the tiny folder. Returns what was downloaded."""
-    (folder / "base/unet/diffusion_pytorch_model.fp16.safetensors").touch()
-    (folder / "base/unet/flax_model.msgpack").touch()
-    (folder / "base/README.md").touch()
-    downloads: list[list[str]] = []
-
-    def model_info(_self: object, repository: str) -> SimpleNamespace:
-        if repository != "somebody/model":
-            raise RepositoryNotFoundError(
-                "404: no such repository", response=SimpleNamespace(headers={}, request=None)
-            )
-        names = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-        return SimpleNamespace(sha="abc123", siblings=[SimpleNamespace(rfilename=name) for name in names])
-
-    def snapshot_download(_repository: str, revision: str, allow_patterns: list[str]) -> str:
-        assert revision == "abc123"
-        downloads.append(allow_patterns)
-        return str(folder)
-
-    monkeypatch.setattr(places.HfApi, "model_info", model_info)
-    monkeypatch.setattr(places, "snapshot_download", snapshot_download)
-    return downloads
-
-
-def test_a_hub_id_downloads_what_is_needed_and_no_more(folder: Path, hub: list[list[str]]) -> None:
-    checkpoint = load(folder, base="somebody/model/base", control="somebody/model/control.safetensors")
-    control, base = hub
-    assert sorted(base) == [
-        "base/model_index.json",
-        "base/scheduler/scheduler_config.json",
-        "base/unet/config.json",
-        "base/unet/diffusion_pytorch_model.safetensors",
-        "base/vae/config.json",
-        "base/vae/diffusion_pytorch_model.safetensors",
-    ]
-    assert control == ["control.safetensors"]
-    assert [(source.name, source.detail) for source in checkpoint.sources] == [
-        ("somebody/model/base", "unet/diffusion_pytorch_model.safetensors@abc123"),
-        ("somebody/model/base", "vae/diffusion_pytorch_model.safetensors@abc123"),
-        ("somebody/model/control.safetensors", "@abc123"),
-    ]
-
-
-def test_a_control_repository_brings_its_unet_tensors(folder: Path, hub: list[list[str]]) -> None:
-    published = folder / "canny"
-    published.mkdir()
-    shutil.move(folder / "control.safetensors", published / "controlnet.safetensors")
-    save_file({"conv_in.bias": torch.full((32,), 0.5)}, published / "unet.safetensors")
-    checkpoint = load(folder, control="somebody/model/canny")
-    assert hub == [["canny/controlnet.safetensors", "canny/unet.safetensors"]]
-    bias = load_file(folder / "base/unet/diffusion_pytorch_model.safetensors")["conv_in.bias"]
-    assert torch.equal(checkpoint.networks["unet"].tensors["conv_in.bias"], bias + 0.5)
-
-
-def test_a_vae_from_the_hub(folder: Path, hub: list[list[str]]) -> None:
-    load(folder, vae="somebody/model/base/vae")
-    load(folder, vae="somebody/model/base")
-    files = ["base/vae/config.json", "base/vae/diffusion_pytorch_model.safetensors"]
-    assert hub == [files, files]
-
-
-@pytest.mark.usefixtures("hub")
-def test_an_unknown_repository_is_one_error(folder: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"no/such: no such file or folder here, and the hub refuses no/such: 404"
-    ):
-        load(folder, control="no/such")
-
-
-@pytest.mark.usefixtures("hub")
-def test_an_unknown_folder_of_a_repository_is_one_error(folder: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"nothing that fits in vidit_depth; its weights are .*control\.safetensors"
-    ):
-        load(folder, control="somebody/model/vidit_depth")
-
-
-def no_connection(*_args: object, **_options: object) -> None:
-    raise ConnectionError("Name or service not known\nsecond line")
-
-
-def test_without_a_connection_an_earlier_download_serves(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(places.HfApi, "model_info", no_connection)
-    monkeypatch.setattr(places, "snapshot_download", lambda _repository, **_options: str(folder))
-    checkpoint = load(folder, control="somebody/model/control.safetensors")
-    assert checkpoint.sources[-1].name == "somebody/model/control.safetensors"
-
-
-def test_without_a_connection_and_a_download_the_message_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nothing(_repository: str, local_files_only: bool) -> None:
-        raise LocalEntryNotFoundError(f"no snapshot {local_files_only}")
-
-    monkeypatch.setattr(places.HfApi, "model_info", no_connection)
-    monkeypatch.setattr(places, "snapshot_download", nothing)
-    with pytest.raises(
-        CheckpointError, match=r"hub cannot be reached \(Name or service not known\)"
-    ) as caught:
-        load(folder, control="somebody/model")
-    assert "\n" not in str(caught.value)

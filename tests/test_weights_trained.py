@@ -103,8 +103,39 @@ def test_increments_beside_the_control_module_are_used(folder: Path, unet, incre
     if suffix == "bin":
         (folder / "published/unet.safetensors").unlink()
         torch.save(increments, folder / "published/unet.bin")
-    check(load(folder, "published"), unet, {name: unet[name] + tensor for name, tensor in increments.items()})
-    check(load(folder, "published/controlnet.safetensors"), unet, {})
+    sums = {name: unet[name] + tensor for name, tensor in increments.items()}
+    for given in ("published", "published/controlnet.safetensors"):
+        checkpoint = load(folder, given)
+        check(checkpoint, unet, sums)
+        assert roles(checkpoint)[-1] == ("unet increments", "published")
+
+
+@pytest.mark.parametrize("name", ["controlnet.fp16.safetensors", "controlnet.SAFETENSORS", "controlnet.bin"])
+def test_another_form_of_the_control_brings_them_too(folder: Path, unet, increments, name: str) -> None:
+    publish(folder, "published", increments)
+    if name.endswith("bin"):
+        torch.save(load_file(folder / "control.safetensors"), folder / "published" / name)
+    else:
+        shutil.copy(folder / "control.safetensors", folder / "published" / name)
+    sums = {name: unet[name] + tensor for name, tensor in increments.items()}
+    check(load(folder, f"published/{name}"), unet, sums)
+
+
+@pytest.mark.parametrize("name", ["canny.safetensors", "controlnext.safetensors"])
+def test_what_may_belong_to_another_control_is_warned_of(
+    folder: Path, unet, increments, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Several controls in one folder: its UNet tensors go with the one that the folder stands for."""
+    publish(folder, "published", increments)
+    shutil.copy(folder / "control.safetensors", folder / "published" / name)
+    check(load(folder, f"published/{name}"), unet, {})
+    assert f"{name}: unet.safetensors beside it is not used" in caplog.text
+    assert "give it with --unet-weights (and --unet-increments" in caplog.text
+    caplog.clear()
+    options = {"unet_weights": folder / "published/unet.safetensors", "unet_increments": True}
+    sums = {name: unet[name] + tensor for name, tensor in increments.items()}
+    check(load(folder, f"published/{name}", **options), unet, sums)
+    assert not caplog.records
 
 
 def test_increments_given_as_values_are_noticed(folder: Path, increments) -> None:
@@ -207,6 +238,17 @@ def test_given_weights_take_the_place_of_those_beside_the_control(
     checkpoint = load(folder, "canny", unet_weights=folder / "trained.safetensors", unet_increments=True)
     check(checkpoint, unet, {name: unet[name] + tensor for name, tensor in increments.items()})
     assert "canny: the unet tensors beside the control module are not used" in caplog.text
+    caplog.clear()
+    load(
+        folder,
+        "canny/controlnet.safetensors",
+        unet_weights=folder / "trained.safetensors",
+        unet_increments=True,
+    )
+    assert "canny: the unet tensors beside the control module are not used" in caplog.text
+    caplog.clear()
+    load(folder, "canny", unet_weights=folder / "canny", unet_increments=True)
+    assert not caplog.records
 
 
 def test_a_lora_comes_on_top_of_the_increments(folder: Path, unet) -> None:

@@ -25,7 +25,7 @@ from controlnext.specs import TensorSpec
 SD15 = Family(
     name="sd15",
     title="Stable Diffusion 1.5",
-    default_base="runwayml/stable-diffusion-v1-5",
+    default_base="stable-diffusion-v1-5/stable-diffusion-v1-5",
     task="image",
     pipeline_class="StableDiffusionPipeline",
     denoiser="unet",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from controlnext import registry
 from controlnext.errors import CheckpointError
 from controlnext.manifest import Source
 from controlnext.registry import Family, Network
+from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
+from controlnext.weights.choices import STEMS, beside_vae, choose_base, choose_vae
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
@@ -26,9 +27,8 @@ from controlnext.weights.networks import (
 )
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.original import from_original
-from controlnext.weights.places import Place, choose_weights, locate, read_weights
+from controlnext.weights.places import Place, locate, read_weights
 from controlnext.weights.shipped import (
-    PREPROCESSOR,
     SCHEDULER,
     original_layout,
     read_options,
@@ -41,15 +41,6 @@ from controlnext.weights.shipped import (
 from controlnext.weights.tokenizers import check_lengths, read_tokenizer, stand_in_tokenizer
 
 log = logging.getLogger(__name__)
-
-_STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
-_TOKENIZER_FILES = (".json", ".txt", ".model")
-
-# UNets that no family has, told by their configurations
-_OTHER_BASES = (
-    ("an inpainting model", {"in_channels": 9}),
-    ("Stable Diffusion 2", {"use_linear_projection": True, "cross_attention_dim": 1024}),
-)
 
 
 @dataclass
@@ -80,12 +71,14 @@ def read_base(
     The optional networks that ``leave_out`` names are neither fetched nor read.
     """
     family = _without(family, leave_out)
-    place = locate(given, partial(_choose_base, family))
-    base = _read_single_file(family, place) if place.path.is_file() else _read_folder(family, place)
+    replaced = () if vae is None else (VAE,)
+    place = locate(given, partial(choose_base, family, replaced))
+    own = _without(family, replaced)
+    base = _read_single_file(own, place) if place.path.is_file() else _read_folder(own, place)
     if vae is not None:
-        base.sources = [source for source in base.sources if source.role != "vae"]
-        base.parts["vae"], sources = _read_vae(family, vae, base.parts["vae"].config)
+        base.parts[VAE], sources = _read_vae(family, vae, place)
         base.sources += sources
+        base.parts = {name: base.parts[name] for name in family.networks if name in base.parts}
     return base
 
 
@@ -123,6 +116,7 @@ def _read_folder(family: Family, place: Place) -> Base:
     for name, network in family.networks.items():
         inside = folder / network.folder
         if network.optional and not (inside / "config.json").is_file():
+            _tell_absent(place, network)
             continue
         if network.tokenizer and not (folder / network.tokenizer).is_dir():
             log.warning("%s has no %s: %s is left out", place.name, network.tokenizer, network.folder)
@@ -130,7 +124,8 @@ def _read_folder(family: Family, place: Place) -> Base:
         try:
             base.parts[name], sources = _read_network(network, place, inside)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}{_other_base(family, folder)}") from error
+            hint = other_base(family, folder) or (GIVE_VAE if name == VAE else "")
+            raise CheckpointError(f"{error}{hint}") from error
         base.sources += sources
         if network.tokenizer:
             content = read_tokenizer(folder / network.tokenizer, network, base.parts[name].config)
@@ -139,43 +134,29 @@ def _read_folder(family: Family, place: Place) -> Base:
     return base
 
 
+def _tell_absent(place: Place, network: Network) -> None:
+    """Warn where a network that a folder's index names is not there, as after a download that was cut off."""
+    index = place.path / INDEX
+    named = read_json(index).get(network.folder) if index.is_file() else None
+    if isinstance(named, list) and any(named):
+        log.warning(
+            "%s: the %s that its %s names is not there and is left out", place.name, network.folder, INDEX
+        )
+
+
 def _check_folder(family: Family, folder: Path) -> None:
     required = [
         f"{network.folder}/config.json" for network in family.networks.values() if not network.optional
     ]
     missing = [name for name in (*required, SCHEDULER) if not (folder / name).is_file()]
     if missing:
+        hint = other_base(family, folder) or network_alone(family, folder)
+        if not hint and missing == [f"{VAE}/config.json"]:
+            hint = GIVE_VAE
         raise CheckpointError(
             f"{folder} is no diffusers folder of {family.name}: it lacks {', '.join(missing)}"
-            f"{_other_base(family, folder) or '; give such a folder, a single-file checkpoint or a hub id'}"
+            f"{hint or '; give such a folder, a single-file checkpoint or a hub id'}"
         )
-
-
-def _other_base(family: Family, folder: Path) -> str:
-    """What a diffusers folder looks like, as the end of a message; nothing if it is of the family."""
-    if _has_denoiser(family, folder):
-        return ""
-    for other in registry.FAMILIES.values():
-        if _has_denoiser(other, folder):
-            return (
-                f"; it looks like a base of {other.name} ({other.title}): give --model {other.name},"
-                f" or a base of {family.name} ({family.title})"
-            )
-    unet = folder / "unet" / "config.json"
-    config = read_json(unet) if unet.is_file() else {}
-    for title, values in _OTHER_BASES:
-        if all(config.get(key) == value for key, value in values.items()):
-            return f"; it looks like {title}: give a base of {family.name} ({family.title})"
-    return ""
-
-
-def _has_denoiser(family: Family, folder: Path) -> bool:
-    network = family.networks[family.denoiser]
-    try:
-        complete_config(network, read_json(folder / network.folder / "config.json"))
-    except CheckpointError:
-        return False
-    return True
 
 
 def _read_network(network: Network, place: Place, folder: Path) -> tuple[Part, list[Source]]:
@@ -184,7 +165,7 @@ def _read_network(network: Network, place: Place, folder: Path) -> tuple[Part, l
         config = complete_config(network, read_json(folder / "config.json"))
     except CheckpointError as error:
         raise CheckpointError(f"{place.name}: {error}") from error
-    found, sources = read_weights(place, folder, _STEMS[network.library], network.folder)
+    found, sources = read_weights(place, folder, STEMS[network.library], network.folder)
     expected = shapes_of(empty_module(network, config))
     return Part(config, match(found, expected, f"{place.name}: {network.folder}")), sources
 
@@ -193,14 +174,10 @@ def _read_single_file(family: Family, place: Place) -> Base:
     base = _shipped_base(family)
     found, base.sources = read_weights(place, place.path, (), "base")
     for name, network in family.networks.items():
-        there = bool(section(family, name, found))
-        if not there and network.optional:
-            continue
-        if not there:
-            raise CheckpointError(
-                f"{place.path} is no complete {family.name} checkpoint: it has no {name} and looks like"
-                f" {looks_like(found)}; give a checkpoint with all networks or a diffusers folder"
-            )
+        if not section(family, name, found):
+            if network.optional:
+                continue
+            raise CheckpointError(lacking(family, name, found, place.path))
         config = shipped_config(family, network)
         tokenizer = shipped_tokenizer(family, network, config) if network.tokenizer else ""
         if tokenizer is None:
@@ -232,43 +209,24 @@ def _convert(
         raise CheckpointError(f"{error}; the file looks like {looks_like(found)}") from error
 
 
-def _read_vae(family: Family, given: str | Path, config: dict[str, Any]) -> tuple[Part, list[Source]]:
+def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, list[Source]]:
     """A VAE's folder, a diffusers folder with one inside, a hub id of either, or a file.
 
-    A file that has its ``config.json`` beside it is read with that, any other with the base VAE's ``config``.
+    A file that has its ``config.json`` beside it is read with that, any other with the configuration of the
+    VAE of the ``base``, or of the family's usual one where that has none.
     """
-    network = family.networks["vae"]
-    place = locate(given, partial(_choose_vae, network))
+    network = family.networks[VAE]
+    place = locate(given, partial(choose_vae, network), beside_vae)
     if place.path.is_dir():
         alone = (place.path / "config.json").is_file()
         folder = place.path if alone else place.path / network.folder
         return _read_network(network, place, folder)
-    found, sources = read_weights(place, place.path, (), "vae")
-    beside = place.path.with_name("config.json")
+    found, sources = read_weights(place, place.path, (), VAE)
+    beside, of_base = place.path.with_name("config.json"), base.path / network.folder / "config.json"
     if beside.is_file() and read_json(beside).get("_class_name") == network.cls:
         config = complete_config(network, read_json(beside))
-    return Part(config, _convert(family, "vae", config, found, place.name)), sources
-
-
-def _choose_base(family: Family, names: Sequence[str]) -> list[str]:
-    """The files of a hub repository that make a diffusers folder of this family."""
-    chosen = [name for name in names if name in (INDEX, SCHEDULER, PREPROCESSOR)]
-    for network in family.networks.values():
-        chosen += _choose_network(network, names)
-        if network.tokenizer:
-            inside = f"{network.tokenizer}/"
-            chosen += [n for n in names if n.startswith(inside) and n.endswith(_TOKENIZER_FILES)]
-    return chosen
-
-
-def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
-    prefix = f"{network.folder}/"
-    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    config = [name for name in inside if name == "config.json"]
-    return [prefix + name for name in (*config, *choose_weights(inside, _STEMS[network.library]))]
-
-
-def _choose_vae(network: Network, names: Sequence[str]) -> list[str]:
-    if "config.json" in names:
-        return ["config.json", *choose_weights(names, _STEMS[network.library])]
-    return _choose_network(network, names)
+    elif of_base.is_file():
+        config = complete_config(network, read_json(of_base))
+    else:
+        config = shipped_config(family, network)
+    return Part(config, _convert(family, VAE, config, found, place.name)), sources

@@ -1,11 +1,12 @@
 """Whether trained tensors are values that take the place of the base's, or increments to add to them.
 
-A value is the base's number plus an increment: projected onto the base, values give about 1 where increments
-give about 0, however large training made the increments. Measured on the small trained model, whose increments
-are 0.2 to 0.8 times the size of its matrices: mean cosine 0.07 and projection 0.03 for the increments, 0.93 and
-1.03 for the values. The limits lie between these and what longer training does to values: it turns them away
-from the base's (the cosine falls) or makes them larger (the projection stays). Gains of norms tell more surely
-still: they stay near 1, where the base's are (projection 0.98), and their increments near 0 (-0.02).
+A value is the base's number plus an increment: projected onto the base, values give about 1 where
+increments give about 0, however large training made the increments. Measured on the small trained model,
+whose increments are 0.2 to 0.8 times the size of its matrices: mean cosine 0.07 and projection 0.03 for the
+increments, 0.93 and 1.03 for the values. The limits lie between these and what longer training does to
+values: it turns them away from the base's (the cosine falls) or makes them larger (the projection stays).
+Gains of norms tell more surely still: they stay near 1, where the base's are (projection 0.98), and their
+increments near 0 (-0.02).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from controlnext.weights.lazy import LazyTensor
@@ -25,8 +25,8 @@ _NUMBERS = 2**15
 _COSINE, _SHARE = 0.3, 0.2
 """Values if they point as the base does and are not much smaller."""
 _PROJECTION = 0.5
-"""Values whatever the cosine. Increments of twice the base's size at a cosine of 0.2, which few single matrices
-of the small trained model exceed, give 0.4, and those of the opposite sign make values of 0.6."""
+"""Values whatever the cosine. Increments of twice the base's size at a cosine of 0.2, which few single
+matrices of the small trained model exceed, give 0.4, and those of the opposite sign make values of 0.6."""
 _CERTAIN = 4.0
 """Random tensors of n numbers have cosines of 1 / sqrt(n): limits have to be so many times as large."""
 
@@ -46,12 +46,12 @@ class Likeness:
     @property
     def like_values(self) -> bool:
         """Whether the tensors are so near the base's as values are."""
-        near = self.cosine > _COSINE and self.projection > _SHARE
-        return self.telling and (near or self.projection > _PROJECTION)
+        near = self.cosine > max(_COSINE, _CERTAIN * self.noise) and self.projection > _SHARE
+        return near or (self.telling and self.projection > _PROJECTION)
 
     @property
     def telling(self) -> bool:
-        """Whether there are enough numbers to tell."""
+        """Whether there are enough numbers to tell whatever the tensors are."""
         return self.count > 0 and _CERTAIN * self.noise < _COSINE
 
 
@@ -60,8 +60,8 @@ def kind_of(
 ) -> tuple[Literal["values", "increments", "unknown"], str]:
     """What the tensors ``found`` are, and the measurements that say so.
 
-    Reads a sample: some rows of a number of matrices, and gains of norms. ``"unknown"`` where there is neither
-    a matrix nor a gain, or too few numbers.
+    Reads a sample: some rows of a number of matrices, and gains of norms. ``"unknown"`` where there is
+    neither a matrix nor a gain, or too few numbers.
     """
     matrices = likeness(base, found, [name for name in found if len(base[name].shape) >= 2])
     gains = likeness(base, found, [name for name in found if _may_be_gain(name, base[name])], gains=True)
@@ -92,7 +92,9 @@ def likeness(
             pairs.append((ours, theirs))
     if not pairs:
         return Likeness(0, 0.0, 0.0, 1.0)
-    cosines = [float(ours @ theirs / (ours.norm() * theirs.norm()).clamp_min(1e-30)) for ours, theirs in pairs]
+    cosines = [
+        float(ours @ theirs / (ours.norm() * theirs.norm()).clamp_min(1e-30)) for ours, theirs in pairs
+    ]
     projections = [float(ours @ theirs / (ours @ ours)) for ours, theirs in pairs]
     noise = math.sqrt(sum(1 / len(ours) for ours, _ in pairs)) / len(pairs)
     return Likeness(len(pairs), sum(cosines) / len(pairs), sum(projections) / len(pairs), noise)

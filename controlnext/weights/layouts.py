@@ -37,6 +37,16 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a text or image encoder", (r"encoder\.(layers|block)\.\d|resblocks\.\d",)),
 )
 
+TRAINED_OPTION, VAE_OPTION = "--unet-weights", "--vae"
+# what takes files that are no base: the end of their title, and the option
+_OPTIONS = (
+    ("UNet", TRAINED_OPTION),
+    ("UNet under its original names", TRAINED_OPTION),
+    ("transformer", TRAINED_OPTION),
+    ("VAE", VAE_OPTION),
+    ("LoRA", "--lora"),
+)
+
 
 def looks_like(found: Mapping[str, LazyTensor]) -> str:
     """What these tensors look like: ``"a VAE"``, or a few of their names where that is unknown."""
@@ -50,6 +60,14 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
         if all(_fits(pattern, found) for pattern in patterns):
             return name
     return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
+
+
+def option_for(found: Mapping[str, LazyTensor]) -> str:
+    """The option that takes such tensors, if they are a part of a model and no base; else nothing."""
+    if read_spec(found):
+        return "--control"
+    title = looks_like(found)
+    return next((option for end, option in _OPTIONS if title.endswith(end)), "")
 
 
 def _fits(pattern: str, names: Collection[str]) -> bool:

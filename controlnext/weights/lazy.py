@@ -15,7 +15,13 @@ from torch import Tensor
 
 from controlnext.errors import CheckpointError
 
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
+"""Of files with weights, in upper or lower case; all but the first are pickles."""
+
 _REOPEN_AFTER = 256 * 2**20
+
+# what DataParallel and torch.compile put in front of every name
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,38 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
+def is_weight_file(name: str) -> bool:
+    """Whether a file's name ends like that of a file with weights."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def is_safetensors(name: str) -> bool:
+    """Whether a file's name ends in ``.safetensors``, in upper or lower case."""
+    return name.lower().endswith(SUFFIXES[0])
+
+
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.bin`` file that holds nothing but tensors.
+    """The tensors of a ``.safetensors`` file, or of a pickle that needs no code to read.
+
+    Those of a pickle may lie under ``state_dict``, where training frameworks put them. What DataParallel and
+    torch.compile put in front of all names is taken off.
 
     Raises :class:`CheckpointError` for any other file and for a damaged one.
     """
-    if path.suffix == ".safetensors":
-        return _SafetensorsFile(path).tensors()
-    if path.suffix == ".bin":
-        return {name: held(tensor) for name, tensor in _read_pickle(path).items()}
-    raise CheckpointError(f"{path} is no weight file; accepted are .safetensors and .bin")
+    if is_safetensors(path.name):
+        return _unwrapped(_SafetensorsFile(path).tensors())
+    if is_weight_file(path.name):
+        return _unwrapped({name: held(tensor.detach()) for name, tensor in _read_pickle(path).items()})
+    raise CheckpointError(
+        f"{path} is no weight file; accepted are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
+    )
+
+
+def _unwrapped(found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    for prefix in _WRAPPERS:
+        if found and all(name.startswith(prefix) for name in found):
+            return _unwrapped({name.removeprefix(prefix): tensor for name, tensor in found.items()})
+    return found
 
 
 class _SafetensorsFile:
@@ -118,11 +146,20 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds more than tensors and would need its code to run: it is not loaded;"
             " get it as .safetensors"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} holds no tensors by name; accepted is a saved state dict")
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
+        keys = f" but {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
+        raise CheckpointError(
+            f"{path} holds no tensors by name{keys}; accepted is a state dict, or one under 'state_dict'"
+        )
     return content
 
 
+def _is_named_tensor(entry: tuple[object, object]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
+
+
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of an error's message that has text, or its type where there is none."""
+    return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__

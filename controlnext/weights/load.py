@@ -15,12 +15,18 @@ from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.base import Base, random_base, read_base
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
+from controlnext.weights.choices import (
+    beside_control,
+    choose_control,
+    choose_trained,
+    choose_trained_beside,
+)
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
 from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.noise import random_tensors
-from controlnext.weights.places import Place, choose_weights, locate, read_weights
+from controlnext.weights.places import Place, locate, read_weights
 from controlnext.weights.shipped import original_layout
 
 log = logging.getLogger(__name__)
@@ -43,13 +49,12 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
 
-    ``base``: diffusers folder, single-file ``.safetensors`` checkpoint or hub id (default: the family's).
-    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[/folder]``); several of the
-    first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
+    ``base``: diffusers folder, single-file checkpoint or hub id (default: the family's).
+    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[@revision][/inside]``);
+    several of the first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
     ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
-    with ``unet_increments`` differences to add. Where they are not given, those beside a ``control`` that is
-    a folder or hub id (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published
-    so.
+    with ``unet_increments`` differences to add. Where they are not given, those in the folder of a
+    ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``random_seed``: the full-size architecture with random numbers instead of any file.
@@ -60,7 +65,8 @@ def load_checkpoint(
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae, "lora": lora}
         _refuse_files([key for key, value in given.items() if value])
         return _random_checkpoint(family, variant, random_seed, leave_out)
-    places = [locate(one, partial(_choose_control, family)) for one in _each(control)]
+    choices = partial(choose_control, family), partial(beside_control, family)
+    places = [locate(one, *choices) for one in _each(control)]
     if not places:
         note = f"; {family.note}" if family.note else ""
         raise InputError(
@@ -105,21 +111,56 @@ def _find_trained(
     family: Family, base: Base, controls: Sequence[Place], given: Sequence[Given], increments: bool
 ) -> list[Source]:
     """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
-    beside = {number: place for number, place in enumerate(controls) if _has_trained(family, place)}
     if given:
-        for place in beside.values():
-            log.warning(
-                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
-                place.name,
-                family.denoiser,
-            )
-        places = [locate(one, partial(_choose_trained, family)) for one in given]
+        places = [locate(one, partial(choose_trained, family)) for one in given]
+        _tell_unused(family, controls, places)
         return _apply_trained(family, base, dict(enumerate(places)), increments)
+    beside = {number: folder for number, place in enumerate(controls) if (folder := _beside(family, place))}
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
     if increments:
         raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
     return []
+
+
+def _tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place]) -> None:
+    used = {place.path.resolve() for place in given}
+    for folder in map(_folder, controls):
+        files = _trained_files(family, folder)
+        if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
+            log.warning(
+                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
+                folder.name,
+                family.denoiser,
+            )
+
+
+def _beside(family: Family, control: Place) -> Place | None:
+    """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
+    given as a folder or as the file in it; None if there are none."""
+    folder = _folder(control)
+    files = _trained_files(family, folder)
+    if not files or folder is control:
+        return folder if files else None
+    if beside_control(family, control.path.name, [path.name for path in folder.path.iterdir()]):
+        log.info("%s is taken with %s beside it", control.name, files[0].name)
+        return folder
+    log.warning(
+        "%s: %s beside it is not used, as it may belong to another control; if it was trained with this one,"
+        " give it with --unet-weights (and --unet-increments, if it holds differences to the base)",
+        control.name,
+        files[0].name,
+    )
+    return None
+
+
+def _folder(control: Place) -> Place:
+    return control.folder if control.path.is_file() else control
+
+
+def _trained_files(family: Family, folder: Place) -> list[Path]:
+    names = choose_trained_beside(family, [path.name for path in folder.path.iterdir()])
+    return [folder.path / name for name in names]
 
 
 def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], increments: bool) -> list[Source]:
@@ -182,17 +223,3 @@ def _random_checkpoint(family: Family, variant: str, seed: int, leave_out: Colle
     )
     sources = [Source("random", f"seed {seed}")]
     return _assemble(family, random_base(family, seed, leave_out), [control], sources, random=True)
-
-
-def _has_trained(family: Family, place: Place) -> bool:
-    if place.path.is_file():
-        return False
-    return bool(choose_weights((path.name for path in place.path.iterdir()), (family.denoiser,)))
-
-
-def _choose_control(family: Family, names: Sequence[str]) -> list[str]:
-    return choose_weights(names, control_weights.STEMS) + choose_weights(names, (family.denoiser,))
-
-
-def _choose_trained(family: Family, names: Sequence[str]) -> list[str]:
-    return choose_weights(names, (family.denoiser, *trained.STEMS))

@@ -30,7 +30,7 @@ from controlnext.manifest import Source
 from controlnext.registry import Family, Network
 from controlnext.weights.base import Base, Part
 from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor, first_line, read_file
+from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
 from controlnext.weights.networks import canonical, empty_module, listing
 from controlnext.weights.places import Place, choose_weights, locate
 
@@ -104,8 +104,8 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
 def _choose(names: Sequence[str]) -> list[str]:
     """The LoRA among the files of a folder: the one that diffusers names, or the only one."""
     top = [name for name in names if "/" not in name]
-    files = [name for name in top if name.endswith(".safetensors")]
-    files = files or [name for name in top if name.endswith(".bin")]
+    weights = [name for name in top if is_weight_file(name)]
+    files = [name for name in weights if is_safetensors(name)] or weights
     return choose_weights(top, _STEMS) or (files if len(files) == 1 else [])
 
 
@@ -115,7 +115,7 @@ def _weight_file(place: Place) -> Path:
     names = sorted(path.name for path in place.path.iterdir())
     chosen = _choose(names)
     if not chosen:
-        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+        weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
             f"{place.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
             f" {', '.join(weights[:8]) or 'none'}; give the LoRA's file itself"
@@ -125,7 +125,7 @@ def _weight_file(place: Place) -> Path:
 
 def _settings(file: Path) -> dict[str, Any]:
     """peft's settings that diffusers' trainers write into the file, as ``"unet.lora_alpha"``."""
-    if file.suffix != ".safetensors":
+    if not is_safetensors(file.name):
         return {}
     with safe_open(str(file), "pt") as opened:
         text = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")

@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from urllib.parse import unquote
 
 from controlnext.errors import CheckpointError
 from controlnext.files import sha256
 from controlnext.manifest import Source
-from controlnext.weights.lazy import LazyTensor, first_line, read_file
+from controlnext.weights.hub import fetch
+from controlnext.weights.lazy import SUFFIXES, LazyTensor, is_weight_file, read_file
 
-_HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)((?:/[\w.-]+)*)")
-_FILE = r"{stem}(?:\.(\w+))?(?:-\d+-of-(\d+))?(?:\.(\w+))?\.(safetensors|bin)"
+# owner/name, a revision (of which only those under refs/ have a slash that is not written %2F), a path inside
+_HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(refs/\w+/[\w.-]+|[\w.%+-]+))?((?:/[\w.-]+)*)")
+_FILE = r"{stem}(?:\.(\w+))?(?:-\d+-of-(\d+))?(?:\.(\w+))?\.((?i:{suffixes}))"
+_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 
 Choice = Callable[[Sequence[str]], Iterable[str]]
 """Picks what is needed from the names of the files in a folder and below (``"unet/config.json"``)."""
+Beside = Callable[[str, Sequence[str]], Iterable[str]]
+"""Picks what goes with a file of that name from the names of the files in its folder."""
 
 
 @dataclass(frozen=True)
@@ -36,78 +40,72 @@ class Place:
         revision = f"@{self.revision}" if self.revision else ""
         return Source(role, self.name, sha256(file), inside + revision)
 
+    @property
+    def folder(self) -> Place:
+        """The folder that a file is in."""
+        name = self.name.rpartition("/")[0] or self.path.parent.resolve().name
+        return Place(self.path.parent, name, self.revision)
 
-def locate(given: str | Path, choice: Choice) -> Place:
-    """The place that ``given`` names: an existing path, else a hub id, ``owner/name[/folder or file]``.
 
-    From the hub the files that ``choice`` picks are downloaded; without a connection an earlier download
-    serves. Raises :class:`CheckpointError` where there is nothing.
+def locate(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> Place:
+    """The place that ``given`` names: an existing path, else a hub id,
+    ``owner/name[@revision][/folder or file]``.
+
+    From the hub the files that ``choice`` picks are downloaded, or the file that is named and what goes
+    ``beside`` it. Raises :class:`CheckpointError` where there is nothing.
     """
     path = Path(given).expanduser()
     if path.exists():
         return Place(path, path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))
     if not match:
-        raise CheckpointError(f"{given}: no such file or folder, and no hub id (owner/name)")
-    repository, inside = match[1], match[2].strip("/")
+        raise CheckpointError(
+            f"{given}: no such file or folder, and no hub id (owner/name[@revision][/folder or file])"
+        )
+    repository, revision, inside = match[1], unquote(match[2] or "") or None, match[3].strip("/")
     try:
-        folder, revision = _download(repository, inside, choice)
+        folder, commit = fetch(repository, revision, partial(_wanted, repository, inside, choice, beside))
     except CheckpointError as error:
         raise CheckpointError(f"{given}: no such file or folder here, and {error}") from error
-    if not (folder / inside).exists():
-        raise CheckpointError(f"{given}: the copy of {repository} that was downloaded before lacks {inside}")
-    return Place(folder / inside, str(given), revision)
+    return Place(folder / inside, str(given), commit)
 
 
-def _download(repository: str, inside: str, choice: Choice) -> tuple[Path, str]:
-    """A folder with what is needed of a hub repository (or what is ``inside`` it), and its revision."""
-    try:
-        info = HfApi().model_info(repository)
-    except (RepositoryNotFoundError, GatedRepoError, HFValidationError) as error:
-        raise CheckpointError(f"the hub refuses {repository}: {first_line(error)}") from error
-    except Exception as error:  # no connection; each network library has its own exception
-        return _downloaded(repository, first_line(error))
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    prefix = f"{inside}/" if inside else ""
-    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    wanted = [inside] if inside in names else [prefix + name for name in choice(below)]
-    if not wanted:
-        weights = [name for name in names if name.endswith((".safetensors", ".bin"))]
+def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]) -> list[str]:
+    """What is needed of a repository that has files of these ``names``, or of what is ``inside`` it."""
+    if inside in names:
+        folder, slash, file = inside.rpartition("/")
+        return [inside, *(folder + slash + name for name in beside(file, _below(names, folder)))]
+    chosen = [f"{inside}/{name}" if inside else name for name in choice(_below(names, inside))]
+    if not chosen:
+        weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
             f"hub repository {repository} has nothing that fits in {inside or 'its top folder'};"
-            f" its weights are {', '.join(weights[:8])}"
+            f" its weights are {', '.join(weights[:8]) or 'none'}; one file is given as {repository}/FILE"
         )
-    try:
-        folder = snapshot_download(repository, revision=info.sha, allow_patterns=wanted)
-    except Exception as error:
-        raise CheckpointError(f"the download of {repository} failed: {first_line(error)}") from error
-    return Path(folder), info.sha or ""
+    return chosen
 
 
-def _downloaded(repository: str, reason: str) -> tuple[Path, str]:
-    try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
-    except OSError as error:
-        raise CheckpointError(
-            f"the hub cannot be reached ({reason}); give the path of a local copy"
-        ) from error
-    return folder, folder.name
+def _below(names: Iterable[str], folder: str) -> list[str]:
+    prefix = f"{folder}/" if folder else ""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
     """Which of a folder's weight files to read: those of the first stem that has any.
 
-    ``.safetensors`` goes before ``.bin``, the plain file before a variant (``model.fp16.safetensors``).
-    All shards are returned; raises :class:`CheckpointError` if one is missing. Empty if nothing fits.
+    ``.safetensors`` goes before ``.bin``, ``.ckpt`` and ``.pt``, the plain file before a variant
+    (``model.fp16.safetensors``). All shards are returned; raises :class:`CheckpointError` if one is missing.
+    Empty if nothing fits.
     """
     names = sorted(names)
     for stem in stems:
-        pattern = re.compile(_FILE.format(stem=re.escape(stem)))
-        groups: dict[tuple[bool, str, int], list[str]] = {}
+        pattern = re.compile(_FILE.format(stem=re.escape(stem), suffixes="|".join(_SUFFIXES)))
+        groups: dict[tuple[int, str, int, str], list[str]] = {}
         for name in names:
             if match := pattern.fullmatch(name):
                 variant, parts = match[1] or match[3] or "", int(match[2] or 1)
-                groups.setdefault((match[4] == "bin", variant, parts), []).append(name)
+                key = (_SUFFIXES.index(match[4].lower()), variant, parts, match[4])
+                groups.setdefault(key, []).append(name)
         if groups:
             key, files = min(groups.items())
             if len(files) != key[2]:
@@ -131,7 +129,8 @@ def read_weights(
     if not files:
         accepted = ", ".join(f"{stem}.safetensors" for stem in stems)
         raise CheckpointError(
-            f"{folder} has no weights of the {role}; looked for {accepted}, or the same as .bin"
+            f"{folder} has no weights of the {role}; looked for {accepted}, or the same as"
+            f" {', '.join(SUFFIXES[1:])}"
         )
     tensors: dict[str, LazyTensor] = {}
     for file in files:

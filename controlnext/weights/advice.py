@@ -1,0 +1,90 @@
+"""What helps where a base is not what was asked for, as ends of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from controlnext import registry
+from controlnext.errors import CheckpointError
+from controlnext.registry import Family
+from controlnext.weights.json_files import read_json
+from controlnext.weights.layouts import TRAINED_OPTION, VAE_OPTION, looks_like, option_for
+from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.networks import complete_config
+from controlnext.weights.shipped import section
+
+VAE = "vae"
+"""Name of the network that may be given apart from the base."""
+GIVE_VAE = f"; {VAE_OPTION} takes another: a folder, a file or a hub id"
+
+# UNets that no family has, told by their configurations
+_OTHER_BASES = (
+    ("an inpainting model", {"in_channels": 9}),
+    ("Stable Diffusion 2", {"use_linear_projection": True, "cross_attention_dim": 1024}),
+)
+
+
+def other_base(family: Family, folder: Path) -> str:
+    """What a diffusers folder looks like, as the end of a message; nothing if it is of the family."""
+    if _has_denoiser(family, folder):
+        return ""
+    for other in registry.FAMILIES.values():
+        if _has_denoiser(other, folder):
+            return (
+                f"; it looks like a base of {other.name} ({other.title}): give --model {other.name},"
+                f" or a base of {family.name} ({family.title})"
+            )
+    unet = folder / "unet" / "config.json"
+    config = read_json(unet) if unet.is_file() else {}
+    for title, values in _OTHER_BASES:
+        if all(config.get(key) == value for key, value in values.items()):
+            return f"; it looks like {title}: give a base of {family.name} ({family.title})"
+    return ""
+
+
+def _has_denoiser(family: Family, folder: Path) -> bool:
+    network = family.networks[family.denoiser]
+    try:
+        complete_config(network, read_json(folder / network.folder / "config.json"))
+    except CheckpointError:
+        return False
+    return True
+
+
+def network_alone(family: Family, folder: Path) -> str:
+    """What helps where a base's folder is that of its denoiser or VAE; nothing if it is not."""
+    config = folder / "config.json"
+    cls = read_json(config).get("_class_name") if config.is_file() else None
+    for name, option in ((family.denoiser, TRAINED_OPTION), (VAE, VAE_OPTION)):
+        if name in family.networks and cls == family.networks[name].cls:
+            return f"; it is a {name} alone: give it with {option}, and with --base a base that has the rest"
+    return ""
+
+
+def lacking(family: Family, name: str, found: Mapping[str, LazyTensor], path: Path) -> str:
+    """What is the matter with a single-file checkpoint that lacks a network, and what helps."""
+    title, option = looks_like(found), option_for(found)
+    if name == VAE:
+        return f"{path} {_without_vae(family, found)}"
+    if option:
+        return (
+            f"{path} is no {family.name} checkpoint but {title}: give it with {option}, and with --base a"
+            " complete checkpoint, a diffusers folder or a hub id"
+        )
+    return (
+        f"{path} is no complete {family.name} checkpoint: it has no {name} and looks like {title}; give a"
+        " checkpoint with all networks, a diffusers folder or a hub id"
+    )
+
+
+def _without_vae(family: Family, found: Mapping[str, LazyTensor]) -> str:
+    rest = {key: network for key, network in family.networks.items() if key not in (family.denoiser, VAE)}
+    if any(section(family, key, found) for key in rest):
+        return f"has no {VAE}{GIVE_VAE}"
+    embeddings = all(network.optional for network in rest.values())
+    return (
+        f"has a {family.denoiser} alone and no {', '.join((VAE, *rest))}: give it with {TRAINED_OPTION},"
+        " and with --base a base that has the rest"
+        + (f"; or give {VAE_OPTION} too, for a bundle that takes embeddings" if embeddings else "")
+    )

@@ -1,0 +1,79 @@
+"""Which files of a folder, or of a repository on the hub, are needed: for a base, a VAE, a control."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+from controlnext.registry import Family, Network
+from controlnext.weights import control, trained
+from controlnext.weights.json_files import INDEX
+from controlnext.weights.places import choose_weights
+from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
+
+STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
+"""Names of a network's weights in its folder of a diffusers checkpoint, by the library that it is of."""
+
+_CONFIG = "config.json"
+_TOKENIZER_FILES = (".json", ".txt", ".model")
+
+
+def choose_base(family: Family, without: Collection[str], names: Sequence[str]) -> list[str]:
+    """The files of a diffusers folder of this family, without the weights of the networks in ``without``."""
+    chosen = [name for name in names if name in (INDEX, SCHEDULER, PREPROCESSOR)]
+    for key, network in family.networks.items():
+        files = _choose_network(network, names)
+        chosen += [name for name in files if key not in without or name == f"{network.folder}/{_CONFIG}"]
+        if network.tokenizer:
+            inside = f"{network.tokenizer}/"
+            chosen += [n for n in names if n.startswith(inside) and n.endswith(_TOKENIZER_FILES)]
+    return chosen
+
+
+def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
+    prefix = f"{network.folder}/"
+    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    config = [name for name in inside if name == _CONFIG]
+    return [prefix + name for name in (*config, *choose_weights(inside, STEMS[network.library]))]
+
+
+def choose_vae(network: Network, names: Sequence[str]) -> list[str]:
+    """The files of a VAE's own folder, or of the VAE in a diffusers folder."""
+    if _CONFIG in names:
+        return [_CONFIG, *choose_weights(names, STEMS[network.library])]
+    return _choose_network(network, names)
+
+
+def beside_vae(_file: str, names: Sequence[str]) -> list[str]:
+    """What a VAE's file is read with."""
+    return [name for name in names if name == _CONFIG]
+
+
+def choose_control(family: Family, names: Sequence[str]) -> list[str]:
+    """A control module's weights, and the tensors of the denoiser that were trained with it."""
+    return choose_weights(names, control.STEMS) + choose_trained_beside(family, names)
+
+
+def choose_trained_beside(family: Family, names: Sequence[str]) -> list[str]:
+    """The files in a control's folder with the denoiser's tensors that were trained with it."""
+    return choose_weights(names, (family.denoiser,))
+
+
+def beside_control(family: Family, file: str, names: Sequence[str]) -> list[str]:
+    """The denoiser's tensors that go with a control module's ``file``, among the ``names`` in its folder.
+
+    They are those that the folder stands for if it stands for this control: another form of the same name
+    (``controlnet.fp16.safetensors``) is the same control, another name may be another one.
+    """
+    of_folder = choose_weights(names, control.STEMS)
+    own = bool(of_folder) and _stem(file) == _stem(of_folder[0])
+    return choose_trained_beside(family, names) if own else []
+
+
+def _stem(file: str) -> str:
+    return re.split(r"\.|-\d+-of-", file)[0]
+
+
+def choose_trained(family: Family, names: Sequence[str]) -> list[str]:
+    """The files of a folder that holds trained tensors of the denoiser."""
+    return choose_weights(names, (family.denoiser, *trained.STEMS))

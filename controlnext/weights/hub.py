@@ -1,0 +1,102 @@
+"""Repositories on the model hub: what is needed of one is downloaded once and found again offline."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from controlnext.errors import CheckpointError
+from controlnext.weights.lazy import first_line
+
+log = logging.getLogger(__name__)
+
+Wanted = Callable[[Sequence[str]], list[str]]
+"""Picks what is needed from the names of all files; raises :class:`CheckpointError` where it is not there."""
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
+    """A folder with the files that ``wanted`` picks of a repository's, and the commit that they are of.
+
+    ``revision``: a branch, tag or commit; by default the main branch. Where the hub cannot be asked or
+    refuses, an earlier download serves, if ``wanted`` finds in it what is needed. Raises
+    :class:`CheckpointError` saying what is the matter and what helps.
+    """
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HFValidationError as error:
+        raise CheckpointError(f"{repository} is no hub id: {first_line(error)}") from error
+    except Exception as error:  # no connection: each network library has its own exception
+        return _earlier(repository, revision, wanted, error)
+    files = wanted([sibling.rfilename for sibling in info.siblings or []])
+    patterns = [glob.escape(file) for file in files]
+    try:
+        # by the name of the revision, not its commit: the cache then knows it by that name offline too
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        # some of the hub's answers are the cause of an error that a file is not in the cache
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        reason = _refusal(repository, revision, error) or _refusal(repository, revision, cause)
+        raise CheckpointError(
+            reason or f"the download of {repository} failed: {first_line(cause)}; try again"
+        ) from error
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(f"the download of {repository} lacks {', '.join(missing[:8])}; try again")
+    return folder, folder.name
+
+
+def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Exception) -> tuple[Path, str]:
+    """What was downloaded before, where the hub answered with ``error``."""
+    reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
+    try:
+        # without patterns every file of the repository would have to be there
+        folder = Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
+        )
+    except (OSError, ValueError) as absent:
+        raise CheckpointError(
+            f"{reason}; no copy of it was downloaded before, and the path of a local one will do too"
+        ) from absent
+    try:
+        wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+    except CheckpointError as lacking:
+        raise CheckpointError(f"{reason}, and of what was downloaded before: {lacking}") from error
+    if not isinstance(error, OfflineModeIsEnabled):
+        log.warning("%s; the files of it that were downloaded before are used", reason)
+    return folder, folder.name
+
+
+def _refusal(repository: str, revision: str | None, error: Exception) -> str:
+    """What it means that the hub answered with ``error``, and what helps; nothing for other errors."""
+    page = f"{constants.ENDPOINT}/{repository}"
+    # a gated repository's error is a RepositoryNotFoundError too
+    if isinstance(error, GatedRepoError):
+        return f"{repository} is gated: accept its licence at {page}, then {_LOG_IN}"
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{repository} has no revision {revision or 'main'}: its branches, tags and commits are at {page}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
+            f" ask for access at {page} and {_LOG_IN}"
+        )
+    if not isinstance(error, HfHubHTTPError):
+        return ""
+    if error.response.status_code in (401, 403):
+        return f"the hub refuses access to {repository} ({first_line(error)}): {_LOG_IN}, with a valid token"
+    return f"the hub cannot serve {repository} now ({first_line(error)}): try again later"

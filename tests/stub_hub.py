@@ -1,0 +1,156 @@
+"""A model hub on loopback: as much of its HTTP interface as huggingface_hub uses to list and download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+GATED = "GatedRepo"
+_STATUS = {GATED: 403, "RepoNotFound": 401, "RevisionNotFound": 404, "EntryNotFound": 404}
+
+
+@dataclass
+class Repository:
+    """A repository with one commit for each of its revisions; ``main`` is the folder as it is."""
+
+    folder: Path
+    revisions: dict[str, Path] = field(default_factory=dict)
+    refuses: dict[str, str | int] = field(default_factory=dict)
+    """``"list"`` or ``"file"`` -> the hub's error code, or a bare status, for requests of that kind."""
+
+    def folder_of(self, revision: str) -> Path | None:
+        folders = {"main": self.folder, **self.revisions}
+        commits = {commit_of(folder): folder for folder in folders.values()}
+        return folders.get(revision) or commits.get(revision)
+
+
+@dataclass
+class StubHub:
+    """What is on the hub, by ``owner/name``, and the paths of the files that were downloaded."""
+
+    url: str
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    downloads: list[str] = field(default_factory=list)
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of a revision: of its path, so that it can be told beforehand."""
+    return hashlib.sha1(str(folder).encode()).hexdigest()
+
+
+@contextmanager
+def serve() -> Iterator[StubHub]:
+    """An empty hub, for as long as the block lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.hub = hub = StubHub(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+    def _answer(self, with_body: bool) -> None:
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if parts[:2] == ["api", "models"]:
+            self._describe("/".join(parts[2:4]), *(parts[4:6] or ["revision", "main"]))
+        else:
+            large = parts[0] == "cdn"
+            parts = parts[1:] if large else parts
+            self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_body, large)
+
+    def _describe(self, name: str, kind: str, revision: str) -> None:
+        repository = self.server.hub.repositories.get(name)  # type: ignore[attr-defined]
+        folder = repository.folder_of(revision) if repository else None
+        error = repository.refuses.get("list") if repository else "RepoNotFound"
+        if error or folder is None:
+            self._refuse(error or "RevisionNotFound")
+            return
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in files]
+        if kind == "tree":
+            entries = [
+                {"type": "file", "path": n, "size": p.stat().st_size, "oid": _etag(p)}
+                for n, p in zip(names, files, strict=True)
+            ]
+            self._send(json.dumps(entries).encode())
+        else:
+            siblings = [{"rfilename": name} for name in names]
+            about = {"_id": "1", "id": name, "sha": commit_of(folder), "siblings": siblings}
+            self._send(json.dumps(about).encode())
+
+    def _resolve(self, name: str, revision: str, file: str, with_body: bool, large: bool) -> None:
+        hub: StubHub = self.server.hub  # type: ignore[attr-defined]
+        repository = hub.repositories.get(name)
+        folder = repository.folder_of(revision) if repository else None
+        error = repository.refuses.get("file") if repository else "RepoNotFound"
+        if error or folder is None or not (folder / file).is_file():
+            self._refuse(error or ("EntryNotFound" if folder else "RevisionNotFound"))
+            return
+        if file.endswith(".safetensors") and not large:
+            # as large files are: on another host, with what the file is in the first answer
+            self.send_response(302)
+            port = self.server.server_address[1]
+            self.send_header("Location", f"http://localhost:{port}/cdn{self.path}")
+            self.send_header("X-Linked-Size", str((folder / file).stat().st_size))
+            self.send_header("X-Linked-Etag", f'"{_etag(folder / file)}"')
+            self.send_header("X-Repo-Commit", commit_of(folder))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if with_body:
+            hub.downloads.append(file)
+        self._send_file(folder / file, "" if large else commit_of(folder), with_body)
+
+    def _send_file(self, path: Path, commit: str, with_body: bool) -> None:
+        self.send_response(200)
+        self.send_header("ETag", f'"{_etag(path)}"')
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", str(path.stat().st_size))
+        self.end_headers()
+        if with_body:
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, self.wfile)
+
+    def _send(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, error: str | int) -> None:
+        self.send_response(error if isinstance(error, int) else _STATUS[error])
+        if isinstance(error, str):
+            self.send_header("X-Error-Code", error)
+        self.send_header("X-Error-Message", f"refused: {error}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
