@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +12,10 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file, save_file
-from weights_models import PREFIXES, SDXL, add_text_encoders, originals, shrink_shipped
+from weights_models import PREFIXES, SDXL, originals, write_single_file
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import FAMILIES, Family, Network, get_family
+from controlnext.registry import FAMILIES, Family, get_family
 from controlnext.weights import base as bases
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base
@@ -209,25 +208,11 @@ def small(tmp_path: Path, tiny_checkpoint: Callable[[str], Path], monkeypatch: p
 
     def make(name: str) -> tuple[Family, Path]:
         family = get_family(name)
-        base = Path(shutil.copytree(tiny_checkpoint(name) / "base", tmp_path / "base"))
-        folder = shrink_shipped(add_text_encoders(base, family), tmp_path / "shipped", family)
+        folder = write_single_file(family, tiny_checkpoint(name) / "base", tmp_path)
         monkeypatch.setattr(shipped, "shipped_folder", lambda _family: folder)
-        # what published files hold besides, and nobody reads
-        single = {"alphas_cumprod": torch.ones(9)}
-        for key, network in family.networks.items():
-            layout = original_layout(family, key, shipped_config(family, network))
-            single |= originals(family, key, load_file(weight_file(base, network)), layout)
-            if network.tokenizer:
-                single[PREFIXES[name][key] + "logit_scale"] = torch.tensor(4.6)
-        save_file({k: v.contiguous() for k, v in single.items()}, tmp_path / "single.safetensors")
         return family, tmp_path
 
     return make
-
-
-def weight_file(base: Path, network: Network) -> Path:
-    stem = "diffusion_pytorch_model" if network.library == "diffusers" else "model"
-    return base / network.folder / f"{stem}.safetensors"
 
 
 def read(base: Base, name: str) -> dict[str, torch.Tensor]:
@@ -334,12 +319,6 @@ def test_a_checkpoint_of_another_family_is_refused_and_named(
     ) as caught:
         read_base(get_family(wanted), file, None)
     assert "\n" not in str(caught.value)
-
-
-def test_a_file_of_one_network_is_no_base(tiny_checkpoint_dir: Path) -> None:
-    unet = tiny_checkpoint_dir / "base/unet/diffusion_pytorch_model.safetensors"
-    with pytest.raises(CheckpointError, match="it has no unet and looks like an SDXL UNet"):
-        read_base(SDXL, unet, None)
 
 
 def test_a_vae_under_original_names(small: Small) -> None:

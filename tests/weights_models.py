@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import transformers
 from recipe import fill
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, T5Config
 
 from controlnext.registry import Family, Network, get_family
 from controlnext.weights.original import Layout
-from controlnext.weights.shipped import shipped_folder, shipped_tokenizer
+from controlnext.weights.shipped import original_layout, shipped_folder, shipped_tokenizer
 
 SDXL = get_family("sdxl")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -92,6 +93,24 @@ def shrink_shipped(base: Path, folder: Path, family: Family = SDXL) -> Path:
     for network in family.networks.values():
         shutil.copy(base / network.folder / "config.json", folder / network.folder / "config.json")
     return folder
+
+
+def write_single_file(family: Family, tiny: Path, folder: Path) -> Path:
+    """Put a ``base`` like ``tiny`` with text encoders, and the same as ``single.safetensors``, into
+    ``folder``; returns shipped configurations of these sizes."""
+    base = add_text_encoders(Path(shutil.copytree(tiny, folder / "base")), family)
+    small = shrink_shipped(base, folder / "shipped", family)
+    # what published files hold besides, and nobody reads
+    single = {"alphas_cumprod": torch.ones(9)}
+    for key, network in family.networks.items():
+        config = json.loads((small / network.folder / "config.json").read_text())
+        stem = "diffusion_pytorch_model" if network.library == "diffusers" else "model"
+        tensors = load_file(base / network.folder / f"{stem}.safetensors")
+        single |= originals(family, key, tensors, original_layout(family, key, config))
+        if network.tokenizer:
+            single[PREFIXES[family.name][key] + "logit_scale"] = torch.tensor(4.6)
+    save_file({k: v.contiguous() for k, v in single.items()}, folder / "single.safetensors")
+    return small
 
 
 def originals(family: Family, name: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
