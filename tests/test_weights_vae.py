@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weights_models import PREFIXES, SDXL, originals, rewrite_json, write_single_file
+from weights_models import PREFIXES, SDXL, rewrite_json, write_single_file
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Family, get_family
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base
-from controlnext.weights.shipped import original_layout, shipped_config
 
 FAMILIES = pytest.mark.parametrize("name", ["sd15", "svd", "sd3"])
 
@@ -98,8 +97,7 @@ def test_a_single_file_without_a_vae_takes_one_and_names_the_option(
     family, path = single(name)
     vae = path.parent / "base/vae"
     alone = Path(shutil.copy(vae / "diffusion_pytorch_model.safetensors", path.parent / "my.safetensors"))
-    for given in (vae, alone, path.parent / "base"):
-        check_vae(read_base(family, path, given), vae)
+    check_vae(read_base(family, path, alone, family.prompt_encoders), vae)
     assert refusal(family, path).endswith(
         "single.safetensors has no vae; --vae takes another: a folder, a file or a hub id"
     )
@@ -145,23 +143,11 @@ def test_other_files_given_as_a_base_name_their_option(tiny_checkpoint_dir: Path
 
 def test_a_lightning_checkpoint_is_read_as_a_base(single: Callable[..., tuple[Family, Path]]) -> None:
     """As SD1.5 was first published: the tensors under ``state_dict``, beside the state of training."""
-    family, path = single("sd15", "unet", "vae", "text_encoder")
+    family, path = single("sd15", "unet", "vae")
     tensors = load_file(path)
     content = {"state_dict": tensors, "epoch": 0, "global_step": 875000, "lr_schedulers": []}
-    torch.save(content, path.with_suffix(".CKPT"))
-    plain, read = read_base(family, path, None), read_base(family, path.with_suffix(".CKPT"), None)
-    assert plain.parts.keys() == read.parts.keys()
-    name = "conv_in.weight"
-    assert torch.equal(plain.parts["unet"].tensors[name].read(), read.parts["unet"].tensors[name].read())
-
-
-def test_the_original_names_of_a_vae_fit_the_shipped_configuration(
-    single: Callable[..., tuple[Family, Path]],
-) -> None:
-    family, path = single("sdxl")
-    vae = path.parent / "base/vae"
-    config = shipped_config(family, family.networks["vae"])
-    tensors = load_file(vae / "diffusion_pytorch_model.safetensors")
-    original = originals(family, "vae", tensors, original_layout(family, "vae", config))
-    save_file({k: v.contiguous() for k, v in original.items()}, path.parent / "sdxl_vae.safetensors")
-    check_vae(read_base(family, path, path.parent / "sdxl_vae.safetensors"), vae)
+    torch.save(content, path.with_suffix(".ckpt"))
+    read = read_base(family, path.with_suffix(".ckpt"), None)
+    assert list(read.parts) == ["unet", "vae"]
+    original = tensors["model.diffusion_model.input_blocks.0.0.weight"]
+    assert torch.equal(read.parts["unet"].tensors["conv_in.weight"].read(), original)
