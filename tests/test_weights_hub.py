@@ -11,7 +11,8 @@ import pytest
 import stub_hub
 import torch
 from cli import Cli
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
 from safetensors.torch import load_file, save_file
 from stub_hub import GATED, Repository, StubHub, commit_of
 from weights_models import SDXL, rewrite_json
@@ -50,16 +51,30 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        # the first releases that will do have it here
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        forget_sessions()
         yield hub
+    forget_sessions()
+
+
+def forget_sessions() -> None:
+    """Before 1.0 a session is made for being online or offline, and kept."""
+    getattr(_http, "reset_sessions", lambda: None)()
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What ``HF_HUB_OFFLINE=1`` does, which the library reads when it is imported."""
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def start() -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        forget_sessions()
+
+    return start
 
 
 @pytest.fixture

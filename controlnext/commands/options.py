@@ -19,7 +19,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         metavar="PATH_OR_ID",
-        help="Base model: diffusers folder, single-file .safetensors checkpoint or hub id.",
+        help="Base model: diffusers folder, single-file checkpoint or hub id (owner/name@revision).",
         show_default="the family's usual base",
     ),
 ]

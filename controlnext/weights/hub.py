@@ -95,7 +95,8 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
             f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
             f" ask for access at {page} and {_LOG_IN}"
         )
-    if not isinstance(error, HfHubHTTPError):
+    # before 1.0 what the cache lacks is such an error too, without a response
+    if not isinstance(error, HfHubHTTPError) or error.response is None:
         return ""
     if error.response.status_code in (401, 403):
         return f"the hub refuses access to {repository} ({first_line(error)}): {_LOG_IN}, with a valid token"
