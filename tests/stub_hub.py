@@ -80,7 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             large = parts[0] == "cdn"
             parts = parts[1:] if large else parts
-            self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_body, large)
+            if parts[2:3] == ["resolve"]:
+                self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]), with_body, large)
+            else:
+                # the library asks for more than models
+                self._refuse(404)
 
     def _describe(self, name: str, kind: str, revision: str) -> None:
         repository = self.server.hub.repositories.get(name)  # type: ignore[attr-defined]

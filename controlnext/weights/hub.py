@@ -76,7 +76,7 @@ def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Excep
     except CheckpointError as lacking:
         raise CheckpointError(f"{reason}, and of what was downloaded before: {lacking}") from error
     if not isinstance(error, OfflineModeIsEnabled):
-        log.warning("%s; the files of it that were downloaded before are used", reason)
+        log.warning("%s; %s is used as it was downloaded before", reason, repository)
     return folder, folder.name
 
 
