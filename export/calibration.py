@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from controlnext import processor
 from controlnext.errors import WorkError
 from controlnext.export.grids import Magnitudes
 from controlnext.export.passes.quantize import Layer, layers
-from controlnext.export.passes.switches import SWITCHES, switch
 from controlnext.export.passes.taps import LARGEST, SAMPLE, SIZE, tap
+from controlnext.export.sensitivity import mapped_session, measure_errors
 from controlnext.manifest import Int8, LayerScales
 from controlnext.specs import TensorSpec
 
@@ -37,8 +35,6 @@ CROP = 16
 """Largest height and width, in the tensor specs' units, of the steps that layers are measured on."""
 NORMALIZED = 0.5
 """A convolution is normalized where that at least halves the squared error of its grids."""
-GROUP = 10
-"""So many matrix products in a row are measured together first."""
 MEASURED = 3
 """So many steps of the sampling runs, from early to late."""
 
@@ -56,7 +52,7 @@ def calibrate(graph: Path, inputs: Sequence[TensorSpec], sampling: Sampling, pro
     steps = [round(at) for at in np.linspace(0, len(taps.feeds) - 1, MEASURED + 2)[1:-1]]
     feeds = [crop(taps.feeds[step], inputs) for step in steps]
     taps.close()
-    errors = _measure(graph, scales, work, feeds, progress)
+    errors = measure_errors(graph, scales, work, feeds, TARGET, progress)
     kept = choose(errors, work)
     quantized = [name for name in scales if name not in kept]
     return Int8(
@@ -130,7 +126,7 @@ class _Taps:
         self.path = graph.with_name("tapped.onnx")
         self.names = [f"{value.name}" for value in model.graph.outputs]
         ir.save(tap(model, sorted(self.magnitudes)), self.path)
-        self.session = _session(self.path)
+        self.session = mapped_session(self.path)
 
     def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
         self.feeds.append(dict(feed))
@@ -173,81 +169,6 @@ class _Taps:
         """Give the memory back."""
         del self.session
         self.path.unlink()
-
-
-def _measure(
-    graph: Path,
-    scales: Mapping[str, LayerScales],
-    work: Mapping[str, float],
-    feeds: Sequence[Feed],
-    progress: Progress,
-) -> dict[str, float]:
-    """Relative error of the output with a layer alone in int8, by layer: root mean square over ``feeds``.
-
-    Matrix products are many and mostly harmless: a group of them is taken apart only where its squared error
-    is more than twice what its share of the work allows it; else each gets its share of the error.
-    """
-    path = graph.with_name("switched.onnx")
-    ir.save(switch(ir.load(graph), scales), path)
-    error = _SwitchedError(_session(path), list(scales), feeds)
-    groups, total = _groups(scales), sum(work.values())
-    squares: dict[str, float] = {}
-    for number, group in enumerate(groups):
-        together, share = error(group), sum(work[name] for name in group)
-        apart = len(group) > 1 and together > 2 * TARGET**2 * share / total
-        for name in group:
-            squares[name] = error([name]) if apart else together * work[name] / share
-        progress("measuring layers", (number + 1) / len(groups))
-    path.unlink()
-    return {name: math.sqrt(squares[name]) for name in scales}
-
-
-def _groups(scales: Mapping[str, LayerScales]) -> list[list[str]]:
-    """Each convolution by itself, matrix products that follow each other together."""
-    groups: list[list[str]] = []
-    open_group = False
-    for name, scale in scales.items():
-        product = scale.output is None
-        if product and open_group and len(groups[-1]) < GROUP:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-        open_group = product
-    return groups
-
-
-class _SwitchedError:
-    """The squared relative error of the output with some layers in int8: a mean over steps."""
-
-    def __init__(
-        self, session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Sequence[Feed]
-    ) -> None:
-        self.session, self.names, self.feeds = session, names, feeds
-        self.wanted = [self._run(feed, ()) for feed in feeds]
-
-    def __call__(self, on: Sequence[str]) -> float:
-        errors = [
-            np.sum((self._run(feed, on) - wanted) ** 2) / np.sum(wanted**2)
-            for feed, wanted in zip(self.feeds, self.wanted, strict=True)
-        ]
-        return float(np.mean(errors))
-
-    def _run(self, feed: Feed, on: Sequence[str]) -> np.ndarray:
-        switches = np.array([name in on for name in self.names])
-        return self.session.run(None, {**feed, SWITCHES: switches})[0].astype(np.float64)
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    """A session that maps the weights' file: no copies of them, packed, folded or in blocks of channels."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = processor.usable_cores()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    # the order of the file: what reads a value runs soon after it, and its memory is free again
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    return onnxruntime.InferenceSession(
-        str(path), options, disabled_optimizers=["ConstantFolding", "NchwcTransformer"]
-    )
 
 
 def _source(layer: Layer) -> ir.Value:
