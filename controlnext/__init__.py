@@ -6,6 +6,7 @@ from controlnext.errors import (
     ControlNeXtError,
     InputError,
     MissingDependencyError,
+    OutOfMemoryError,
     ParityError,
     WorkError,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "ControlNeXtError",
     "InputError",
     "MissingDependencyError",
+    "OutOfMemoryError",
     "ParityError",
     "WorkError",
     "__version__",

@@ -89,7 +89,8 @@ class Pipeline(Closing):
         :class:`VideoOutput` for those of a :class:`VideoRequest`.
 
         Raises :class:`~controlnext.errors.InputError` for what the bundle cannot do, and
-        :class:`~controlnext.errors.WorkError` where an engine fails or a number overflows.
+        :class:`~controlnext.errors.WorkError` where an engine fails or a number overflows, its subclass
+        :class:`~controlnext.errors.OutOfMemoryError` where memory runs out.
         """
         request: Any = self.task.request(*args, **options)
         (last,) = deque(self.task.steps(request), maxlen=1)

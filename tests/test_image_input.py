@@ -203,6 +203,7 @@ def test_black_is_black_at_any_depth() -> None:
         assert not np.asarray(ImageReader().read_rgb(image)).any()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
 def test_damaged_files_are_one_line(tmp_path: Path, format: str) -> None:
     """Cut off, or with bytes that are wrong, they are read or refused: nothing else comes out."""
