@@ -1,5 +1,6 @@
 # make demo   export the small model that ships with the project, run it, and write build/demo.png
-# make test   everything that a change has to pass
+# make check  what a change has to pass while it is written: ruff, mypy, and the tests that export no model
+# make test   everything that a change has to pass in the end: the same with all tests
 # Needs Python 3.11 or newer, make and a package index; everything is installed into .venv.
 
 PYTHON ?= python3
@@ -7,8 +8,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # The four code folders are one package only once installed; mypy is shown them as links in one place.
 TYPES := build/types/controlnext
+SCRIPTS := $(wildcard examples/shapes/*.py benchmarks/*.py)
+# Two processes share what is exported once; more threads in each would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test
+.PHONY: demo check test lint
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -18,13 +22,19 @@ demo: $(INSTALLED)
 		--output build/shapes-fp16 --force
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/shapes/demo.py build/shapes-fp16 build/demo.png
 
-test: $(INSTALLED)
+test: lint
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m "not export"
+
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf $(TYPES) && mkdir -p $(TYPES)
 	ln -s $(addprefix $(CURDIR)/,$(wildcard controlnext/*) export engines runtime) $(TYPES)
 	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --package controlnext
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+	MYPYPATH=$(dir $(TYPES)):examples/shapes:benchmarks $(BIN)/mypy $(SCRIPTS)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

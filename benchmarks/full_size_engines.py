@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ TRIALS = (
 COLUMNS = ("engine", "largest batch", "build, s", "peak, GB", "graph, GB", "engine, GB")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the trials that were asked for and print a row for each engine."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [trial.name for trial in TRIALS]
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--all-graphs", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.bundle and len(given.only) > 1:
         parser.error("--bundle needs --only NAME: what the bundle is")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)

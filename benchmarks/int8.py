@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,17 @@ from controlnext.engines.base import Feed
 from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
 
-ROUNDS, STEPS = 4, 5
+ROUNDS, FEEDS = 4, 5
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("float32", type=Path)
     parser.add_argument("int8", type=Path)
     parser.add_argument("--examples", type=int, default=2, choices=range(1, len(default_examples()) + 1))
-    given = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    given = parser.parse_args(arguments)
     manifest = read_manifest(given.float32)
     folder = get_family(manifest.family).denoiser
     engines = [
@@ -51,9 +53,9 @@ def main() -> None:
 
     run_trajectories(given.float32, both, default_examples()[: given.examples])
     seconds: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
+    for _ in range(given.rounds):
         for engine, times in zip(engines, seconds, strict=True):
-            times += measure(engine, feeds[:STEPS])
+            times += measure(engine, feeds[:FEEDS])
     plain, int8 = seconds
     print("| | least, s | median, s |\n| --- | --- | --- |")
     print(f"| float32 step | {min(plain):.3f} | {np.median(plain):.3f} |")

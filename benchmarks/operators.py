@@ -35,14 +35,16 @@ RUNS, LARGE, LISTED = 5, 3072, 16
 Shape = Sequence[int]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
     parser.add_argument("--frames", type=int, default=4, help="frames of a clip; of no effect on pictures")
-    given = parser.parse_args()
-    events = profile(given.bundle, Work(height=given.size, width=given.size, frames=given.frames))
+    parser.add_argument("--runs", type=int, default=RUNS, help="steps that are profiled")
+    parser.add_argument("--large", type=int, default=LARGE, help="height and width of the large matrices")
+    given = parser.parse_args(arguments)
+    events = profile(given.bundle, Work(height=given.size, width=given.size, frames=given.frames), given.runs)
     seconds, counts, work = (
         defaultdict[str, float](float),
         defaultdict[str, int](int),
@@ -50,27 +52,28 @@ def main() -> None:
     )
     for event in events:
         name = event["args"]["op_name"]
-        seconds[name] += event["dur"] / 1e6 / RUNS
+        seconds[name] += event["dur"] / 1e6 / given.runs
         counts[name] += 1
-        work[name] += operations(event) / RUNS
+        work[name] += operations(event) / given.runs
     whole = sum(seconds.values())
     print("| operator | nodes | ms | share | GFLOP/s |\n| --- | --- | --- | --- | --- |")
     for name in sorted(seconds, key=lambda name: -seconds[name])[:LISTED]:
         rate = f"{work[name] / seconds[name] / 1e9:.0f}" if work[name] else ""
         row = (
             name,
-            f"{counts[name] // RUNS}",
+            f"{counts[name] // given.runs}",
             f"{1000 * seconds[name]:.1f}",
             f"{seconds[name] / whole:.1%}",
             rate,
         )
         print(f"| {' | '.join(row)} |")
-    print(f"| all | {sum(counts.values()) // RUNS} | {1000 * whole:.1f} | 100.0% | |")
-    print(f"| product of matrices of {LARGE} x {LARGE} | | | | {peak():.0f} |")
+    print(f"| all | {sum(counts.values()) // given.runs} | {1000 * whole:.1f} | 100.0% | |")
+    rate = f"{peak(given.large, given.runs):.0f}"
+    print(f"| product of matrices of {given.large} x {given.large} | | | | {rate} |")
 
 
-def profile(bundle: Path, work: Work) -> list[dict[str, Any]]:
-    """The profiler's events of all operators in ``RUNS`` steps, after one that is not counted."""
+def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
+    """The profiler's events of all operators in ``runs`` steps, after one that is not counted."""
     manifest = read_manifest(bundle)
     folder = bundle / get_family(manifest.family).denoiser
     feed = step_feed(bundle, work)
@@ -84,11 +87,11 @@ def profile(bundle: Path, work: Work) -> list[dict[str, Any]]:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
         session = onnxruntime.InferenceSession(folder / STEP, options)
-        for _ in range(1 + RUNS):
+        for _ in range(1 + runs):
             run(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text())
     kernels = [event for event in events if event["name"].endswith("_kernel_time")]
-    return kernels[len(kernels) // (1 + RUNS) :]
+    return kernels[len(kernels) // (1 + runs) :]
 
 
 def run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -107,9 +110,9 @@ def operations(event: Mapping[str, Any]) -> float:
     return 2.0 * elements * taken[0][-1] if arguments["op_name"] == "MatMul" else 0.0
 
 
-def peak() -> float:
+def peak(large: int, runs: int) -> float:
     """GFLOP/s of the product of two large matrices."""
-    shape = [LARGE, LARGE]
+    shape = [large, large]
     given, made = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("given", "made")
     )
@@ -121,10 +124,10 @@ def peak() -> float:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     rates = []
-    for _ in range(RUNS):
+    for _ in range(runs):
         started = time.perf_counter()
         run(session, {"given": numbers})
-        rates.append(2 * LARGE**3 / (time.perf_counter() - started) / 1e9)
+        rates.append(2 * large**3 / (time.perf_counter() - started) / 1e9)
     return max(rates)
 
 

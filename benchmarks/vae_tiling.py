@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,14 @@ from controlnext.runtime import Pipeline
 COLUMNS = ("size", "whole, GB", "tiled, GB", "whole, s", "tiled, s", "largest difference")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", type=int, action="append", required=True)
     parser.add_argument("--only-tiled", action="store_true")
     parser.add_argument("--picture", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.picture:
         decode(given.bundle, given.size[0], given.only_tiled, given.picture)
         return
@@ -71,7 +72,7 @@ def decode(bundle: Path, size: int, tiled: bool, picture: Path) -> None:
         started = time.perf_counter()
         pixels = pipe.decode(noise, "np", vae_tiling=tiled)
         seconds, peak = time.perf_counter() - started, peak_memory()
-    np.save(picture, pixels)
+    np.save(picture, np.asarray(pixels))
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 

@@ -21,6 +21,8 @@ from controlnext.commands import main
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
 
+pytest_plugins = ["suite"]
+
 # the same examples in every run, however busy the machine is
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")

@@ -39,7 +39,14 @@ SIZES: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 """Of every graph that a fake bundle has, by family."""
-VAE_CONFIG = {"scaling_factor": 0.5, "latents_mean": None, "latents_std": None, "shift_factor": None}
+VAE_CONFIG = {
+    "scaling_factor": 0.5,
+    "sample_size": 64,
+    "latents_mean": None,
+    "latents_std": None,
+    "shift_factor": None,
+}
+DENOISER_CONFIG = {"patch_size": 2, "pos_embed_max_size": 192, "sample_size": 8}
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
@@ -90,7 +97,7 @@ def write_fake_bundle(
         variant=next(iter(family.variants)),
         precision="fp32",
         graphs=graphs,
-        configs={"vae": VAE_CONFIG, family.denoiser: {"patch_size": 2, "pos_embed_max_size": 192}},
+        configs={"vae": VAE_CONFIG, family.denoiser: DENOISER_CONFIG},
         options=dict.fromkeys(family.checkpoint_options, force_zeros),
         sources=[],
         tools={},

@@ -247,6 +247,7 @@ def test_an_interrupt_that_a_library_swallows_ends_the_work_all_the_same(reporte
         work()
 
 
+@pytest.mark.export
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
     """Ctrl-C amid an export: status 130, no traceback, nothing half-written."""
     target = tmp_path / "new" / "bundle"

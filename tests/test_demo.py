@@ -23,6 +23,8 @@ from controlnext.files import MANIFEST
 from controlnext.manifest import check_file, read_manifest
 from controlnext.runtime import Pipeline
 
+pytestmark = pytest.mark.export
+
 ROOT = Path(__file__).parent.parent
 COMPARED, SCORED = 16, 64
 OPTIONS = {"num_inference_steps": 20, "guidance_scale": demo.GUIDANCE}
@@ -133,16 +135,3 @@ def test_the_readmes_python_works(
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     assert Image.open(tmp_path / "picture.png").size == (SIZE, SIZE)
-
-
-def test_the_demo_writes_a_strip_for_each_outline(
-    shapes_bundle_fp16: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(demo, "COUNT", 2)
-    monkeypatch.setattr(demo, "STEPS", 2)
-    demo.main(shapes_bundle_fp16, tmp_path / "demo.png")
-    assert Image.open(tmp_path / "demo.png").size == (4 * SIZE, 2 * SIZE)
-    assert capsys.readouterr().out.count("PSNR") == 2

@@ -184,6 +184,7 @@ def test_the_optimized_graph_is_what_later_loads_read(bundle: Path) -> None:
         open_engine(bundle, manifest, "unet", cache=False)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("precision", ["", "_fp16"])
 def test_the_optimized_graph_gives_the_same_bits(
     precision: str, request: pytest.FixtureRequest, tmp_path: Path

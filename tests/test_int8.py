@@ -84,6 +84,7 @@ def test_verify_reads_an_int8_bundle(tiny: Callable[..., Path], cli: Cli) -> Non
     assert 1e-4 < row["value"] <= row["limit"]
 
 
+@pytest.mark.export
 def test_float16_is_for_what_int8_leaves_out(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """An int8 bundle for GPUs: float16 between the int8 layers, the same decisions, and near float32."""
     export_tiny("sd15", tiny_checkpoint("sd15"), "int8", tmp_path / "bundle", compute="fp16")

@@ -84,11 +84,10 @@ def test_import_is_light(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_import_of_the_runtime_is_quick() -> None:
-    """All but NumPy takes as long as NumPy: 0.93 measured, 0.19 s with it. The best of three."""
-    code = (
-        "import time; a = time.process_time(); import numpy; b = time.process_time();"
-        "import controlnext.runtime; print((time.process_time() - b) / (b - a))"
-    )
-    ratios = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
-    assert min(ratios) < 2
+def test_import_of_the_runtime_loads_little() -> None:
+    """As quick as its parts: 307 modules measured, 184 of them NumPy's."""
+    code = "import sys; old = set(sys.modules); import controlnext.runtime; print(*set(sys.modules) - old)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert packages <= {"PIL", "controlnext", "msgspec", "numpy", "typing_extensions"}
+    assert len(loaded) < 450

@@ -26,6 +26,8 @@ from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
 
+pytestmark = pytest.mark.export
+
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 UNET = {
     "sample_size": 16,

@@ -60,6 +60,7 @@ def network_inputs(variant: str, case: dict) -> tuple[torch.Tensor, dict, torch.
     return sample, inputs, picture
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("variant", RECORDED)
 def test_network_equals_the_recorded_one(variant: str) -> None:
     spec, vectors = read_golden(variant)

@@ -32,6 +32,8 @@ from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import Checkpoint, load_checkpoint
 
+pytestmark = pytest.mark.export
+
 SD3 = get_family("sd3")
 (TRANSFORMER,) = (graph for graph in SD3.graphs if graph.folder == SD3.denoiser)
 T5 = "text_encoder_3"

@@ -28,6 +28,8 @@ from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import Checkpoint, NetworkWeights, bundle_checkpoint, load_checkpoint
 
+pytestmark = pytest.mark.export
+
 HEIGHT, WIDTH = 64, 96
 ROUNDING = 1e-5
 """Relative L2 that sums in another order cost a graph; a run's steps and its guidance multiply it."""

@@ -35,6 +35,8 @@ from controlnext.runtime import Pipeline
 from controlnext.specs import TensorSpec
 from controlnext.weights import Checkpoint, bundle_checkpoint, load_checkpoint
 
+pytestmark = pytest.mark.export
+
 EARLY = ControlSpec(
     out_channels=16,
     embedding=(8, 16),

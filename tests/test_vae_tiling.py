@@ -82,6 +82,7 @@ def _diffusers_picture(latents: np.ndarray) -> np.ndarray:
 
 
 @given(st.integers(1, 30), st.integers(1, 30))
+@pytest.mark.export
 def test_tiles_are_those_of_diffusers(height: int, width: int) -> None:
     """To the last bit: where tiles are cut, how they are blended, in corners and where the last is a strip
     that is narrower than the overlap."""
@@ -140,6 +141,7 @@ def test_pictures_equal_the_references(
             assert np.abs(out.images - whole).max() > 10 * PIXELS["fp32"], "tiles are part of the result"
 
 
+@pytest.mark.export
 def test_the_reference_tiles_only_when_asked(tiny_checkpoint: Callable[[str], Path]) -> None:
     reference = reference_pipeline(load_tiny("sd15", tiny_checkpoint("sd15")))
     arguments = _arguments("sd15", 136, 128)

@@ -73,6 +73,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Callable[[st
 
 
 @EVERY_FAMILY
+@pytest.mark.export
 def test_the_shipped_configurations_are_those_of_the_published_models(family: Family) -> None:
     sizes = {}
     for name, network in family.networks.items():
@@ -83,6 +84,7 @@ def test_the_shipped_configurations_are_those_of_the_published_models(family: Fa
 
 
 @EVERY_FAMILY
+@pytest.mark.export
 def test_modules_of_a_folder_equal_those_of_from_pretrained(family: Family, full: Copy) -> None:
     folder = full(family.name)
     base = read_base(family, folder, None)

@@ -71,6 +71,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("case", FORMATS)
 def test_every_published_format_is_fused_as_diffusers_does(case: str, tmp_path: Path) -> None:
     family, named = FORMATS[case]
@@ -88,6 +89,7 @@ def test_every_published_format_is_fused_as_diffusers_does(case: str, tmp_path: 
     assert (source.sha256, source.detail) == (sha256(file), "scale 0.7")
 
 
+@pytest.mark.export
 def test_two_loras_of_different_scales_on_top_of_increments(tmp_path: Path) -> None:
     modules = networks(SDXL)
     files = {tmp_path / "a.safetensors": 0.5, tmp_path / "b.bin": -1.25}

@@ -82,6 +82,7 @@ def test_full_size_networks_have_the_published_number_of_tensors() -> None:
 
 
 @OF_DIFFUSERS
+@pytest.mark.export
 def test_conversion_equals_that_of_diffusers(family: Family) -> None:
     """Every tensor that diffusers passes on unchanged has the name that diffusers gives it."""
     full = full_size(family.name)
@@ -219,6 +220,7 @@ def read(base: Base, name: str) -> dict[str, torch.Tensor]:
     return {key: tensor.read() for key, tensor in base.parts[name].tensors.items()}
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_small_single_file_gives_the_same_values_as_its_folder(small: Small, name: str) -> None:
     family, place = small(name)
@@ -238,6 +240,7 @@ def test_a_small_single_file_gives_the_same_values_as_its_folder(small: Small, n
 
 
 @OF_DIFFUSERS
+@pytest.mark.export
 def test_diffusers_gives_a_small_single_file_the_same_values(small: Small, family: Family) -> None:
     _family, place = small(family.name)
     base, single = read_base(family, place / "base", None), load_file(place / "single.safetensors")
@@ -306,6 +309,7 @@ LOOKS = {
 }
 
 
+@pytest.mark.export
 @pytest.mark.parametrize(("wanted", "given"), list(itertools.permutations(FAMILIES, 2)))
 def test_a_checkpoint_of_another_family_is_refused_and_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, given: str
@@ -321,6 +325,7 @@ def test_a_checkpoint_of_another_family_is_refused_and_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.export
 def test_a_vae_under_original_names(small: Small) -> None:
     """As the fp16-fix VAE's ``sdxl_vae.safetensors`` has them, without a prefix; and in a checkpoint."""
     _family, place = small("sdxl")

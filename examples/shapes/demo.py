@@ -1,13 +1,15 @@
 """Run the exported small model on outlines that it was not trained on, beside PyTorch.
 
-    python examples/shapes/demo.py BUNDLE PICTURE
+    python examples/shapes/demo.py BUNDLE PICTURE [--count N] [--steps N]
 
 Prints how near the two pictures are and how well the drawn shape covers the asked one, and writes a strip for
 each outline: outline, PyTorch, engine, difference.
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from draw import SIZE, held_out, outline, prompt
@@ -39,17 +41,28 @@ def reference() -> ImageReference:
     return ImageReference.of(checkpoint)
 
 
-def main(bundle: Path, output: Path) -> None:
-    """Compare the bundle with PyTorch and write the strips to ``output``."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    given = parser.parse_args(arguments)
+    compare(given.bundle, given.picture, given.count, given.steps)
+
+
+def compare(bundle: Path, output: Path, count: int = COUNT, steps: int = STEPS) -> None:
+    """Compare ``count`` pictures of the bundle with PyTorch's and write the strips to ``output``."""
     stock = reference()
     rows = []
     with Pipeline.load(bundle) as pipeline:
-        for seed, drawing in enumerate(held_out(COUNT)):
+        for seed, drawing in enumerate(held_out(count)):
             control = Image.fromarray(outline(drawing))
-            arguments = {
+            arguments: dict[str, Any] = {
                 "prompt": prompt(drawing),
                 "control_image": control,
-                "num_inference_steps": STEPS,
+                "num_inference_steps": steps,
                 "guidance_scale": GUIDANCE,
                 "height": SIZE,
                 "width": SIZE,
@@ -67,4 +80,4 @@ def main(bundle: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

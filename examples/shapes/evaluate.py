@@ -5,6 +5,7 @@ python examples/shapes/evaluate.py --bundle build/shapes-fp16         # the engi
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def sheet(drawings: list[draw.Drawing], pictures: dict[float, np.ndarray], colum
     return Image.fromarray(np.concatenate(strips))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print one line per scale."""
     parser = argparse.ArgumentParser(description="Score the shipped model on the held-out drawings.")
     parser.add_argument("--bundle", type=Path, help="run the engine of this bundle instead of PyTorch")
@@ -70,14 +71,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheet", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     drawings, pictures = draw.held_out(options.count), {}
     pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
-    arguments = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     if options.bundle:
-        arguments["output_type"] = "np"
+        asked["output_type"] = "np"
     for scale in options.scales:
-        pictures[scale] = sample(pipeline, drawings, control_scale=scale, **arguments)
+        pictures[scale] = sample(pipeline, drawings, control_scale=scale, **asked)
         covered, colours = scores(pictures[scale], drawings)
         print(f"scale {scale}: IoU {covered:.3f}, colours right {colours:.1%}", flush=True)
     if options.sheet:

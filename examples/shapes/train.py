@@ -6,16 +6,17 @@
     python examples/shapes/train.py --stage control   # 0.3 hours
 
 on two processor cores, half of them taken by other work, as the shipped files were trained. Nothing is
-downloaded. Each stage reads what the one before wrote to `model/`, next to this file, in float16.
+downloaded. Each stage reads what the one before wrote to `model/`, next to this file, in float16. `--steps`,
+`--batch`, `--drawings` and `--model` try a stage out: fewer steps, less of everything, in another folder.
 """
 
 import argparse
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from controlnext.control import ControlModule
-from controlnext.injection import CrossNormalization, inject
+from controlnext.injection import Control, CrossNormalization, inject
 
 MODEL = Path(__file__).parent / "model"
 LOG_EVERY, SNAPSHOT_EVERY = 50, 250
@@ -77,10 +78,10 @@ NOISES_PER_DRAWING = 2
 """In a batch of the control stage: the control module costs thrice as much as the frozen UNet."""
 
 
-def train_vae(data: Drawings) -> None:
+def train_vae(data: Drawings, plan: Plan, model: Path) -> None:
     """The autoencoder: squared and absolute error, and a light pull of the latents towards a unit normal."""
     vae = build_vae().to(memory_format=torch.channels_last)
-    batches = data.batches(VAE_PLAN.batch, VAE_PLAN.steps, seed=0)
+    batches = data.batches(plan.batch, plan.steps, seed=0)
 
     def loss() -> Tensor:
         pictures = data.pictures(next(batches))
@@ -90,22 +91,22 @@ def train_vae(data: Drawings) -> None:
         return F.mse_loss(decoded, pictures) + 0.1 * F.l1_loss(decoded, pictures) + KL_WEIGHT * kl
 
     def save() -> None:
-        sample = next(data.batches(256, 1, seed=1))
+        sample = next(data.batches(min(256, len(data)), 1, seed=1))
         with torch.no_grad():
             spread = vae.encode(data.pictures(sample)).latent_dist.mean.std()
         vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
-        save_half(vae, MODEL / "base" / "vae")
+        save_half(vae, model / "base" / "vae")
 
-    fit(list(vae.parameters()), loss, VAE_PLAN, save)
+    fit(list(vae.parameters()), loss, plan, save)
 
 
-def train_decoder(data: Drawings) -> None:
+def train_decoder(data: Drawings, plan: Plan, model: Path) -> None:
     """The VAE's decoder alone, on latents a little off as sampled ones are. Latents keep their meaning."""
-    vae = AutoencoderKL.from_pretrained(MODEL / "base" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     vae.to(memory_format=torch.channels_last)
     latents = encode(vae, data)
     trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    batches = data.batches(DECODER_PLAN.batch, DECODER_PLAN.steps, seed=0)
+    batches = data.batches(plan.batch, plan.steps, seed=0)
 
     def loss() -> Tensor:
         indices = next(batches)
@@ -113,12 +114,12 @@ def train_decoder(data: Drawings) -> None:
         decoded, pictures = vae.decode(sampled / vae.config.scaling_factor).sample, data.pictures(indices)
         return F.mse_loss(decoded, pictures) + 0.1 * F.l1_loss(decoded, pictures)
 
-    fit(trained, loss, DECODER_PLAN, lambda: save_half(vae, MODEL / "base" / "vae"))
+    fit(trained, loss, plan, lambda: save_half(vae, model / "base" / "vae"))
 
 
-def train_base(data: Drawings) -> None:
+def train_base(data: Drawings, plan: Plan, model: Path) -> None:
     """UNet and text encoders together, without control."""
-    vae = AutoencoderKL.from_pretrained(MODEL / "base" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     latents = encode(vae, data)
     tokenizers = build_tokenizers()
     encoders = build_text_encoders(tokenizers[0])
@@ -127,7 +128,7 @@ def train_base(data: Drawings) -> None:
         vae, *encoders, *tokenizers, unet, build_scheduler(), add_watermarker=False
     )
     noising = Noising(pipeline)
-    batches = data.batches(BASE_PLAN.batch, BASE_PLAN.steps, 0, DRAWINGS_PER_PROMPT)
+    batches = data.batches(plan.batch, plan.steps, 0, DRAWINGS_PER_PROMPT)
 
     def loss() -> Tensor:
         indices = next(batches)
@@ -136,17 +137,18 @@ def train_base(data: Drawings) -> None:
         return noising.loss(unet, latents[indices], embeds, pooled, noising.times(len(indices)))
 
     def save() -> None:
-        save_half(pipeline, MODEL / "base")
+        save_half(pipeline, model / "base")
         for folder, tokenizer in zip(("tokenizer", "tokenizer_2"), build_tokenizers(), strict=True):
-            tokenizer.save_pretrained(MODEL / "base" / folder)  # those in use carry a padding setting
+            tokenizer.save_pretrained(model / "base" / folder)  # those in use carry a padding setting
 
-    fit([p for network in (unet, *encoders) for p in network.parameters()], loss, BASE_PLAN, save)
+    fit([p for network in (unet, *encoders) for p in network.parameters()], loss, plan, save)
 
 
-def train_control(data: Drawings) -> None:
+def train_control(data: Drawings, plan: Plan, model: Path) -> None:
     """The control module with a few UNet tensors, relative to the base as shipped, in float16."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(MODEL / "base", torch_dtype=torch.float32)
-    control = ControlModule(control_spec()).to(memory_format=torch.channels_last)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model / "base", torch_dtype=torch.float32)
+    control = ControlModule(control_spec())
+    control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
     normalization = CrossNormalization(VARIANT.injection)
     unet = pipeline.unet.to(memory_format=torch.channels_last)
     unet.requires_grad_(False)
@@ -155,7 +157,7 @@ def train_control(data: Drawings) -> None:
     latents = encode(pipeline.vae, data)
     rows, embeds, pooled = prompt_table(pipeline, data)
     noising = Noising(pipeline)
-    batches = data.batches(CONTROL_PLAN.batch, CONTROL_PLAN.steps, seed=0)
+    batches = data.batches(plan.batch, plan.steps, seed=0)
 
     def loss() -> Tensor:
         indices = next(batches)
@@ -163,15 +165,15 @@ def train_control(data: Drawings) -> None:
         feature = control(data.outlines(indices), times).repeat(NOISES_PER_DRAWING, 1, 1, 1)
         repeated, times = np.tile(indices, NOISES_PER_DRAWING), times.repeat(NOISES_PER_DRAWING)
         row = rows[repeated]
-        with inject(unet, normalization, feature, torch.ones(())):
+        with inject(unet, normalization, [Control(feature, torch.ones(()))]):
             return noising.loss(unet, latents[repeated], embeds[row], pooled[row], times)
 
     def save() -> None:
         increments = {name: parameter.detach() - start[name] for name, parameter in trained.items()}
-        save_file(half(control.state_dict()), MODEL / "controlnet.safetensors")
-        save_file(half(increments), MODEL / "unet.safetensors")
+        save_file(half(control.state_dict()), model / "controlnet.safetensors")
+        save_file(half(increments), model / "unet.safetensors")
 
-    fit([*control.parameters(), *trained.values()], loss, CONTROL_PLAN, save)
+    fit([*control.parameters(), *trained.values()], loss, plan, save)
 
 
 class Noising:
@@ -228,11 +230,12 @@ def fit(
 @contextmanager
 def swapped(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
     """The parameters hold `values` for a while."""
+    held: list[Tensor] = [*parameters]
     own = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
-        torch._foreach_copy_(parameters, values)
+        torch._foreach_copy_(held, values)
         yield
-        torch._foreach_copy_(parameters, own)
+        torch._foreach_copy_(held, own)
 
 
 def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -277,19 +280,27 @@ def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, folder: Path) 
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def main() -> None:
+STAGES = {
+    "vae": (train_vae, VAE_PLAN),
+    "decoder": (train_decoder, DECODER_PLAN),
+    "base": (train_base, BASE_PLAN),
+    "control": (train_control, CONTROL_PLAN),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one stage."""
-    stages = {
-        "vae": (train_vae, VAE_PLAN),
-        "decoder": (train_decoder, DECODER_PLAN),
-        "base": (train_base, BASE_PLAN),
-        "control": (train_control, CONTROL_PLAN),
-    }
     parser = argparse.ArgumentParser(description="Train one stage of the small model.")
-    parser.add_argument("--stage", choices=stages, required=True)
-    train, plan = stages[parser.parse_args().stage]
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--model", type=Path, default=MODEL, help="where the stages read and write")
+    for name in ("steps", "batch", "drawings"):
+        parser.add_argument(f"--{name}", type=int, help="in place of the stage's own number")
+    given = parser.parse_args(arguments)
+    train, plan = STAGES[given.stage]
+    changed = {name: getattr(given, name) for name in ("steps", "batch", "drawings") if getattr(given, name)}
+    plan = replace(plan, **changed)
     torch.manual_seed(0)
-    train(training_drawings(plan.drawings))
+    train(training_drawings(plan.drawings), plan, given.model)
 
 
 if __name__ == "__main__":

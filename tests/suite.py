@@ -1,0 +1,39 @@
+"""What holds for the whole suite: the marker of tests that export, and the report on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+EXPORTED = {"tiny", "shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"}
+"""The fixtures that export: who asks for one of them, or for a fixture that does, has the marker by that."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``export`` marks every test that needs an exported model; ``make check`` leaves them out."""
+    for item in items:
+        if EXPORTED & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.export)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test without the marker fails where it, or a fixture of it, traces a graph."""
+    if item.get_closest_marker("export"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("controlnext.export.bundle.trace", _refuse)
+        return (yield)
+
+
+def _refuse(*_arguments: object) -> None:
+    pytest.fail("This test exports a model: mark it with @pytest.mark.export.")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which processor the run was on: which kernels were tested depends on it."""
+    from controlnext.bench.hardware import find_hardware
+
+    terminalreporter.section("machine")
+    terminalreporter.write_line(find_hardware().title)
