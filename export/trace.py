@@ -6,6 +6,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from controlnext.export.decompose import decompose
 from controlnext.registry import GraphSpec
 from controlnext.specs import TensorSpec
 
@@ -47,6 +49,8 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     with _quiet(), torch.no_grad():
         with _ExpandedRepeats():
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+        # the exporter calls this with a table of what it has no translation for
+        program.run_decompositions = partial(decompose, program)  # type: ignore[method-assign]
         exported = torch.onnx.export(
             program,
             dynamo=True,
