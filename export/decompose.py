@@ -11,8 +11,9 @@ those of ``run_decompositions``:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,19 +24,33 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from controlnext.export.shortcuts import short_shapes
+
 Table = Mapping[Any, Callable[..., Any]]
 """Decompositions by operator."""
 
 
-def decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
-    """The program, changed in place, with the operators of ``table`` taken apart."""
+@contextmanager
+def decomposed_in_place(program: ExportedProgram) -> Iterator[None]:
+    """In this block the exporter finds that ``program`` decomposes as these rules say."""
+    if any(_mutates(node) for node in program.graph.nodes):
+        yield
+        return
+    # the exporter calls it with a table of the operators that it has no translation for
+    program.run_decompositions = partial(_decompose, program)  # type: ignore[method-assign]
+    with short_shapes():
+        yield
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph = program.graph_module.graph
-    operations = [node for node in graph.nodes if isinstance(node.target, OpOverload)]
-    if any(node.target._schema.is_mutable for node in operations):
-        return ExportedProgram.run_decompositions(program, dict(table))
     fake = detect_fake_mode([node.meta.get("val") for node in graph.find_nodes(op="placeholder")])
     with fake or nullcontext(), enable_python_dispatcher():
-        for node in operations:
+        for node in [node for node in graph.nodes if isinstance(node.target, OpOverload)]:
             if node.target in table or _is_defined_by_views(node.target):
                 _expand(node, table)
     graph.eliminate_dead_code()

@@ -6,15 +6,13 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
-from controlnext.export.decompose import decompose
+from controlnext.export.decompose import decomposed_in_place
+from controlnext.export.shortcuts import name_stand_ins, short_trace
 from controlnext.registry import GraphSpec
 from controlnext.specs import TensorSpec
 
@@ -47,40 +45,22 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     # a module that takes *tensors has one parameter, one that names its inputs has several
     shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
     with _quiet(), torch.no_grad():
-        with _ExpandedRepeats():
+        with short_trace():
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-        # the exporter calls this with a table of what it has no translation for
-        program.run_decompositions = partial(decompose, program)  # type: ignore[method-assign]
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            # minutes of work on a large graph; controlnext.export.passes does the part that is needed
-            optimize=False,
-            verbose=False,
-            input_names=[tensor.name for tensor in inputs],
-            output_names=[tensor.name for tensor in spec.outputs],
-        )
+        name_stand_ins(program)
+        with decomposed_in_place(program):
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                # minutes of work on a large graph; controlnext.export.passes does the part that is needed
+                optimize=False,
+                verbose=False,
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+            )
     assert exported is not None
     return exported.model
-
-
-class _ExpandedRepeats(TorchFunctionMode):
-    """``Tensor.repeat_interleave`` by a number as an expansion: the exporter's own translation of it fails
-    for a dynamic number of repeats and more than one row."""
-
-    def __torch_function__(
-        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function is torch.Tensor.repeat_interleave:
-            return _repeat(*args, **kwargs or {})
-        return function(*args, **kwargs or {})
-
-
-def _repeat(tensor: Tensor, repeats: int, dim: int, output_size: int | None = None) -> Tensor:  # noqa: ARG001
-    sizes = [-1] * tensor.ndim
-    expanded = tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :])
-    return expanded.flatten(dim, dim + 1)
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
