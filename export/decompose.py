@@ -4,13 +4,14 @@
 than the first trace; the exporter has its own translation of nearly every operator in it. Rules, which are
 those of ``run_decompositions``:
 - an operator of the table is decomposed;
-- so is one that is defined by others and may return a view of its input (reshape, to, chunk, dropout);
+- so is one that is defined by others and may return a view of its input (reshape, to, chunk);
 - every other one stays as it is;
 - a program that writes to a tensor in place is left to ``run_decompositions``, which rewrites that.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -52,21 +53,24 @@ def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     with fake or nullcontext(), enable_python_dispatcher():
         for node in [node for node in graph.nodes if isinstance(node.target, OpOverload)]:
             if node.target in table or _is_defined_by_views(node.target):
-                _expand(node, table)
+                outputs = _expand(node, table)
+                _replace(node, outputs)
+                if isinstance(outputs, fx.Node):
+                    program.graph_signature.replace_all_uses(node.name, outputs.name)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
 
 
-def _is_defined_by_views(operator: OpOverload) -> bool:
-    if not operator.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+def _is_defined_by_views(target: OpOverload) -> bool:
+    if not target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
         return False
-    aliases = any(argument.alias_info is not None for argument in operator._schema.arguments)
-    return aliases or torch.Tag.maybe_aliasing_or_mutating in operator.tags
+    aliases = any(argument.alias_info is not None for argument in target._schema.arguments)
+    return aliases or torch.Tag.maybe_aliasing_or_mutating in target.tags
 
 
-def _expand(node: fx.Node, table: Table) -> None:
-    """Put the operators that ``node`` consists of in its place."""
+def _expand(node: fx.Node, table: Table) -> Any:
+    """Put the operators that ``node`` consists of before it; returns what gives its output or outputs."""
     inputs = node.all_input_nodes
 
     def call(*values: Any) -> Any:
@@ -78,10 +82,28 @@ def _expand(node: fx.Node, table: Table) -> None:
     parts = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
     with node.graph.inserting_before(node):
         for part in traced.graph.nodes:
-            if part.op == "call_function":
+            if part.target == torch.ops.aten.sym_numel.default:
+                parts[part] = _count(parts[part.args[0]])
+            elif part.op == "call_function":
                 parts[part] = node.graph.node_copy(part, parts.__getitem__)
                 parts[part].meta = {**node.meta, "val": part.meta["val"]}
-    _replace(node, fx.map_arg(traced.graph.output_node().args[0], parts.__getitem__))
+    return fx.map_arg(traced.graph.output_node().args[0], parts.__getitem__)
+
+
+def _count(tensor: fx.Node) -> fx.Node:
+    """The number of elements as a product of sizes: the exporter has no translation of ``sym_numel``."""
+
+    def add(function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        node = tensor.graph.call_function(function, args)
+        node.meta = {**tensor.meta, "val": value}
+        return node
+
+    shape = tensor.meta["val"].shape
+    count, value = add(torch.ops.aten.sym_size.int, (tensor, 0), shape[0]), shape[0]
+    for axis, size in enumerate(shape[1:], 1):
+        value = value * size
+        count = add(operator.mul, (count, add(torch.ops.aten.sym_size.int, (tensor, axis), size)), value)
+    return count
 
 
 def _replace(node: fx.Node, outputs: Any) -> None:
