@@ -71,12 +71,14 @@ def _is_defined_by_views(target: OpOverload) -> bool:
 
 def _expand(node: fx.Node, table: Table) -> Any:
     """Put the operators that ``node`` consists of before it; returns what gives its output or outputs."""
-    inputs = node.all_input_nodes
+    inputs, function = node.all_input_nodes, node.target
+    assert isinstance(function, OpOverload)
 
     def call(*values: Any) -> Any:
         given = dict(zip(inputs, values, strict=True))
-        args, kwargs = (fx.map_arg(part, given.__getitem__) for part in (node.args, node.kwargs))
-        return node.target(*args, **kwargs)
+        args: Any = fx.map_arg(node.args, given.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, given.__getitem__)
+        return function(*args, **kwargs)
 
     traced = make_fx(call, dict(table))(*(value.meta["val"] for value in inputs))
     parts = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
