@@ -271,6 +271,6 @@ def test_another_processor_has_optimized_graphs_of_its_own(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(bundle)
-    monkeypatch.setattr("controlnext.engines.onnxruntime.processor", lambda: "another")
+    monkeypatch.setattr("controlnext.engines.onnxruntime.describe_processor", lambda: "another")
     _run(bundle)
     assert len(list(bundle.glob("engines/onnxruntime-*/unet"))) == 2

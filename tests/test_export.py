@@ -146,6 +146,7 @@ def test_unknown_precision_is_refused_before_any_work(checkpoint, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.export
 def test_weights_that_float16_cannot_hold_are_refused(tmp_path, tiny_checkpoint_dir):
     from safetensors.torch import load_file, save_file
 
