@@ -11,11 +11,10 @@ those of ``run_decompositions``:
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -29,6 +28,9 @@ from controlnext.export.shortcuts import short_shapes
 
 Table = Mapping[Any, Callable[..., Any]]
 """Decompositions by operator."""
+Sizes = dict[Any, fx.Node]
+"""Nodes that give a size, by its expression in symbols: what is there is not worked out again."""
+_ATEN = torch.ops.aten
 
 
 @contextmanager
@@ -50,10 +52,17 @@ def _mutates(node: fx.Node) -> bool:
 def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     graph = program.graph_module.graph
     fake = detect_fake_mode([node.meta.get("val") for node in graph.find_nodes(op="placeholder")])
+    sizes: Sizes = {}
     with fake or nullcontext(), enable_python_dispatcher():
-        for node in [node for node in graph.nodes if isinstance(node.target, OpOverload)]:
-            if node.target in table or _is_defined_by_views(node.target):
-                outputs = _expand(node, table)
+        for node in list(graph.nodes):
+            if isinstance(value := node.meta.get("val"), torch.SymInt):
+                sizes.setdefault(value.node.expr, node)
+            if node.target == _ATEN.reshape.default:
+                _view(node)
+            elif node.target == _ATEN.contiguous.default:
+                _copy(node)
+            elif node.target in table or _is_defined_by_views(node.target):
+                outputs = _expand(node, table, sizes)
                 _replace(node, outputs)
                 if isinstance(outputs, fx.Node):
                     program.graph_signature.replace_all_uses(node.name, outputs.name)
@@ -62,14 +71,38 @@ def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
     return program
 
 
-def _is_defined_by_views(target: OpOverload) -> bool:
-    if not target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+def _is_defined_by_views(target: Any) -> bool:
+    if not isinstance(target, OpOverload) or not target.has_kernel_for_dispatch_key(
+        torch._C.DispatchKey.CompositeImplicitAutograd
+    ):
         return False
     aliases = any(argument.alias_info is not None for argument in target._schema.arguments)
     return aliases or torch.Tag.maybe_aliasing_or_mutating in target.tags
 
 
-def _expand(node: fx.Node, table: Table) -> Any:
+def _copy(node: fx.Node) -> None:
+    """Make what may copy its input do so: whether it has to goes by strides, which the exporter, going over
+    the program, may find to be others. In the graph a copy is an identity, and goes."""
+    node.target, node.args = _ATEN.clone.default, node.args[:1]
+    node.kwargs = {"memory_format": torch.contiguous_format}
+
+
+def _view(node: fx.Node) -> None:
+    """Make a reshape a view of a copy: the exporter translates that as one node."""
+    source, wanted = cast("tuple[fx.Node, list[Any]]", node.args)
+    with node.graph.inserting_before(node):
+        copy = node.graph.create_node("call_function", _ATEN.contiguous.default, (source,))
+    copy.meta = {**node.meta, "val": source.meta["val"].clone(memory_format=torch.contiguous_format)}
+    _copy(copy)
+    # a size that is left to find out is one of the dynamic ones
+    sizes = [
+        size if given == -1 and isinstance(size, int) else given
+        for given, size in zip(wanted, node.meta["val"].shape, strict=True)
+    ]
+    node.target, node.args = _ATEN.view.default, (copy, sizes)
+
+
+def _expand(node: fx.Node, table: Table, sizes: Sizes) -> Any:
     """Put the operators that ``node`` consists of before it; returns what gives its output or outputs."""
     inputs, function = node.all_input_nodes, node.target
     assert isinstance(function, OpOverload)
@@ -84,28 +117,18 @@ def _expand(node: fx.Node, table: Table) -> Any:
     parts = dict(zip(traced.graph.find_nodes(op="placeholder"), inputs, strict=True))
     with node.graph.inserting_before(node):
         for part in traced.graph.nodes:
-            if part.target == torch.ops.aten.sym_numel.default:
-                parts[part] = _count(parts[part.args[0]])
-            elif part.op == "call_function":
+            if part.op != "call_function":
+                continue
+            value = part.meta["val"]
+            size = value.node.expr if isinstance(value, torch.SymInt) else None
+            if size in sizes:
+                parts[part] = sizes[size]
+            else:
                 parts[part] = node.graph.node_copy(part, parts.__getitem__)
-                parts[part].meta = {**node.meta, "val": part.meta["val"]}
+                parts[part].meta = {**node.meta, "val": value}
+                if size is not None:
+                    sizes[size] = parts[part]
     return fx.map_arg(traced.graph.output_node().args[0], parts.__getitem__)
-
-
-def _count(tensor: fx.Node) -> fx.Node:
-    """The number of elements as a product of sizes: the exporter has no translation of ``sym_numel``."""
-
-    def add(function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
-        node = tensor.graph.call_function(function, args)
-        node.meta = {**tensor.meta, "val": value}
-        return node
-
-    shape = tensor.meta["val"].shape
-    count, value = add(torch.ops.aten.sym_size.int, (tensor, 0), shape[0]), shape[0]
-    for axis, size in enumerate(shape[1:], 1):
-        value = value * size
-        count = add(operator.mul, (count, add(torch.ops.aten.sym_size.int, (tensor, axis), size)), value)
-    return count
 
 
 def _replace(node: fx.Node, outputs: Any) -> None:
