@@ -28,7 +28,8 @@ from onnx import TensorProto, helper
 
 from controlnext.bench.messages import Work
 from controlnext.bench.requests import step_feed
-from controlnext.manifest import PROLOGUE, STEP, read_manifest
+from controlnext.engines.int8 import parts_for
+from controlnext.manifest import read_manifest
 from controlnext.registry import get_family
 
 RUNS, LARGE, LISTED = 5, 3072, 16
@@ -77,8 +78,9 @@ def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
     manifest = read_manifest(bundle)
     folder = bundle / get_family(manifest.family).denoiser
     feed = step_feed(bundle, work)
-    if (folder / PROLOGUE).exists():
-        once = onnxruntime.InferenceSession(folder / PROLOGUE)
+    prologue, step = (folder / name for name in parts_for(manifest.precision))
+    if prologue.exists():
+        once = onnxruntime.InferenceSession(prologue)
         feed |= zip((value.name for value in once.get_outputs()), run(once, feed), strict=True)
         del once
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,7 +88,7 @@ def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
         options.enable_mem_pattern = False
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(scratch) / "profile")
-        session = onnxruntime.InferenceSession(folder / STEP, options)
+        session = onnxruntime.InferenceSession(step, options)
         for _ in range(1 + runs):
             run(session, feed)
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -7,6 +7,8 @@ from functools import cache
 
 import numpy as np
 
+from controlnext.manifest import PARTS, UINT8_PARTS
+
 UINT8_INT8, UINT8_UINT8 = "uint8 x int8", "uint8 x uint8"
 """The forms: activations by weights. The first is faster, where it is right."""
 
@@ -39,3 +41,8 @@ def int8_form() -> str:
 def known_int8_form() -> str:
     """As :func:`int8_form`; empty where ONNX Runtime is not installed."""
     return int8_form() if importlib.util.find_spec("onnxruntime") else ""
+
+
+def parts_for(precision: str) -> tuple[str, str]:
+    """The files of a denoiser's prologue and step that are right on this processor."""
+    return UINT8_PARTS if precision == "int8" and int8_form() == UINT8_UINT8 else PARTS

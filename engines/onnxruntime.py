@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from controlnext import processor
+from controlnext.engines import int8
 from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.cache import discard, is_intact, store
 from controlnext.engines.cache import processor as describe_processor
-from controlnext.engines.int8 import UINT8_UINT8, int8_form
 from controlnext.engines.providers import (
     CPU,
     CUDA,
@@ -107,10 +107,9 @@ class OrtBackend(Backend):
     def _names(self, bundle: Path, manifest: Manifest, folder: str) -> list[str]:
         """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
         precision = manifest.graphs[folder].precision
-        unsigned = self._int8_form(precision) == UINT8_UINT8
-        parts = UINT8_PARTS if unsigned else PARTS
+        parts = int8.parts_for(precision) if self.provider == CPU else PARTS
         there = [name for name in parts if f"{folder}/{name}" in manifest.files]
-        if unsigned and not there:
+        if parts == UINT8_PARTS and not there:
             raise BundleError(
                 f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
                 " multiplies int8 without VNNI; export it again with controlnext export --precision int8, or"
@@ -120,7 +119,7 @@ class OrtBackend(Backend):
 
     def _int8_form(self, precision: str) -> str:
         """How this processor multiplies a graph of that precision; empty where it is not int8 or not here."""
-        return int8_form() if precision == "int8" and self.provider == CPU else ""
+        return int8.int8_form() if precision == "int8" and self.provider == CPU else ""
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""

@@ -19,7 +19,6 @@ from onnx import TensorProto, helper
 from recipe import VARIANTS
 
 from controlnext.engines import int8, open_engine
-from controlnext.engines import onnxruntime as ort_engine
 from controlnext.engines.int8 import UINT8_INT8, UINT8_UINT8, int8_form
 from controlnext.errors import BundleError, WorkError
 from controlnext.export.passes import fuse_products, quantize, use_uint8
@@ -136,7 +135,7 @@ def test_both_forms_of_a_denoiser_are_its_graph(
     folder = get_family(manifest.family).denoiser
     found = {}
     for form in {UINT8_UINT8, int8_form()}:
-        monkeypatch.setattr(ort_engine, "int8_form", lambda form=form: form)
+        monkeypatch.setattr(int8, "int8_form", lambda form=form: form)
         with open_engine(bundle, manifest, folder, device="cpu", cache=False) as engine:
             assert engine.backend == f"onnxruntime on cpu, int8 as {form}"
             feed = make_feed(engine)
@@ -154,9 +153,9 @@ def test_an_older_bundle_is_refused_where_it_would_be_wrong(
     manifest = read_manifest(bundle)
     for name in UINT8_PARTS:
         del manifest.files[f"unet/{name}"]
-    monkeypatch.setattr(ort_engine, "int8_form", lambda: UINT8_INT8)
+    monkeypatch.setattr(int8, "int8_form", lambda: UINT8_INT8)
     open_engine(bundle, manifest, "unet", device="cpu", cache=False).close()
-    monkeypatch.setattr(ort_engine, "int8_form", lambda: UINT8_UINT8)
+    monkeypatch.setattr(int8, "int8_form", lambda: UINT8_UINT8)
     with pytest.raises(BundleError, match="export it again with controlnext export --precision int8"):
         open_engine(bundle, manifest, "unet", device="cpu", cache=False)
 
