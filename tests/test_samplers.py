@@ -13,17 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
+from controlnext.registry.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.samplers import SAMPLERS, make_sampler
+from controlnext.runtime.samplers import make_sampler
 
 SCHEDULERS: dict[str, Any] = {
-    "unipc": diffusers.UniPCMultistepScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-    "ddim": diffusers.DDIMScheduler,
-    "ddpm": diffusers.DDPMScheduler,
-    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
-    "flow_euler": diffusers.FlowMatchEulerDiscreteScheduler,
+    name: getattr(diffusers, spec.scheduler) for name, spec in SAMPLER_SPECS.items()
 }
 
 # scheduler/scheduler_config.json of the published SDXL and SVD bases
@@ -297,7 +292,7 @@ def test_every_option_of_diffusers_is_known_or_has_no_effect() -> None:
     without_effect |= {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
     for name, scheduler in SCHEDULERS.items():
         keys = set(scheduler.from_config({}).config) - {"_use_default_values"}
-        assert keys - without_effect <= set(SAMPLERS[name].known_options), name
-        for key, option in SAMPLERS[name].known_options.items():
+        assert keys - without_effect <= set(SAMPLER_SPECS[name].options), name
+        for key, option in SAMPLER_SPECS[name].options.items():
             theirs = scheduler.from_config({}).config.get(key, option.default)
             assert option.default == theirs or (theirs == [] and option.default == ()), (name, key)

@@ -17,17 +17,10 @@ from torch import Tensor, nn
 from controlnext.image_input import ImageReader
 from controlnext.reference.tokens import stock_tokenizers
 from controlnext.registry import Family, Variant
+from controlnext.registry.samplers import SAMPLER_SPECS
 from controlnext.weights import Checkpoint
 
-SCHEDULERS = {
-    "unipc": "UniPCMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "flow_euler": "FlowMatchEulerDiscreteScheduler",
-}
+SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 """diffusers' class behind each sampler."""
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from controlnext.errors import InputError
+from controlnext.registry.options import read_options
+from controlnext.registry.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.samplers.options import OptionTable, read_options
 from controlnext.runtime.samplers.schedule import FloatArray, Options
 
 
@@ -32,7 +33,6 @@ class Sampler(ABC):
     """
 
     name: ClassVar[str]
-    known_options: ClassVar[OptionTable]
     limits_steps: ClassVar[bool] = False
     """Whether diffusers refuses more steps than training timesteps."""
 
@@ -40,7 +40,7 @@ class Sampler(ABC):
     init_noise_sigma: float = 1.0
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        self.options: Options = read_options(self.name, self.known_options, config)
+        self.options: Options = read_options(self.name, SAMPLER_SPECS[self.name].options, config)
         self.num_inference_steps = self._checked_steps(num_inference_steps)
         self._noise_scales: dict[int, np.float32] = {}
         """Of the steps that draw noise, and of no others: what it is multiplied by, which may be 0."""
@@ -124,6 +124,6 @@ class Sampler(ABC):
             raise InputError(
                 f"sampler '{self.name}' cannot run this scheduler configuration at "
                 f"{self.num_inference_steps} steps: its noise schedule repeats a level or divides by zero "
-                "(diffusers gives NaN); ask for another number of steps, or change final_sigmas_type, "
-                "timestep_spacing or rescale_betas_zero_snr in the scheduler configuration"
+                "(diffusers gives NaN); ask for another number of steps, or export with other scheduler "
+                "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr"
             )

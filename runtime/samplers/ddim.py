@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.options import (
-    SCHEDULE_OPTIONS,
-    THRESHOLD_OPTIONS,
-    OptionTable,
-    choice,
-    flag,
-    number,
-)
 from controlnext.runtime.samplers.schedule import FloatArray, cumulative_alphas, spaced_timesteps
 
 _ONE = np.float32(1)
@@ -26,13 +18,6 @@ class AlphaBarSampler(Sampler):
     """Base of DDIM and DDPM: whole timesteps with their alpha_bar, and a predicted x0 that may be limited."""
 
     limits_steps = True
-    known_options: ClassVar[OptionTable] = {
-        **SCHEDULE_OPTIONS,
-        **THRESHOLD_OPTIONS,
-        "timestep_spacing": choice("leading", "trailing", "linspace"),
-        "clip_sample": flag(True),
-        "clip_sample_range": number(1.0, 0),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)
@@ -42,7 +27,7 @@ class AlphaBarSampler(Sampler):
         if visited.max() >= len(table):
             raise InputError(
                 f"the first timestep of {steps} steps is {visited.max()}, beyond the {len(table)} training "
-                "timesteps: ask for fewer steps, or lower steps_offset in the scheduler configuration"
+                "timesteps: ask for fewer steps, or export with a lower steps_offset of the scheduler"
             )
         self.timesteps = visited.astype(np.float32)
         self._visited, self._alpha_bar_table = visited, table
@@ -75,7 +60,6 @@ class DDIMSampler(AlphaBarSampler):
     """Equals diffusers' `DDIMScheduler` with eta 0."""
 
     name = "ddim"
-    known_options: ClassVar[OptionTable] = {**AlphaBarSampler.known_options, "set_alpha_to_one": flag(True)}
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.runtime.samplers.ddim import AlphaBarSampler
-from controlnext.runtime.samplers.options import OptionTable, choice
 from controlnext.runtime.samplers.schedule import FloatArray
 
 _ONE = np.float32(1)
@@ -24,10 +23,6 @@ class DDPMSampler(AlphaBarSampler):
     """
 
     name = "ddpm"
-    known_options: ClassVar[OptionTable] = {
-        **AlphaBarSampler.known_options,
-        "variance_type": choice("fixed_small", None, "fixed_small_log", "fixed_large"),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.runtime.samplers.multistep import MultistepSampler, Update
-from controlnext.runtime.samplers.options import OptionTable, choice, flag, number, off, whole
 from controlnext.runtime.samplers.schedule import FloatArray, cumulative_alphas, log_snr
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
@@ -26,17 +24,6 @@ class DPMPP2MSampler(MultistepSampler):
     """
 
     name = "dpmpp_2m"
-    known_options: ClassVar[OptionTable] = {
-        **MultistepSampler.known_options,
-        "solver_order": whole(2, 1),
-        "algorithm_type": choice("dpmsolver++"),
-        # the last three belong to other solvers' configurations; diffusers reads them as midpoint
-        "solver_type": choice("midpoint", "heun", "logrho", "bh1", "bh2"),
-        "euler_at_final": flag(),
-        "use_lu_lambdas": off(),
-        "lambda_min_clipped": number(-math.inf),
-        "variance_type": choice(None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.options import SCHEDULE_OPTIONS, SIGMA_OPTIONS, OptionTable, choice
 from controlnext.runtime.samplers.schedule import (
     DoubleArray,
     FloatArray,
@@ -69,13 +68,6 @@ class EulerSampler(NoiseLevelSampler):
     """Equals diffusers' `EulerDiscreteScheduler` (without its churn, which pipelines leave off)."""
 
     name = "euler"
-    known_options: ClassVar[OptionTable] = {
-        **SCHEDULE_OPTIONS,
-        **SIGMA_OPTIONS,
-        "prediction_type": choice("epsilon", "v_prediction", "sample", "original_sample"),
-        "interpolation_type": choice("linear", "log_linear"),
-        "timestep_type": choice("discrete", "continuous"),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

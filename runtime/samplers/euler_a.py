@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.runtime.samplers.euler import NoiseLevelSampler
-from controlnext.runtime.samplers.options import SCHEDULE_OPTIONS, OptionTable, choice
 from controlnext.runtime.samplers.schedule import FloatArray, interpolated_sigmas, sigma_table
 
 
@@ -19,10 +18,6 @@ class EulerAncestralSampler(NoiseLevelSampler):
     """
 
     name = "euler_a"
-    known_options: ClassVar[OptionTable] = {
-        **SCHEDULE_OPTIONS,
-        "prediction_type": choice("epsilon", "v_prediction"),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

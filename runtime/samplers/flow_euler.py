@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.options import OptionTable, flag, number, off, whole
 from controlnext.runtime.samplers.schedule import DoubleArray, FloatArray, replacement_sigmas
 
 _ONE = np.float32(1)
@@ -20,20 +19,6 @@ class FlowEulerSampler(Sampler):
     """Equals diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by the picture's size."""
 
     name = "flow_euler"
-    known_options: ClassVar[OptionTable] = {
-        "num_train_timesteps": whole(1000, 1),
-        "shift": number(1.0, 0, above=True),
-        "use_dynamic_shifting": off(),
-        "shift_terminal": number(None, 0, 1),
-        "invert_sigmas": flag(),
-        "stochastic_sampling": flag(),
-        "use_karras_sigmas": flag(),
-        "use_exponential_sigmas": flag(),
-        "use_beta_sigmas": off(),
-        # no parameters of the class, but diffusers reads them where another class's configuration has them
-        "sigma_min": number(None, 0, above=True),
-        "sigma_max": number(None, 0, above=True),
-    }
     sigmas: FloatArray
     """Share of noise at each step and after the last one, (steps + 1,)."""
 

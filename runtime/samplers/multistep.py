@@ -11,14 +11,6 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.options import (
-    SCHEDULE_OPTIONS,
-    SIGMA_OPTIONS,
-    THRESHOLD_OPTIONS,
-    OptionTable,
-    flag,
-    off,
-)
 from controlnext.runtime.samplers.schedule import (
     FloatArray,
     interpolated_sigmas,
@@ -53,14 +45,6 @@ class Update:
 class MultistepSampler(Sampler):
     """Base of the solvers that extrapolate from earlier outputs: one object serves one run."""
 
-    known_options: ClassVar[OptionTable] = {
-        **SCHEDULE_OPTIONS,
-        **SIGMA_OPTIONS,
-        **THRESHOLD_OPTIONS,
-        "lower_order_final": flag(True),
-        "use_flow_sigmas": off(),
-        "use_dynamic_shifting": off(),
-    }
     ends_at_replaced: ClassVar[bool] = False
     """Whether final_sigmas_type sigma_min repeats the last Karras or exponential level, where there are such;
     else it is the lowest level of training."""

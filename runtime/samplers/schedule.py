@@ -46,7 +46,7 @@ def beta_table(options: Options) -> FloatArray:
     if not np.all((betas >= 0) & (betas <= 1)):
         raise InputError(
             f"the scheduler configuration's betas range from {betas.min():g} to {betas.max():g}: they must "
-            "lie between 0 and 1; correct beta_start, beta_end or trained_betas"
+            "lie between 0 and 1; export with other scheduler settings: beta_start, beta_end or trained_betas"
         )
     return betas
 
@@ -148,7 +148,8 @@ def replacement_sigmas(options: Options, highest: float, lowest: float, steps: i
     karras, exponential = options["use_karras_sigmas"], options["use_exponential_sigmas"]
     if karras and exponential:
         raise InputError(
-            "the scheduler configuration has use_karras_sigmas and use_exponential_sigmas on: turn one off"
+            "the scheduler configuration has use_karras_sigmas and use_exponential_sigmas on: turn one off, "
+            "by the scheduler settings of the export"
         )
     highest = highest if options["sigma_max"] is None else options["sigma_max"]
     lowest = lowest if options["sigma_min"] is None else options["sigma_min"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from controlnext.runtime.samplers.multistep import MultistepSampler, Update
-from controlnext.runtime.samplers.options import OptionTable, choice, flag, step_numbers, unset, whole
 from controlnext.runtime.samplers.schedule import FloatArray
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
@@ -19,16 +18,6 @@ class UniPCSampler(MultistepSampler):
 
     name = "unipc"
     ends_at_replaced = True
-    known_options: ClassVar[OptionTable] = {
-        **MultistepSampler.known_options,
-        "solver_order": whole(2, 1),
-        # the last three belong to other solvers' configurations; diffusers reads them as bh2
-        "solver_type": choice("bh2", "bh1", "midpoint", "heun", "logrho"),
-        "predict_x0": flag(True),
-        "disable_corrector": step_numbers(),
-        "solver_p": unset(),
-        "shift_terminal": unset(),
-    }
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)

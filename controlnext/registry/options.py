@@ -123,38 +123,7 @@ def read_options(sampler: str, known: OptionTable, config: Mapping[str, Any]) ->
         if not option.accepts(value):
             raise InputError(
                 f"sampler '{sampler}' does not support the scheduler option {key}={value!r} (accepted: "
-                f"{option.accepted}); change it in the scheduler configuration or take another sampler"
+                f"{option.accepted}); take another sampler, or export with scheduler {key}=..."
             )
         values[key] = value
     return MappingProxyType(values)
-
-
-SCHEDULE_OPTIONS: OptionTable = {
-    "num_train_timesteps": whole(1000, 1),
-    "beta_start": number(0.0001, 0),
-    "beta_end": number(0.02, 0),
-    "beta_schedule": choice("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "trained_betas": trained_betas(),
-    "rescale_betas_zero_snr": flag(),
-    "prediction_type": choice("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": choice("linspace", "leading", "trailing"),
-    "steps_offset": whole(0, 0),
-}
-"""Known to every scheduler class."""
-
-SIGMA_OPTIONS: OptionTable = {
-    "use_karras_sigmas": flag(),
-    "use_exponential_sigmas": flag(),
-    "use_beta_sigmas": off(),
-    "sigma_min": number(None, 0, above=True),
-    "sigma_max": number(None, 0, above=True),
-    "final_sigmas_type": choice("zero", "sigma_min"),
-}
-"""Known to the classes whose schedule is a list of noise levels."""
-
-THRESHOLD_OPTIONS: OptionTable = {
-    "thresholding": flag(),
-    "dynamic_thresholding_ratio": number(0.995, 0, 1),
-    "sample_max_value": number(1.0, 0, above=True),
-}
-"""Known to the classes that can limit the predicted clean sample by dynamic thresholding."""
