@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from controlnext.errors import BundleError
 from controlnext.files import MANIFEST, sha256
+from controlnext.manifest_check import check_manifest
 from controlnext.specs import TensorSpec
 
 SCHEMA = 1
@@ -90,6 +91,15 @@ class Source(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a setting of the scheduler came from: the ``base``'s own file, the family's ``shipped`` defaults
+    (of single files), a ``marker`` in the checkpoint or its metadata, the stock ``pipeline`` that sets it in
+    every base, or an ``option`` of the export; ``name``: of the base, the marker or the pipeline."""
+
+    origin: Literal["base", "shipped", "marker", "pipeline", "option"]
+    name: str = ""
+
+
 class ParityRow(msgspec.Struct, frozen=True):
     """One measured difference between the engine and the PyTorch reference."""
 
@@ -107,7 +117,8 @@ class ParityRow(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``configs``: the configuration of every network by name, as in the diffusers checkpoint.
     ``options``: pipeline options of the checkpoint (``force_zeros_for_empty_prompt``).
-    ``parity``: what the export measured; empty when it was told not to."""
+    ``parity``: what the export measured; empty when it was told not to. ``scheduler``: where each setting of
+    ``scheduler/scheduler_config.json`` came from; empty in bundles of earlier releases."""
 
     schema: int
     family: str
@@ -120,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: dict[str, str]
     files: dict[str, FileEntry]
     parity: list[ParityRow] = []
+    scheduler: dict[str, Setting] = {}
 
 
 class _Header(msgspec.Struct):
@@ -129,7 +141,8 @@ class _Header(msgspec.Struct):
 def read_manifest(bundle: Path) -> Manifest:
     """Read and validate the manifest of the bundle in folder ``bundle``.
 
-    Raises :class:`BundleError` where there is none, where it is damaged, or of a newer schema.
+    Raises :class:`BundleError` where there is none, where it is damaged, of a newer schema, or does not fit
+    the registry (:mod:`controlnext.manifest_check`).
     """
     path = bundle / MANIFEST
     if not path.is_file():
@@ -141,9 +154,14 @@ def read_manifest(bundle: Path) -> Manifest:
             raise BundleError(
                 f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+    try:
+        check_manifest(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}; export the bundle again") from error
+    return manifest
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
@@ -164,6 +182,8 @@ def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
 
 def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
     """The path of the bundle's file ``name``, after its size was found right."""
+    if name not in manifest.files:
+        raise BundleError(f"{bundle / MANIFEST}: files has no {name}; export the bundle again")
     path, entry = bundle / name, manifest.files[name]
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the bundle again or export it again")

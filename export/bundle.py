@@ -118,6 +118,7 @@ def _manifest(checkpoint: Checkpoint, precision: str, graphs: dict[str, Graph]) 
         sources=checkpoint.sources,
         tools={"controlnext": __version__} | {tool: importlib.metadata.version(tool) for tool in TOOLS},
         files={},
+        scheduler=checkpoint.settings,
     )
 
 

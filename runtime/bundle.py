@@ -9,8 +9,10 @@ from typing import Self
 from controlnext.closing import Closing
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
-from controlnext.errors import InputError
+from controlnext.errors import BundleError, InputError
+from controlnext.files import MANIFEST
 from controlnext.manifest import check_file, check_size, read_manifest
+from controlnext.manifest_check import check_complete
 from controlnext.registry import get_family
 
 
@@ -24,6 +26,10 @@ class Bundle(Closing):
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.family = get_family(self.manifest.family)
+        try:
+            check_complete(self.manifest, self.family)
+        except BundleError as error:
+            raise BundleError(f"{self.path / MANIFEST}: {error}; export the bundle again") from error
         for name in self.manifest.files:
             check_size(self.path, self.manifest, name)
         self._backend, self._cache = backend, cache

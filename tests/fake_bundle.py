@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from controlnext.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
-from controlnext.registry import get_family
+from controlnext.registry import Family, get_family
 from controlnext.specs import TensorSpec
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
@@ -97,7 +98,7 @@ def write_fake_bundle(
         variant=next(iter(family.variants)),
         precision="fp32",
         graphs=graphs,
-        configs={"vae": VAE_CONFIG, family.denoiser: DENOISER_CONFIG},
+        configs=_configs(family, graphs, controls),
         options=dict.fromkeys(family.checkpoint_options, force_zeros),
         sources=[],
         tools={},
@@ -105,6 +106,14 @@ def write_fake_bundle(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[str, dict[str, Any]]:
+    """What is read of them, and no more."""
+    networks = {graph.network for graph in graphs.values()}
+    known = {"vae": VAE_CONFIG, family.denoiser: DENOISER_CONFIG}
+    names = [f"control_{number}" if number > 1 else "control" for number in range(1, controls + 1)]
+    return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in (*sorted(networks), *names)}
 
 
 def table(width: int) -> np.ndarray:

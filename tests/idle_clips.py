@@ -76,7 +76,12 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
         variant=variant,
         precision="fp32",
         graphs=graphs,
-        configs={"vae": {"scaling_factor": SCALING}, "unet": {}},
+        configs={
+            "vae": {"scaling_factor": SCALING},
+            "unet": {"sample_size": 64, "num_frames": 14},
+            "image_encoder": {},
+            "control": {},
+        },
         options=dict(family.checkpoint_options),
         sources=[],
         tools={},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fake_bundle import write_fake_bundle
 
 from controlnext.errors import BundleError
 from controlnext.files import MANIFEST
@@ -15,6 +16,7 @@ from controlnext.manifest import (
     Graph,
     Manifest,
     ParityRow,
+    Setting,
     Source,
     TensorEntry,
     check_file,
@@ -22,6 +24,7 @@ from controlnext.manifest import (
     read_manifest,
     write_manifest,
 )
+from controlnext.runtime import Pipeline
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def _manifest(bundle: Path) -> Manifest:
         variant="sdxl",
         precision="fp16",
         graphs={"unet": Graph("unet", "fp16", [sample], [sample])},
-        configs={"unet": {"in_channels": 4}},
+        configs={"unet": {"in_channels": 4, "sample_size": 128}},
         options={"force_zeros_for_empty_prompt": True},
         sources=[Source("base", "base", "00ff")],
         tools={"torch": "2.13.0"},
@@ -130,3 +133,88 @@ def test_a_broken_file_is_named(bundle: Path, content: bytes | None, message: st
 )
 def test_a_row_passes_within_its_limit(value: float, limit: float, at_least: bool, passed: bool) -> None:
     assert ParityRow("output", "metric", value, limit, at_least).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "sd9"}, "unknown model 'sd9'; accepted: sd15"),
+        ({"variant": "up"}, "unknown variant 'up'; accepted: sdxl"),
+        ({"precision": "fp8"}, "precision is 'fp8'; known: fp32"),
+        ({"configs": {"unett": {}}}, "configs has no unet, .* needs; it has unett"),
+        ({"configs": {"unet": {}}}, "configs.unet has no sample_size"),
+        ({"configs": {"unet": {"sample_size": "large"}}}, "configs.unet.sample_size is 'large'"),
+        ({"configs": {"unet": {"sample_size": 128}, "vea": {}}}, "configs has unet, vea; of 0 controls"),
+    ],
+)
+def test_a_manifest_that_lacks_what_its_family_needs_is_one_line(
+    bundle: Path, change: dict[str, object], message: str
+) -> None:
+    """Whatever entry has another name or type: no look-up fails later."""
+    _change(bundle, **change)
+    with pytest.raises(BundleError, match=f"{MANIFEST}: {message}.*export the bundle again") as caught:
+        read_manifest(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_graphs_are_those_of_the_family(bundle: Path) -> None:
+    graph = json.loads((bundle / MANIFEST).read_text())["graphs"]["unet"]
+    for graphs, message in (
+        ({"unett": graph}, "graphs has unett, which Stable Diffusion XL has not"),
+        ({"unet": {**graph, "network": "vae"}}, "graphs.unet.network is 'vae'; expected 'unet'"),
+        ({"unet": {**graph, "precision": "fp7"}}, "graphs.unet.precision is 'fp7'"),
+    ):
+        _change(bundle, graphs=graphs)
+        with pytest.raises(BundleError, match=message):
+            read_manifest(bundle)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_named(bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"files has no scheduler/scheduler_config.json"):
+        check_file(bundle, read_manifest(bundle), "scheduler/scheduler_config.json")
+
+
+def _rename(entries: dict[str, object], name: str) -> None:
+    entries[f"{name}_"] = entries.pop(name)
+
+
+@pytest.mark.parametrize("part", ["graphs", "configs", "options"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
+def test_a_bundle_with_any_entry_renamed_is_refused_when_it_is_loaded(
+    tmp_path: Path, family: str, part: str
+) -> None:
+    folder = write_fake_bundle(tmp_path / "bundle", family)
+    Pipeline.load(folder).close()
+    whole = json.loads((folder / MANIFEST).read_text())
+    for name in whole[part]:
+        changed = json.loads(json.dumps(whole))
+        _rename(changed[part], name)
+        (folder / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(BundleError, match=f"{MANIFEST}: .*export the bundle again"):
+            Pipeline.load(folder)
+
+
+def test_inputs_of_the_denoiser_are_those_that_the_runtime_gives(tmp_path: Path) -> None:
+    folder = write_fake_bundle(tmp_path / "bundle")
+    whole = json.loads((folder / MANIFEST).read_text())
+    for key, value in (("name", "samples"), ("dtype", "float16"), ("shape", ["batch", 4])):
+        changed = json.loads(json.dumps(whole))
+        changed["graphs"]["unet"]["inputs"][0][key] = value
+        (folder / MANIFEST).write_text(json.dumps(changed))
+        with pytest.raises(BundleError, match=r"graphs.unet.inputs.*expected"):
+            Pipeline.load(folder)
+    for options in ({}, {"force_zeros_for_empty_prompt": "yes"}):
+        (folder / MANIFEST).write_text(json.dumps({**whole, "options": options}))
+        with pytest.raises(BundleError, match=r"options.*force_zeros_for_empty_prompt"):
+            Pipeline.load(folder)
+
+
+def test_where_settings_of_the_scheduler_came_from_is_kept_and_may_be_absent(bundle: Path) -> None:
+    assert read_manifest(bundle).scheduler == {}
+    settings = {"prediction_type": Setting("marker", "v_pred"), "shift": Setting("option")}
+    write_manifest(bundle, msgspec.structs.replace(_manifest(bundle), scheduler=settings))
+    assert read_manifest(bundle).scheduler == settings
+    content = json.loads((bundle / MANIFEST).read_text())
+    del content["scheduler"]  # as earlier releases wrote it
+    (bundle / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(bundle).scheduler == {}

@@ -83,6 +83,15 @@ def test_a_damaged_file_is_named(tiny_bundle: Path, tmp_path: Path, name: str) -
         bundle_checkpoint(bundle)
 
 
+PARTS = pytest.mark.usefixtures("_parts_of_a_bundle")
+
+
+@pytest.fixture
+def _parts_of_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Manifests that lack what the tests of single networks do not need."""
+    monkeypatch.setattr("controlnext.manifest.check_manifest", lambda _manifest: None)
+
+
 def make_checkpoint(family: Family, variant: str, controls: list[ControlSpec], **configs: Any) -> Checkpoint:
     """Control modules, and those of the family's networks that are named, full of small random numbers."""
     networks = {}
@@ -145,6 +154,7 @@ def check_equal(after: Checkpoint, before: Checkpoint) -> None:
     assert after.variant == before.variant
 
 
+@PARTS
 def test_every_control_of_a_bundle_comes_back_with_its_own_widths(tmp_path: Path) -> None:
     """Also the tenth and eleventh, which the manifest sorts before the second."""
     specs = [ControlSpec(16, (8, 8, 16), stages=(8 * (1 + index), 16)) for index in range(11)]
@@ -155,6 +165,7 @@ def test_every_control_of_a_bundle_comes_back_with_its_own_widths(tmp_path: Path
     assert len(after.graphs[-1].inputs) == len(before.graphs[-1].inputs)
 
 
+@PARTS
 def test_a_video_vae_comes_back_from_its_two_graphs(tmp_path: Path) -> None:
     family = get_family("svd")
     vae = {"block_out_channels": [32], "down_block_types": ["DownEncoderBlock2D"], "layers_per_block": 1}
@@ -165,6 +176,7 @@ def test_a_video_vae_comes_back_from_its_two_graphs(tmp_path: Path) -> None:
     assert after.networks["control"].module().scale == before.networks["control"].tensors["scale"]
 
 
+@PARTS
 def test_the_two_names_of_an_embedding_are_one_tensor(tmp_path: Path) -> None:
     """T5's state dict has its embedding twice, its graph once."""
     family = get_family("sd3")

@@ -177,7 +177,7 @@ def test_samplers_are_those_of_the_stock_pipeline(
     required = [key for key, p in inspect.signature(stock).parameters.items() if p.default is p.empty]
     parts: dict[str, Any] = dict.fromkeys(required) | {"scheduler": scheduler}
     pipeline = stock(**parts | dict(family.pipeline_options))
-    ours = read_base(family, base, None).scheduler
+    ours = read_base(family, base, None).scheduler.config
     for sampler in family.samplers:
         cls = getattr(diffusers, SCHEDULERS[sampler])
         made, expected = cls.from_config(ours).config, cls.from_config(pipeline.scheduler.config).config

@@ -41,6 +41,12 @@ def _print(manifest: Manifest) -> None:
         ("for", "from", "sha256", ""),
         [(s.role, s.name, s.sha256[:16], s.detail) for s in manifest.sources],
     )
+    if manifest.scheduler:
+        print_table(
+            "Scheduler",
+            ("setting", "from", ""),
+            [(key, setting.origin, setting.name) for key, setting in sorted(manifest.scheduler.items())],
+        )
     print_table("Made with", ("tool", "version"), list(manifest.tools.items()))
     if manifest.parity:
         print_parity(manifest.parity)

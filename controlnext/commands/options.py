@@ -55,6 +55,15 @@ Lora = Annotated[
 NoT5 = Annotated[
     bool, typer.Option("--no-t5", help="Leave the T5 text encoder out (sd3): less text, 9 GB less.")
 ]
+Scheduler = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE[,...]",
+        help="Settings of the scheduler in place of the base's, such as prediction_type=v_prediction for"
+        " v-prediction checkpoints; values as in JSON; may be repeated.",
+        show_default=False,
+    ),
+]
 RandomWeights = Annotated[
     int | None,
     typer.Option(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -27,6 +29,7 @@ class Sources:
     vae: options.Vae = None
     lora: options.Lora = None
     no_t5: options.NoT5 = False
+    scheduler: options.Scheduler = None
     random_weights: options.RandomWeights = None
 
     @property
@@ -54,11 +57,32 @@ class Sources:
             vae=self.vae,
             lora=self.lora or (),
             leave_out=(family.sequence_encoder,) if self.no_t5 else (),
+            scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,
         )
 
 
 NO_SOURCES = Sources()
+
+_NEXT_SETTING = re.compile(r",(?=\s*\w+\s*=)")
+
+
+def parse_settings(given: Iterable[str]) -> dict[str, Any]:
+    """``KEY=VALUE[,KEY=VALUE...]`` by key; a value is JSON, or a word. Commas within a list part nothing."""
+    settings: dict[str, Any] = {}
+    for text in (one for many in given for one in _NEXT_SETTING.split(many)):
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not (key and equals and value):
+            raise InputError(
+                f"--scheduler {text!r} is no setting; give KEY=VALUE, such as prediction_type=v_prediction"
+            )
+        if key in settings:
+            raise InputError(f"--scheduler gives {key} twice; give it once")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
 
 
 def takes_sources(command: Callable[..., None]) -> Callable[..., None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from controlnext.reference.tokens import stock_tokenizers
 from controlnext.registry import Family, Variant
 from controlnext.registry.samplers import SAMPLER_SPECS
 from controlnext.weights import Checkpoint
+from controlnext.weights.checkpoint import NetworkWeights
 
 SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 """diffusers' class behind each sampler."""
@@ -53,17 +55,22 @@ class StockPipeline:
         """The pipeline of a checkpoint, in float32 on the CPU."""
         family, stock = checkpoint.family, cls.stock_class(checkpoint.family)
         accepted = inspect.signature(stock).parameters
-        modules = {name: network.module() for name, network in checkpoint.networks.items()}
+        networks = {**checkpoint.networks, family.denoiser: _stock_denoiser(checkpoint)}
+        modules = {name: network.module() for name, network in networks.items()}
         pipeline = stock(
             **{name: modules.get(name) for name in family.networks},
             **stock_tokenizers(checkpoint, modules),
             **cls.parts(checkpoint),
-            scheduler=_scheduler(family.default_sampler, checkpoint.scheduler),
+            scheduler=_stock_scheduler(checkpoint),
             **{key: value for key, value in checkpoint.options.items() if key in accepted},
             **family.pipeline_options,
         )
         controls = {name: modules[name] for name, n in checkpoint.networks.items() if n.spec is None}
-        return cls(family, checkpoint.variant, pipeline, controls, checkpoint.scheduler)
+        config: Mapping[str, Any] = checkpoint.scheduler
+        if checkpoint.folder is not None:
+            # what the pipeline made of the base's, and then what the export was given
+            config = _with_given(pipeline.scheduler.config, checkpoint)
+        return cls(family, checkpoint.variant, pipeline, controls, config)
 
     @classmethod
     def from_folder(
@@ -100,6 +107,35 @@ class StockPipeline:
         asked = steps or self.family.default_steps
         self.pipeline.scheduler.set_timesteps(asked)
         return asked, len(self.pipeline.scheduler.timesteps)
+
+
+def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:
+    """The denoiser, configured as stock diffusers reads it from the base's folder by itself."""
+    network = checkpoint.networks[checkpoint.family.denoiser]
+    if checkpoint.folder is None or network.spec is None:
+        return network
+    cls = getattr(diffusers, network.spec.cls)
+    return replace(network, config=cls.load_config(checkpoint.folder / network.spec.folder))
+
+
+def _stock_scheduler(checkpoint: Checkpoint) -> Any:
+    """The scheduler as stock diffusers loads it from the base's folder by itself; of a base that is no such
+    folder, by the checkpoint's configuration."""
+    if checkpoint.folder is None:
+        return _scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
+    default = SCHEDULERS[checkpoint.family.default_sampler]
+    named = checkpoint.scheduler.get("_class_name", default)
+    try:
+        return getattr(diffusers, named).from_pretrained(checkpoint.folder, subfolder="scheduler")
+    except ImportError:  # a class of a package that is not installed, such as LMS's
+        return getattr(diffusers, default).from_pretrained(checkpoint.folder, subfolder="scheduler")
+
+
+def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    keys = [key for key, setting in checkpoint.settings.items() if setting.origin == "option"]
+    unnamed = [key for key in config.get("_use_default_values", ()) if key not in keys]
+    given = {key: checkpoint.scheduler[key] for key in keys}
+    return {**config, **given, "_use_default_values": unnamed}
 
 
 def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from controlnext.registry.schema import Config, GraphSpec
@@ -16,6 +17,12 @@ _STATISTICS = "mean and standard deviation over a whole feature map: sums overfl
 FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS})
 """Of every denoiser."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
+
+NUMBER = (int, float)
+OF_DENOISER: Mapping[str, type] = MappingProxyType({"sample_size": int})
+OF_VAE: Mapping[str, tuple[type, ...]] = MappingProxyType({"scaling_factor": NUMBER})
+OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
+"""What is read of their configurations when a bundle runs."""
 
 HIDDEN = TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@hidden_size"))
 POOLED = TensorSpec("text_embeds", "float32", ("batch", "@projection_dim"))
@@ -63,7 +70,8 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
             sizes=lambda config: {"latent_channels": config["latent_channels"]},
             trace_sizes=_VAE_TRACE,
         ),
-        vae_encoder(),
+        # not in these families' sampling
+        replace(vae_encoder(), runs=False),
     )
 
 

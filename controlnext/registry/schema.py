@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from controlnext.errors import InputError
+from controlnext.registry.samplers import NOISE_SCHEDULERS
 from controlnext.specs import TensorSpec
 
 Config = Mapping[str, Any]
@@ -92,6 +93,8 @@ class GraphSpec:
     sizes: Callable[[Config], dict[str, int]] = field(default=lambda _config: {})
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
+    runs: bool = True
+    """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
     """Whether ONNX Runtime computes once a picture what does not depend on :data:`CHANGING`. The results stay
@@ -130,6 +133,8 @@ class Network:
     """To how many tokens prompts are padded and cut; 0: as many as the encoder has positions."""
     required: Config = field(default_factory=dict)
     """Configuration values that tell this family's network from another family's of the same class."""
+    read: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
+    """Configuration values that are read out of a bundle's manifest, with their types."""
     traced: Config = field(default_factory=dict)
     """Configuration values that graphs are traced with instead: the same numbers by operators that engines
     run faster. Weights may differ in dimensions of 1."""
@@ -164,9 +169,14 @@ class Family:
     networks: Mapping[str, Network]
     graphs: tuple[GraphSpec, ...]
     samplers: tuple[str, ...]
+    """Names in :data:`controlnext.registry.samplers.SAMPLER_SPECS`."""
     default_sampler: str
     default_steps: int
     default_guidance: float
+    schedulers: tuple[str, ...] = NOISE_SCHEDULERS
+    """The scheduler classes of a base whose configuration the samplers read."""
+    pipelines: tuple[str, ...] = ()
+    """Other pipelines of diffusers than ``pipeline_class`` whose bases have the same networks."""
     vae_factor: int = 8
     vae_tiling: bool = True
     """Whether diffusers' class of the VAE decodes in tiles."""

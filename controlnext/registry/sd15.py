@@ -7,6 +7,9 @@ from controlnext.registry.parts import (
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
+    OF_DENOISER,
+    OF_TEXT,
+    OF_VAE,
     SAMPLERS,
     text_encoder,
     vae_graphs,
@@ -28,6 +31,16 @@ SD15 = Family(
     default_base="stable-diffusion-v1-5/stable-diffusion-v1-5",
     task="image",
     pipeline_class="StableDiffusionPipeline",
+    pipelines=(
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionAdapterPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionPipelineSafe",
+    ),
     denoiser="unet",
     variants={
         "down": Variant(
@@ -66,12 +79,15 @@ SD15 = Family(
                 "in_channels": 4,
                 "out_channels": 4,
             },
+            read=OF_DENOISER,
             # 1 x 1 convolutions between maps and tokens as products on the tokens: no change of layout, and
             # in int8 no rounding of what they give
             traced={"use_linear_projection": True},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}),
-        "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
+        "text_encoder": Network(
+            "text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT
+        ),
     },
     graphs=(
         text_encoder("text_encoder", (HIDDEN,), "text_last"),

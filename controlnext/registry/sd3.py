@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from controlnext.registry.parts import FLOAT32, HIDDEN, POOLED, text_encoder, vae_graphs
+from controlnext.registry.parts import (
+    FLOAT32,
+    HIDDEN,
+    OF_DENOISER,
+    OF_TEXT,
+    OF_VAE,
+    POOLED,
+    text_encoder,
+    vae_graphs,
+)
+from controlnext.registry.samplers import FLOW_SCHEDULERS
 from controlnext.registry.schema import (
     Config,
     ControlNet,
@@ -41,6 +51,14 @@ SD3 = Family(
     default_base="stabilityai/stable-diffusion-3-medium-diffusers",
     task="image",
     pipeline_class="StableDiffusion3Pipeline",
+    pipelines=(
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        "StableDiffusion3PAGPipeline",
+    ),
+    schedulers=FLOW_SCHEDULERS,
     denoiser="transformer",
     variants={
         "sd3": Variant(
@@ -51,17 +69,37 @@ SD3 = Family(
     },
     networks={
         "transformer": Network(
-            "transformer", "diffusers", "SD3Transformer2DModel", required={"in_channels": 16, "patch_size": 2}
+            "transformer",
+            "diffusers",
+            "SD3Transformer2DModel",
+            required={"in_channels": 16, "patch_size": 2},
+            read={**OF_DENOISER, "patch_size": int, "pos_embed_max_size": int},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 16}),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 16}, read=OF_VAE),
         "text_encoder": Network(
-            "text_encoder", "transformers", "CLIPTextModelWithProjection", True, "tokenizer"
+            "text_encoder",
+            "transformers",
+            "CLIPTextModelWithProjection",
+            True,
+            "tokenizer",
+            read=OF_TEXT,
         ),
         "text_encoder_2": Network(
-            "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2"
+            "text_encoder_2",
+            "transformers",
+            "CLIPTextModelWithProjection",
+            True,
+            "tokenizer_2",
+            read=OF_TEXT,
         ),
         "text_encoder_3": Network(
-            "text_encoder_3", "transformers", "T5EncoderModel", True, "tokenizer_3", tokens=256
+            "text_encoder_3",
+            "transformers",
+            "T5EncoderModel",
+            True,
+            "tokenizer_3",
+            tokens=256,
+            read=OF_TEXT,
         ),
     },
     graphs=(

@@ -8,6 +8,9 @@ from controlnext.registry.parts import (
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
+    OF_DENOISER,
+    OF_TEXT,
+    OF_VAE,
     POOLED,
     SAMPLERS,
     text_encoder,
@@ -43,6 +46,15 @@ SDXL = Family(
     default_base="stabilityai/stable-diffusion-xl-base-1.0",
     task="image",
     pipeline_class="StableDiffusionXLPipeline",
+    pipelines=(
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+        "StableDiffusionXLAdapterPipeline",
+        "StableDiffusionXLPAGPipeline",
+    ),
     denoiser="unet",
     variants={
         "sdxl": Variant(
@@ -57,11 +69,19 @@ SDXL = Family(
             "diffusers",
             "UNet2DConditionModel",
             required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
+            read=OF_DENOISER,
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}),
-        "text_encoder": Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer"),
+        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
+        "text_encoder": Network(
+            "text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT
+        ),
         "text_encoder_2": Network(
-            "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2"
+            "text_encoder_2",
+            "transformers",
+            "CLIPTextModelWithProjection",
+            True,
+            "tokenizer_2",
+            read=OF_TEXT,
         ),
     },
     graphs=(

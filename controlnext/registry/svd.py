@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controlnext.registry.parts import ADDED_TIME, FLOAT32, vae_encoder
+from controlnext.registry.parts import ADDED_TIME, FLOAT32, OF_DENOISER, OF_VAE, vae_encoder
 from controlnext.registry.schema import Config, ControlSpec, Family, GraphSpec, Injection, Network, Variant
 from controlnext.specs import TensorSpec
 
@@ -76,8 +76,11 @@ SVD = Family(
             "diffusers",
             "UNetSpatioTemporalConditionModel",
             required={"in_channels": 8, "out_channels": 4},
+            read={**OF_DENOISER, "num_frames": int},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKLTemporalDecoder", required={"latent_channels": 4}),
+        "vae": Network(
+            "vae", "diffusers", "AutoencoderKLTemporalDecoder", required={"latent_channels": 4}, read=OF_VAE
+        ),
         "image_encoder": Network("image_encoder", "transformers", "CLIPVisionModelWithProjection"),
     },
     graphs=(

@@ -7,16 +7,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from controlnext.errors import CheckpointError
-from controlnext.manifest import Source
+from controlnext.manifest import Setting, Source
 from controlnext.registry import Family, Network
+from controlnext.registry.schema import Config
 from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
 from controlnext.weights.choices import STEMS, beside_vae, choose_base, choose_vae
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.markers import marked_settings
 from controlnext.weights.networks import (
     complete_config,
     computed_tensors,
@@ -28,11 +31,11 @@ from controlnext.weights.networks import (
 from controlnext.weights.noise import random_tensors
 from controlnext.weights.original import from_original
 from controlnext.weights.places import Place, locate, read_weights
+from controlnext.weights.scheduler import Scheduler, checked_scheduler, read_scheduler
 from controlnext.weights.shipped import (
     SCHEDULER,
     original_layout,
     read_options,
-    read_scheduler,
     section,
     shipped_config,
     shipped_folder,
@@ -55,7 +58,7 @@ class Part:
 class Base:
     """The base model; see :class:`controlnext.weights.Checkpoint` for what the entries hold."""
 
-    scheduler: dict[str, Any]
+    scheduler: Scheduler
     options: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     tokenizers: dict[str, str] = field(default_factory=dict)
@@ -64,17 +67,24 @@ class Base:
 
 
 def read_base(
-    family: Family, given: str | Path, vae: str | Path | None, leave_out: Collection[str] = ()
+    family: Family,
+    given: str | Path,
+    vae: str | Path | None,
+    leave_out: Collection[str] = (),
+    scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """The base model, with ``vae`` in the place of its own where one is given.
+    """The base model, with ``vae`` in the place of its own where one is given, and the settings ``scheduler``
+    in the place of its scheduler's.
 
-    The optional networks that ``leave_out`` names are neither fetched nor read.
+    The optional networks that ``leave_out`` names are neither fetched nor read. Raises
+    :class:`CheckpointError` for a base that asks for what the family's graphs and samplers do not do.
     """
     family = _without(family, leave_out)
     replaced = () if vae is None else (VAE,)
     place = locate(given, partial(choose_base, family, replaced))
     own = _without(family, replaced)
-    base = _read_single_file(own, place) if place.path.is_file() else _read_folder(own, place)
+    read = _read_single_file if place.path.is_file() else _read_folder
+    base = read(own, place, scheduler)
     if vae is not None:
         base.parts[VAE], sources = _read_vae(family, vae, place)
         base.sources += sources
@@ -82,13 +92,20 @@ def read_base(
     return base
 
 
-def random_base(family: Family, seed: int, leave_out: Collection[str] = ()) -> Base:
-    """The family's full-size architecture with random numbers, without the networks that ``leave_out`` names.
+def random_base(
+    family: Family,
+    seed: int,
+    leave_out: Collection[str] = (),
+    scheduler: Config = MappingProxyType({}),
+) -> Base:
+    """The family's full-size architecture with random numbers, without the networks that ``leave_out`` names,
+    with the settings ``scheduler``.
 
     A text encoder whose vocabulary is not shipped has a stand-in tokenizer.
     """
     family = _without(family, leave_out)
     base = _shipped_base(family)
+    base.scheduler = base.scheduler.given(family, scheduler).checked(family, "random weights")
     for name, network in family.networks.items():
         config = shipped_config(family, network)
         module = empty_module(network, config)
@@ -106,13 +123,17 @@ def _without(family: Family, leave_out: Collection[str]) -> Family:
 
 def _shipped_base(family: Family) -> Base:
     folder = shipped_folder(family)
-    return Base(read_scheduler(family, folder), read_options(family, folder))
+    return Base(read_scheduler(family, folder, Setting("shipped")), read_options(family, folder))
 
 
-def _read_folder(family: Family, place: Place) -> Base:
+def _read_folder(family: Family, place: Place, settings: Config) -> Base:
     folder = place.path
     _check_folder(family, folder)
-    base = Base(read_scheduler(family, folder), read_options(family, folder), folder=folder)
+    try:
+        scheduler = checked_scheduler(family, place, settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{other_base(family, folder)}") from error
+    base = Base(scheduler, read_options(family, folder), folder=folder)
     for name, network in family.networks.items():
         inside = folder / network.folder
         if network.optional and not (inside / "config.json").is_file():
@@ -170,9 +191,11 @@ def _read_network(network: Network, place: Place, folder: Path) -> tuple[Part, l
     return Part(config, match(found, expected, f"{place.name}: {network.folder}")), sources
 
 
-def _read_single_file(family: Family, place: Place) -> Base:
+def _read_single_file(family: Family, place: Place, settings: Config) -> Base:
     base = _shipped_base(family)
     found, base.sources = read_weights(place, place.path, (), "base")
+    marked = base.scheduler.marked(marked_settings(family, place.path, found))
+    base.scheduler = marked.given(family, settings).checked(family, place.name)
     for name, network in family.networks.items():
         if not section(family, name, found):
             if network.optional:

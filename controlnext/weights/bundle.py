@@ -56,6 +56,7 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
         options=manifest.options,
         sources=manifest.sources,
         random=any(source.role == "random" for source in manifest.sources),
+        settings=manifest.scheduler,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from controlnext.manifest import Source
+from controlnext.manifest import Setting, Source
 from controlnext.registry import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
 from controlnext.weights.networks import empty_module
@@ -55,7 +55,8 @@ class Checkpoint:
     each of which has its own widths in its configuration. ``tokenizers``: content of a ``tokenizer.json`` by
     folder name, with padding and truncation set inside. ``scheduler``: content of ``scheduler_config.json``.
     ``options``: pipeline options of ``model_index.json``. ``random``: the weights are random numbers.
-    ``folder``: the diffusers folder of the base, where it is one.
+    ``settings``: where each setting of the scheduler came from. ``folder``: the base's diffusers folder,
+    which stock diffusers loads by itself; None where the base is none.
     """
 
     family: Family
@@ -66,6 +67,7 @@ class Checkpoint:
     options: dict[str, Any]
     sources: list[Source]
     random: bool
+    settings: dict[str, Setting] = field(default_factory=dict)
     folder: Path | None = None
 
     @property

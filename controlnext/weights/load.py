@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from controlnext.errors import InputError
 from controlnext.manifest import Source
@@ -45,6 +47,7 @@ def load_checkpoint(
     vae: Given | None = None,
     lora: Sequence[str] = (),
     leave_out: Collection[str] = (),
+    scheduler: Mapping[str, Any] = MappingProxyType({}),
     random_seed: int | None = None,
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
@@ -57,6 +60,8 @@ def load_checkpoint(
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
+    ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
+    (``prediction_type``, ``timestep_spacing``, ...).
     ``random_seed``: the full-size architecture with random numbers instead of any file.
 
     Raises :class:`CheckpointError` naming the files or tensors that are missing or do not fit.
@@ -64,7 +69,7 @@ def load_checkpoint(
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae, "lora": lora}
         _refuse_files([key for key, value in given.items() if value])
-        return _random_checkpoint(family, variant, random_seed, leave_out)
+        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
     places = [locate(one, *choices) for one in _each(control)]
     if not places:
@@ -74,7 +79,7 @@ def load_checkpoint(
             f" (or --random-weights a seed, to try the architecture){note}"
         )
     controls, sources = _read_controls(family, variant, places)
-    loaded = read_base(family, base or family.default_base, vae, leave_out)
+    loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
     for one in controls:
         check_width(one, family, loaded.parts[family.denoiser].config)
     sources += _find_trained(family, loaded, places, _each(unet_weights), unet_increments)
@@ -199,10 +204,11 @@ def _assemble(
         controls[0].variant,
         networks,
         base.tokenizers,
-        base.scheduler,
+        base.scheduler.config,
         base.options,
         base.sources + sources,
         random,
+        base.scheduler.settings,
         base.folder,
     )
 
@@ -215,11 +221,14 @@ def _refuse_files(given: Sequence[str]) -> None:
         )
 
 
-def _random_checkpoint(family: Family, variant: str, seed: int, leave_out: Collection[str]) -> Checkpoint:
+def _random_checkpoint(
+    family: Family, variant: str, seed: int, leave_out: Collection[str], scheduler: Mapping[str, Any]
+) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
     control = ControlWeights(
         "random weights", chosen, chosen.control, random_tensors(shapes, "control", seed)
     )
     sources = [Source("random", f"seed {seed}")]
-    return _assemble(family, random_base(family, seed, leave_out), [control], sources, random=True)
+    base = random_base(family, seed, leave_out, scheduler)
+    return _assemble(family, base, [control], sources, random=True)

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Network
+from controlnext.weights.config_check import check_network
 from controlnext.weights.lazy import LazyTensor, first_line, held
 
 Shape = tuple[int, ...]
@@ -57,11 +58,14 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
 def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every default filled in and nothing about paths and library versions.
 
-    Raises :class:`CheckpointError` for a configuration of another class or family.
+    Raises :class:`CheckpointError` for a configuration of another class or family, and for one that asks for
+    what the network's graphs do not do.
     """
     cls = config.get("_class_name", network.cls)
     if cls != network.cls:
         raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")
+    _check_family(network, {key: config[key] for key in network.required if key in config})
+    check_network(network, config)
     module = empty_module(network, config)
     if network.library == "diffusers":
         full = json.loads(module.to_json_string())
@@ -70,12 +74,17 @@ def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, An
         # what every configuration has and nobody changed says nothing of the network
         general = json.loads(PretrainedConfig().to_json_string(use_diff=False))
         full = {key: value for key, value in full.items() if key not in general or value != general[key]}
-    for key, wanted in network.required.items():
-        if full.get(key) != wanted:
-            raise CheckpointError(
-                f"its {network.folder} is of another family: {key} is {full.get(key)}, expected {wanted}"
-            )
+    _check_family(network, {key: full.get(key) for key in network.required})
     return {key: value for key, value in public(full).items() if key not in _VOLATILE}
+
+
+def _check_family(network: Network, found: Mapping[str, Any]) -> None:
+    for key, value in found.items():
+        if value != network.required[key]:
+            raise CheckpointError(
+                f"its {network.folder} is of another family: {key} is {value}, expected"
+                f" {network.required[key]}"
+            )
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:

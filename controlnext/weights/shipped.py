@@ -19,7 +19,7 @@ from controlnext.errors import CheckpointError
 from controlnext.registry import Family, Network
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.lazy import LazyTensor
-from controlnext.weights.networks import complete_config, public
+from controlnext.weights.networks import complete_config
 from controlnext.weights.original import LAYOUTS, Layout
 from controlnext.weights.tokenizers import shipped_clip_tokenizer
 
@@ -47,16 +47,6 @@ def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any
     """Content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is shipped."""
     folder = shipped_folder(family) / network.tokenizer
     return shipped_clip_tokenizer(folder, network, config) if folder.is_dir() else None
-
-
-def read_scheduler(family: Family, folder: Path) -> dict[str, Any]:
-    """The scheduler's configuration in a diffusers folder, as the family's pipeline passes it on.
-
-    Options that the file does not name stay unnamed: each scheduler class has its own defaults for them,
-    which diffusers keeps when one class is made from another's configuration.
-    """
-    config = public(read_json(folder / SCHEDULER))
-    return config | {key: value for key, value in family.scheduler_options.items() if key in config}
 
 
 def read_options(family: Family, folder: Path) -> dict[str, Any]:

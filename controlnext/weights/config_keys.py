@@ -1,0 +1,287 @@
+"""What is done about every key of the base's configurations, as data.
+
+A key is supported (the graph or the runtime does what it says), harmless (it changes no number here, for the
+reason that is given) or limited: a value that asks for something that no graph does is refused by name.
+:mod:`controlnext.weights.config_check` looks keys up here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done about a key: its values are all ``supported`` or ``harmless``, or those in ``accepts``
+    are; ``why``: where it goes, why it does no harm, or what the other values would ask for."""
+
+    kind: Literal["supported", "harmless", "limited"]
+    why: str
+    accepts: Callable[[Any], bool] = lambda _value: True
+    accepted: str = ""
+
+
+Rules = Mapping[str, Rule]
+
+
+def harmless(why: str) -> Rule:
+    return Rule("harmless", why)
+
+
+def only(*values: Any, why: str) -> Rule:
+    """Values that mean the same to the graph; null where the library takes that for its default."""
+    words = ", ".join("null" if value is None else str(value) for value in values)
+    return Rule("limited", why, lambda value: value in values, words)
+
+
+def _blocks(*names: str) -> Rule:
+    return Rule(
+        "limited",
+        "other blocks take inputs that the graph does not have, or were never compared with PyTorch",
+        lambda value: all(name in names for name in value),
+        ", ".join(names),
+    )
+
+
+def keys(rule: Rule, *names: str) -> Rules:
+    return dict.fromkeys(names, rule)
+
+
+_TRACED = Rule("supported", "built into the network that is traced")
+_RUNTIME = Rule("supported", "read from the manifest by the runtime")
+_TRAINING = harmless("acts in training alone")
+
+_SIZE = Rule(
+    "limited",
+    "engines and calibration take their sizes from it",
+    lambda value: isinstance(value, int) and value > 0,
+    "a whole number: latents at the size that it was trained at",
+)
+
+UNET: Rules = {
+    **keys(
+        _TRACED,
+        "in_channels",
+        "out_channels",
+        "center_input_sample",
+        "flip_sin_to_cos",
+        "freq_shift",
+        "only_cross_attention",
+        "block_out_channels",
+        "layers_per_block",
+        "downsample_padding",
+        "mid_block_scale_factor",
+        "act_fn",
+        "norm_num_groups",
+        "norm_eps",
+        "transformer_layers_per_block",
+        "reverse_transformer_layers_per_block",
+        "attention_head_dim",
+        "use_linear_projection",
+        "addition_time_embed_dim",
+        "resnet_time_scale_shift",
+        "resnet_out_scale_factor",
+        "time_embedding_dim",
+        "time_embedding_act_fn",
+        "timestep_post_act",
+        "conv_in_kernel",
+        "conv_out_kernel",
+        "projection_class_embeddings_input_dim",
+    ),
+    "sample_size": _SIZE,
+    "dropout": _TRAINING,
+    "cross_attention_dim": Rule(
+        "limited",
+        "blocks that read embeddings of different widths",
+        lambda value: isinstance(value, int),
+        "a number",
+    ),
+    "addition_embed_type_num_heads": harmless("of addition_embed_type text alone, which is refused"),
+    "down_block_types": _blocks("CrossAttnDownBlock2D", "DownBlock2D"),
+    "mid_block_type": only(
+        "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None, why="another middle was never compared"
+    ),
+    "up_block_types": _blocks("CrossAttnUpBlock2D", "UpBlock2D"),
+    "num_attention_heads": only(None, why="diffusers itself refuses it: attention_head_dim counts heads"),
+    "time_cond_proj_dim": only(
+        None, why="a distilled denoiser that takes the guidance scale as an input, which the graph lacks"
+    ),
+    "class_embed_type": only(None, why="the denoiser wants class labels, which the graph does not take"),
+    "num_class_embeds": only(None, why="the denoiser wants class labels, which the graph does not take"),
+    "class_embeddings_concat": only(False, None, why="class labels, which the graph does not take"),
+    "encoder_hid_dim": only(None, why="another encoder's embeddings, projected within the denoiser"),
+    "encoder_hid_dim_type": only(None, why="another encoder's embeddings, projected within the denoiser"),
+    "addition_embed_type": only(
+        None, "text_time", why="the denoiser wants image embeddings, hints or pooled text of another kind"
+    ),
+    "attention_type": only("default", None, why="GLIGEN's boxes and phrases, which the graph does not take"),
+    "upcast_attention": only(
+        False, None, why="attention in float32 whatever the precision, which float16 graphs do not have"
+    ),
+    "dual_cross_attention": only(False, None, why="two encoders' embeddings side by side"),
+    "time_embedding_type": only("positional", why="random frequencies, which were never compared"),
+    "resnet_skip_time_act": only(False, None, why="blocks that no supported denoiser has"),
+    "cross_attention_norm": only(None, False, why="blocks that no supported denoiser has"),
+    "mid_block_only_cross_attention": only(None, False, why="a middle that no supported denoiser has"),
+}
+
+SPATIO_TEMPORAL_UNET: Rules = {
+    **keys(
+        _TRACED,
+        "in_channels",
+        "out_channels",
+        "block_out_channels",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "layers_per_block",
+        "cross_attention_dim",
+        "transformer_layers_per_block",
+        "num_attention_heads",
+    ),
+    "sample_size": _SIZE,
+    "num_frames": _RUNTIME,
+    "down_block_types": _blocks("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": _blocks("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+}
+
+SD3_TRANSFORMER: Rules = {
+    **keys(
+        _TRACED,
+        "in_channels",
+        "num_layers",
+        "attention_head_dim",
+        "num_attention_heads",
+        "joint_attention_dim",
+        "caption_projection_dim",
+        "pooled_projection_dim",
+        "dual_attention_layers",
+        "qk_norm",
+    ),
+    "patch_size": _RUNTIME,
+    "pos_embed_max_size": _RUNTIME,
+    "sample_size": _SIZE,
+    "out_channels": only(16, None, why="the graph gives noise of the latents' 16 channels"),
+}
+
+_VAE: Rules = {
+    **keys(_TRACED, "layers_per_block", "block_out_channels", "latent_channels"),
+    "in_channels": only(3, why="the graph takes RGB images"),
+    "out_channels": only(3, why="the graph gives RGB images"),
+    "down_block_types": _blocks("DownEncoderBlock2D"),
+    "sample_size": _RUNTIME,
+    "scaling_factor": _RUNTIME,
+    "force_upcast": Rule("supported", "keeps the VAE's graphs in float32"),
+}
+VAE: Rules = {
+    **_VAE,
+    **keys(
+        _TRACED,
+        "act_fn",
+        "norm_num_groups",
+        "use_quant_conv",
+        "use_post_quant_conv",
+        "mid_block_add_attention",
+    ),
+    **keys(_RUNTIME, "shift_factor", "latents_mean", "latents_std"),
+    "up_block_types": _blocks("UpDecoderBlock2D"),
+}
+
+_TRANSFORMERS: Rules = {
+    "return_dict": only(True, None, why="outputs by number, which the graph's adapter does not read"),
+    "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
+    "initializer_range": _TRAINING,
+    "initializer_factor": _TRAINING,
+}
+"""Of every network of transformers. What is not listed for these classes is not read by them either:
+transformers keeps any key, and old releases wrote dozens that steer the generation of text."""
+
+_CLIP: Rules = {
+    **_TRANSFORMERS,
+    **keys(
+        _TRACED,
+        "hidden_size",
+        "intermediate_size",
+        "projection_dim",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "layer_norm_eps",
+    ),
+    "attention_dropout": _TRAINING,
+}
+CLIP_TEXT: Rules = {
+    **_CLIP,
+    **keys(_TRACED, "vocab_size", "max_position_embeddings", "eos_token_id"),
+    "pad_token_id": harmless("prompts are padded by the tokenizer"),
+    "bos_token_id": harmless("the tokenizer puts it in"),
+    "model_type": only("clip_text_model", None, why="another encoder than CLIP's of text"),
+}
+CLIP_VISION: Rules = {
+    **_CLIP,
+    **keys(_TRACED, "image_size", "patch_size"),
+    "num_channels": only(3, why="the graph takes RGB images"),
+    "model_type": only("clip_vision_model", None, why="another encoder than CLIP's of images"),
+}
+T5: Rules = {
+    **_TRANSFORMERS,
+    **keys(
+        _TRACED,
+        "vocab_size",
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_layers",
+        "num_heads",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "layer_norm_epsilon",
+        "feed_forward_proj",
+        "dense_act_fn",
+        "is_gated_act",
+    ),
+    **keys(_TRAINING, "dropout_rate", "classifier_dropout"),
+    **keys(
+        harmless("of the decoder, which is not used"),
+        "num_decoder_layers",
+        "use_cache",
+        "is_decoder",
+        "is_encoder_decoder",
+        "scale_decoder_outputs",
+        "tie_word_embeddings",
+    ),
+    "pad_token_id": harmless("prompts are padded by the tokenizer"),
+    "eos_token_id": harmless("the tokenizer puts it in"),
+    "model_type": only("t5", None, why="another encoder than T5"),
+}
+
+NETWORKS: Mapping[str, Rules] = {
+    "UNet2DConditionModel": UNET,
+    "UNetSpatioTemporalConditionModel": SPATIO_TEMPORAL_UNET,
+    "SD3Transformer2DModel": SD3_TRANSFORMER,
+    "AutoencoderKL": VAE,
+    "AutoencoderKLTemporalDecoder": _VAE,
+    "CLIPTextModel": CLIP_TEXT,
+    "CLIPTextModelWithProjection": CLIP_TEXT,
+    "CLIPVisionModelWithProjection": CLIP_VISION,
+    "T5EncoderModel": T5,
+}
+"""By class. Another class of a registry entry of one's own has no rules: what it is built with is traced."""
+
+OF_NETWORKS: Rules = {
+    "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
+    # diffusers' EMAModel saves these among the network's
+    **keys(
+        _TRAINING,
+        "decay",
+        "min_decay",
+        "inv_gamma",
+        "power",
+        "optimization_step",
+        "update_after_step",
+        "use_ema_warmup",
+        "gradient_checkpointing",
+    ),
+}
+"""Keys that are no parameter of a diffusers class but found in its files."""

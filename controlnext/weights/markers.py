@@ -1,0 +1,135 @@
+"""What single-file checkpoints say of their scheduler: marker tensors, and the header's metadata.
+
+The markers are tensors at the top level, empty or of one number, as the trainers of anime models and the
+interfaces that people draw with write and read them. The metadata are those of the model specification
+(``modelspec.``), of ComfyUI (``modelspec.predict_key``) and of kohya's scripts (``ss_``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from controlnext.errors import CheckpointError
+from controlnext.registry import Family
+from controlnext.registry.options import OptionTable
+from controlnext.registry.samplers import SAMPLER_SPECS
+
+log = logging.getLogger(__name__)
+
+Values = Mapping[str, Any]
+
+_V: Values = {"prediction_type": "v_prediction"}
+_ZERO_SNR: Values = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+MARKERS: Mapping[str, Values] = MappingProxyType({"v_pred": _V, "ztsnr": _ZERO_SNR})
+"""Scheduler settings by the tensor that stands for them. A schedule that ends without signal
+(arXiv:2305.08891) is of use where it is walked from that end, hence the spacing."""
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "edm_mean": "EDM's noise levels and normalized latents (as Playground v2.5 has them)",
+        "edm_std": "EDM's noise levels and normalized latents (as Playground v2.5 has them)",
+        "edm_vpred.sigma_max": "EDM's noise levels with v-prediction (as CosXL has them)",
+        "edm_vpred.sigma_min": "EDM's noise levels with v-prediction (as CosXL has them)",
+    }
+)
+"""Tensors that stand for what no sampler does."""
+_PREDICTIONS: Mapping[str, Values] = {
+    "v": _V,
+    "v_prediction": _V,
+    "epsilon": {"prediction_type": "epsilon"},
+    "eps": {"prediction_type": "epsilon"},
+}
+METADATA: Mapping[str, Mapping[str, Values]] = MappingProxyType(
+    {
+        "modelspec.prediction_type": _PREDICTIONS,
+        "modelspec.predict_key": _PREDICTIONS,
+        "ss_v_parameterization": {"True": _V, "False": {}},
+        "ss_zero_terminal_snr": {"True": _ZERO_SNR, "False": {}},
+    }
+)
+"""Scheduler settings by key and value of the header's metadata."""
+
+
+def is_marker(name: str) -> bool:
+    """Whether a tensor of this name is no weight but a marker."""
+    return name in MARKERS or name in REFUSED
+
+
+def marked_settings(family: Family, file: Path, names: Iterable[str]) -> dict[str, tuple[Any, str]]:
+    """The scheduler settings that a single file asks for, by key: the value and what says so.
+
+    ``names``: of its tensors. Where tensors and metadata differ the tensors count, with a warning. Raises
+    :class:`CheckpointError` for a marker that stands for what is not supported, or not of this family.
+    """
+    settings = {
+        key: (setting, name)
+        for name, value in read_metadata(file).items()
+        for key, setting in _of_metadata(family, file, name, value).items()
+    }
+    for name in sorted(name for name in names if is_marker(name)):
+        for key, setting in _of_marker(family, file, name).items():
+            told, by = settings.get(key, (setting, name))
+            if told != setting:
+                log.warning(
+                    "%s: its marker %s says %s=%s, its metadata %s say %s: the marker counts",
+                    file.name,
+                    name,
+                    key,
+                    setting,
+                    by,
+                    told,
+                )
+            settings[key] = (setting, name)
+    return settings
+
+
+def _of_marker(family: Family, file: Path, name: str) -> Values:
+    if name in REFUSED:
+        raise CheckpointError(
+            f"{file} has the marker {name}: it asks for {REFUSED[name]}, which no sampler does; accepted are"
+            f" {', '.join(MARKERS)}"
+        )
+    if not MARKERS[name].keys() <= _known(family).keys():
+        raise CheckpointError(
+            f"{file} has the marker {name}, which means nothing for {family.title}; give a base of"
+            f" {family.name}"
+        )
+    return MARKERS[name]
+
+
+def _known(family: Family) -> OptionTable:
+    return SAMPLER_SPECS[family.default_sampler].options
+
+
+def _of_metadata(family: Family, file: Path, name: str, value: str) -> Values:
+    # flow matching has one kind of prediction, whatever a tool wrote
+    if name not in METADATA or "prediction_type" not in _known(family):
+        return {}
+    if value in METADATA[name]:
+        return METADATA[name][value]
+    log.warning(
+        "%s: its metadata say %s=%s, which is not known and left out (known: %s); where images are wrong,"
+        " give the export the scheduler's settings",
+        file.name,
+        name,
+        value,
+        ", ".join(METADATA[name]),
+    )
+    return {}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The metadata in the header of a ``.safetensors`` file; none of any other file."""
+    if file.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        with safe_open(str(file), "pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError):  # whoever reads the tensors says so
+        return {}

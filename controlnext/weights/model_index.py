@@ -1,0 +1,67 @@
+"""``model_index.json`` of a diffusers folder: the pipeline, parts and options that it was saved with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from controlnext.errors import CheckpointError
+from controlnext.registry import FAMILIES, Family
+from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
+from controlnext.weights.config_check import check_unknown, check_values
+from controlnext.weights.json_files import INDEX, read_json
+from controlnext.weights.shipped import SCHEDULER
+
+
+def check_index(family: Family, folder: Path) -> None:
+    """Refuse a base that was saved for another pipeline, with parts or options that the family's has not.
+
+    A folder without the file passes: networks and scheduler have configurations of their own. Raises
+    :class:`CheckpointError`.
+    """
+    if not (folder / INDEX).is_file():
+        return
+    index = read_json(folder / INDEX)
+    what = f"{folder.name}: its {INDEX}"
+    _check_pipeline(family, what, index)
+    components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+    scheduler = read_json(folder / SCHEDULER).get("_class_name")
+    for name, (_, cls) in components.items():
+        # the scheduler's own file is looked at by itself
+        if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):
+            _check_component(family, what, name, cls)
+    options = {key: value for key, value in index.items() if key not in components}
+    known = {**MODEL_INDEX, **family.checkpoint_options}
+    check_unknown(what, options, known, f"the {family.pipeline_class}")
+    check_values(what, options, MODEL_INDEX)
+
+
+def _check_pipeline(family: Family, what: str, index: Mapping[str, Any]) -> None:
+    name = index.get("_class_name")
+    cls = name[-1] if isinstance(name, list) and name else name  # of a pipeline of its own: file and class
+    accepted = (family.pipeline_class, *family.pipelines)
+    if cls is not None and cls not in accepted:
+        raise CheckpointError(
+            f"{what} names the pipeline {cls}, which {family.title} is not sampled as; accepted are"
+            f" {', '.join(accepted)}"
+        )
+
+
+def _check_component(family: Family, what: str, name: str, cls: str) -> None:
+    if name == "scheduler":
+        accepted: tuple[str, ...] = family.schedulers
+    elif name in family.networks:
+        accepted = (family.networks[name].cls,)
+    elif name in COMPONENTS or name in _every_part(family):
+        return
+    else:
+        raise CheckpointError(f"{what} has the part {name} ({cls}), which {family.title} does not have")
+    if cls not in accepted:
+        raise CheckpointError(f"{what} has {cls} as its {name}; accepted: {', '.join(accepted)}")
+
+
+def _every_part(family: Family) -> set[str]:
+    """Networks and tokenizers of a family, those too that one export leaves out."""
+    networks = {**family.networks, **getattr(FAMILIES.get(family.name), "networks", {})}
+    return {*networks, *(network.tokenizer for network in networks.values())}

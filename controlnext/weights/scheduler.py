@@ -1,0 +1,148 @@
+"""The scheduler's configuration of a base: where each setting comes from, and whether the samplers do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from controlnext.errors import CheckpointError, InputError
+from controlnext.manifest import Setting
+from controlnext.registry import Family
+from controlnext.registry.options import Option, read_options
+from controlnext.registry.samplers import SAMPLER_SPECS
+from controlnext.weights.base_keys import SCHEDULER as UNREAD
+from controlnext.weights.config_check import check_network, check_unknown, check_values
+from controlnext.weights.json_files import read_json
+from controlnext.weights.model_index import check_index
+from controlnext.weights.networks import public
+from controlnext.weights.places import Place
+from controlnext.weights.shipped import SCHEDULER
+
+CLASS = "_class_name"
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler's ``config``, as in scheduler_config.json, and where each of its settings came from."""
+
+    config: dict[str, Any]
+    settings: dict[str, Setting]
+
+    @classmethod
+    def of(cls, family: Family, config: Mapping[str, Any], origin: Setting) -> Scheduler:
+        """``config`` as the family's pipeline passes it on.
+
+        Options that it does not name stay unnamed: each scheduler class has its own defaults for them, which
+        diffusers keeps when one class is made from another's configuration.
+        """
+        fixed = {key: value for key, value in family.scheduler_options.items() if key in config}
+        settings = {key: origin for key in config if not key.startswith("_")}
+        changed = {
+            key: Setting("pipeline", family.pipeline_class) for key in fixed if config[key] != fixed[key]
+        }
+        return cls({**config, **fixed}, settings | changed)
+
+    def marked(self, found: Mapping[str, tuple[Any, str]]) -> Scheduler:
+        """With the settings of :func:`~controlnext.weights.markers.marked_settings`."""
+        values = {key: value for key, (value, _) in found.items()}
+        origins = {key: Setting("marker", name) for key, (_, name) in found.items()}
+        return Scheduler(self.config | values, self.settings | origins)
+
+    def given(self, family: Family, values: Mapping[str, Any]) -> Scheduler:
+        """With the settings that a user gave.
+
+        Raises :class:`InputError` for a key that no sampler of the family reads, and for a value that none of
+        those that read it takes.
+        """
+        for key, value in values.items():
+            options = _readers(family, key)
+            if not options:
+                known = {key for sampler in family.samplers for key in SAMPLER_SPECS[sampler].options}
+                raise InputError(
+                    f"scheduler has the unknown key {key!r}; {family.title} accepts"
+                    f" {', '.join(sorted(known))}"
+                )
+            if not any(option.accepts(value) for option in options):
+                accepted = dict.fromkeys(option.accepted for option in options)
+                raise InputError(
+                    f"scheduler has {key}={value!r}, which no sampler of {family.title} takes; accepted:"
+                    f" {'; or '.join(accepted)}"
+                )
+        origins = {key: Setting("option") for key in values if not key.startswith("_")}
+        return Scheduler(self.config | dict(values), self.settings | origins)
+
+    def checked(self, family: Family, what: str) -> Scheduler:
+        """The same, after :meth:`check`."""
+        self.check(family, what)
+        return self
+
+    def check(self, family: Family, what: str) -> None:
+        """Refuse what the family's default sampler does not do as the configuration has it.
+
+        ``what``: the base's name, for the message. Raises :class:`CheckpointError`.
+        """
+        _check_class(family, self.config.get(CLASS), what)
+        name = family.default_sampler
+        known = SAMPLER_SPECS[name].options
+        mine = f"{what}: its scheduler"
+        rest = {key: value for key, value in self.config.items() if key not in known}
+        check_values(mine, rest, UNREAD)
+        try:
+            options = read_options(name, known, self.config)
+        except InputError as error:
+            raise CheckpointError(f"{what}: {error}") from error
+        blind = options.get("rescale_betas_zero_snr") and options["prediction_type"] == "epsilon"
+        if blind and self.settings["rescale_betas_zero_snr"].origin in ("marker", "option"):
+            raise CheckpointError(
+                f"{what}: a schedule that ends without signal (rescale_betas_zero_snr) needs"
+                " prediction_type=v_prediction, and nothing says so; export with scheduler"
+                " prediction_type=v_prediction or rescale_betas_zero_snr=false"
+            )
+
+
+def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
+    """That of a diffusers folder. Unknown keys of its file are refused or warned of."""
+    config = read_json(folder / SCHEDULER)
+    known = {key for spec in SAMPLER_SPECS.values() for key in spec.options} | UNREAD.keys()
+    check_unknown(f"{folder.name}: its scheduler", config, known, "diffusers' schedulers")
+    return Scheduler.of(family, public(config), origin)
+
+
+def checked_scheduler(family: Family, place: Place, settings: Mapping[str, Any]) -> Scheduler:
+    """The scheduler of a folder, after its configurations were found to ask for nothing that is not there.
+
+    Raises one :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
+    """
+    scheduler = read_scheduler(family, place.path, Setting("base", place.name)).given(family, settings)
+    checks = [partial(check_index, family, place.path), partial(scheduler.check, family, place.name)]
+    for network in family.networks.values():
+        file = place.path / network.folder / "config.json"
+        config = read_json(file) if file.is_file() else {}
+        if config.get(CLASS, network.cls) == network.cls:
+            checks.append(partial(check_network, network, config, place.name))
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return scheduler
+
+
+def _check_class(family: Family, cls: Any, what: str) -> None:
+    if cls is not None and cls not in family.schedulers:
+        raise CheckpointError(
+            f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; those of"
+            f" {', '.join(family.schedulers)} are read"
+        )
+
+
+def _readers(family: Family, key: str) -> list[Option]:
+    """The option ``key`` of each of the family's samplers that reads it."""
+    tables = [SAMPLER_SPECS[sampler].options for sampler in family.samplers]
+    return [table[key] for table in tables if key in table]

@@ -1,0 +1,234 @@
+"""What a base's configurations ask for: every key has its rule, and what no graph does is refused by name."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+import diffusers
+import pytest
+import transformers
+
+from controlnext.errors import CheckpointError
+from controlnext.manifest import Setting
+from controlnext.registry import FAMILIES, Network, get_family
+from controlnext.registry.samplers import FLOW_SCHEDULERS, NOISE_SCHEDULERS, SAMPLER_SPECS
+from controlnext.weights.base_keys import SCHEDULER
+from controlnext.weights.config_check import check_network, check_unknown
+from controlnext.weights.config_keys import NETWORKS
+from controlnext.weights.networks import complete_config
+from controlnext.weights.scheduler import Scheduler
+from controlnext.weights.shipped import shipped_config
+
+OF_DIFFUSERS = [name for name in NETWORKS if hasattr(diffusers, name)]
+ALL = {network.cls: network for family in FAMILIES.values() for network in family.networks.values()}
+NEWER = "999.0.0"
+# LMS's needs a package that the project does not
+READABLE = [name for name in NOISE_SCHEDULERS if "dummy" not in getattr(diffusers, name).__module__]
+
+
+def parameters(cls: Any) -> set[str]:
+    return set(inspect.signature(cls.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
+def test_every_parameter_of_a_network_has_a_rule(name: str) -> None:
+    """And no rule is about a parameter that the class does not have."""
+    assert parameters(getattr(diffusers, name)) == set(NETWORKS[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - set(OF_DIFFUSERS)))
+def test_every_key_of_a_configuration_of_transformers_has_a_rule(name: str) -> None:
+    general = set(transformers.PretrainedConfig().to_dict())
+    own = set(getattr(transformers, name).config_class().to_dict()) - general
+    assert own <= set(NETWORKS[name])
+
+
+def test_every_network_of_the_registry_has_rules() -> None:
+    assert set(ALL) == set(NETWORKS)
+    assert all(rule.why for rules in NETWORKS.values() for rule in rules.values())
+    assert all(
+        rule.accepted for rules in NETWORKS.values() for rule in rules.values() if rule.kind == "limited"
+    )
+
+
+def test_every_parameter_of_a_scheduler_that_is_read_has_a_rule() -> None:
+    read = {key for spec in SAMPLER_SPECS.values() for key in spec.options}
+    for name in (*READABLE, *FLOW_SCHEDULERS):
+        assert parameters(getattr(diffusers, name)) <= read | set(SCHEDULER), name
+
+
+UNET_REFUSED = {
+    "down_block_types": ["AttnDownBlock2D", "DownBlock2D"],
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ["KUpBlock2D"],
+    "num_attention_heads": 8,
+    "time_cond_proj_dim": 256,
+    "class_embed_type": "timestep",
+    "num_class_embeds": 10,
+    "class_embeddings_concat": True,
+    "encoder_hid_dim": 4096,
+    "encoder_hid_dim_type": "text_image_proj",
+    "addition_embed_type": "image_hint",
+    "attention_type": "gated",
+    "upcast_attention": True,
+    "dual_cross_attention": True,
+    "time_embedding_type": "fourier",
+    "resnet_skip_time_act": True,
+    "cross_attention_norm": "layer_norm",
+    "mid_block_only_cross_attention": True,
+    "cross_attention_dim": [768, 1024],
+    "sample_size": None,
+    "quantization_config": {"load_in_8bit": True},
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    "UNet2DConditionModel": UNET_REFUSED,
+    "UNetSpatioTemporalConditionModel": {
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "sample_size": None,
+    },
+    "SD3Transformer2DModel": {"out_channels": 32, "sample_size": [64, 64]},
+    "AutoencoderKL": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D"],
+    },
+    "AutoencoderKLTemporalDecoder": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D"],
+    },
+    "CLIPTextModel": {"return_dict": False, "quantization_config": {"bits": 4}, "model_type": "bert"},
+    "CLIPTextModelWithProjection": {
+        "return_dict": False,
+        "quantization_config": {"bits": 4},
+        "model_type": "roberta",
+    },
+    "CLIPVisionModelWithProjection": {
+        "return_dict": False,
+        "quantization_config": {"bits": 4},
+        "model_type": "siglip_vision_model",
+        "num_channels": 4,
+    },
+    "T5EncoderModel": {"return_dict": False, "quantization_config": {"bits": 4}, "model_type": "umt5"},
+}
+
+
+def test_a_value_is_tried_of_every_limited_key() -> None:
+    for name, rules in NETWORKS.items():
+        limited = {key for key, rule in rules.items() if rule.kind == "limited"}
+        assert limited <= set(REFUSED[name]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(name, key, value) for name, keys in REFUSED.items() for key, value in keys.items()],
+)
+def test_what_a_network_asks_for_and_no_graph_does_is_refused_by_name(
+    name: str, key: str, value: Any
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"its {ALL[name].folder} has {key}=.*accepted: ") as caught:
+        check_network(ALL[name], {"_class_name": name, key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_network_of_a_checkpoint_is_checked_before_it_is_built() -> None:
+    network = get_family("sdxl").networks["unet"]
+    config = shipped_config(get_family("sdxl"), network)
+    # diffusers itself would refuse a projection without a width, in words of its own
+    with pytest.raises(CheckpointError, match="class_embed_type='projection', which is not supported"):
+        complete_config(network, {**config, "class_embed_type": "projection"})
+
+
+def test_unknown_keys_are_warned_of_or_refused_where_a_newer_release_wrote_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = {"_private": 1, "off": False, "nothing": None, "known": 5}
+    check_unknown("its unet", config, {"known"}, "this class")
+    assert not caplog.records
+    check_unknown("its unet", {**config, "mode": "swish"}, {"known"}, "this class")
+    assert "its unet has mode='swish', which this class does not know: it is left out" in caplog.text
+    newer = {**config, "_diffusers_version": NEWER}
+    check_unknown("its unet", newer, {"known"}, "this class")
+    with pytest.raises(CheckpointError, match=rf"mode='swish', which .* {NEWER} wrote it.*update diffusers"):
+        check_unknown("its unet", {**newer, "mode": "swish"}, {"known"}, "this class")
+
+
+def test_keys_of_training_are_no_unknown_keys(caplog: pytest.LogCaptureFixture) -> None:
+    """What diffusers' EMAModel saves, and a switch of a class for training."""
+    caplog.set_level(logging.WARNING)
+    check_network(ALL["UNet2DConditionModel"], {"decay": 0.9999, "use_ema_warmup": True, "power": 0.75})
+    check_network(Network("unet", "diffusers", "SomeOtherModel"), {"anything": 1})
+    assert not caplog.records
+
+
+SCHEDULER_REFUSED = {
+    "sdxl": {
+        "timestep_type": "continuous",
+        "variance_type": "learned_range",
+        "predict_epsilon": False,
+        "shift": 3.0,
+        "invert_sigmas": True,
+        "use_lu_lambdas": True,
+        "use_beta_sigmas": True,
+        "use_flow_sigmas": True,
+        "use_dynamic_shifting": True,
+        "sigma_data": 0.5,
+        "sigma_schedule": "karras",
+        "rho": 7.0,
+        "original_inference_steps": 50,
+        "timestep_scaling": 10.0,
+        "prediction_type": "flow_prediction",
+        "shift_terminal": 0.1,
+        "solver_p": {},
+        "final_sigmas_type": "half",
+    },
+    "svd": {"thresholding": True, "use_flow_sigmas": True, "use_dynamic_shifting": True},
+    "sd3": {"use_dynamic_shifting": True, "rescale_betas_zero_snr": True, "use_beta_sigmas": True},
+}
+
+
+def scheduler(family: str, **config: Any) -> Scheduler:
+    return Scheduler.of(get_family(family), config, Setting("base", "base"))
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [(family, key, value) for family, keys in SCHEDULER_REFUSED.items() for key, value in keys.items()],
+)
+def test_what_a_scheduler_asks_for_and_the_default_sampler_does_not_do_is_refused(
+    family: str, key: str, value: Any
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"mybase: .*{key}=.*accepted: "):
+        scheduler(family, **{key: value}).check(get_family(family), "mybase")
+
+
+OTHERS = ["LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"]
+OTHERS += ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "Nobodys"]
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "svd", "sd3"])
+@pytest.mark.parametrize("name", [*OTHERS, *NOISE_SCHEDULERS, *FLOW_SCHEDULERS])
+def test_a_scheduler_class_that_no_sampler_reads_is_refused_and_those_that_are_read_named(
+    family: str, name: str
+) -> None:
+    entry = get_family(family)
+    made = scheduler(family, _class_name=name)
+    if name in entry.schedulers:
+        made.check(entry, "mybase")
+        return
+    with pytest.raises(CheckpointError, match=f"its scheduler is {name}.*{entry.schedulers[0]}.* are read"):
+        made.check(entry, "mybase")
+
+
+def test_harmless_settings_of_published_schedulers_pass(caplog: pytest.LogCaptureFixture) -> None:
+    """Of any class that is read, with all its defaults written out."""
+    for name in READABLE:
+        config = dict(getattr(diffusers, name)().config)
+        scheduler("sdxl", **{k: v for k, v in config.items() if k[0] != "_"}).check(get_family("sdxl"), "b")
+    config = dict(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
+    scheduler("sd3", **{k: v for k, v in config.items() if k[0] != "_"}).check(get_family("sd3"), "b")
+    assert not caplog.records
