@@ -24,7 +24,7 @@ from controlnext.runtime.samplers import make_sampler
 from controlnext.weights import Checkpoint, load_checkpoint, shipped
 from controlnext.weights.base import read_base
 from controlnext.weights.markers import MARKERS, marked_settings
-from controlnext.weights.model_index import check_index
+from controlnext.weights.model_index import check_index, part_names
 from controlnext.weights.shipped import original_layout, shipped_config
 
 V = {"prediction_type": "v_prediction"}
@@ -264,20 +264,20 @@ def test_an_index_that_asks_for_something_else_is_refused(
     (tmp_path / "scheduler/scheduler_config.json").write_text('{"_class_name": "EulerDiscreteScheduler"}')
     (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, **changes}))
     with pytest.raises(CheckpointError, match=message):
-        check_index(SDXL, tmp_path)
+        check_index(SDXL, tmp_path, part_names(SDXL))
 
 
 def test_an_index_of_the_same_networks_passes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    check_index(SDXL, tmp_path)  # none
+    check_index(SDXL, tmp_path, part_names(SDXL))  # none
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler/scheduler_config.json").write_text("{}")
     for cls in (SDXL.pipeline_class, *SDXL.pipelines):
         (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, "_class_name": cls}))
-        check_index(SDXL, tmp_path)
+        check_index(SDXL, tmp_path, part_names(SDXL))
     assert not caplog.records
     (tmp_path / "model_index.json").write_text(json.dumps({**INDEX, "my_option": 3}))
-    check_index(SDXL, tmp_path)
+    check_index(SDXL, tmp_path, part_names(SDXL))
     assert "my_option=3" in caplog.text
 
 

@@ -20,6 +20,7 @@ from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.markers import marked_settings
+from controlnext.weights.model_index import part_names
 from controlnext.weights.networks import (
     complete_config,
     computed_tensors,
@@ -79,12 +80,14 @@ def read_base(
     The optional networks that ``leave_out`` names are neither fetched nor read. Raises
     :class:`CheckpointError` for a base that asks for what the family's graphs and samplers do not do.
     """
-    family = _without(family, leave_out)
+    parts, family = part_names(family), _without(family, leave_out)
     replaced = () if vae is None else (VAE,)
     place = locate(given, partial(choose_base, family, replaced))
     own = _without(family, replaced)
-    read = _read_single_file if place.path.is_file() else _read_folder
-    base = read(own, place, scheduler)
+    if place.path.is_file():
+        base = _read_single_file(own, place, scheduler)
+    else:
+        base = _read_folder(own, place, scheduler, parts)
     if vae is not None:
         base.parts[VAE], sources = _read_vae(family, vae, place)
         base.sources += sources
@@ -126,11 +129,11 @@ def _shipped_base(family: Family) -> Base:
     return Base(read_scheduler(family, folder, Setting("shipped")), read_options(family, folder))
 
 
-def _read_folder(family: Family, place: Place, settings: Config) -> Base:
+def _read_folder(family: Family, place: Place, settings: Config, parts: Collection[str]) -> Base:
     folder = place.path
     _check_folder(family, folder)
     try:
-        scheduler = checked_scheduler(family, place, settings)
+        scheduler = checked_scheduler(family, place, settings, parts)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{other_base(family, folder)}") from error
     base = Base(scheduler, read_options(family, folder), folder=folder)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import FAMILIES, Family
+from controlnext.registry import Family
 from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
 from controlnext.weights.config_check import check_unknown, check_values
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.shipped import SCHEDULER
 
 
-def check_index(family: Family, folder: Path) -> None:
+def check_index(family: Family, folder: Path, parts: Collection[str]) -> None:
     """Refuse a base that was saved for another pipeline, with parts or options that the family's has not.
 
-    A folder without the file passes: networks and scheduler have configurations of their own. Raises
+    ``parts``: the :func:`part_names` of the whole family, whose networks may be left out. A folder without
+    the file passes: networks and scheduler have configurations of their own. Raises
     :class:`CheckpointError`.
     """
     if not (folder / INDEX).is_file():
@@ -30,7 +31,7 @@ def check_index(family: Family, folder: Path) -> None:
     for name, (_, cls) in components.items():
         # the scheduler's own file is looked at by itself
         if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):
-            _check_component(family, what, name, cls)
+            _check_component(family, what, name, cls, parts)
     options = {key: value for key, value in index.items() if key not in components}
     known = {**MODEL_INDEX, **family.checkpoint_options}
     check_unknown(what, options, known, f"the {family.pipeline_class}")
@@ -48,12 +49,12 @@ def _check_pipeline(family: Family, what: str, index: Mapping[str, Any]) -> None
         )
 
 
-def _check_component(family: Family, what: str, name: str, cls: str) -> None:
+def _check_component(family: Family, what: str, name: str, cls: str, parts: Collection[str]) -> None:
     if name == "scheduler":
         accepted: tuple[str, ...] = family.schedulers
     elif name in family.networks:
         accepted = (family.networks[name].cls,)
-    elif name in COMPONENTS or name in _every_part(family):
+    elif name in COMPONENTS or name in parts:
         return
     else:
         raise CheckpointError(f"{what} has the part {name} ({cls}), which {family.title} does not have")
@@ -61,7 +62,6 @@ def _check_component(family: Family, what: str, name: str, cls: str) -> None:
         raise CheckpointError(f"{what} has {cls} as its {name}; accepted: {', '.join(accepted)}")
 
 
-def _every_part(family: Family) -> set[str]:
-    """Networks and tokenizers of a family, those too that one export leaves out."""
-    networks = {**family.networks, **getattr(FAMILIES.get(family.name), "networks", {})}
-    return {*networks, *(network.tokenizer for network in networks.values())}
+def part_names(family: Family) -> set[str]:
+    """The names that a family's networks and tokenizers have in the index."""
+    return {*family.networks, *(network.tokenizer for network in family.networks.values())}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,13 +111,16 @@ def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
     return Scheduler.of(family, public(config), origin)
 
 
-def checked_scheduler(family: Family, place: Place, settings: Mapping[str, Any]) -> Scheduler:
+def checked_scheduler(
+    family: Family, place: Place, settings: Mapping[str, Any], parts: Collection[str]
+) -> Scheduler:
     """The scheduler of a folder, after its configurations were found to ask for nothing that is not there.
 
-    Raises one :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
+    ``parts``: the :func:`~controlnext.weights.model_index.part_names` of the whole family. Raises one
+    :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
     """
     scheduler = read_scheduler(family, place.path, Setting("base", place.name)).given(family, settings)
-    checks = [partial(check_index, family, place.path), partial(scheduler.check, family, place.name)]
+    checks = [partial(check_index, family, place.path, parts), partial(scheduler.check, family, place.name)]
     for network in family.networks.values():
         file = place.path / network.folder / "config.json"
         config = read_json(file) if file.is_file() else {}
