@@ -92,6 +92,7 @@ CASES = [
 ]
 
 
+@pytest.mark.export
 @pytest.mark.parametrize(
     ("variant", "case"), CASES, ids=[f"{v}-{c['scheduler']}-guidance{c['guidance']}" for v, c in CASES]
 )

@@ -55,6 +55,7 @@ class InPlace(Layers):
         return super().forward(x)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("kind", [Layers, InPlace])
 def test_a_graph_of_shortcuts_is_the_exporters_own(kind):
     """As many nodes of each operator, parameters by the same names, and PyTorch's numbers at another size."""

@@ -48,6 +48,7 @@ def loaded(full: Path, load) -> Checkpoint:
     return load(full)
 
 
+@pytest.mark.export
 def test_a_module_can_be_had_in_another_precision(loaded: Checkpoint) -> None:
     module = loaded.networks["text_encoder"].module(torch.float16)
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float16}

@@ -103,6 +103,7 @@ def test_modules_of_a_folder_equal_those_of_from_pretrained(family: Family, full
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5, msg=name)
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("stored", [["shared"], ["encoder.embed_tokens"], ["shared", "encoder.embed_tokens"]])
 def test_t5_is_read_whichever_name_its_embedding_was_saved_under(
     full: Copy, tmp_path: Path, stored: list[str]
@@ -117,6 +118,7 @@ def test_t5_is_read_whichever_name_its_embedding_was_saved_under(
     assert torch.equal(found["encoder.embed_tokens.weight"].read(), embedding)
 
 
+@pytest.mark.export
 def test_networks_that_are_left_out_are_not_even_looked_at(full: Copy, tmp_path: Path) -> None:
     family = get_family("sd3")
     base = Path(shutil.copytree(full("sd3"), tmp_path / "base"))
@@ -185,6 +187,7 @@ def test_samplers_are_those_of_the_stock_pipeline(
         assert {key: made[key] for key in public} == {key: expected[key] for key in public}, sampler
 
 
+@pytest.mark.export
 def test_the_normalization_of_the_reference_picture_is_read_from_the_folder(copy: Copy) -> None:
     family, base = get_family("svd"), copy("svd")
     clip = transformers.CLIPImageProcessor()
@@ -245,6 +248,7 @@ def toy() -> Family:
     return replace(get_family("sd15"), name="toy")
 
 
+@pytest.mark.export
 def test_a_family_without_shipped_configurations_loads_from_a_folder(
     toy: Family, full: Copy, tmp_path: Path
 ) -> None:

@@ -190,6 +190,7 @@ def test_the_original_names_of_svd(name: str) -> None:
 
 
 @EVERY_FAMILY
+@pytest.mark.export
 def test_full_size_checkpoint_fits_strictly(family: Family) -> None:
     full = full_size(family.name)
     lazy = {name: held(tensor) for name, tensor in full.checkpoint.items()}
@@ -254,6 +255,7 @@ def test_diffusers_gives_a_small_single_file_the_same_values(small: Small, famil
             assert torch.equal(ours[key], theirs[key].reshape(ours[key].shape)), key
 
 
+@pytest.mark.export
 def test_t5_of_a_single_file_is_left_out_and_the_remedy_named(
     small: Small, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,6 +285,7 @@ def test_an_sd3_file_without_text_encoders_is_complete(
     assert not caplog.records
 
 
+@pytest.mark.export
 def test_sd3s_first_clip_has_no_projection_whatever_a_file_holds(small: Small) -> None:
     """Some files hold OpenAI's, which SD3 was not trained with; diffusers too takes the identity."""
     family, place = small("sd3")
