@@ -129,6 +129,7 @@ CLIPS = read_golden("svd-pipeline")[0]["cases"]
 
 
 @pytest.mark.parametrize("case", CLIPS, ids=lambda case: f"{case['frames']}frames")
+@pytest.mark.export
 def test_clip_equals_the_recorded_one(tiny_checkpoint, case):
     _, vectors = read_golden("svd-pipeline")
     s, width, height, frames = case["seed"], case["width"], case["height"], case["frames"]
