@@ -17,7 +17,7 @@ from fake_bundle import fake_denoiser, write_fake_bundle
 from recipe import drawing, rand
 from stand_in_gpu import Machine, put_in_place, write_engine
 
-from controlnext.engines import open_engine, select_backend
+from controlnext.engines import int8, open_engine, select_backend
 from controlnext.errors import BundleError, InputError, MissingDependencyError
 from controlnext.manifest import MODEL, PROLOGUE, STEP, read_manifest
 from controlnext.runtime import Pipeline
@@ -153,6 +153,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str
         def io_binding(self) -> None:
             return None
 
+    monkeypatch.setattr(int8, "int8_form", lambda: int8.UINT8_INT8)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     return asked
 

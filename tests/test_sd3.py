@@ -241,7 +241,6 @@ def test_without_t5_nothing_of_it_is_in_the_bundle(bundles: Bundles) -> None:
     [
         ({"height": 136, "width": 128}, "height is 136"),
         ({"height": 128, "width": 120}, "width is 120"),
-        ({"control_image": drawing(0, 136, 128)}, "width of the control picture is 136"),
         ({"latents": rand(0, 1, 16, 17, 16)}, "height of the latents is 136"),
     ],
 )

@@ -22,6 +22,7 @@ from controlnext.weights.base import Base, Part
 from controlnext.weights.control import ControlWeights, check_width, match_control
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, held
+from controlnext.weights.scheduler import Scheduler
 from controlnext.weights.variants import options
 
 SHARED = "--model sd15 --variant down, --model sdxl or --model svd --variant v2, which share names and shapes"
@@ -125,7 +126,7 @@ def test_a_full_size_control_file_loads(
     tensors = {name: torch.zeros(shape).half() for name, shape in shapes_of(layout).items()}
     tensors |= {"scale": torch.tensor(0.35).half()} if variant.control.learned_scale else {}
     torch.save(tensors, tmp_path / "controlnet.bin")
-    base = Base({}, {}, {family.denoiser: Part(CONFIGS[family.name], {})})
+    base = Base(Scheduler({}, {}), {}, {family.denoiser: Part(CONFIGS[family.name], {})})
     monkeypatch.setattr(loading, "read_base", lambda *_args, **_options: base)
     checkpoint = load_checkpoint(family, control=tmp_path, base="somewhere")
     module = checkpoint.networks["control"].module()
@@ -175,10 +176,12 @@ def test_random_weights_have_the_published_control(
     family: Family, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where none was published; what is left out of the base is passed on."""
-    base = Base({}, {}, {family.denoiser: Part(CONFIGS[family.name], {})})
+    base = Base(Scheduler({}, {}), {}, {family.denoiser: Part(CONFIGS[family.name], {})})
     left_out = []
     monkeypatch.setattr(
-        loading, "random_base", lambda _family, _seed, leave_out: left_out.extend(leave_out) or base
+        loading,
+        "random_base",
+        lambda _family, _seed, leave_out, _scheduler: left_out.extend(leave_out) or base,
     )
     checkpoint = load_checkpoint(family, variant=variant.name, random_seed=0, leave_out=["text_encoder"])
     layout = next(name for name, (variants, _) in LAYOUTS.items() if variant.name in variants)

@@ -98,7 +98,7 @@ def test_sd3_has_its_own_positions_and_a_stand_in_for_t5s_vocabulary() -> None:
     assert set(base.parts) == {"transformer", "vae", "text_encoder_2", "text_encoder_3"}
     assert set(base.tokenizers) == {"tokenizer_2", "tokenizer_3"}
     assert base.tokenizers["tokenizer_3"] == stand_in_tokenizer(SD3.networks["text_encoder_3"])
-    assert base.scheduler["shift"] == 3.0
+    assert base.scheduler.config["shift"] == 3.0
 
 
 def test_no_two_rows_of_a_large_matrix_are_alike() -> None:
