@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +59,15 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
     return base if worker_id == "master" else base.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _graphs_are_traced_once(shared_folder: Path) -> None:
+    from traces import traced_once
+
+    from controlnext.export import bundle
+
+    bundle.trace = traced_once(bundle.trace, shared_folder / "traces")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(shared_folder: Path) -> Callable[[str], Path]:
     """The folder of the tiny model of a variant: ``base/`` (diffusers layout, no text encoders) and
@@ -76,9 +84,8 @@ def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callabl
     """The tiny model of a variant as a bundle of a precision. Tests read it and never write to it."""
 
     def make(variant: str, folder: Path) -> None:
-        with tracing_once():
-            for precision in PRECISIONS:
-                export_tiny(variant, tiny_checkpoint(variant), precision, folder / precision)
+        for precision in PRECISIONS:
+            export_tiny(variant, tiny_checkpoint(variant), precision, folder / precision)
 
     def bundle(variant: str, precision: str = "fp32") -> Path:
         return once(shared_folder / f"bundles-{variant}", partial(make, variant)) / precision
@@ -179,25 +186,6 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
             sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
             **options,
         )
-
-
-@contextmanager
-def tracing_once() -> Iterator[None]:
-    """Exports in this block trace a graph of one name once: nine tenths of an export are tracing, which
-    neither the precision nor the other networks change."""
-    from controlnext.export import bundle
-
-    traced: dict[str, Any] = {}
-    plain = bundle.trace
-
-    def trace(module: Any, spec: Any, sizes: Any) -> Any:
-        if spec.folder not in traced:
-            traced[spec.folder] = plain(module, spec, sizes)
-        return traced[spec.folder].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "trace", trace)
-        yield
 
 
 def once(folder: Path, make: Callable[[Path], object]) -> Path:

@@ -85,10 +85,15 @@ def test_verify_reads_an_int8_bundle(tiny: Callable[..., Path], cli: Cli) -> Non
 
 
 @pytest.mark.export
-def test_float16_is_for_what_int8_leaves_out(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """An int8 bundle for GPUs: float16 between the int8 layers, the same decisions, and near float32."""
-    export_tiny("sd15", tiny_checkpoint("sd15"), "int8", tmp_path / "bundle", compute="fp16")
+def test_float16_is_for_what_int8_leaves_out(
+    tiny: Callable[..., Path], tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """An int8 bundle for GPUs: float16 between the int8 layers, by decisions that were made before."""
+    _, plan = _plan(tiny("sd15", "int8"))
+    checkpoint = tiny_checkpoint("sd15")
+    export_tiny("sd15", checkpoint, "int8", tmp_path / "bundle", compute="fp16", calibrated=plan)
     manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.graphs["unet"].int8 == plan
     assert (manifest.graphs["unet"].precision, manifest.graphs["unet"].compute) == ("int8", "fp16")
     graph = ir.load(tmp_path / "bundle" / "unet" / "model.onnx").graph
     steps = {node.inputs[1].dtype for node in graph if node.op_type == "QuantizeLinear"}

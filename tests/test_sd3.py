@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cli import Cli, assert_refused
-from conftest import once, tracing_once
+from conftest import once
 from float16 import T5_STREAM, enlarge, error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,9 +68,8 @@ def bundles(shared_folder: Path, load: Load) -> Bundles:
     """The bundle of a name in :data:`BUNDLES`."""
 
     def make(folder: Path) -> None:
-        with tracing_once():
-            for name, (precision, _) in BUNDLES.items():
-                export_bundle(load(name), precision, folder / name)
+        for name, (precision, _) in BUNDLES.items():
+            export_bundle(load(name), precision, folder / name)
 
     made = once(shared_folder / "sd3-bundles", make)
     return lambda name: made / name

@@ -1,0 +1,54 @@
+"""Graphs that are traced once in a run of the suite, whichever of its processes and tests export them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from filelock import FileLock
+from torch import nn
+
+LARGEST = 1 << 24
+"""Parameters of the largest network that is kept: a kept graph holds zeros for them."""
+
+Trace = Callable[[nn.Module, Any, Mapping[str, int]], ir.Model]
+
+
+def traced_once(trace: Trace, folder: Path) -> Trace:
+    """``trace`` with its graphs kept in ``folder``: most of an export is tracing, which depends on the
+    architecture alone and neither on the weights nor on the precision."""
+
+    def kept(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> ir.Model:
+        if sum(parameter.numel() for parameter in module.parameters()) > LARGEST:
+            return trace(module, spec, sizes)
+        key = hashlib.sha256("\n".join(_architecture(module, spec, sizes)).encode()).hexdigest()
+        path = folder / f"{key}.onnx"
+        folder.mkdir(exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                partial = path.with_suffix(".partial")
+                ir.save(trace(module, spec, sizes), partial)
+                partial.rename(path)
+        return ir.load(path)
+
+    return kept
+
+
+def _architecture(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> Iterator[str]:
+    """All that a trace depends on: configurations, plain attributes, names and shapes of parameters."""
+    yield f"{spec!r} {sorted(sizes.items())} {module!r}"
+    for name, part in module.named_modules():
+        plain = {key: _plain(value) for key, value in vars(part).items() if not key.startswith("_")}
+        yield f"{name} {sorted(plain.items())} {getattr(part, 'config', None)}"
+    for name, tensor in module.state_dict().items():
+        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _plain(value: Any) -> str:
+    if dataclasses.is_dataclass(value) or isinstance(value, int | float | str | bool | tuple | list | None):
+        return repr(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
