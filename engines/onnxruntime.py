@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 Providers = list[tuple[str, dict[str, Any]]]
 
+MOST_THREADS = 8 * (os.cpu_count() or 1)
+"""More than one for each core only wait for each other; so many more are a mistake."""
 _SILENT = 4
 _PROLOGUES = (PARTS[0], UINT8_PARTS[0])
 
@@ -55,8 +58,11 @@ class OrtBackend(Backend):
     """
 
     def __init__(self, device: str = "auto", provider: str = "auto", threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}; give a whole number from 1 on, or leave it out")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+            raise InputError(
+                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out"
+            )
         self.ort = _import_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
         self.index = device_index(device) or 0

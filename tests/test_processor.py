@@ -9,6 +9,7 @@ import pytest
 
 from controlnext import processor
 from controlnext.engines.onnxruntime import OrtBackend
+from controlnext.errors import InputError
 from controlnext.processor import usable_cores
 
 GROUPS = {
@@ -73,6 +74,12 @@ def test_the_container_s_quota_counts(group: str, machine: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6, "2", 1.5, True])
+def test_other_numbers_of_threads_are_refused(threads: object) -> None:
+    with pytest.raises(InputError, match="give a whole number from 1 to"):
+        OrtBackend("cpu", threads=threads)  # type: ignore[arg-type]
 
 
 def test_sessions_have_a_thread_for_each_usable_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,10 +123,26 @@ def test_options_take_the_place_of_markers_and_markers_of_metadata(
 ) -> None:
     checkpoint = single({"v_pred": NOTHING}, {"modelspec.prediction_type": "epsilon"})
     assert checkpoint.settings["prediction_type"] == Setting("marker", "v_pred")
-    assert "marker v_pred says prediction_type=v_prediction, its metadata" in caplog.text
+    assert "v_pred says prediction_type=v_prediction, modelspec.prediction_type says epsilon" in caplog.text
     checkpoint = single({"v_pred": NOTHING}, scheduler={"prediction_type": "epsilon"})
     assert checkpoint.scheduler["prediction_type"] == "epsilon"
     assert checkpoint.settings["prediction_type"] == Setting("option")
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_metadata_that_differ_count_in_one_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, turn: int
+) -> None:
+    """Whatever order a file has them in, which safetensors does not keep; spellings of a value are one."""
+    both = [("modelspec.prediction_type", "V-Prediction "), ("modelspec.predict_key", "eps")][::turn]
+    file = tmp_path / "base.safetensors"
+    save_file({"a": torch.zeros(1)}, file, dict(both))
+    for _ in range(8):
+        assert marked_settings(SDXL, file, ["a"])["prediction_type"] == (
+            "v_prediction",
+            "modelspec.prediction_type",
+        )
+    assert "modelspec.predict_key says epsilon: the first counts" in caplog.text
 
 
 def test_unknown_metadata_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -49,11 +49,12 @@ METADATA: Mapping[str, Mapping[str, Values]] = MappingProxyType(
     {
         "modelspec.prediction_type": _PREDICTIONS,
         "modelspec.predict_key": _PREDICTIONS,
-        "ss_v_parameterization": {"True": _V, "False": {}},
-        "ss_zero_terminal_snr": {"True": _ZERO_SNR, "False": {}},
+        "ss_v_parameterization": {"true": _V, "false": {}},
+        "ss_zero_terminal_snr": {"true": _ZERO_SNR, "false": {}},
     }
 )
-"""Scheduler settings by key and value of the header's metadata."""
+"""Scheduler settings by key and value (in lower case, with underscores) of the header's metadata; where two
+keys differ the first counts."""
 
 
 def is_marker(name: str) -> bool:
@@ -64,28 +65,24 @@ def is_marker(name: str) -> bool:
 def marked_settings(family: Family, file: Path, names: Iterable[str]) -> dict[str, tuple[Any, str]]:
     """The scheduler settings that a single file asks for, by key: the value and what says so.
 
-    ``names``: of its tensors. Where tensors and metadata differ the tensors count, with a warning. Raises
-    :class:`CheckpointError` for a marker that stands for what is not supported, or not of this family.
+    ``names``: of its tensors. Where tensors and metadata differ, or one of these from another, the tensors
+    count, then what comes first in :data:`METADATA`, with a warning. Raises :class:`CheckpointError` for a
+    marker that stands for what is not supported, or not of this family.
     """
-    settings = {
-        key: (setting, name)
-        for name, value in read_metadata(file).items()
-        for key, setting in _of_metadata(family, file, name, value).items()
-    }
-    for name in sorted(name for name in names if is_marker(name)):
-        for key, setting in _of_marker(family, file, name).items():
-            told, by = settings.get(key, (setting, name))
+    settings: dict[str, tuple[Any, str]] = {}
+    metadata = read_metadata(file)
+    said = [(name, _of_marker(family, file, name)) for name in sorted(filter(is_marker, names))]
+    # not in the order of the file: that of safetensors' metadata is another at every reading
+    said += [
+        (name, _of_metadata(family, file, name, metadata[name])) for name in METADATA if name in metadata
+    ]
+    for name, values in said:
+        for key, setting in values.items():
+            told, by = settings.setdefault(key, (setting, name))
             if told != setting:
                 log.warning(
-                    "%s: its marker %s says %s=%s, its metadata %s say %s: the marker counts",
-                    file.name,
-                    name,
-                    key,
-                    setting,
-                    by,
-                    told,
+                    "%s: %s says %s=%s, %s says %s: the first counts", file.name, by, key, told, name, setting
                 )
-            settings[key] = (setting, name)
     return settings
 
 
@@ -109,10 +106,11 @@ def _known(family: Family) -> OptionTable:
 
 def _of_metadata(family: Family, file: Path, name: str, value: str) -> Values:
     # flow matching has one kind of prediction, whatever a tool wrote
-    if name not in METADATA or "prediction_type" not in _known(family):
+    if "prediction_type" not in _known(family):
         return {}
-    if value in METADATA[name]:
-        return METADATA[name][value]
+    plain = value.strip().lower().replace("-", "_")
+    if plain in METADATA[name]:
+        return METADATA[name][plain]
     log.warning(
         "%s: its metadata say %s=%s, which is not known and left out (known: %s); where images are wrong,"
         " give the export the scheduler's settings",
