@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from weights_models import NETWORKS, SDXL, add_text_encoders, rewrite_json
 
 from controlnext.errors import CheckpointError
+from controlnext.registry import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
+from controlnext.weights.networks import empty_module
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
@@ -204,6 +206,13 @@ def test_an_impossible_configuration_is_one_error(base: Path, load, change: dict
         CheckpointError, match="the configuration of unet does not make a UNet2DConditionModel"
     ):
         load(base)
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"hidden_act": "x"}])
+def test_an_impossible_text_encoder_is_one_error(change: dict[str, object]) -> None:
+    """transformers has errors of its own for wrong types."""
+    with pytest.raises(CheckpointError, match="the configuration of text_encoder does not make a CLIPText"):
+        empty_module(get_family("sdxl").networks["text_encoder"], {"hidden_size": 32, **change})
 
 
 def test_a_folder_that_is_no_base_is_refused(load, tmp_path: Path) -> None:

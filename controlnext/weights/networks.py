@@ -48,7 +48,7 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
                 module = cls.from_config(dict(config))
             else:
                 module = cls(cls.config_class.from_dict(dict(config)))
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+    except Exception as error:  # each library has its own ways to refuse a damaged configuration
         raise CheckpointError(
             f"the configuration of {network.folder} does not make a {network.cls}: {first_line(error)}"
         ) from error

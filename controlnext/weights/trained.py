@@ -105,5 +105,5 @@ def _check_kind(
     if not increments and kind == "increments":
         raise CheckpointError(
             f"{what} holds increments, not values: they are unlike the base's ({measured}); give"
-            " --unet-increments"
+            " --unet-increments, or, if they are values, the base that they were trained on"
         )
