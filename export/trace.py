@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 import torch
+import torch._dynamo
 from torch import nn
 
 from controlnext.export.decompose import decomposed_in_place
@@ -69,12 +70,13 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's deprecation warnings, and without a garbage collector that walks the growing
-    graph again and again (a fifth of the time)."""
+    """Without the exporter's deprecation warnings, without a garbage collector that walks the growing graph
+    again and again (a fifth of the time), and without the tracer's cache of shapes: with symbolic sizes a
+    look into it takes as long as working them out, and an entry longer."""
     gc.collect()
     gc.disable()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
             warnings.simplefilter("ignore")
             yield
     finally:
