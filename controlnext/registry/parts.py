@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from controlnext.registry.schema import Config, GraphSpec
+from controlnext.registry.schema import Config, GraphSpec, Network
 from controlnext.specs import TensorSpec
 
 SAMPLERS = ("unipc", "euler", "euler_a", "ddim", "ddpm", "dpmpp_2m")
@@ -23,6 +23,13 @@ OF_DENOISER: Mapping[str, type] = MappingProxyType({"sample_size": int})
 OF_VAE: Mapping[str, tuple[type, ...]] = MappingProxyType({"scaling_factor": NUMBER})
 OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
 """What is read of their configurations when a bundle runs."""
+
+CLIP_L = Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT)
+"""The text encoder of SD1.5, and SDXL's first one."""
+CLIP_G = Network(
+    "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2", read=OF_TEXT
+)
+"""The second one of SDXL and SD3."""
 
 HIDDEN = TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@hidden_size"))
 POOLED = TensorSpec("text_embeds", "float32", ("batch", "@projection_dim"))

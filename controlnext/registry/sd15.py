@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from controlnext.registry.parts import (
+    CLIP_L,
     CONTROL,
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
     OF_DENOISER,
-    OF_TEXT,
     OF_VAE,
     SAMPLERS,
     text_encoder,
@@ -85,9 +85,7 @@ SD15 = Family(
             traced={"use_linear_projection": True},
         ),
         "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
-        "text_encoder": Network(
-            "text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT
-        ),
+        "text_encoder": CLIP_L,
     },
     graphs=(
         text_encoder("text_encoder", (HIDDEN,), "text_last"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlnext.registry.parts import (
+    CLIP_G,
     FLOAT32,
     HIDDEN,
     OF_DENOISER,
@@ -84,14 +85,7 @@ SD3 = Family(
             "tokenizer",
             read=OF_TEXT,
         ),
-        "text_encoder_2": Network(
-            "text_encoder_2",
-            "transformers",
-            "CLIPTextModelWithProjection",
-            True,
-            "tokenizer_2",
-            read=OF_TEXT,
-        ),
+        "text_encoder_2": CLIP_G,
         "text_encoder_3": Network(
             "text_encoder_3",
             "transformers",

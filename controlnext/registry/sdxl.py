@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from controlnext.registry.parts import (
     ADDED_TIME,
+    CLIP_G,
+    CLIP_L,
     CONTROL,
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
     OF_DENOISER,
-    OF_TEXT,
     OF_VAE,
     POOLED,
     SAMPLERS,
@@ -72,17 +73,8 @@ SDXL = Family(
             read=OF_DENOISER,
         ),
         "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
-        "text_encoder": Network(
-            "text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT
-        ),
-        "text_encoder_2": Network(
-            "text_encoder_2",
-            "transformers",
-            "CLIPTextModelWithProjection",
-            True,
-            "tokenizer_2",
-            read=OF_TEXT,
-        ),
+        "text_encoder": CLIP_L,
+        "text_encoder_2": CLIP_G,
     },
     graphs=(
         text_encoder("text_encoder", (HIDDEN,), "text_penultimate"),

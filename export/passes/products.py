@@ -18,6 +18,7 @@ import onnx_ir.passes.common as common
 
 from controlnext.export.passes.constants import add_constant
 from controlnext.export.passes.multihead import DOMAIN
+from controlnext.export.passes.unsigned import OFFSET
 
 _ZERO = "products.zero_point"
 
@@ -29,7 +30,7 @@ def fuse_products(model: ir.Model) -> ir.Model:
     if not found:
         return model
     model.opset_imports[DOMAIN] = 1
-    zero = add_constant(graph, _ZERO, np.array(128, np.uint8))
+    zero = add_constant(graph, _ZERO, np.array(OFFSET, np.uint8))
     for node in found:
         _fuse(graph, node, zero)
     common.RemoveUnusedNodesPass()(model)
