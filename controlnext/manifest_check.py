@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from controlnext import registry
 from controlnext.errors import BundleError
 from controlnext.registry import Family, GraphSpec
+from controlnext.registry.values import alike
 
 if TYPE_CHECKING:
     from controlnext.manifest import Graph, Manifest
@@ -45,7 +46,7 @@ def check_complete(manifest: Manifest, family: Family) -> None:
     for name, default in family.checkpoint_options.items():
         if name not in manifest.options:
             raise BundleError(f"options has no {name}, which {family.title} needs")
-        if not _alike(manifest.options[name], default):
+        if not alike(manifest.options[name], default):
             raise BundleError(f"options.{name} is {manifest.options[name]!r}; expected one like {default!r}")
 
 
@@ -62,7 +63,8 @@ def _check_graph(name: str, graph: Graph, spec: GraphSpec) -> None:
 
 def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
     if name not in configs:
-        raise BundleError(f"configs has no {name}, which {family.title} needs; it has {', '.join(configs)}")
+        there = ", ".join(configs) or "none"
+        raise BundleError(f"configs has no {name}, which {family.title} needs; it has {there}")
     for key, kind in family.networks[name].read.items():
         if key not in configs[name]:
             raise BundleError(f"configs.{name} has no {key}, which {family.title} needs")
@@ -80,7 +82,7 @@ def _check_controls(manifest: Manifest, family: Family) -> None:
     if given != set(expected):
         raise BundleError(
             f"configs has {', '.join(manifest.configs)}; of {len(inputs)} controls expected are"
-            f" {', '.join(expected)}"
+            f" {', '.join(expected) or 'none'}"
         )
 
 
@@ -108,14 +110,3 @@ def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
                     f"graphs.{spec.folder}.{side}: {tensor.name} is {tensor.dtype} {tensor.shape}; expected"
                     f" {like.dtype} {list(like.shape)}"
                 )
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether a value is of the type of the default; a list, of as many numbers."""
-    if isinstance(default, list):
-        return (
-            isinstance(value, list)
-            and len(value) == len(default)
-            and all(isinstance(number, int | float) for number in value)
-        )
-    return isinstance(value, type(default))

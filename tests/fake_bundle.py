@@ -111,7 +111,8 @@ def write_fake_bundle(
 def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[str, dict[str, Any]]:
     """What is read of them, and no more."""
     networks = {graph.network for graph in graphs.values()}
-    known = {"vae": VAE_CONFIG, family.denoiser: DENOISER_CONFIG}
+    shift = {"shift_factor": 0.0} if "shift_factor" in family.networks["vae"].read else {}
+    known = {"vae": {**VAE_CONFIG, **shift}, family.denoiser: DENOISER_CONFIG}
     names = [f"control_{number}" if number > 1 else "control" for number in range(1, controls + 1)]
     return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in (*sorted(networks), *names)}
 

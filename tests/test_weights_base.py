@@ -79,6 +79,31 @@ def test_options_of_the_model_index_are_taken(base: Path, load) -> None:
     assert load(base).options == {"force_zeros_for_empty_prompt": False}
 
 
+@pytest.mark.parametrize("value", [None, "yes", 1, [True]])
+def test_an_option_of_another_kind_is_refused(base: Path, load, value: object) -> None:
+    rewrite_json(base / "model_index.json", force_zeros_for_empty_prompt=value)
+    with pytest.raises(
+        CheckpointError,
+        match=r"model_index.json has force_zeros_for_empty_prompt=.*accepted: one like True.; correct",
+    ):
+        load(base)
+
+
+def test_an_unknown_key_is_warned_of_once(base: Path, load, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a base, and of a VAE given apart; nothing of it is in the bundle's configurations."""
+    rewrite_json(base / "unet/config.json", use_linear_projektion="swish")
+    checkpoint = load(base)
+    assert len(caplog.records) == 1
+    assert "use_linear_projektion='swish', which" in caplog.text
+    assert "it is left out; did you mean use_linear_projection?" in caplog.text
+    assert "use_linear_projektion" not in checkpoint.networks["unet"].config
+    caplog.clear()
+    rewrite_json(base / "unet/config.json", use_linear_projektion=None)
+    rewrite_json(base / "vae/config.json", mode="swish")
+    load(base, vae=base / "vae")
+    assert caplog.text.count("mode='swish'") == 1
+
+
 def test_a_text_encoder_that_wants_masks_is_refused(full: Path, tmp_path: Path, load) -> None:
     """diffusers' pipelines then tell it which tokens are padding, which the graph cannot be told."""
     folder = Path(shutil.copytree(full, tmp_path / "base"))

@@ -78,8 +78,8 @@ UNET_REFUSED = {
     "resnet_skip_time_act": True,
     "cross_attention_norm": "layer_norm",
     "mid_block_only_cross_attention": True,
-    "cross_attention_dim": [768, 1024],
-    "sample_size": None,
+    "cross_attention_dim": True,
+    "sample_size": True,
     "quantization_config": {"load_in_8bit": True},
 }
 REFUSED: dict[str, dict[str, Any]] = {
@@ -87,6 +87,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "UNetSpatioTemporalConditionModel": {
         "down_block_types": ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"],
+        "cross_attention_dim": [1024, 2048],
         "sample_size": None,
     },
     "SD3Transformer2DModel": {"out_channels": 32, "sample_size": [64, 64]},
@@ -95,11 +96,13 @@ REFUSED: dict[str, dict[str, Any]] = {
         "out_channels": 4,
         "down_block_types": ["AttnDownEncoderBlock2D"],
         "up_block_types": ["AttnUpDecoderBlock2D"],
+        "scaling_factor": None,
     },
     "AutoencoderKLTemporalDecoder": {
         "in_channels": 4,
         "out_channels": 4,
         "down_block_types": ["DownBlock2D"],
+        "scaling_factor": 0,
     },
     "CLIPTextModel": {"return_dict": False, "quantization_config": {"bits": 4}, "model_type": "bert"},
     "CLIPTextModelWithProjection": {
@@ -133,6 +136,89 @@ def test_what_a_network_asks_for_and_no_graph_does_is_refused_by_name(
     with pytest.raises(CheckpointError, match=rf"its {ALL[name].folder} has {key}=.*accepted: ") as caught:
         check_network(ALL[name], {"_class_name": name, key: value})
     assert "\n" not in str(caught.value)
+
+
+WRONG_KINDS: list[tuple[str, str, Any, str]] = [
+    ("AutoencoderKL", "shift_factor", "0.1", "a number or null"),
+    ("AutoencoderKL", "latent_channels", True, "a whole number"),
+    ("AutoencoderKL", "latents_mean", 0.5, "a list or null"),
+    ("AutoencoderKL", "force_upcast", "no", "true or false"),
+    ("AutoencoderKLTemporalDecoder", "force_upcast", 1, "true or false"),
+    ("UNet2DConditionModel", "act_fn", 3, "a word"),
+    ("UNet2DConditionModel", "norm_num_groups", 32.0, "a whole number or null"),
+    ("UNet2DConditionModel", "norm_eps", [1e-5], "a number"),
+    ("UNet2DConditionModel", "norm_eps", float("inf"), "a number"),
+    ("UNet2DConditionModel", "block_out_channels", ["wide"], "a list"),
+    ("UNet2DConditionModel", "addition_time_embed_dim", "256", "a whole number or null"),
+    ("UNetSpatioTemporalConditionModel", "num_frames", None, "a whole number"),
+    ("SD3Transformer2DModel", "patch_size", [2, 2], "a whole number"),
+    ("CLIPTextModel", "hidden_size", "768", "a whole number"),
+    ("CLIPTextModel", "layer_norm_eps", True, "a number"),
+    ("T5EncoderModel", "is_gated_act", "yes", "true or false"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "accepted"), WRONG_KINDS)
+def test_a_value_of_another_kind_is_refused_by_name(name: str, key: str, value: Any, accepted: str) -> None:
+    message = rf"its {ALL[name].folder} has {key}=.*no value of this key \(accepted: {accepted}\); correct"
+    with pytest.raises(CheckpointError, match=message):
+        check_network(ALL[name], {"_class_name": name, key: value})
+
+
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
+def test_defaults_and_null_for_false_are_of_the_right_kind(name: str) -> None:
+    defaults = {key: p.default for key, p in inspect.signature(getattr(diffusers, name)).parameters.items()}
+    sizes = {"sample_size": 64} if "sample_size" in defaults else {}
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    check_network(ALL[name], {**defaults, **sizes})
+    check_network(ALL[name], {**lists, **sizes})
+    check_network(ALL[name], {key: None for key, value in defaults.items() if value is False})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"addition_time_embed_dim": None}, "addition_time_embed_dim=None and projection_class"),
+        ({"projection_class_embeddings_input_dim": None}, "input_dim=None .*more than 6 times the first"),
+        ({"projection_class_embeddings_input_dim": 1536}, "input_dim=1536"),
+    ],
+)
+def test_embeddings_of_sizes_have_widths_that_leave_the_prompt_one(
+    changes: dict[str, Any], message: str
+) -> None:
+    config = shipped_config(get_family("sdxl"), get_family("sdxl").networks["unet"])
+    with pytest.raises(CheckpointError, match=f"its unet has addition_embed_type=text_time with .*{message}"):
+        check_network(ALL["UNet2DConditionModel"], {**config, **changes})
+
+
+def of_vae(family: str, **changes: Any) -> dict[str, Any]:
+    network = get_family(family).networks["vae"]
+    return complete_config(network, {**shipped_config(get_family(family), network), **changes})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("sd15", {"shift_factor": 0.1}, "of another family: shift_factor is 0.1, expected None"),
+        ("sdxl", {"shift_factor": 0.1}, "of another family: shift_factor is 0.1, expected None"),
+        ("sd15", {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, "another family: latents_mean is"),
+        ("sd3", {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}, "another family: latents_mean is"),
+        ("sd3", {"shift_factor": None}, "vae has shift_factor=None, where this family reads a number"),
+        ("sdxl", {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "null for both, or lists of 4"),
+        ("sdxl", {"latents_std": [1.0] * 4}, "latents_mean=None and .*null for both, or lists of 4"),
+    ],
+)
+def test_what_the_stock_pipeline_does_not_read_of_a_vae_is_refused(
+    family: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        of_vae(family, **changes)
+
+
+def test_what_it_reads_of_a_vae_passes() -> None:
+    statistics = {"latents_mean": [0.1] * 4, "latents_std": [2.0] * 4}
+    assert of_vae("sdxl", **statistics)["latents_mean"] == [0.1] * 4
+    assert of_vae("sd3", shift_factor=0)["shift_factor"] == 0
 
 
 def test_the_network_of_a_checkpoint_is_checked_before_it_is_built() -> None:

@@ -24,6 +24,10 @@ OF_VAE: Mapping[str, tuple[type, ...]] = MappingProxyType({"scaling_factor": NUM
 OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
 """What is read of their configurations when a bundle runs."""
 
+NO_SHIFT: Config = MappingProxyType({"shift_factor": None})
+NO_STATISTICS: Config = MappingProxyType({"latents_mean": None, "latents_std": None})
+"""Of VAEs whose family's stock pipeline does not read these keys: it would decode the latents without."""
+
 CLIP_L = Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT)
 """The text encoder of SD1.5, and SDXL's first one."""
 CLIP_G = Network(

@@ -8,6 +8,8 @@ from controlnext.registry.parts import (
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
+    NO_SHIFT,
+    NO_STATISTICS,
     OF_DENOISER,
     OF_VAE,
     SAMPLERS,
@@ -84,7 +86,13 @@ SD15 = Family(
             # in int8 no rounding of what they give
             traced={"use_linear_projection": True},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
+        "vae": Network(
+            "vae",
+            "diffusers",
+            "AutoencoderKL",
+            required={"latent_channels": 4, **NO_SHIFT, **NO_STATISTICS},
+            read=OF_VAE,
+        ),
         "text_encoder": CLIP_L,
     },
     graphs=(

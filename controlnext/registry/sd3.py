@@ -6,6 +6,8 @@ from controlnext.registry.parts import (
     CLIP_G,
     FLOAT32,
     HIDDEN,
+    NO_STATISTICS,
+    NUMBER,
     OF_DENOISER,
     OF_TEXT,
     OF_VAE,
@@ -76,7 +78,13 @@ SD3 = Family(
             required={"in_channels": 16, "patch_size": 2},
             read={**OF_DENOISER, "patch_size": int, "pos_embed_max_size": int},
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 16}, read=OF_VAE),
+        "vae": Network(
+            "vae",
+            "diffusers",
+            "AutoencoderKL",
+            required={"latent_channels": 16, **NO_STATISTICS},
+            read={**OF_VAE, "shift_factor": NUMBER},
+        ),
         "text_encoder": Network(
             "text_encoder",
             "transformers",

@@ -10,6 +10,7 @@ from controlnext.registry.parts import (
     FLOAT32,
     HIDDEN,
     IMAGE_TRACE,
+    NO_SHIFT,
     OF_DENOISER,
     OF_VAE,
     POOLED,
@@ -72,7 +73,9 @@ SDXL = Family(
             required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
             read=OF_DENOISER,
         ),
-        "vae": Network("vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4}, read=OF_VAE),
+        "vae": Network(
+            "vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4, **NO_SHIFT}, read=OF_VAE
+        ),
         "text_encoder": CLIP_L,
         "text_encoder_2": CLIP_G,
     },

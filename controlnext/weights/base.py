@@ -183,10 +183,13 @@ def _check_folder(family: Family, folder: Path) -> None:
         )
 
 
-def _read_network(network: Network, place: Place, folder: Path) -> tuple[Part, list[Source]]:
-    """A network of a diffusers checkpoint from its own ``folder``, which is ``place`` or in it."""
+def _read_network(
+    network: Network, place: Place, folder: Path, warn: bool = False
+) -> tuple[Part, list[Source]]:
+    """A network of a diffusers checkpoint from its own ``folder``, which is ``place`` or in it; ``warn`` of
+    keys that nothing reads, where that was not done before."""
     try:
-        config = complete_config(network, read_json(folder / "config.json"))
+        config = complete_config(network, read_json(folder / "config.json"), warn)
     except CheckpointError as error:
         raise CheckpointError(f"{place.name}: {error}") from error
     found, sources = read_weights(place, folder, STEMS[network.library], network.folder)
@@ -246,7 +249,7 @@ def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, lis
     if place.path.is_dir():
         alone = (place.path / "config.json").is_file()
         folder = place.path if alone else place.path / network.folder
-        return _read_network(network, place, folder)
+        return _read_network(network, place, folder, warn=True)
     found, sources = read_weights(place, place.path, (), VAE)
     beside, of_base = place.path.with_name("config.json"), base.path / network.folder / "config.json"
     if beside.is_file() and read_json(beside).get("_class_name") == network.cls:

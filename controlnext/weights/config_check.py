@@ -3,15 +3,19 @@ right."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
 
 from packaging.version import InvalidVersion, Version
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Network
+from controlnext.registry.values import did_you_mean, in_words, is_whole, takes
 from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS, Rules
 
 log = logging.getLogger(__name__)
@@ -19,12 +23,13 @@ log = logging.getLogger(__name__)
 _VERSION = "_diffusers_version"
 
 
-def check_network(network: Network, config: Mapping[str, Any], place: str = "") -> None:
-    """Refuse what the configuration file of ``network`` asks for and its graphs do not do; ``place``: the
-    name of the checkpoint that it is of, for the message.
+def check_network(network: Network, config: Mapping[str, Any], place: str = "", *, warn: bool = True) -> None:
+    """Refuse what the configuration file of ``network`` asks for and its graphs do not do, and values that
+    are none; ``place``: the name of the checkpoint that it is of, for the message.
 
     A key that no rule and no version of the class that is installed knows is warned of; transformers' files
-    are full of such keys that mean nothing, which pass. Raises :class:`CheckpointError` naming the key.
+    are full of such keys that mean nothing, which pass. ``warn``: not where that was done before. Raises
+    :class:`CheckpointError` naming the key.
     """
     if network.cls not in NETWORKS:
         return
@@ -32,8 +37,11 @@ def check_network(network: Network, config: Mapping[str, Any], place: str = "") 
     rules = NETWORKS[network.cls]
     if network.library == "diffusers":
         rules = {**OF_NETWORKS, **rules}
-        check_unknown(what, config, rules, f"diffusers' {network.cls}")
+        check_unknown(what, config, rules, f"diffusers' {network.cls}", warn=warn)
     check_values(what, config, rules)
+    _check_kinds(what, config, rules, _kinds(network.library, network.cls))
+    _check_added_embeddings(what, config)
+    _check_statistics(what, config)
 
 
 def check_values(what: str, config: Mapping[str, Any], rules: Rules) -> None:
@@ -48,7 +56,72 @@ def check_values(what: str, config: Mapping[str, Any], rules: Rules) -> None:
             )
 
 
-def check_unknown(what: str, config: Mapping[str, Any], known: Collection[str], reader: str) -> None:
+def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` for the first key that is read whose value is of no kind of its own.
+
+    The libraries look at few of them, and then fail far from here, or compute something else.
+    """
+    for key, value in config.items():
+        if key not in rules or rules[key].kind == "harmless" or key not in kinds:
+            continue
+        kind = kinds[key]
+        # both libraries take null for false
+        if not takes(kind, value) and not (value is None and takes(kind, False)):
+            raise CheckpointError(
+                f"{what} has {key}={_short(value)}, which is no value of this key (accepted:"
+                f" {in_words(kind)}); correct its config.json, or get the base again"
+            )
+
+
+def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:
+    """That SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they leave."""
+    if config.get("addition_embed_type") != "text_time":
+        return
+    size, whole = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
+    if not (is_whole(size) and is_whole(whole) and 0 < _TIME_IDS * size < whole):
+        raise CheckpointError(
+            f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={whole}"
+            f" (accepted: whole numbers, the second more than {_TIME_IDS} times the first); correct its"
+            " config.json, or get the base again"
+        )
+
+
+_TIME_WIDTH, _ADDED_WIDTH = "addition_time_embed_dim", "projection_class_embeddings_input_dim"
+_TIME_IDS = 6
+
+
+def _check_statistics(what: str, config: Mapping[str, Any]) -> None:
+    """That a VAE's statistics are both there, of every channel: diffusers leaves out one alone."""
+    given = {key: config.get(key) for key in ("latents_mean", "latents_std")}
+    if all(value is None for value in given.values()):
+        return
+    channels = config.get("latent_channels", 4)
+    if any(value is None or len(value) != channels for value in given.values()):
+        both = " and ".join(f"{key}={_short(value)}" for key, value in given.items())
+        raise CheckpointError(
+            f"{what} has {both} (accepted: null for both, or lists of {channels} numbers); correct its"
+            " config.json, or get the VAE again"
+        )
+
+
+@cache
+def _kinds(library: str, cls: str) -> Mapping[str, Any]:
+    """The types of a network's configuration values, as far as its class tells them."""
+    network = getattr(importlib.import_module(library), cls)
+    if library == "transformers":
+        return {key: type(value) for key, value in vars(network.config_class()).items() if value is not None}
+    hints, parameters = get_type_hints(network.__init__), inspect.signature(network.__init__).parameters
+    # an annotation that does not take the default is wrong
+    return {
+        key: kind if takes(kind, parameters[key].default) else type(parameters[key].default)
+        for key, kind in hints.items()
+        if key in parameters
+    }
+
+
+def check_unknown(
+    what: str, config: Mapping[str, Any], known: Collection[str], reader: str, *, warn: bool = True
+) -> None:
     """Refuse or warn of the public keys that are not ``known`` and are switched on.
 
     diffusers leaves them out with a warning, whatever they say. What a newer release than the one that is
@@ -63,7 +136,15 @@ def check_unknown(what: str, config: Mapping[str, Any], known: Collection[str], 
                 f" {config[_VERSION]} wrote it, {importlib.metadata.version('diffusers')} is installed:"
                 " update diffusers"
             )
-        log.warning("%s has %s=%s, which %s does not know: it is left out", what, key, _short(value), reader)
+        if warn:
+            log.warning(
+                "%s has %s=%s, which %s does not know: it is left out%s",
+                what,
+                key,
+                _short(value),
+                reader,
+                did_you_mean(key, known),
+            )
 
 
 def _accepts(accepts: Any, value: Any) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from controlnext.registry.values import is_number, is_whole
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -33,7 +35,12 @@ def harmless(why: str) -> Rule:
 def only(*values: Any, why: str) -> Rule:
     """Values that mean the same to the graph; null where the library takes that for its default."""
     words = ", ".join("null" if value is None else str(value) for value in values)
-    return Rule("limited", why, lambda value: value in values, words)
+
+    def accepts(value: Any) -> bool:
+        # to Python 1 and true are equal
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+    return Rule("limited", why, accepts, words)
 
 
 def _blocks(*names: str) -> Rule:
@@ -56,9 +63,10 @@ _TRAINING = harmless("acts in training alone")
 _SIZE = Rule(
     "limited",
     "engines and calibration take their sizes from it",
-    lambda value: isinstance(value, int) and value > 0,
+    lambda value: is_whole(value) and value > 0,
     "a whole number: latents at the size that it was trained at",
 )
+_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_whole, "a whole number")
 
 UNET: Rules = {
     **keys(
@@ -92,12 +100,7 @@ UNET: Rules = {
     ),
     "sample_size": _SIZE,
     "dropout": _TRAINING,
-    "cross_attention_dim": Rule(
-        "limited",
-        "blocks that read embeddings of different widths",
-        lambda value: isinstance(value, int),
-        "a number",
-    ),
+    "cross_attention_dim": _WIDTH,
     "addition_embed_type_num_heads": harmless("of addition_embed_type text alone, which is refused"),
     "down_block_types": _blocks("CrossAttnDownBlock2D", "DownBlock2D"),
     "mid_block_type": only(
@@ -136,10 +139,10 @@ SPATIO_TEMPORAL_UNET: Rules = {
         "addition_time_embed_dim",
         "projection_class_embeddings_input_dim",
         "layers_per_block",
-        "cross_attention_dim",
         "transformer_layers_per_block",
         "num_attention_heads",
     ),
+    "cross_attention_dim": _WIDTH,
     "sample_size": _SIZE,
     "num_frames": _RUNTIME,
     "down_block_types": _blocks("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
@@ -171,7 +174,9 @@ _VAE: Rules = {
     "out_channels": only(3, why="the graph gives RGB images"),
     "down_block_types": _blocks("DownEncoderBlock2D"),
     "sample_size": _RUNTIME,
-    "scaling_factor": _RUNTIME,
+    "scaling_factor": Rule(
+        "limited", "latents are divided by it", lambda v: is_number(v) and v > 0, "a number above 0"
+    ),
     "force_upcast": Rule("supported", "keeps the VAE's graphs in float32"),
 }
 VAE: Rules = {

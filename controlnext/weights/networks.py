@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -45,7 +46,10 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
     try:
         with init_empty_weights():
             if network.library == "diffusers":
-                module = cls.from_config(dict(config))
+                # of any other key diffusers warns, each time
+                known = inspect.signature(cls.__init__).parameters
+                taken = {key: v for key, v in config.items() if key in known or key.startswith("_")}
+                module = cls.from_config(taken)
             else:
                 module = cls(cls.config_class.from_dict(dict(config)))
     except Exception as error:  # each library has its own ways to refuse a damaged configuration
@@ -55,17 +59,17 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, Any]:
+def complete_config(network: Network, config: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:
     """The configuration with every default filled in and nothing about paths and library versions.
 
-    Raises :class:`CheckpointError` for a configuration of another class or family, and for one that asks for
-    what the network's graphs do not do.
+    ``warn`` of keys that nothing reads, where that was not done before. Raises :class:`CheckpointError` for a
+    configuration of another class or family, and for one that asks for what the network's graphs do not do.
     """
     cls = config.get("_class_name", network.cls)
     if cls != network.cls:
         raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")
     _check_family(network, {key: config[key] for key in network.required if key in config})
-    check_network(network, config)
+    check_network(network, config, warn=warn)
     module = empty_module(network, config)
     if network.library == "diffusers":
         full = json.loads(module.to_json_string())
@@ -75,6 +79,7 @@ def complete_config(network: Network, config: Mapping[str, Any]) -> dict[str, An
         general = json.loads(PretrainedConfig().to_json_string(use_diff=False))
         full = {key: value for key, value in full.items() if key not in general or value != general[key]}
     _check_family(network, {key: full.get(key) for key in network.required})
+    _check_read(network, full)
     return {key: value for key, value in public(full).items() if key not in _VOLATILE}
 
 
@@ -84,6 +89,16 @@ def _check_family(network: Network, found: Mapping[str, Any]) -> None:
             raise CheckpointError(
                 f"its {network.folder} is of another family: {key} is {value}, expected"
                 f" {network.required[key]}"
+            )
+
+
+def _check_read(network: Network, found: Mapping[str, Any]) -> None:
+    for key, kind in network.read.items():
+        value = found.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise CheckpointError(
+                f"its {network.folder} has {key}={value!r}, where this family reads a number; write that into"
+                f" {network.folder}/config.json, or give a base of this family"
             )
 
 

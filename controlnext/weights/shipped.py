@@ -17,6 +17,7 @@ from typing import Any
 
 from controlnext.errors import CheckpointError
 from controlnext.registry import Family, Network
+from controlnext.registry.values import alike
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import complete_config
@@ -53,8 +54,15 @@ def read_options(family: Family, folder: Path) -> dict[str, Any]:
     """The family's checkpoint options with the values that a diffusers folder gives them."""
     names = (INDEX, PREPROCESSOR) if family.checkpoint_options else ()
     files = [folder / name for name in names if (folder / name).is_file()]
-    given = {key: value for file in files for key, value in read_json(file).items()}
-    return {key: given.get(key, default) for key, default in family.checkpoint_options.items()}
+    given = {key: (value, file) for file in files for key, value in read_json(file).items()}
+    for key, default in family.checkpoint_options.items():
+        value, file = given.get(key, (default, folder))
+        if not alike(value, default):
+            raise CheckpointError(
+                f"{folder.name}: its {file.name} has {key}={value!r}, which is no value of this option"
+                f" (accepted: one like {default!r}); correct the file, or get the base again"
+            )
+    return {key: given[key][0] if key in given else d for key, d in family.checkpoint_options.items()}
 
 
 def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Layout:
