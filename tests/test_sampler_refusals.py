@@ -53,6 +53,10 @@ def config(**changes: Any) -> dict[str, Any]:
         ("ddim", "beta_end", "0.02"),
         ("ddim", "dynamic_thresholding_ratio", 1.5),
         ("ddim", "trained_betas", "betas"),
+        ("ddim", "trained_betas", ["0.1"]),
+        ("ddim", "trained_betas", [0.1, float("nan")]),
+        ("ddim", "trained_betas", [[0.1]]),
+        ("unipc", "disable_corrector", [True]),
         ("euler", "sigma_min", 0),
         ("flow_euler", "use_dynamic_shifting", True),
         ("flow_euler", "shift", 0),
@@ -89,11 +93,21 @@ def test_unsupported_options_are_refused(name: str, option: str, value: object) 
         ("flow_euler", CONFIG, 0, "num_inference_steps is 0"),
         ("euler", config(beta_end=1.5), 10, "betas range"),
         ("euler", config(trained_betas=[0.1, -0.1]), 10, "betas range"),
+        ("ddim", config(trained_betas=[0.1] * 9), 5, "9 trained_betas for 1000 .*num_train_timesteps=9 or"),
     ],
 )
 def test_what_cannot_run_is_refused(name: str, options: Any, steps: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_sampler(name, options, steps)
+
+
+def test_a_refused_option_says_how_to_go_on() -> None:
+    with pytest.raises(InputError) as caught:
+        make_sampler("euler_a", config(prediction_type="sample"), 10)
+    assert str(caught.value).endswith(
+        "; run with another sampler, or export again with --scheduler prediction_type=VALUE, one of those"
+        " accepted"
+    )
 
 
 def test_bad_steps_are_refused() -> None:

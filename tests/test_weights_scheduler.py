@@ -15,7 +15,7 @@ from cli import Cli
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL, originals, rewrite_json
 
-from controlnext.commands.sources import parse_settings
+from controlnext.commands.sources import Sources, parse_settings
 from controlnext.errors import CheckpointError, InputError
 from controlnext.manifest import Setting
 from controlnext.reference.stock import SCHEDULERS, StockPipeline
@@ -107,9 +107,17 @@ def test_a_single_file_without_markers_is_as_published(single: Callable[..., Che
 
 
 @pytest.mark.parametrize("name", ["edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"])
-def test_markers_of_what_no_sampler_does_are_refused(single: Callable[..., Checkpoint], name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"has the marker {name}: .*EDM.*accepted are v_pred, ztsnr"):
+def test_markers_of_what_no_sampler_does_are_refused(
+    single: Callable[..., Checkpoint], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=f"has the marker {name}: .*EDM.*accepted are v_pred, ztsnr; give"
+    ):
         single({name: torch.tensor(1.0)})
+    file = tmp_path / "base.safetensors"
+    save_file({"a": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=f"has the marker {name}: .*accepted are none; give a base"):
+        marked_settings(get_family("sd3"), file, [name])
 
 
 def test_a_schedule_without_signal_needs_v_prediction(single: Callable[..., Checkpoint]) -> None:
@@ -152,7 +160,7 @@ def test_unknown_metadata_is_warned_of(tmp_path: Path, caplog: pytest.LogCapture
     assert "modelspec.prediction_type=x0, which is not known and left out" in caplog.text
     assert marked_settings(get_family("sd3"), file, ["a"]) == {}
     for name in MARKERS:
-        with pytest.raises(CheckpointError, match=f"marker {name}, which means nothing for"):
+        with pytest.raises(CheckpointError, match=f"marker {name}, which means nothing for .*are none; give"):
             marked_settings(get_family("sd3"), file, [name])
 
 
@@ -179,13 +187,16 @@ def test_settings_given_as_options_come_before_those_of_the_base(load: Callable[
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prediction_typ": "v_prediction"}, "unknown key 'prediction_typ'; .* accepts .*prediction_type"),
+        (
+            {"prediction_typ": "v_prediction"},
+            "unknown key 'prediction_typ'; .* accepts .*; did you mean prediction_type?",
+        ),
         ({"prediction_type": "v"}, "prediction_type='v', which no sampler .*accepted: epsilon, v_prediction"),
         ({"use_beta_sigmas": True}, "use_beta_sigmas=True.*accepted: false"),
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type=.*accepted: dpmsolver"),
         (
             {"prediction_type": "original_sample"},
-            "'unipc' does not support .*'original_sample'",
+            "'unipc' does not support .*'original_sample'.*; give --scheduler prediction_type=VALUE, one of",
         ),
     ],
 )
@@ -240,6 +251,53 @@ def test_the_command_line_refuses_an_unknown_setting(
     assert done.status == 2
     assert "unknown key 'prediction'" in done.err.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("beta_end=2", "with what --scheduler gives: .* betas range from .*lie between 0 and 1"),
+        ("use_karras_sigmas=true,use_exponential_sigmas=true", "--scheduler use_karras_sigmas=false"),
+        ("trained_betas=[0.1]", "1 trained_betas for 1000 training timesteps"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_at_load(
+    tiny_checkpoint_dir: Path, setting: str, message: str
+) -> None:
+    folder = tiny_checkpoint_dir
+    sources = Sources(str(folder / "base"), [str(folder / "control.safetensors")], scheduler=[setting])
+    with pytest.raises(CheckpointError, match=message):
+        sources.load(SDXL, "auto")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_class_name": "EulerDiscreteSheduler"}, "are read; .*; did you mean EulerDiscreteScheduler?"),
+        ({"_class_name": "LCMScheduler"}, "are read; give a base that was trained for one .*config.json$"),
+        ({"use_beta_sigmas": True}, "accepted: false.; give --scheduler use_beta_sigmas=VALUE, one of"),
+        (
+            {"sigma_data": 0.5},
+            "no sampler does .accepted: null.; give another base, or, .*take it out of its",
+        ),
+        ({"shift": True}, "shift=True, which is not supported"),
+    ],
+)
+def test_a_refused_scheduler_says_how_to_go_on(
+    load: Callable[..., Checkpoint], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message.replace("?", "[?]$")):
+        load("sdxl", changes)
+
+
+def test_a_folder_without_a_scheduler_says_what_to_put_there(
+    load: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    load("sdxl", {})
+    (tmp_path / "base/scheduler/scheduler_config.json").unlink()
+    message = r"lacks scheduler/scheduler_config.json; nothing else says what the unet predicts .* put there"
+    with pytest.raises(CheckpointError, match=f"{message}.*such as {SDXL.default_base}"):
+        read_base(SDXL, tmp_path / "base", None)
 
 
 INDEX = {

@@ -11,8 +11,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from controlnext.commands import options
-from controlnext.errors import InputError
+from controlnext.errors import CheckpointError, InputError
 from controlnext.registry import Family
+from controlnext.runtime.samplers import make_sampler
 
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
@@ -47,7 +48,7 @@ class Sources:
 
         if self.no_t5 and not family.sequence_encoder:
             raise InputError(f"{family.name} has no T5 text encoder; leave --no-t5 out")
-        return load_checkpoint(
+        checkpoint = load_checkpoint(
             family,
             variant=variant,
             base=self.base,
@@ -60,9 +61,22 @@ class Sources:
             scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,
         )
+        _check_sampler(checkpoint)
+        return checkpoint
 
 
 NO_SOURCES = Sources()
+
+
+def _check_sampler(checkpoint: Checkpoint) -> None:
+    """Refuse settings of the scheduler that are right each by itself, but not together: make the default
+    sampler of them."""
+    family = checkpoint.family
+    try:
+        make_sampler(family.default_sampler, checkpoint.scheduler, family.default_steps)
+    except InputError as error:
+        raise CheckpointError(f"the scheduler of this base, with what --scheduler gives: {error}") from error
+
 
 _NEXT_SETTING = re.compile(r",(?=\s*\w+\s*=)")
 

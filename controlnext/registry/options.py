@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.registry.values import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def whole(default: int, lowest: int) -> Option:
     """A whole number from `lowest` on."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+        return is_whole(value) and value >= lowest
 
     return Option(default, accepts, f"whole numbers from {lowest} on")
 
@@ -83,31 +84,34 @@ def trained_betas() -> Option:
     def accepts(value: Any) -> bool:
         if value is None:
             return True
-        try:
-            table = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            return False
-        return table.ndim == 1 and table.size > 0
+        table = value.tolist() if isinstance(value, np.ndarray) else value
+        return isinstance(table, list | tuple) and len(table) > 0 and all(map(is_number, table))
 
-    return Option(None, accepts, "null, a list of numbers")
+    return Option(None, accepts, "null, a list of finite numbers")
 
 
 def step_numbers() -> Option:
     """A list of step indices."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and all(isinstance(step, int) for step in value)
+        return isinstance(value, (list, tuple)) and all(map(is_whole, value))
 
     return Option((), accepts, "a list of step numbers")
 
 
-def read_options(sampler: str, known: OptionTable, config: Mapping[str, Any]) -> Mapping[str, Any]:
+_OF_A_RUN = "run with another sampler, or export again with --scheduler {key}=VALUE, one of those accepted"
+
+
+def read_options(
+    sampler: str, known: OptionTable, config: Mapping[str, Any], remedy: str = _OF_A_RUN
+) -> Mapping[str, Any]:
     """The values of all `known` options for one configuration, checked.
 
     Args:
         sampler: name for the messages.
         known: the options of the target class.
         config: scheduler configuration as in scheduler_config.json.
+        remedy: what helps where a value is not supported; ``{key}`` in it stands for the option.
 
     Raises:
         InputError: the configuration is no mapping, or an option has a value that is not supported.
@@ -123,7 +127,7 @@ def read_options(sampler: str, known: OptionTable, config: Mapping[str, Any]) ->
         if not option.accepts(value):
             raise InputError(
                 f"sampler '{sampler}' does not support the scheduler option {key}={value!r} (accepted: "
-                f"{option.accepted}); take another sampler, or export with scheduler {key}=..."
+                f"{option.accepted}); {remedy.format(key=key)}"
             )
         values[key] = value
     return MappingProxyType(values)

@@ -177,10 +177,19 @@ def _check_folder(family: Family, folder: Path) -> None:
         hint = other_base(family, folder) or network_alone(family, folder)
         if not hint and missing == [f"{VAE}/config.json"]:
             hint = GIVE_VAE
+        if not hint and missing == [SCHEDULER]:
+            hint = _give_scheduler(family)
         raise CheckpointError(
             f"{folder} is no diffusers folder of {family.name}: it lacks {', '.join(missing)}"
             f"{hint or '; give such a folder, a single-file checkpoint or a hub id'}"
         )
+
+
+def _give_scheduler(family: Family) -> str:
+    return (
+        f"; nothing else says what the {family.denoiser} predicts and on which schedule: put there the"
+        f" {SCHEDULER} of the model that this one was made of, such as {family.default_base}"
+    )
 
 
 def _read_network(

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -44,15 +44,20 @@ def check_network(network: Network, config: Mapping[str, Any], place: str = "", 
     _check_statistics(what, config)
 
 
-def check_values(what: str, config: Mapping[str, Any], rules: Rules) -> None:
+def check_values(
+    what: str,
+    config: Mapping[str, Any],
+    rules: Rules,
+    remedy: Callable[[str], str] = lambda _key: "give another base",
+) -> None:
     """Raise :class:`CheckpointError` for the first key whose value its rule does not accept; ``what`` says
-    whose configuration it is."""
+    whose configuration it is, ``remedy`` what helps for a key."""
     for key, value in config.items():
         rule = rules.get(key)
         if rule is not None and not _accepts(rule.accepts, value):
             raise CheckpointError(
                 f"{what} has {key}={_short(value)}, which is not supported: {rule.why} (accepted:"
-                f" {rule.accepted})"
+                f" {rule.accepted}); {remedy(key)}"
             )
 
 

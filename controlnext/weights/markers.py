@@ -90,14 +90,19 @@ def _of_marker(family: Family, file: Path, name: str) -> Values:
     if name in REFUSED:
         raise CheckpointError(
             f"{file} has the marker {name}: it asks for {REFUSED[name]}, which no sampler does; accepted are"
-            f" {', '.join(MARKERS)}"
+            f" {', '.join(_accepted(family)) or 'none'}; give a base that was trained for another schedule"
         )
-    if not MARKERS[name].keys() <= _known(family).keys():
+    if name not in _accepted(family):
         raise CheckpointError(
-            f"{file} has the marker {name}, which means nothing for {family.title}; give a base of"
-            f" {family.name}"
+            f"{file} has the marker {name}, which means nothing for {family.title}; accepted are"
+            f" {', '.join(_accepted(family)) or 'none'}; give a base of {family.name}"
         )
     return MARKERS[name]
+
+
+def _accepted(family: Family) -> list[str]:
+    """The markers that the family's default sampler does."""
+    return [name for name, values in MARKERS.items() if values.keys() <= _known(family).keys()]
 
 
 def _known(family: Family) -> OptionTable:

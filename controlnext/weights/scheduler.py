@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from controlnext.manifest import Setting
 from controlnext.registry import Family
 from controlnext.registry.options import Option, read_options
 from controlnext.registry.samplers import SAMPLER_SPECS
+from controlnext.registry.values import did_you_mean
 from controlnext.weights.base_keys import SCHEDULER as UNREAD
 from controlnext.weights.config_check import check_network, check_unknown, check_values
 from controlnext.weights.json_files import read_json
@@ -63,7 +65,7 @@ class Scheduler:
                 known = {key for sampler in family.samplers for key in SAMPLER_SPECS[sampler].options}
                 raise InputError(
                     f"scheduler has the unknown key {key!r}; {family.title} accepts"
-                    f" {', '.join(sorted(known))}"
+                    f" {', '.join(sorted(known))}{did_you_mean(key, known)}"
                 )
             if not any(option.accepts(value) for option in options):
                 accepted = dict.fromkeys(option.accepted for option in options)
@@ -89,17 +91,17 @@ class Scheduler:
         known = SAMPLER_SPECS[name].options
         mine = f"{what}: its scheduler"
         rest = {key: value for key, value in self.config.items() if key not in known}
-        check_values(mine, rest, UNREAD)
+        check_values(mine, rest, UNREAD, partial(_remedy, family))
         try:
-            options = read_options(name, known, self.config)
+            options = read_options(name, known, self.config, _GIVE)
         except InputError as error:
             raise CheckpointError(f"{what}: {error}") from error
         blind = options.get("rescale_betas_zero_snr") and options["prediction_type"] == "epsilon"
         if blind and self.settings["rescale_betas_zero_snr"].origin in ("marker", "option"):
             raise CheckpointError(
                 f"{what}: a schedule that ends without signal (rescale_betas_zero_snr) needs"
-                " prediction_type=v_prediction, and nothing says so; export with scheduler"
-                " prediction_type=v_prediction or rescale_betas_zero_snr=false"
+                " prediction_type=v_prediction, and nothing says so; export with --scheduler"
+                " prediction_type=v_prediction, or with --scheduler rescale_betas_zero_snr=false"
             )
 
 
@@ -141,8 +143,24 @@ def _check_class(family: Family, cls: Any, what: str) -> None:
     if cls is not None and cls not in family.schedulers:
         raise CheckpointError(
             f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; those of"
-            f" {', '.join(family.schedulers)} are read"
+            f" {', '.join(family.schedulers)} are read; give a base that was trained for one of them, or, if"
+            f" this one was, name it as {CLASS} in its {SCHEDULER}{_class_meant(family, cls)}"
         )
+
+
+def _class_meant(family: Family, cls: Any) -> str:
+    """What was meant by a class that diffusers does not have; one that it has is meant."""
+    there = hasattr(importlib.import_module("diffusers"), str(cls))
+    return "" if there else did_you_mean(cls, family.schedulers)
+
+
+_GIVE = "give --scheduler {key}=VALUE, one of those accepted, or another base"
+
+
+def _remedy(family: Family, key: str) -> str:
+    if _readers(family, key):
+        return _GIVE.format(key=key)
+    return f"give another base, or, if this one does without it, take it out of its {SCHEDULER}"
 
 
 def _readers(family: Family, key: str) -> list[Option]:

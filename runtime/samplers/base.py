@@ -124,6 +124,6 @@ class Sampler(ABC):
             raise InputError(
                 f"sampler '{self.name}' cannot run this scheduler configuration at "
                 f"{self.num_inference_steps} steps: its noise schedule repeats a level or divides by zero "
-                "(diffusers gives NaN); ask for another number of steps, or export with other scheduler "
+                "(diffusers gives NaN); ask for another number of steps, or export with other --scheduler "
                 "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr"
             )
