@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from controlnext.errors import CheckpointError
 from controlnext.registry import Injection
 
 Size = tuple[int, int]
@@ -95,13 +96,24 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(axes).reshape(-1, 1, 1, 1), x.std(axes).reshape(-1, 1, 1, 1)
 
 
+def _target(denoiser: nn.Module, injection: Injection) -> nn.Module:
+    try:
+        return denoiser.get_submodule(injection.module)
+    except AttributeError as error:  # also of a module that its configuration leaves out
+        raise CheckpointError(
+            f"the denoiser ({type(denoiser).__name__}) has no module {injection.module}, at whose"
+            f" {injection.at} the control is injected; give a base whose denoiser has it, or a control of"
+            " another variant"
+        ) from error
+
+
 @contextmanager
 def inject(
     denoiser: nn.Module, normalization: CrossNormalization, controls: Sequence[Control]
 ) -> Iterator[None]:
     """While the context lasts, ``denoiser`` runs with ``controls`` added at the injection point."""
     injection = normalization.injection
-    target = denoiser.get_submodule(injection.module)
+    target = _target(denoiser, injection)
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

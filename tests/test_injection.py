@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from weights_models import example_inputs
 
+from controlnext.errors import CheckpointError
 from controlnext.injection import Control, CrossNormalization, adaptive_pool, averaging_pool, inject
 from controlnext.registry import FAMILIES, Family, Variant, get_family
 
@@ -166,6 +168,18 @@ def test_averaging_matrices_pool_as_pytorch_does(size, pooled) -> None:
     torch.testing.assert_close(
         averaging_pool(maps, pooled), F.adaptive_avg_pool2d(maps, pooled), rtol=0, atol=2e-6
     )
+
+
+@pytest.mark.parametrize("module", ["mid_block", "down_blocks.7", "pos_embed"])
+def test_a_denoiser_without_the_module_is_refused(module: str) -> None:
+    denoiser = torch.nn.Module()
+    denoiser.down_blocks, denoiser.mid_block = torch.nn.ModuleList([torch.nn.Identity()]), None
+    injection = replace(_entry("sd15")[1].injection, module=module)
+    with (
+        pytest.raises(CheckpointError, match=f"has no module {module}, at whose output .*; give a base"),
+        inject(denoiser, CrossNormalization(injection), []),
+    ):
+        pass
 
 
 @EVERY_VARIANT

@@ -316,9 +316,46 @@ def test_pickled_control_modules(control: Path, load, name: str) -> None:
     )
 
 
-def test_a_folder_without_control_weights_is_refused(load, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no weights of the control; looked for"):
+def test_a_folder_without_control_weights_is_refused(load, control: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"no weights of the control; looked for .*no weights at all: g"
+    ):
+        load(tmp_path / "empty")
+    (tmp_path / "inside").mkdir()
+    shutil.copy(control, tmp_path / "inside" / "depth.safetensors")
+    control.rename(tmp_path / "canny.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"; it has canny.safetensors, inside/depth.safetensors: give the one that is"
+    ):
         load(tmp_path)
+
+
+def test_other_weights_in_a_controls_folder_are_told_of(
+    load, control: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But not other forms of the same, and not where the file itself was given."""
+    folder = tmp_path / "control"
+    folder.mkdir()
+    for name in ("controlnet.safetensors", "controlnet.fp16.safetensors", "controlnet.bin", "readme.txt"):
+        shutil.copy(control, folder / name)
+    load(folder)
+    assert not caplog.records
+    shutil.copy(control, folder / "canny.safetensors")
+    load(folder / "controlnet.safetensors")
+    assert not caplog.records
+    load(folder)
+    assert [record.getMessage() for record in caplog.records] == [
+        "control: of its weights controlnet.safetensors is taken and canny.safetensors is not read; where"
+        " that is meant, give it by its name"
+    ]
+
+
+def test_a_source_is_named_as_it_was_given(load, control: Path, tmp_path: Path) -> None:
+    """As in the hub's cache, where links lead to files that are named by digests."""
+    blob = control.rename(tmp_path / "0f3a")
+    control.symlink_to(blob)
+    assert load(control).sources[-1].name == "control.safetensors"
 
 
 @pytest.fixture

@@ -121,6 +121,55 @@ def test_another_form_of_the_control_brings_them_too(folder: Path, unet, increme
     check(load(folder, f"published/{name}"), unet, sums)
 
 
+@pytest.mark.parametrize("given", ["linked", "linked/controlnet.safetensors", "linked/canny.safetensors"])
+def test_beside_a_link_and_then_beside_what_it_leads_to(folder: Path, unet, increments, given: str) -> None:
+    publish(folder, "published", increments)
+    link = folder / "linked" / (Path(given).name if "." in given else "controlnet.safetensors")
+    link.parent.mkdir()
+    link.symlink_to(folder / "published/controlnet.safetensors")
+    sums = {name: unet[name] + tensor for name, tensor in increments.items()}
+    checkpoint = load(folder, given)
+    check(checkpoint, unet, sums)
+    assert roles(checkpoint)[-1] == ("unet increments", "published")
+    if "canny" not in given:
+        save_file({"conv_out.bias": torch.ones(4)}, folder / "linked/unet.safetensors")
+        check(load(folder, given), unet, {"conv_out.bias": unet["conv_out.bias"] + 1})
+
+
+@pytest.mark.parametrize("given", ["published", "published/controlnet.safetensors"])
+def test_other_unet_tensors_than_those_taken_are_told_of(
+    folder: Path, unet, increments, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    publish(folder, "published", increments)
+    save_file(increments, folder / "published/unet.fp16.safetensors")
+    load(folder, given)
+    assert not caplog.records
+    save_file(increments, folder / "published/unet_v2.safetensors")
+    load(folder, given)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        "published: of its weights unet.safetensors is taken and unet_v2.safetensors is"
+    )
+    caplog.clear()
+    load(folder, "control.safetensors", unet_weights=folder / "published", unet_increments=True)
+    assert len(caplog.records) == 1
+    caplog.clear()
+    (folder / "published/unet.safetensors").unlink()
+    (folder / "published/unet.fp16.safetensors").unlink()
+    check(load(folder, given), unet, {})
+    assert "of its weights none is taken and unet_v2.safetensors is not read" in caplog.text
+
+
+def test_other_tensors_than_those_taken_of_a_given_folder_are_told_of(
+    folder: Path, increments, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "trained").mkdir()
+    for name in ("unet", "finetune"):
+        save_file(increments, folder / "trained" / f"{name}.safetensors")
+    load(folder, unet_weights=folder / "trained", unet_increments=True)
+    assert "trained: of its weights unet.safetensors is taken and finetune.safetensors is not" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["canny.safetensors", "controlnext.safetensors"])
 def test_what_may_belong_to_another_control_is_warned_of(
     folder: Path, unet, increments, caplog: pytest.LogCaptureFixture, name: str

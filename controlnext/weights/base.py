@@ -16,7 +16,7 @@ from controlnext.registry import Family, Network
 from controlnext.registry.schema import Config
 from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
 from controlnext.weights.choices import STEMS, beside_vae, choose_base, choose_vae
-from controlnext.weights.json_files import INDEX, read_json
+from controlnext.weights.json_files import INDEX, read_json, read_json_if_there
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.markers import marked_settings
@@ -260,9 +260,12 @@ def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, lis
         folder = place.path if alone else place.path / network.folder
         return _read_network(network, place, folder, warn=True)
     found, sources = read_weights(place, place.path, (), VAE)
-    beside, of_base = place.path.with_name("config.json"), base.path / network.folder / "config.json"
-    if beside.is_file() and read_json(beside).get("_class_name") == network.cls:
-        config = complete_config(network, read_json(beside))
+    of_base = base.path / network.folder / "config.json"
+    # beside a link, then beside what it leads to
+    files = [file.with_name("config.json") for file in (place.path, place.path.resolve())]
+    beside = [config for config in map(read_json_if_there, files) if config.get("_class_name") == network.cls]
+    if beside:
+        config = complete_config(network, beside[0], warn=True)
     elif of_base.is_file():
         config = complete_config(network, read_json(of_base))
     else:

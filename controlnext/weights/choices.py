@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from controlnext.registry import Family, Network
 from controlnext.weights import control, trained
 from controlnext.weights.json_files import INDEX
+from controlnext.weights.lazy import is_weight_file
 from controlnext.weights.places import choose_weights
 from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
 
@@ -60,14 +61,22 @@ def choose_trained_beside(family: Family, names: Sequence[str]) -> list[str]:
 
 
 def beside_control(family: Family, file: str, names: Sequence[str]) -> list[str]:
-    """The denoiser's tensors that go with a control module's ``file``, among the ``names`` in its folder.
+    """The denoiser's tensors that go with a control module's ``file``, among the ``names`` in its folder."""
+    return choose_trained_beside(family, names) if stands_for(file, names) else []
 
-    They are those that the folder stands for if it stands for this control: another form of the same name
-    (``controlnet.fp16.safetensors``) is the same control, another name may be another one.
-    """
+
+def stands_for(file: str, names: Sequence[str]) -> bool:
+    """Whether a folder with these ``names`` in it stands for the control module in ``file``: another form of
+    the same name (``controlnet.fp16.safetensors``) is the same control, another name may be another one."""
     of_folder = choose_weights(names, control.STEMS)
-    own = bool(of_folder) and _stem(file) == _stem(of_folder[0])
-    return choose_trained_beside(family, names) if own else []
+    return bool(of_folder) and _stem(file) == _stem(of_folder[0])
+
+
+def others(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """The weight files among the ``names`` in a folder that are no form of those ``chosen``, such as the same
+    in float16."""
+    taken = {_stem(file) for file in chosen}
+    return sorted(name for name in names if is_weight_file(name) and _stem(name) not in taken)
 
 
 def _stem(file: str) -> str:

@@ -16,8 +16,9 @@ from controlnext.weights.lazy import LazyTensor, first_line
 from controlnext.weights.networks import match, shapes_of
 from controlnext.weights.variants import Architecture, candidates, narrow, options, read_spec, title
 
-STEMS = ("controlnet", "controlnext", "diffusion_pytorch_model", "model")
-"""Names under which control modules are published."""
+PUBLISHED = ("controlnet", "controlnext")
+STEMS = (*PUBLISHED, "diffusion_pytorch_model", "model")
+"""Names under which control modules are published; the first are of nothing else."""
 
 
 @dataclass(frozen=True)

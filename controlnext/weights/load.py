@@ -16,12 +16,12 @@ from controlnext.registry import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.base import Base, random_base, read_base
+from controlnext.weights.beside import tell_other_controls, tell_other_trained, tell_unused, trained_beside
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.choices import (
     beside_control,
     choose_control,
     choose_trained,
-    choose_trained_beside,
 )
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
 from controlnext.weights.lazy import LazyTensors
@@ -102,6 +102,7 @@ def _read_controls(
         role = _numbered("control", number)
         found, files = read_weights(place, place.path, control_weights.STEMS, role)
         controls.append(match_control(found, family, variant, place.name))
+        tell_other_controls(family, place)
         sources += files
     check_one_variant(controls)
     return controls, sources
@@ -118,54 +119,18 @@ def _find_trained(
     """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
     if given:
         places = [locate(one, partial(choose_trained, family)) for one in given]
-        _tell_unused(family, controls, places)
+        tell_unused(family, controls, places)
+        for place in places:
+            tell_other_trained(family, place)
         return _apply_trained(family, base, dict(enumerate(places)), increments)
-    beside = {number: folder for number, place in enumerate(controls) if (folder := _beside(family, place))}
+    beside = {
+        number: folder for number, place in enumerate(controls) if (folder := trained_beside(family, place))
+    }
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
     if increments:
         raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
     return []
-
-
-def _tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place]) -> None:
-    used = {place.path.resolve() for place in given}
-    for folder in map(_folder, controls):
-        files = _trained_files(family, folder)
-        if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
-            log.warning(
-                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
-                folder.name,
-                family.denoiser,
-            )
-
-
-def _beside(family: Family, control: Place) -> Place | None:
-    """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
-    given as a folder or as the file in it; None if there are none."""
-    folder = _folder(control)
-    files = _trained_files(family, folder)
-    if not files or folder is control:
-        return folder if files else None
-    if beside_control(family, control.path.name, [path.name for path in folder.path.iterdir()]):
-        log.info("%s is taken with %s beside it", control.name, files[0].name)
-        return folder
-    log.warning(
-        "%s: %s beside it is not used, as it may belong to another control; if it was trained with this one,"
-        " give it with --unet-weights (and --unet-increments, if it holds differences to the base)",
-        control.name,
-        files[0].name,
-    )
-    return None
-
-
-def _folder(control: Place) -> Place:
-    return control.folder if control.path.is_file() else control
-
-
-def _trained_files(family: Family, folder: Place) -> list[Path]:
-    names = choose_trained_beside(family, [path.name for path in folder.path.iterdir()])
-    return [folder.path / name for name in names]
 
 
 def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], increments: bool) -> list[Source]:

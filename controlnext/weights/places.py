@@ -56,7 +56,8 @@ def locate(given: str | Path, choice: Choice, beside: Beside = lambda _file, _na
     """
     path = Path(given).expanduser()
     if path.exists():
-        return Place(path, path.resolve().name)
+        # what a link leads to may be named by a digest, as in the hub's cache
+        return Place(path, path.name if path.name not in ("", "..") else path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))
     if not match:
         raise CheckpointError(
@@ -114,6 +115,16 @@ def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
     return []
 
 
+def _give_one(folder: Path) -> str:
+    """What a folder has in place of the names that were looked for, as the end of a message."""
+    paths = sorted(folder.glob("*")) + sorted(folder.glob("*/*"))
+    there = [path.relative_to(folder).as_posix() for path in paths if is_weight_file(path.name)]
+    if not there:
+        return "; it has no weights at all: give another folder, a file or a hub id"
+    shown = ", ".join(there[:8]) + (" ..." if len(there) > 8 else "")
+    return f"; it has {shown}: give the one that is meant by its path, or rename it"
+
+
 def read_weights(
     place: Place, folder: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
@@ -130,7 +141,7 @@ def read_weights(
         accepted = ", ".join(f"{stem}.safetensors" for stem in stems)
         raise CheckpointError(
             f"{folder} has no weights of the {role}; looked for {accepted}, or the same as"
-            f" {', '.join(SUFFIXES[1:])}"
+            f" {', '.join(SUFFIXES[1:])}{_give_one(folder)}"
         )
     tensors: dict[str, LazyTensor] = {}
     for file in files:

@@ -1,0 +1,105 @@
+"""What lies beside a control module: the denoiser's tensors that were trained with it, and files that nobody
+reads, of which a line is said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from controlnext.registry import Family
+from controlnext.weights import control as control_weights
+from controlnext.weights import trained
+from controlnext.weights.choices import choose_trained_beside, others, stands_for
+from controlnext.weights.places import Place, choose_weights
+
+log = logging.getLogger(__name__)
+
+
+def trained_beside(family: Family, control: Place) -> Place | None:
+    """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
+    given as a folder or as the file in it; None if there are none."""
+    folder, file = _folder(family, control), _file(control)
+    files = _trained_files(family, folder)
+    if folder.path != file.parent:
+        file = file.resolve()
+    if folder is control or stands_for(file.name, _names(folder.path)):
+        _tell_others(folder, files, lambda name: name.startswith(family.denoiser))
+        if files and folder is not control:
+            log.info("%s is taken with %s beside it", control.name, files[0].name)
+        return folder if files else None
+    if files:
+        log.warning(
+            "%s: %s beside it is not used, as it may belong to another control; if it was trained with this"
+            " one, give it with --unet-weights (and --unet-increments, if it holds differences to the base)",
+            control.name,
+            files[0].name,
+        )
+    return None
+
+
+def _folder(family: Family, control: Place) -> Place:
+    """Where the tensors of the denoiser lie that go with a ``control``: in its folder, or, where that has
+    none, in that of the file which a link in it leads to."""
+    own = control.folder if control.path.is_file() else control
+    if _trained_files(family, own) or not _file(control).is_symlink():
+        return own
+    target = _file(control).resolve()
+    led = Place(target, target.name).folder
+    return led if _trained_files(family, led) else own
+
+
+def _file(control: Place) -> Path:
+    """The file of a control that is given as a file or as a folder."""
+    if control.path.is_file():
+        return control.path
+    return control.path / choose_weights(_names(control.path), control_weights.STEMS)[0]
+
+
+def _trained_files(family: Family, folder: Place) -> list[Path]:
+    return [folder.path / name for name in choose_trained_beside(family, _names(folder.path))]
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place]) -> None:
+    """Warn of trained tensors beside the ``controls`` whose place those ``given`` take."""
+    used = {place.path.resolve() for place in given}
+    for folder in (_folder(family, control) for control in controls):
+        files = _trained_files(family, folder)
+        if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
+            log.warning(
+                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
+                folder.name,
+                family.denoiser,
+            )
+
+
+def tell_other_controls(family: Family, control: Place) -> None:
+    """Warn of weight files in a control's folder that are neither its own nor the denoiser's."""
+    if control.path.is_dir():
+        _tell_others(control, [_file(control)], lambda name: not name.startswith(family.denoiser))
+
+
+def tell_other_trained(family: Family, given: Place) -> None:
+    """Warn of weight files in a folder of trained tensors that are neither read nor a control's."""
+    if not given.path.is_dir():
+        return
+    names = _names(given.path)
+    shared = bool(choose_weights(names, control_weights.PUBLISHED))
+    chosen = choose_weights(names, (family.denoiser, *trained.STEMS))
+    taken = [given.path / name for name in chosen]
+    _tell_others(given, taken, lambda name: not shared or name.startswith(family.denoiser))
+
+
+def _tell_others(folder: Place, taken: Sequence[Path], mine: Callable[[str], bool]) -> None:
+    left = [name for name in others(_names(folder.path), [file.name for file in taken]) if mine(name)]
+    if left:
+        log.warning(
+            "%s: of its weights %s is taken and %s is not read; where that is meant, give it by its name",
+            folder.name,
+            taken[0].name if taken else "none",
+            ", ".join(left[:8]),
+        )
