@@ -10,6 +10,7 @@ import msgspec
 from controlnext.errors import BundleError
 from controlnext.files import MANIFEST, sha256
 from controlnext.manifest_check import check_manifest
+from controlnext.registry.values import did_you_mean
 from controlnext.specs import TensorSpec
 
 SCHEMA = 1
@@ -154,6 +155,7 @@ def read_manifest(bundle: Path) -> Manifest:
             raise BundleError(
                 f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
             )
+        _check_known(path, msgspec.json.decode(content))
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
@@ -162,6 +164,17 @@ def read_manifest(bundle: Path) -> Manifest:
     except BundleError as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from error
     return manifest
+
+
+def _check_known(path: Path, content: dict[str, Any]) -> None:
+    known = [field.encode_name for field in msgspec.structs.fields(Manifest)]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise BundleError(
+            f"{path} has {', '.join(unknown)}, which this version does not know: it was written by a newer"
+            f" one, or misspelled (known: {', '.join(known)}); update controlnext, or export the bundle again"
+            f"{did_you_mean(unknown[0], known)}"
+        )
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:

@@ -77,11 +77,12 @@ def _check_controls(manifest: Manifest, family: Family) -> None:
     denoiser = manifest.graphs.get(family.denoiser)
     inputs = [] if denoiser is None else [t for t in denoiser.inputs if t.name.startswith("control_image")]
     given = manifest.configs.keys() - family.networks.keys()
-    count = max(len(inputs), len(given))
+    # a bundle without a denoiser does not tell how many there are
+    count = len(given) if denoiser is None else len(inputs)
     expected = [f"control_{number}" if number > 1 else "control" for number in range(1, count + 1)]
     if given != set(expected):
         raise BundleError(
-            f"configs has {', '.join(manifest.configs)}; of {len(inputs)} controls expected are"
+            f"configs has {', '.join(manifest.configs) or 'none'}; of {count} controls expected are"
             f" {', '.join(expected) or 'none'}"
         )
 

@@ -94,10 +94,15 @@ def test_a_damaged_manifest_is_named(bundle: Path, content: bytes) -> None:
         read_manifest(bundle)
 
 
-def test_an_unknown_field_is_damage(bundle: Path) -> None:
+def test_an_unknown_entry_is_of_a_newer_version_or_misspelled(bundle: Path) -> None:
     _change(bundle, grafs={})
-    with pytest.raises(BundleError, match="grafs"):
+    with pytest.raises(BundleError) as caught:
         read_manifest(bundle)
+    assert f"{MANIFEST} has grafs, which this version does not know: it was written by a newer" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith("export the bundle again; did you mean graphs?")
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_whole_file_passes(bundle: Path) -> None:
@@ -144,7 +149,12 @@ def test_a_row_passes_within_its_limit(value: float, limit: float, at_least: boo
         ({"configs": {"unett": {}}}, "configs has no unet, .* needs; it has unett"),
         ({"configs": {"unet": {}}}, "configs.unet has no sample_size"),
         ({"configs": {"unet": {"sample_size": "large"}}}, "configs.unet.sample_size is 'large'"),
-        ({"configs": {"unet": {"sample_size": 128}, "vea": {}}}, "configs has unet, vea; of 0 controls"),
+        (
+            {"configs": {"unet": {"sample_size": 128}, "vea": {}}},
+            "configs has unet, vea; of 0 controls expected are none;",
+        ),
+        ({"configs": {}}, "configs has no unet, .* needs; it has none"),
+        ({"graphs": {}, "configs": {"vea": {}}}, "configs has vea; of 1 controls expected are control;"),
     ],
 )
 def test_a_manifest_that_lacks_what_its_family_needs_is_one_line(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL, rewrite_json
 
+from controlnext.commands.sources import parse_settings
 from controlnext.errors import CheckpointError, InputError
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.shipped import original_layout
@@ -185,6 +186,76 @@ def test_what_may_belong_to_another_control_is_warned_of(
     sums = {name: unet[name] + tensor for name, tensor in increments.items()}
     check(load(folder, f"published/{name}", **options), unet, sums)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[2], "up_blocks.1.resnets.0.norm1.weight"])
+@pytest.mark.parametrize("as_increments", [True, False])
+def test_tensors_that_are_not_finite_are_named_at_load(
+    folder: Path, unet, increments, name: str, value: float, as_increments: bool
+) -> None:
+    """A matrix in the rows that are looked at, a bias and a gain."""
+    tensors = {key: tensor if as_increments else unet[key] + tensor for key, tensor in increments.items()}
+    tensors[name] = tensors.get(name, 0 * unet[name]).clone()
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, folder / "trained.safetensors")
+    options = {"unet_weights": folder / "trained.safetensors", "unet_increments": as_increments}
+    message = f"trained.safetensors: tensor {name} holds NaN or infinity; get an undamaged copy"
+    with pytest.raises(CheckpointError, match=message):
+        load(folder, **options)
+
+
+def test_increments_that_are_not_finite_further_on_are_named_when_they_are_read(folder: Path, unet) -> None:
+    """Of large tensors some rows are looked at; of a sum nobody could tell whose fault it is."""
+    name = max(unet, key=lambda key: unet[key].numel())
+    increment = torch.zeros_like(unet[name])
+    assert increment.numel() > 2**16
+    increment[1].view(-1)[0] = torch.inf
+    save_file({name: increment}, folder / "trained.safetensors")
+    options = {"unet_weights": folder / "trained.safetensors", "unet_increments": True}
+    tensors = load(folder, **options).networks["unet"].tensors
+    with pytest.raises(CheckpointError, match=f"trained.safetensors: tensor {name} holds NaN or infinity"):
+        tensors[name]
+
+
+@pytest.mark.parametrize(
+    ("markers", "metadata", "asked", "ours"),
+    [
+        (["v_pred"], {}, "prediction_type=v_prediction (by v_pred)", "prediction_type=epsilon"),
+        ([], {"modelspec.prediction_type": "v"}, "(by modelspec.prediction_type)", "prediction_type=epsilon"),
+        (
+            ["ztsnr"],
+            {},
+            "rescale_betas_zero_snr=true,timestep_spacing=trailing (by ztsnr)",
+            "rescale_betas_zero_snr=false,timestep_spacing=leading",
+        ),
+    ],
+)
+def test_markers_of_trained_tensors_are_held_against_the_bases_scheduler(
+    folder: Path, unet, increments, markers: list[str], metadata: dict[str, str], asked: str, ours: str
+) -> None:
+    """As of a UNet that was trained to predict v and is published alone."""
+    values = {name: unet[name] + tensor for name, tensor in increments.items()}
+    file = folder / "trained.safetensors"
+    save_file({**values, **dict.fromkeys(markers, torch.zeros(0))}, file, metadata)
+    with pytest.raises(CheckpointError) as caught:
+        load(folder, unet_weights=file)
+    assert str(caught.value).startswith("trained.safetensors asks for ")
+    assert f"{asked}, the base's scheduler has {ours}; give --scheduler " in str(caught.value)
+    given = parse_settings([str(caught.value).rpartition("or --scheduler ")[2].partition(" ")[0]])
+    checkpoint = load(folder, unet_weights=file, scheduler=given)
+    check(checkpoint, unet, values)
+    assert checkpoint.scheduler.items() >= given.items()
+
+
+def test_markers_of_trained_tensors_that_the_base_agrees_with_pass(folder: Path, unet, increments) -> None:
+    values = {name: unet[name] + tensor for name, tensor in increments.items()}
+    file = folder / "trained.safetensors"
+    save_file(values, file, {"modelspec.prediction_type": "epsilon"})
+    check(load(folder, unet_weights=file), unet, values)
+    save_file({**values, "edm_mean": torch.zeros(4)}, file)
+    with pytest.raises(CheckpointError, match="has the marker edm_mean: it asks for EDM"):
+        load(folder, unet_weights=file)
 
 
 def test_increments_given_as_values_are_noticed(folder: Path, increments) -> None:

@@ -27,6 +27,18 @@ def base(tmp_path: Path, tiny_checkpoint_dir: Path) -> Path:
     return base
 
 
+def test_the_configuration_beside_what_a_link_leads_to_is_read(base: Path, tmp_path: Path) -> None:
+    """And before that the one beside the link."""
+    rewrite_json(tmp_path / "vae/config.json", scaling_factor=0.5)
+    (tmp_path / "linked").mkdir()
+    link = tmp_path / "linked/my-vae.safetensors"
+    link.symlink_to(tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    assert read_base(SDXL, base, link).parts["vae"].config["scaling_factor"] == 0.5
+    shutil.copy(tmp_path / "vae/config.json", link.parent)
+    rewrite_json(link.parent / "config.json", scaling_factor=0.25)
+    assert read_base(SDXL, base, link).parts["vae"].config["scaling_factor"] == 0.25
+
+
 @pytest.fixture
 def single(
     tmp_path: Path, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.lazy import LazyTensor, is_finite
 
 _TENSORS = 64
 _NUMBERS = 2**15
@@ -30,6 +30,14 @@ _PROJECTION = 0.5
 matrices of the small trained model exceed, give 0.4, and those of the opposite sign make values of 0.6."""
 _CERTAIN = 4.0
 """Random tensors of n numbers have cosines of 1 / sqrt(n): limits have to be so many times as large."""
+
+
+class NotFiniteError(ValueError):
+    """A trained tensor of this ``name`` holds NaN or infinity."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def kind_of(
     """What the tensors ``found`` are, and the measurements that say so.
 
     Reads a sample: some rows of a number of matrices, and gains of norms. ``"unknown"`` where there is
-    neither a matrix nor a gain, or too few numbers.
+    neither a matrix nor a gain, or too few numbers. Raises :class:`NotFiniteError`.
     """
     matrices = likeness(base, found, [name for name in found if len(base[name].shape) >= 2])
     gains = likeness(base, found, [name for name in found if _may_be_gain(name, base[name])], gains=True)
@@ -90,6 +98,8 @@ def likeness(
     # drawn, not every so many: the kinds of layers come by turns
     for name in random.Random(0).sample(names, min(len(names), _TENSORS)):
         ours, theirs = _sample(base[name].read()), _sample(found[name].read())
+        if not is_finite(theirs):
+            raise NotFiniteError(name)
         if ours.any() and not (gains and float(ours.mean()) < 0.9 * float(ours.norm()) / len(ours) ** 0.5):
             pairs.append((ours, theirs))
     if not pairs:

@@ -55,9 +55,7 @@ class LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._entries[name].read()
         if not is_finite(tensor):
-            raise CheckpointError(
-                f"{self._origin}: tensor {name} holds NaN or infinity; get an undamaged copy of the weights"
-            )
+            raise CheckpointError(not_finite(self._origin, name))
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -65,6 +63,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def not_finite(origin: str, name: str) -> str:
+    """What is said of a tensor that is not finite."""
+    return f"{origin}: tensor {name} holds NaN or infinity; get an undamaged copy of the weights"
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -26,9 +26,10 @@ from controlnext.weights.choices import (
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
 from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
+from controlnext.weights.markers import is_marker, marked_settings
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.noise import random_tensors
-from controlnext.weights.places import Place, locate, read_weights
+from controlnext.weights.places import Place, locate, read_weights, weight_files
 from controlnext.weights.shipped import original_layout
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,10 @@ def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], incr
         if {file.sha256 for file in files} <= {source.sha256 for source in sources}:
             log.info("%s: the %s were applied already", place.name, role)
             continue
-        given.append(trained.Trained(place.name, found))
+        for file in weight_files(place.path, (family.denoiser, *trained.STEMS), role):
+            base.scheduler.check_marked(family, marked_settings(family, file, found), file.name)
+        weights = {name: tensor for name, tensor in found.items() if not is_marker(name)}
+        given.append(trained.Trained(place.name, weights))
         sources += files
     layout = original_layout(family, family.denoiser, part.config)
     part.tensors = trained.apply_trained(part.tensors, given, layout, increments)

@@ -129,21 +129,25 @@ def read_weights(
     place: Place, folder: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
     """The tensors of the weight files in ``folder``, which is ``place`` or in it, or a file itself."""
+    files = weight_files(folder, stems, role)
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        tensors.update(read_file(file))
+    return tensors, [place.source(role, file) for file in files]
+
+
+def weight_files(folder: Path, stems: Sequence[str], role: str) -> list[Path]:
+    """The files that :func:`read_weights` reads."""
     if folder.is_file():
-        files = [folder]
-    else:
-        try:
-            chosen = choose_weights((path.name for path in folder.iterdir()), stems)
-        except CheckpointError as error:
-            raise CheckpointError(f"{folder}: {error}; get the missing files") from error
-        files = [folder / name for name in chosen]
-    if not files:
+        return [folder]
+    try:
+        chosen = choose_weights((path.name for path in folder.iterdir()), stems)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}; get the missing files") from error
+    if not chosen:
         accepted = ", ".join(f"{stem}.safetensors" for stem in stems)
         raise CheckpointError(
             f"{folder} has no weights of the {role}; looked for {accepted}, or the same as"
             f" {', '.join(SUFFIXES[1:])}{_give_one(folder)}"
         )
-    tensors: dict[str, LazyTensor] = {}
-    for file in files:
-        tensors.update(read_file(file))
-    return tensors, [place.source(role, file) for file in files]
+    return [folder / name for name in chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,24 @@ class Scheduler:
         values = {key: value for key, (value, _) in found.items()}
         origins = {key: Setting("marker", name) for key, (_, name) in found.items()}
         return Scheduler(self.config | values, self.settings | origins)
+
+    def check_marked(self, family: Family, found: Mapping[str, tuple[Any, str]], what: str) -> None:
+        """Refuse trained tensors in the file ``what`` whose markers ask for other settings than these, but
+        for those that a user gave. Raises :class:`CheckpointError`."""
+        known = SAMPLER_SPECS[family.default_sampler].options
+        others = {
+            key: by
+            for key, (value, by) in found.items()
+            if self.config.get(key, known[key].default) != value
+            and self.settings.get(key, Setting("shipped")).origin != "option"
+        }
+        if others:
+            asked = ",".join(f"{key}={_written(found[key][0])}" for key in others)
+            ours = ",".join(f"{key}={_written(self.config.get(key, known[key].default))}" for key in others)
+            raise CheckpointError(
+                f"{what} asks for {asked} (by {', '.join(dict.fromkeys(others.values()))}), the base's"
+                f" scheduler has {ours}; give --scheduler {asked}, or --scheduler {ours} to keep the base's"
+            )
 
     def given(self, family: Family, values: Mapping[str, Any]) -> Scheduler:
         """With the settings that a user gave.
@@ -103,6 +122,11 @@ class Scheduler:
                 " prediction_type=v_prediction, and nothing says so; export with --scheduler"
                 " prediction_type=v_prediction, or with --scheduler rescale_betas_zero_snr=false"
             )
+
+
+def _written(value: Any) -> str:
+    """A value as ``--scheduler`` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from controlnext.errors import CheckpointError
-from controlnext.weights.kinds import kind_of
+from controlnext.weights.kinds import NotFiniteError, kind_of
 from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor
+from controlnext.weights.lazy import LazyTensor, is_finite, not_finite
 from controlnext.weights.networks import listing
 from controlnext.weights.original import Layout, from_original
 
 STEMS = ("diffusion_pytorch_model", "model")
 """Names under which trained tensors are published, besides the denoiser's own."""
 
+_SMALL = 2**15
+"""Numbers in a tensor that is read as a whole when it is looked at first."""
 _PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
 
 
@@ -39,10 +44,12 @@ def apply_trained(
     givers: dict[str, str] = {}
     for trained in given:
         named = _match(base, trained, layout)
+        _check_small(named, trained.name)
         _check_kind(base, named, increments, trained.name)
         if not increments:
             _check_apart(givers, named, trained.name)
         for name, tensor in named.items():
+            tensor = _checked(name, tensor, trained.name)
             changed[name] = _sum(changed.get(name, base[name]), tensor) if increments else tensor
             givers[name] = trained.name
     return {name: changed.get(name, tensor) for name, tensor in base.items()}
@@ -75,6 +82,26 @@ def _plain_names(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return dict(found)
 
 
+def _check_small(found: Mapping[str, LazyTensor], what: str) -> None:
+    """Read the small tensors for NaN and infinity, as a sample of the large ones is read anyway."""
+    for name, tensor in found.items():
+        if math.prod(tensor.shape) <= _SMALL:
+            _checked(name, tensor, what).read()
+
+
+def _checked(name: str, tensor: LazyTensor, what: str) -> LazyTensor:
+    """The tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of a sum
+    nobody could tell whose they are."""
+
+    def read() -> Tensor:
+        value = tensor.read()
+        if not is_finite(value):
+            raise CheckpointError(not_finite(what, name))
+        return value
+
+    return LazyTensor(tensor.shape, read)
+
+
 def _sum(base: LazyTensor, increment: LazyTensor) -> LazyTensor:
     return LazyTensor(base.shape, lambda: base.read().float() + increment.read().float())
 
@@ -96,7 +123,10 @@ def _check_kind(
 
     Parity cannot see either: the reference would share the mistake.
     """
-    kind, measured = kind_of(base, found)
+    try:
+        kind, measured = kind_of(base, found)
+    except NotFiniteError as error:
+        raise CheckpointError(not_finite(what, error.name)) from error
     if increments and kind == "values":
         raise CheckpointError(
             f"{what} holds values, not increments: they are near the base's ({measured}); give it with"
