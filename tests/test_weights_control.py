@@ -347,7 +347,7 @@ def test_other_weights_in_a_controls_folder_are_told_of(
     load(folder)
     assert [record.getMessage() for record in caplog.records] == [
         "control: of its weights controlnet.safetensors is taken and canny.safetensors is not read; where"
-        " that is meant, give it by its name"
+        " that is meant, give its path"
     ]
 
 

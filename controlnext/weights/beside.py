@@ -98,7 +98,7 @@ def _tell_others(folder: Place, taken: Sequence[Path], mine: Callable[[str], boo
     left = [name for name in others(_names(folder.path), [file.name for file in taken]) if mine(name)]
     if left:
         log.warning(
-            "%s: of its weights %s is taken and %s is not read; where that is meant, give it by its name",
+            "%s: of its weights %s is taken and %s is not read; where that is meant, give its path",
             folder.name,
             taken[0].name if taken else "none",
             ", ".join(left[:8]),
