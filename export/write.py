@@ -17,7 +17,8 @@ from controlnext.export.passes import (
     fuse_groups,
     fuse_products,
     split_prologue,
-    use_uint8,
+    use_uint8_activations,
+    use_uint8_weights,
 )
 from controlnext.manifest import DATA, MODEL, PARTS, UINT8_PARTS
 from controlnext.weights import is_finite
@@ -59,8 +60,8 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool, precisi
     """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
 
     The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
-    is the rest. Of an int8 graph there is a second form, on unsigned grids: which of them is right depends on
-    the processor that runs it.
+    is the rest. Of an int8 graph there is a second form, its weights on unsigned grids too: which of them is
+    right depends on the processor that runs it.
     """
     step = fuse_attention(ir.load(folder / MODEL))
     if precision == "int8":
@@ -68,10 +69,11 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool, precisi
         step = fuse_groups(step)
     once, step = split_prologue(step, changing) if prologue else (None, step)
     for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
-        if part is not None:
-            ir.save(fuse_products(part), folder / name)
-            if precision == "int8":
-                ir.save(use_uint8(part), folder / uint8_name)
+        if part is None:
+            continue
+        ir.save(use_uint8_activations(fuse_products(part)), folder / name)
+        if precision == "int8":
+            ir.save(use_uint8_weights(part), folder / uint8_name)
 
 
 def _first_cause(error: BaseException) -> BaseException:

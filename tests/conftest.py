@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +28,8 @@ SHAPES = Path(__file__).parent.parent / "examples" / "shapes" / "model"
 
 
 PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATION_STEPS = 3
+"""Of the first of the two runs that a tiny model is calibrated on; the second has one more."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -143,19 +143,16 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     return run
 
 
-def export_shapes(precision: str, bundle: Path, **environment: str) -> None:
+def export_shapes(precision: str, bundle: Path) -> None:
     """Export the small trained model as a user does: the command, which compares it with PyTorch."""
     sources = [f"--base={SHAPES}/base", f"--control={SHAPES}/controlnet.safetensors"]
     sources += [f"--unet-weights={SHAPES}/unet.safetensors", "--unet-increments"]
-    command = [sys.executable, "-m", "controlnext", "export", "--model=sdxl", f"--precision={precision}"]
-    done = subprocess.run(
-        [*command, *sources, f"--output={bundle}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
+    options = ["--model=sdxl", f"--precision={precision}", f"--output={bundle}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["controlnext", "export", *options, *sources])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
 
 
 def load_tiny(variant: str, folder: Path) -> Checkpoint:
@@ -172,13 +169,15 @@ def load_tiny(variant: str, folder: Path) -> Checkpoint:
 def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path, **options: Any) -> None:
     """Export a tiny model to ``bundle`` without comparing it with PyTorch.
 
-    int8 is decided on one denoising step instead of three: measuring them is most of the time that it takes.
+    int8 is decided on few denoising steps: running and measuring them is most of the time that it takes.
     """
+    from controlnext.commands import calibration as sampling
     from controlnext.commands.calibration import default_examples, run_trajectories
     from controlnext.export import calibration, export_bundle
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "MEASURED", 1)
+        patch.setattr(sampling, "STEPS", CALIBRATION_STEPS)
         export_bundle(
             load_tiny(variant, checkpoint_dir),
             precision,

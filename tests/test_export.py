@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,11 @@ from conftest import load_tiny
 from recipe import VARIANTS
 
 from controlnext.errors import CheckpointError, InputError
-from controlnext.export import export_bundle
+from controlnext.export import bundle, export_bundle
 from controlnext.export.networks import wrap
+from controlnext.files import MANIFEST
 from controlnext.injection import CrossNormalization
-from controlnext.manifest import read_manifest
+from controlnext.manifest import DATA, MODEL, check_file, read_manifest
 from controlnext.registry import get_family
 from controlnext.weights import load_checkpoint
 
@@ -138,6 +142,29 @@ def test_nothing_in_a_bundle_tells_of_the_build_machine(tiny_bundle, tiny_checkp
     for path in [*tiny_bundle.rglob("*.onnx"), *tiny_bundle.rglob("*.json")]:
         content = path.read_bytes()
         assert not [secret for secret in secrets if secret.encode() in content], path.name
+
+
+@pytest.mark.export
+def test_two_exports_are_byte_identical(tiny, tiny_checkpoint, tmp_path, monkeypatch, cli):
+    """In another folder, time zone, home and hash seed; and but for the names of values they are what all
+    other tests look at, whose graphs are traced once."""
+    source = tiny_checkpoint("sd15")
+    options = ["export", "--model=sd15", "--precision=fp16", "--no-verify", f"--base={source / 'base'}"]
+    options.append(f"--control={source / 'control.safetensors'}")
+    one, other, shared = tmp_path / "one", tmp_path / "elsewhere" / "other", tiny("sd15", "fp16")
+    strange = {"TZ": "Asia/Tokyo", "HOME": str(tmp_path), "USER": "nobody", "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-m", "controlnext", *options, f"--output={other}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | strange) as process:
+        monkeypatch.setattr(bundle, "trace", bundle.trace.__wrapped__)
+        assert cli(*options, f"--output={one}").status == 0
+        assert process.wait() == 0, process.stderr.read()
+    assert (one / MANIFEST).read_bytes() == (other / MANIFEST).read_bytes()
+    manifest = read_manifest(one)
+    assert all(check_file(folder, manifest, name) for folder in (one, other) for name in manifest.files)
+    for graph in manifest.graphs:
+        assert (one / graph / DATA).read_bytes() == (shared / graph / DATA).read_bytes()
+        made, kept = (onnx.load(folder / graph / MODEL, load_external_data=False) for folder in (one, shared))
+        assert [node.op_type for node in made.graph.node] == [node.op_type for node in kept.graph.node]
 
 
 def test_unknown_precision_is_refused_before_any_work(checkpoint, tmp_path):

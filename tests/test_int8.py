@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from cli import Cli, assert_refused
-from conftest import export_tiny, load_tiny
+from conftest import CALIBRATION_STEPS, export_tiny, load_tiny
 from PIL import Image
 from recipe import VARIANTS
 
@@ -58,7 +58,7 @@ def test_the_manifest_tells_what_was_decided(variant: str, tiny: Callable[..., P
     assert not plan.layers.keys() & plan.left_out.keys()
     assert plan.float_share <= FLOAT_SHARE
     assert plan.expected_error <= TARGET or plan.float_share > FREE_SHARE
-    assert plan.steps == 8 + 9
+    assert plan.steps == 2 * CALIBRATION_STEPS + 1
     kept = {str(layer.name) for layer in graph if layer.op_type in ("Conv", "MatMul")}
     assert plan.layers.keys() | plan.left_out.keys() <= kept
 

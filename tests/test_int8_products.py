@@ -21,7 +21,7 @@ from recipe import VARIANTS
 from controlnext.engines import int8, open_engine
 from controlnext.engines.int8 import UINT8_INT8, UINT8_UINT8, int8_form
 from controlnext.errors import BundleError, WorkError
-from controlnext.export.passes import fuse_products, quantize, use_uint8
+from controlnext.export.passes import fuse_products, quantize, use_uint8_activations, use_uint8_weights
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.quantize import LEVELS
 from controlnext.export.passes.simplify import infer_types
@@ -38,7 +38,10 @@ LAYERS = {
     " => (float[n, 48, h, w] y) { made = Conv(x, weight, bias) y = Relu(made) }",
 }  # fmt: skip
 SHAPES = {"product": (64, 48), "convolution": (48, 64, 3, 3), "pointwise": (48, 64, 1, 1)}
-FORMS = {UINT8_INT8: lambda model: model, UINT8_UINT8: use_uint8}
+FORMS = {
+    UINT8_INT8: use_uint8_activations,
+    UINT8_UINT8: lambda model: use_uint8_weights(use_uint8_activations(model)),
+}
 
 PROGRAM = """
 import json, sys
@@ -166,4 +169,4 @@ def test_another_use_of_int8_is_an_error() -> None:
     model.graph.initializers["number"].const_value = ir.tensor(np.int8([1]), name="number")
     model.graph.initializers["number"].type = ir.TensorType(ir.DataType.INT8)
     with pytest.raises(WorkError, match=r"Add .* reads the int8 weight number"):
-        use_uint8(model)
+        use_uint8_weights(model)

@@ -96,7 +96,7 @@ ARGUMENTS: dict[str, Any] = {
     "negative_prompt": "grey",
     "control_image": drawing(4, 96, 64),
     "control_scale": 0.8,
-    "num_inference_steps": 4,
+    "num_inference_steps": 2,
     "guidance_scale": 4.0,
     "height": 64,
     "width": 96,

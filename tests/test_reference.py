@@ -85,10 +85,11 @@ def test_network_equals_the_recorded_one(variant: str) -> None:
         assert_recorded(got.sample.numpy(), vectors[f"{case['name']}.noise_pred"])
 
 
+# every sampler for one variant, which are diffusers' own; one run of each other
 CASES = [
     (variant, case)
-    for variant in ("sd15", "sd15-mid", "sdxl")
-    for case in read_golden(f"{variant}-pipeline")[0]["cases"]
+    for variant, count in (("sd15", None), ("sd15-mid", 1), ("sdxl", 1))
+    for case in read_golden(f"{variant}-pipeline")[0]["cases"][:count]
 ]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PRECISIONS
 from onnx import TensorProto, helper
 from recipe import VARIANTS
 
@@ -29,11 +28,15 @@ SHARED = {"sd15-mid": ("unet",), "svd-v1": ("unet",)}
 """Variants that have all other graphs in common with another one."""
 
 
-@pytest.mark.parametrize(
-    ("variant", "precision"),
-    # a variant with another control alone has the denoiser of its family: one precision tells
-    [(v, p) for v in VARIANTS for p in PRECISIONS if v not in SHARED or p == "fp16"],
-)
+# An int8 bundle has all other graphs in float32, and what is not int8 of its denoiser: a denoiser wholly in
+# float32 is built of one family. A variant with another control alone has the denoiser of its family.
+EVERY_GRAPH = [
+    *((v, p) for v in VARIANTS for p in ("fp16", "int8") if v not in SHARED or p == "fp16"),
+    ("sd15", "fp32"),
+]
+
+
+@pytest.mark.parametrize(("variant", "precision"), EVERY_GRAPH)
 def test_every_graph_builds(variant: str, precision: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     """The engine is found again by a GPU that it was built for, and by no other."""
     bundle = tmp_path / "bundle"

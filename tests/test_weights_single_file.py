@@ -312,8 +312,9 @@ LOOKS = {
 }
 
 
+# each family once on either side; of folders every pair is tried
 @pytest.mark.export
-@pytest.mark.parametrize(("wanted", "given"), list(itertools.permutations(FAMILIES, 2)))
+@pytest.mark.parametrize(("wanted", "given"), list(itertools.pairwise([*FAMILIES, next(iter(FAMILIES))])))
 def test_a_checkpoint_of_another_family_is_refused_and_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, given: str
 ) -> None:

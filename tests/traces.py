@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ def traced_once(trace: Trace, folder: Path) -> Trace:
     """``trace`` with its graphs kept in ``folder``: most of an export is tracing, which depends on the
     architecture alone and neither on the weights nor on the precision."""
 
+    @functools.wraps(trace)
     def kept(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> ir.Model:
         if sum(parameter.numel() for parameter in module.parameters()) > LARGEST:
             return trace(module, spec, sizes)
-        key = hashlib.sha256("\n".join(_architecture(module, spec, sizes)).encode()).hexdigest()
+        # functions are told by their places in memory, which differ from process to process
+        architecture = re.sub(" at 0x[0-9a-f]+", "", "\n".join(_architecture(module, spec, sizes)))
+        key = hashlib.sha256(architecture.encode()).hexdigest()
         path = folder / f"{key}.onnx"
         folder.mkdir(exist_ok=True)
         with FileLock(f"{path}.lock"):

@@ -15,7 +15,7 @@ from controlnext.export.passes.products import fuse_products
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
-from controlnext.export.passes.unsigned import use_uint8
+from controlnext.export.passes.unsigned import use_uint8_activations, use_uint8_weights
 from controlnext.specs import TensorSpec
 
 __all__ = [
@@ -29,7 +29,8 @@ __all__ = [
     "quantize",
     "simplify",
     "split_prologue",
-    "use_uint8",
+    "use_uint8_activations",
+    "use_uint8_weights",
 ]
 
 

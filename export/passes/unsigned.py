@@ -1,13 +1,15 @@
-"""An int8 graph on unsigned grids: the same numbers, for processors that get no other int8 products right.
+"""An int8 graph on unsigned grids: the same numbers, in the forms that processors multiply.
 
 Rules:
-- every grid moves up by 128: its values are uint8 and its zero point is 128 instead of 0;
+- a grid moves up by 128: its values are uint8 and its zero point is 128 instead of 0;
 - a weight keeps its int8 values in the file and moves while the graph is loaded, where ONNX Runtime folds it;
 - the operators stay.
 
-x86 processors without VNNI multiply uint8 by int8 in pairs whose sum has 16 bits: 2 x 255 x 127 does not fit
-and is cut off at 32767. The sum of two products of uint8 is taken in 32 bits. It takes longer, so where int8
-is safe the graph as it was is faster.
+Activations are uint8 in every form. ONNX Runtime moves them by itself for x86, but not where two nodes read
+a grid, and leaves the layer in float32 there. Weights move for processors that get no other product right:
+x86 without VNNI multiplies uint8 by int8 in pairs whose sum has 16 bits; 2 x 255 x 127 does not fit and is
+cut off at 32767. The sum of two products of uint8 is taken in 32 bits. It takes longer, so where int8 weights
+are safe they stay.
 """
 
 from __future__ import annotations
@@ -27,24 +29,32 @@ _READS_ZERO_POINT = {"QuantizeLinear": 2, "DequantizeLinear": 2}
 _PREFIX = "unsigned."
 
 
-def use_uint8(model: ir.Model) -> ir.Model:
-    """The model with all of its int8 grids as uint8 ones.
-
-    Raises :class:`WorkError` for an int8 number that it does not know the use of.
-    """
+def use_uint8_activations(model: ir.Model) -> ir.Model:
+    """The model with the grids of its activations, zero points of int8, as uint8 ones."""
     graph = model.graph
-    for value in [value for value in graph.initializers.values() if value.dtype == ir.DataType.INT8]:
-        uses = value.uses()
-        if all(_READS_ZERO_POINT.get(node.op_type) == index for node, index in uses):
+    for value in _int8_numbers(graph):
+        if all(_READS_ZERO_POINT.get(node.op_type) == index for node, index in value.uses()):
             ir.convenience.replace_all_uses_with(value, _zero_point(graph, value))
             del graph.initializers[f"{value.name}"]
-        else:
-            _move_weight(graph, value)
     for node in graph:
         for output in node.outputs:
             if output.dtype == ir.DataType.INT8:
                 output.type = ir.TensorType(ir.DataType.UINT8)
     return model
+
+
+def use_uint8_weights(model: ir.Model) -> ir.Model:
+    """The model, of uint8 activations already, with its int8 weights as uint8 ones.
+
+    Raises :class:`WorkError` for an int8 number that it does not know the use of.
+    """
+    for weight in _int8_numbers(model.graph):
+        _move_weight(model.graph, weight)
+    return model
+
+
+def _int8_numbers(graph: ir.Graph) -> list[ir.Value]:
+    return [value for value in graph.initializers.values() if value.dtype == ir.DataType.INT8]
 
 
 def _zero_point(graph: ir.Graph, value: ir.Value) -> ir.Value:
