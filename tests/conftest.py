@@ -68,6 +68,16 @@ def _graphs_are_traced_once(shared_folder: Path) -> None:
     bundle.trace = traced_once(bundle.trace, shared_folder / "traces")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tokenizers_are_read_once() -> None:
+    from tokenizers_once import read_once
+
+    from controlnext.weights import base, shipped
+
+    base.read_tokenizer = read_once(base.read_tokenizer)
+    shipped.shipped_clip_tokenizer = read_once(shipped.shipped_clip_tokenizer)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(shared_folder: Path) -> Callable[[str], Path]:
     """The folder of the tiny model of a variant: ``base/`` (diffusers layout, no text encoders) and
@@ -83,12 +93,9 @@ def tiny_checkpoint(shared_folder: Path) -> Callable[[str], Path]:
 def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callable[..., Path]:
     """The tiny model of a variant as a bundle of a precision. Tests read it and never write to it."""
 
-    def make(variant: str, folder: Path) -> None:
-        for precision in PRECISIONS:
-            export_tiny(variant, tiny_checkpoint(variant), precision, folder / precision)
-
     def bundle(variant: str, precision: str = "fp32") -> Path:
-        return once(shared_folder / f"bundles-{variant}", partial(make, variant)) / precision
+        make = partial(export_tiny, variant, tiny_checkpoint(variant), precision)
+        return once(shared_folder / f"tiny-{variant}-{precision}", make)
 
     return bundle
 
@@ -169,7 +176,7 @@ def load_tiny(variant: str, folder: Path) -> Checkpoint:
 def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path, **options: Any) -> None:
     """Export a tiny model to ``bundle`` without comparing it with PyTorch.
 
-    int8 is decided on few denoising steps: running and measuring them is most of the time that it takes.
+    int8 is decided on few and small denoising steps: running and measuring them is most of the time it takes.
     """
     from controlnext.commands import calibration as sampling
     from controlnext.commands.calibration import default_examples, run_trajectories
@@ -177,6 +184,7 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "MEASURED", 1)
+        patch.setattr(calibration, "CROP", 8)
         patch.setattr(sampling, "STEPS", CALIBRATION_STEPS)
         export_bundle(
             load_tiny(variant, checkpoint_dir),

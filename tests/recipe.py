@@ -93,6 +93,9 @@ VARIANTS = {
 }
 """Family and variant of each tiny model."""
 
+FAMILY_VARIANTS = ("sd15", "sdxl", "svd", "sd3")
+"""One of each family."""
+
 _SD3 = {
     "transformer": {
         "sample_size": 32,
@@ -119,6 +122,21 @@ _SD3 = {
     },
 }
 """Nothing was recorded for SD3: sizes of our own."""
+
+
+_SVD_V1 = {
+    "sample_size": 16,
+    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "cross_attention_dim": 48,
+    "num_attention_heads": (2, 4),
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24,
+    "num_frames": 3,
+}
+"""Of whole models: no run of the first SVD release was recorded, and its denoiser is that of the second."""
 
 
 def tiny_networks(variant: str) -> dict[str, nn.Module]:
@@ -172,6 +190,8 @@ def write_checkpoint(variant: str, folder: Path) -> Path:
     parts = {**tiny_networks(variant), **options, "scheduler": made}
     if variant.startswith("svd"):
         parts["feature_extractor"] = CLIPImageProcessor()
+    if variant == "svd-v1":
+        parts["unet"] = fill(diffusers.UNetSpatioTemporalConditionModel(**_SVD_V1), 11)
     required = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
     base = cls(**dict.fromkeys(required) | parts)
     base.save_pretrained(folder / "base")

@@ -12,7 +12,7 @@ import pytest
 from cli import Cli, assert_refused
 from conftest import CALIBRATION_STEPS, export_tiny, load_tiny
 from PIL import Image
-from recipe import VARIANTS
+from recipe import FAMILY_VARIANTS
 
 from controlnext.commands.calibration import read_examples
 from controlnext.commands.trial import graph_feeds
@@ -32,7 +32,7 @@ def _plan(bundle: Path) -> tuple[str, Int8]:
     return folder, plan
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
 def test_int8_is_near_float32(variant: str, tiny: Callable[..., Path]) -> None:
     """The denoiser on inputs and at sizes that it was not calibrated on."""
     plain, int8 = tiny(variant), tiny(variant, "int8")
@@ -47,7 +47,7 @@ def test_int8_is_near_float32(variant: str, tiny: Callable[..., Path]) -> None:
         assert np.linalg.norm(found - wanted) <= 0.1 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
 def test_the_manifest_tells_what_was_decided(variant: str, tiny: Callable[..., Path]) -> None:
     """Layers in the plan are int8 in the graph, and no others; the plan keeps to its limits."""
     bundle = tiny(variant, "int8")

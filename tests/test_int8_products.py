@@ -16,7 +16,7 @@ import pytest
 from feeds import make_feed
 from graphs import graph, literal, run
 from onnx import TensorProto, helper
-from recipe import VARIANTS
+from recipe import FAMILY_VARIANTS
 
 from controlnext.engines import int8, open_engine
 from controlnext.engines.int8 import UINT8_INT8, UINT8_UINT8, int8_form
@@ -127,7 +127,7 @@ def test_the_product_that_processors_are_asked_is_this_one() -> None:
     assert model.SerializeToString() == int8._PRODUCT
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
 def test_both_forms_of_a_denoiser_are_its_graph(
     variant: str, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,8 @@ def test_sampling_run_equals_the_recorded_one(tiny_checkpoint, variant, case):
     assert_recorded(output.images.transpose(0, 3, 1, 2), vectors[f"{case['name']}.image"])
 
 
-CLIPS = read_golden("svd-pipeline")[0]["cases"]
+# the first: that of several windows is what the runtime is held to, and it to the reference
+CLIPS = read_golden("svd-pipeline")[0]["cases"][:1]
 
 
 @pytest.mark.parametrize("case", CLIPS, ids=lambda case: f"{case['frames']}frames")

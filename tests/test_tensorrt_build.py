@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
-from recipe import VARIANTS
+from recipe import FAMILY_VARIANTS
 
 from controlnext.engines.store import find_engine
 from controlnext.engines.tensorrt.build import BuildOptions, build_engine
@@ -28,11 +28,11 @@ SHARED = {"sd15-mid": ("unet",), "svd-v1": ("unet",)}
 """Variants that have all other graphs in common with another one."""
 
 
-# An int8 bundle has all other graphs in float32, and what is not int8 of its denoiser: a denoiser wholly in
-# float32 is built of one family. A variant with another control alone has the denoiser of its family.
+# An int8 bundle has all other graphs in float32. A variant with another control alone has the denoiser of its
+# family: it stands for denoisers in float32.
 EVERY_GRAPH = [
-    *((v, p) for v in VARIANTS for p in ("fp16", "int8") if v not in SHARED or p == "fp16"),
-    ("sd15", "fp32"),
+    *((variant, precision) for variant in FAMILY_VARIANTS for precision in ("fp16", "int8")),
+    *((variant, "fp32") for variant in SHARED),
 ]
 
 
