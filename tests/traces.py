@@ -48,7 +48,10 @@ def _architecture(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> Ite
     yield f"{spec!r} {sorted(sizes.items())} {module!r}"
     for name, part in module.named_modules():
         plain = {key: _plain(value) for key, value in vars(part).items() if not key.startswith("_")}
-        yield f"{name} {sorted(plain.items())} {getattr(part, 'config', None)}"
+        config = getattr(part, "config", None)
+        if isinstance(config, Mapping):  # of diffusers: private entries are in the order of a set
+            config = {key: value for key, value in config.items() if not key.startswith("_")}
+        yield f"{name} {sorted(plain.items())} {config}"
     for name, tensor in module.state_dict().items():
         yield f"{name} {tuple(tensor.shape)} {tensor.dtype}"
 
