@@ -48,7 +48,15 @@ def _one_thread_each(worker_id: str) -> None:
         plain(options)
         options.intra_op_num_threads = 1
 
+    opened = onnxruntime.InferenceSession.__init__
+
+    def without_options(session: onnxruntime.InferenceSession, *given: Any, **named: Any) -> None:
+        if len(given) < 2 and "sess_options" not in named:
+            named["sess_options"] = onnxruntime.SessionOptions()
+        opened(session, *given, **named)
+
     onnxruntime.SessionOptions.__init__ = single
+    onnxruntime.InferenceSession.__init__ = without_options
     processor.usable_cores = lambda: 1
 
 

@@ -26,14 +26,6 @@ def rand(seed: int, *shape: int, kind: str = "normal") -> torch.Tensor:
     return torch.from_numpy(recipe.rand(seed, *shape, kind=kind))
 
 
-@pytest.fixture(autouse=True)
-def _as_many_threads_as_recorded():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def assert_recorded(got: np.ndarray, recorded: np.ndarray) -> None:
     """Equal up to the rounding of float32, which the processor decides.
 
