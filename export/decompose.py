@@ -24,7 +24,7 @@ from torch._ops import OpOverload
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from controlnext.export.shortcuts import short_shapes
+from controlnext.export.shortcuts import known_values, short_shapes
 
 Table = Mapping[Any, Callable[..., Any]]
 """Decompositions by operator."""
@@ -41,7 +41,7 @@ def decomposed_in_place(program: ExportedProgram) -> Iterator[None]:
         return
     # the exporter calls it with a table of the operators that it has no translation for
     program.run_decompositions = partial(_decompose, program)  # type: ignore[method-assign]
-    with short_shapes():
+    with short_shapes(), known_values():
         yield
 
 

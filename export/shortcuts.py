@@ -5,18 +5,22 @@ symbols to find that out: it takes fifteen times as long as an addition. Rules:
 - while a module is traced, such a function is recorded as a stand-in with the same arguments, an operator
   that has a shape and no kernel; afterwards the stand-in gets the name of the operator that it stands for;
 - while the exporter goes over the traced program, it is told the shapes of the same operators;
-- dropout, which does nothing in use, is not recorded at all.
+- dropout, which does nothing in use, is not recorded at all;
+- where the exporter looks for operands of different types, it goes over the program once more; what each node
+  gives is known by then, and the cast of an operand does not change it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.onnx._internal.fx.passes import type_promotion
 from torch.overrides import TorchFunctionMode
 
 _ATEN = torch.ops.aten
@@ -97,3 +101,26 @@ def name_stand_ins(program: ExportedProgram) -> None:
 def short_shapes() -> TorchFunctionMode:
     """What the exporter goes over a program under: it asks for shapes and uses no number."""
     return _Replaced(_SHAPES)
+
+
+class _KnownValues(type_promotion._TypePromotionInterpreter):
+    """The exporter's own pass, but for shapes and types, which are those that the nodes have noted."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        rule = type_promotion.get_type_promotion_rule(n, self.type_promotion_table)
+        with self._set_current_node(n):
+            if rule:
+                self._maybe_promote_node(n, rule)
+        known = n.op == "call_function" and "val" in n.meta
+        return n.meta["val"] if known else fx.Interpreter.run_node(self, n)
+
+
+@contextmanager
+def known_values() -> Iterator[None]:
+    """In this block the exporter's pass over types works nothing out again."""
+    theirs = type_promotion._TypePromotionInterpreter
+    type_promotion._TypePromotionInterpreter = _KnownValues  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        type_promotion._TypePromotionInterpreter = theirs  # type: ignore[misc]
