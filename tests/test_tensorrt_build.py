@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 import pytest
 from onnx import TensorProto, helper
 from recipe import FAMILY_VARIANTS
@@ -27,7 +26,7 @@ from controlnext.registry import get_family
 RTX = FLAVORS["tensorrt-rtx"]
 AMPERE = Gpu("NVIDIA RTX A4000", "sm86")
 EVERY_BUNDLE = [(variant, precision) for variant in FAMILY_VARIANTS for precision in ("fp16", "int8")]
-EVERY_BUNDLE += [("sd15", "fp32"), ("svd-v1", "fp16")]
+EVERY_BUNDLE.append(("sd15", "fp32"))
 
 
 @pytest.mark.parametrize(("variant", "precision"), EVERY_BUNDLE)
@@ -52,14 +51,13 @@ def test_every_graph_builds(variant: str, precision: str, tiny: Callable[..., Pa
         assert not RTX.suits(found.entry.key.hardware, Gpu("NVIDIA RTX 4090", "sm89"))
 
 
-def test_the_other_variant_of_sd15_has_no_operator_of_its_own(tiny: Callable[..., Path]) -> None:
-    """One stands for both; SVD's have different ones."""
-    graphs = [
-        onnx.load(tiny(name) / "unet/model.onnx", load_external_data=False).graph
-        for name in ("sd15-mid", "sd15")
-    ]
-    other, built = ({node.op_type for node in graph.node} for graph in graphs)
-    assert other <= built
+@pytest.mark.parametrize("variant", ["sd15-mid", "svd-v1"])
+def test_other_variants_are_read(variant: str, tiny: Callable[..., Path]) -> None:
+    """Their denoisers are those of their families but for the control: that operators are known will do."""
+    graph = tiny(variant) / "unet" / "model.onnx"
+    trt = RTX.polygraphy()
+    _builder, network, _parser = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)()
+    assert network.num_outputs == 1
 
 
 def _attention(dtype: int, head: int) -> bytes:
