@@ -23,7 +23,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from controlnext.files import MANIFEST
+from controlnext.bundle.files import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run(command: list[str]) -> tuple[float, int]:
 def export_t5(bundle: Path) -> None:
     """Export SD3's third text encoder alone: the family without its other graphs."""
     from controlnext.export import export_bundle
-    from controlnext.registry import get_family
+    from controlnext.families import get_family
     from controlnext.weights import load_checkpoint
 
     checkpoint = load_checkpoint(get_family("sd3"), random_seed=0)

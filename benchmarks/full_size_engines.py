@@ -20,7 +20,7 @@ from pathlib import Path
 
 from full_size import controlnext, gb
 
-from controlnext.files import MANIFEST
+from controlnext.bundle.files import MANIFEST
 
 
 @dataclass(frozen=True)

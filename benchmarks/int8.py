@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from controlnext.commands.calibration import default_examples, run_trajectories
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import Engine, open_engine
-from controlnext.engines.base import Feed
-from controlnext.manifest import read_manifest
-from controlnext.registry import get_family
+from controlnext.evaluation.calibration_data import default_examples, run_trajectories
+from controlnext.families import get_family
+from controlnext.types import Feed
 
 ROUNDS, FEEDS = 4, 5
 

@@ -28,9 +28,9 @@ from onnx import TensorProto, helper
 
 from controlnext.bench.messages import Work
 from controlnext.bench.requests import step_feed
-from controlnext.engines.int8 import parts_for
-from controlnext.manifest import read_manifest
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import read_manifest
+from controlnext.engines.onnxruntime.int8 import parts_for
+from controlnext.families import get_family
 
 RUNS, LARGE, LISTED = 5, 3072, 16
 Shape = Sequence[int]

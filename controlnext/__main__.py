@@ -1,6 +1,6 @@
 """``python -m controlnext``: the same as the ``controlnext`` command."""
 
-from controlnext.commands import main
+from controlnext.cli import main
 
 if __name__ == "__main__":
     main()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from controlnext.errors import InputError
+from controlnext.types import FloatArray
 
-FloatArray = NDArray[np.float32]
 Bands = tuple[Image.Image, ...]
 """One image: a PIL image of mode RGB, or one or three of mode F with values in [0, 1]."""
 

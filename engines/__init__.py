@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines.auto import AutoBackend
-from controlnext.engines.base import Backend, BoundEngine, Engine, Feed
-from controlnext.engines.onnxruntime import OrtBackend
+from controlnext.engines.base import Backend, BoundEngine, Engine
+from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest
+from controlnext.types import Feed
 
 BACKENDS: Mapping[str, Callable[[str, int | None], Backend]] = MappingProxyType(
     {
@@ -32,9 +33,9 @@ def select_backend(
 ) -> Backend:
     """The backend of that name on that device; ``"auto"`` is for each graph the fastest that works.
 
-    ``provider``: what of ONNX Runtime is to compute, :data:`~controlnext.engines.providers.PROVIDERS`; other
-    backends have none. ``threads``: how many threads compute on the processor, by default one for each core
-    that the process may use.
+    ``provider``: what of ONNX Runtime is to compute,
+    :data:`~controlnext.engines.onnxruntime.providers.PROVIDERS`; other backends have none. ``threads``: how
+    many threads compute on the processor, by default one for each core that the process may use.
 
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.

@@ -6,14 +6,14 @@ import importlib.util
 import logging
 from pathlib import Path
 
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
-from controlnext.engines.onnxruntime import OrtBackend
-from controlnext.engines.store import has_engine
+from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.run import TrtBackend
+from controlnext.engines.tensorrt.store import has_engine
 from controlnext.errors import ControlNeXtError, MissingDependencyError
-from controlnext.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ class AutoBackend(Backend):
     """Built engines that suit this bundle, machine and library; for other graphs ONNX Runtime on ``device``
     with ``threads``.
 
-    Raises as :class:`~controlnext.engines.onnxruntime.OrtBackend` does. Without ONNX Runtime a GPU and a
-    library that runs built engines are enough to begin with.
+    Raises as :class:`~controlnext.engines.onnxruntime.backend.OrtBackend` does. Without ONNX Runtime a GPU
+    and a library that runs built engines are enough to begin with.
     """
 
     def __init__(self, device: str = "auto", threads: int | None = None) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from controlnext import specs
+from controlnext import tensor_spec as specs
+from controlnext.bundle.manifest import Manifest
 from controlnext.closing import Closing
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest
-
-Feed = Mapping[str, np.ndarray]
+from controlnext.types import Feed
 
 
 def device_index(device: str) -> int | None:

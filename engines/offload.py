@@ -9,9 +9,10 @@ from threading import Lock
 
 import numpy as np
 
-from controlnext.engines.base import Backend, Engine, Feed
+from controlnext.bundle.manifest import Manifest
+from controlnext.engines.base import Backend, Engine
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest
+from controlnext.types import Feed
 
 
 class OffloadBackend(Backend):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from controlnext.runtime.denoise import Step
-from controlnext.runtime.image import Output
 from controlnext.runtime.pipeline import Pipeline
+from controlnext.runtime.pipelines.image import Output
+from controlnext.runtime.pipelines.video import VideoOutput
 from controlnext.runtime.request import Request, VideoRequest
-from controlnext.runtime.video import VideoOutput
 
 __all__ = ["Output", "Pipeline", "Request", "Step", "VideoOutput", "VideoRequest"]

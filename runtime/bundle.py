@@ -6,14 +6,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Self
 
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.manifest import check_file, check_size, read_manifest
+from controlnext.bundle.manifest_check import check_complete
 from controlnext.closing import Closing
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import BundleError, InputError
-from controlnext.files import MANIFEST
-from controlnext.manifest import check_file, check_size, read_manifest
-from controlnext.manifest_check import check_complete
-from controlnext.registry import get_family
+from controlnext.families import get_family
 
 
 class Bundle(Closing):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.prompts import Embeddings, TextEncoders, denoiser_width
 from controlnext.runtime.request import Request, texts
-from controlnext.runtime.text import Embeddings, TextEncoders, denoiser_width
-
-FloatArray = NDArray[np.float32]
+from controlnext.types import FloatArray
 
 _HIDDEN = "encoder_hidden_states"
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlnext.errors import WorkError
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
+from controlnext.types import FloatArray
 
-FloatArray = NDArray[np.float32]
 Predict = Callable[[FloatArray, float, int], FloatArray]
 """The (guided) noise in ``latents`` at a timestep, which is that of the step of this index."""
 

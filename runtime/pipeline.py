@@ -9,20 +9,18 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from controlnext.closing import Closing
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Step
-from controlnext.runtime.image import ImageTask
-from controlnext.runtime.images import decode_latents, to_pil
+from controlnext.runtime.pipelines.base import Pictures, Task
+from controlnext.runtime.pipelines.image import ImageTask
+from controlnext.runtime.pipelines.video import VideoTask
 from controlnext.runtime.request import is_whole
-from controlnext.runtime.task import Pictures, Task
-from controlnext.runtime.video import VideoTask
-
-FloatArray = NDArray[np.float32]
+from controlnext.runtime.vae import decode_latents, to_pil
+from controlnext.types import FloatArray
 
 TASKS: Mapping[str, Callable[[Bundle], Task]] = MappingProxyType({"image": ImageTask, "video": VideoTask})
 """What a family's ``task`` in the registry may be."""
@@ -57,7 +55,7 @@ class Pipeline(Closing):
                 one of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
             device: "auto", "cpu" or "cuda:N".
             provider: what of ONNX Runtime computes, a name of
-                :data:`controlnext.engines.providers.PROVIDERS`; by the device unless given.
+                :data:`controlnext.engines.onnxruntime.providers.PROVIDERS`; by the device unless given.
             threads: how many threads compute on the processor; unless given, one for each core that the
                 process may use.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.

@@ -8,13 +8,12 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlnext.errors import InputError
+from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
-FloatArray = NDArray[np.float32]
 Prompt = str | Sequence[str]
 Scale = float | Sequence[float] | FloatArray
 
@@ -92,8 +91,9 @@ class Request(CommonRequest):
         negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
             missing one: zeros, or the embedding of the empty text).
         control_image: a picture, or one for each prompt: PIL images of any mode, or arrays (height, width, 3)
-            of uint8 or of floats in [0, 1], or others that :class:`~controlnext.image_input.ImageReader`
-            takes. Resized where its size is not ``width`` x ``height``.
+            of uint8 or of floats in [0, 1], or others that
+            :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
+            ``width`` x ``height``.
         control_scale: one, or one for each prompt.
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
         num_images_per_prompt: pictures for each prompt.

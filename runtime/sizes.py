@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from controlnext.errors import InputError
-from controlnext.registry import Family
+from controlnext.families import Family
 from controlnext.runtime.request import CommonRequest, is_whole
 
 MANY = 4

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controlnext.errors import InputError
-
-FloatArray = NDArray[np.float32]
+from controlnext.types import FloatArray
 
 
 @dataclass(frozen=True)

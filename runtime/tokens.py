@@ -7,8 +7,8 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from controlnext.manifest import Manifest, check_file
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import Manifest, check_file
+from controlnext.families import get_family
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer

@@ -13,7 +13,7 @@ from cli import Cli, Done
 from filelock import FileLock
 from hypothesis import settings
 
-from controlnext.commands import main
+from controlnext.cli import main
 
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
@@ -71,7 +71,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 def _graphs_are_traced_once(shared_folder: Path) -> None:
     from traces import traced_once
 
-    from controlnext.export import bundle
+    from controlnext.export import exporter as bundle
 
     bundle.trace = traced_once(bundle.trace, shared_folder / "traces")
 
@@ -174,7 +174,7 @@ def load_tiny(variant: str, folder: Path) -> Checkpoint:
     """The checkpoint of a tiny model in ``folder``."""
     from recipe import VARIANTS
 
-    from controlnext.registry import get_family
+    from controlnext.families import get_family
     from controlnext.weights import load_checkpoint
 
     family = get_family(VARIANTS[variant][0])
@@ -186,9 +186,10 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
 
     int8 is decided on few and small denoising steps: running and measuring them is most of the time it takes.
     """
-    from controlnext.commands import calibration as sampling
-    from controlnext.commands.calibration import default_examples, run_trajectories
-    from controlnext.export import calibration, export_bundle
+    from controlnext.evaluation import calibration_data as sampling
+    from controlnext.evaluation.calibration_data import default_examples, run_trajectories
+    from controlnext.export import export_bundle
+    from controlnext.export.quantization import calibrate as calibration
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "MEASURED", 1)

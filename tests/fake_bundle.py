@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from controlnext.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
-from controlnext.registry import Family, get_family
-from controlnext.specs import TensorSpec
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
+from controlnext.families import Family, get_family
+from controlnext.tensor_spec import TensorSpec
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
 WORDS += ("toy", "toy_1")

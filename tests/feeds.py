@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from recipe import rand
 
-from controlnext.engines import Engine, Feed
-from controlnext.registry import CHANGING
+from controlnext.engines import Engine
+from controlnext.families import CHANGING
+from controlnext.types import Feed
 
 
 def make_feed(engine: Engine, seed: int = 0, height: int = 8, sequence: int = 7) -> dict[str, np.ndarray]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from controlnext.engines import Backend, Engine, Feed
-from controlnext.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
+from controlnext.engines import Backend, Engine
+from controlnext.families import get_family
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.specs import bind
+from controlnext.tensor_spec import bind
+from controlnext.types import Feed
 
 Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
 """A graph's output, of this shape, by the graph's folder and inputs."""

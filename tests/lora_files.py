@@ -11,7 +11,7 @@ from recipe import fill, tiny_networks
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from controlnext.registry import Family, get_family
+from controlnext.families import Family, get_family
 from controlnext.weights.base import Base, Part
 from controlnext.weights.lazy import held
 from controlnext.weights.shipped import original_layout

@@ -16,12 +16,20 @@ import numpy as np
 import pytest
 from fake_bundle import fake_denoiser
 
-from controlnext.engines.store import ENGINE, Entry, Key, engine_folder, graph_key, new_engine, write_entry
+from controlnext.bundle.manifest import Manifest, read_manifest
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
+from controlnext.engines.tensorrt.store import (
+    ENGINE,
+    Entry,
+    Key,
+    engine_folder,
+    graph_key,
+    new_engine,
+    write_entry,
+)
 from controlnext.errors import WorkError
-from controlnext.manifest import Manifest, read_manifest
-from controlnext.specs import bind
+from controlnext.tensor_spec import bind
 
 GPU = Gpu("NVIDIA RTX 4000", "sm89")
 HARDWARE = {"tensorrt": "sm89-nvidia-rtx-4000", "tensorrt-rtx": "portable"}
@@ -247,7 +255,7 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "u
     machine = Machine(read_manifest(bundle), folder)
     for flavor in FLAVORS.values():
         monkeypatch.setitem(sys.modules, flavor.module, machine.library(flavor.module))
-    for module in ("engines.tensorrt.run", "engines.tensorrt.flavors", "commands.built"):
+    for module in ("engines.tensorrt.run", "engines.tensorrt.flavors", "engines.built"):
         monkeypatch.setattr(f"controlnext.{module}.find_gpu", lambda _index=0: GPU)
     monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda index=0: GPU if index == 0 else None)
     monkeypatch.setattr("controlnext.engines.tensorrt.run.Cuda", machine.make_cuda)

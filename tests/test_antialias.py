@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from controlnext.errors import InputError
-from controlnext.runtime.antialias import clip_pixels, resize_antialiased
+from controlnext.runtime.image_processing import clip_pixels, resize_antialiased
 
 # values are in [-1, 1]; measured: 1.4e-6
 TOLERANCE = 5e-6

@@ -17,9 +17,10 @@ from fake_bundle import fake_denoiser, write_fake_bundle
 from recipe import drawing, rand
 from stand_in_gpu import Machine, put_in_place, write_engine
 
-from controlnext.engines import int8, open_engine, select_backend
+from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, read_manifest
+from controlnext.engines import open_engine, select_backend
+from controlnext.engines.onnxruntime import int8
 from controlnext.errors import BundleError, InputError, MissingDependencyError
-from controlnext.manifest import MODEL, PROLOGUE, STEP, read_manifest
 from controlnext.runtime import Pipeline
 
 

@@ -21,8 +21,8 @@ from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
 from controlnext.bench.timeline import PARTS
 from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_loads, run_warm
+from controlnext.bundle.manifest import read_manifest, write_manifest
 from controlnext.errors import WorkError
-from controlnext.manifest import read_manifest, write_manifest
 
 WORK = Work(height=64, width=64, steps=2)
 PLAN = Plan(threads=1, rounds=2, runs=2, room=1e12)

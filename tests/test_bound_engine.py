@@ -15,13 +15,14 @@ from feeds import make_feed, split
 from idle_clips import idle_pipeline, no_noise
 from recipe import drawing, rand
 
-from controlnext.engines import Backend, Engine, Feed, open_engine
-from controlnext.engines.sessions import DeviceEngine, OrtEngine
+from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, Manifest, read_manifest
+from controlnext.engines import Backend, Engine, open_engine
+from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine
 from controlnext.errors import InputError, WorkError
-from controlnext.manifest import MODEL, PROLOGUE, STEP, Manifest, read_manifest
-from controlnext.registry import CHANGING
+from controlnext.families import CHANGING
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
+from controlnext.types import Feed
 
 
 class _Recorder(Engine):

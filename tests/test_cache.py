@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from controlnext.engines import cache
+from controlnext.engines import artifact_cache as cache
 
 
 @pytest.fixture

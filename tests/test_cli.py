@@ -16,11 +16,11 @@ from cli import Cli, Done, assert_refused
 from PIL import Image
 
 import controlnext
-from controlnext.commands import export_main
-from controlnext.commands.console import progress
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.manifest import ParityRow
+from controlnext.cli import export_main
+from controlnext.cli.console import progress
 from controlnext.export import PRECISIONS
-from controlnext.files import MANIFEST
-from controlnext.manifest import ParityRow
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_verify_fails_when_parity_is_missed(
     cli: Cli, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table is shown, the status is 1, and the error names the worst."""
-    from controlnext.commands import parity
+    from controlnext.evaluation import parity
 
     strict = parity.Limits(graph=1e-12, latents=1, picture=0)
     monkeypatch.setitem(parity.LIMITS, "fp32", strict)
@@ -195,7 +195,7 @@ def test_export_that_misses_parity_keeps_the_old_bundle(
     cli: Cli, tmp_path: Path, tiny_bundle: Path, tiny_checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = ParityRow("unet: noise_pred", "relative L2", 0.5, 1e-4)
-    monkeypatch.setattr("controlnext.commands.parity.measure", lambda *_: [row])
+    monkeypatch.setattr("controlnext.evaluation.parity.measure", lambda *_: [row])
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     shutil.copy(tiny_bundle / MANIFEST, bundle)
@@ -226,7 +226,7 @@ def test_inspect_needs_no_torch(tiny_bundle: Path) -> None:
 def _without_torch(arguments: list[str]) -> Done:
     """The command in an interpreter where torch and what builds on it cannot be imported."""
     block = "sys.modules.update(dict.fromkeys(('torch', 'diffusers', 'transformers', 'onnx', 'onnx_ir')))"
-    code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.commands import main; main()"
+    code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
 

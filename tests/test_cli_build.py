@@ -14,12 +14,12 @@ import msgspec
 import pytest
 from cli import Cli, assert_refused
 
-from controlnext.engines.store import find_engine
+from controlnext.bundle.files import sha256
+from controlnext.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
+from controlnext.engines.tensorrt.store import find_engine
 from controlnext.errors import BundleError, WorkError
-from controlnext.files import sha256
-from controlnext.manifest import FileEntry, Manifest, read_manifest, write_manifest
 
 RTX = FLAVORS["tensorrt-rtx"]
 ADA = Gpu("NVIDIA RTX 4090", "sm89")
@@ -204,7 +204,7 @@ def test_an_export_stays_where_its_engines_are_refused(
     def refuse(*_args: object, **_options: object) -> None:
         raise WorkError("TensorRT-RTX refuses to build")
 
-    monkeypatch.setattr("controlnext.commands.engines.build_engine", refuse)
+    monkeypatch.setattr("controlnext.cli.engines.build_engine", refuse)
     done = cli(*quick_export, "--output", tmp_path / "new", "--backend", "tensorrt-rtx")
     assert_refused(done, "TensorRT-RTX refuses to build", status=1)
     assert read_manifest(tmp_path / "new").family == "sd15"

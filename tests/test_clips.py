@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnext.commands.clips import FORMATS, ClipFiles, open_clip, write_clip
 from controlnext.errors import InputError, MissingDependencyError
+from controlnext.runtime.media.video_files import FORMATS, ClipFiles, open_clip, write_clip
 
 WIDTH, HEIGHT = 48, 32
 

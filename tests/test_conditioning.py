@@ -15,11 +15,11 @@ from fake_bundle import LENGTH, SIZES, WORDS, write_fake_bundle
 from recipe import fill, rand
 from torch import nn
 
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine
 from controlnext.errors import InputError
-from controlnext.export.networks import ADAPTERS
-from controlnext.manifest import Manifest
-from controlnext.registry import Family, GraphSpec, get_family
+from controlnext.export.adapters import ADAPTERS
+from controlnext.families import Family, GraphSpec, get_family
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.request import Request

@@ -18,8 +18,8 @@ from draw import SIZE, held_out, outline
 from evaluate import sample, scores
 from PIL import Image
 
-from controlnext.commands.parity import psnr
-from controlnext.manifest import read_manifest
+from controlnext.bundle.manifest import read_manifest
+from controlnext.evaluation.parity import psnr
 from controlnext.runtime import Pipeline
 
 pytestmark = pytest.mark.export

@@ -15,10 +15,11 @@ import pytest
 from fake_bundle import fake_denoiser, write_fake_bundle
 from recipe import rand
 
-from controlnext.engines import cache, open_engine, select_backend
-from controlnext.engines.sessions import OrtEngine
+from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.engines import artifact_cache as cache
+from controlnext.engines import open_engine, select_backend
+from controlnext.engines.onnxruntime.sessions import OrtEngine
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
-from controlnext.manifest import list_files, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -271,6 +272,6 @@ def test_another_processor_has_optimized_graphs_of_its_own(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(bundle)
-    monkeypatch.setattr("controlnext.engines.onnxruntime.describe_processor", lambda: "another")
+    monkeypatch.setattr("controlnext.engines.onnxruntime.backend.describe_processor", lambda: "another")
     _run(bundle)
     assert len(list(bundle.glob("engines/onnxruntime-*/unet"))) == 2

@@ -15,13 +15,14 @@ import torch
 from conftest import load_tiny
 from recipe import VARIANTS
 
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.manifest import DATA, MODEL, check_file, read_manifest
 from controlnext.errors import CheckpointError, InputError
-from controlnext.export import bundle, export_bundle
-from controlnext.export.networks import wrap
-from controlnext.files import MANIFEST
-from controlnext.injection import CrossNormalization
-from controlnext.manifest import DATA, MODEL, check_file, read_manifest
-from controlnext.registry import get_family
+from controlnext.export import export_bundle
+from controlnext.export import exporter as bundle
+from controlnext.export.adapters import wrap
+from controlnext.families import get_family
+from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.weights import load_checkpoint
 
 FAMILY = get_family("sdxl")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from controlnext.bundle.files import MANIFEST, check_replaceable, new_file, new_folder, sha256
 from controlnext.errors import InputError, WorkError
-from controlnext.files import MANIFEST, check_replaceable, new_file, new_folder, sha256
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
 

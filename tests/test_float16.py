@@ -15,11 +15,11 @@ import pytest
 from cli import Cli, assert_refused
 from float16 import UNET_STREAM, VAE_STREAM, enlarge, error
 
-from controlnext.commands.parity import LIMITS
-from controlnext.commands.ranges import open_graph, start_session
-from controlnext.commands.trial import graph_feeds
+from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.evaluation.inputs import graph_feeds
+from controlnext.evaluation.parity import LIMITS
+from controlnext.evaluation.ranges import open_graph, start_session
 from controlnext.export.passes.emulate import emulate_float16
-from controlnext.manifest import list_files, read_manifest, write_manifest
 
 Tiny = Callable[..., Path]
 LIMIT = LIMITS["fp16"].graph

@@ -16,15 +16,15 @@ from cli import Cli
 from conftest import PRECISIONS
 from recipe import VARIANTS
 
-from controlnext.commands.built import usable_backends
-from controlnext.commands.trial import graph_feeds
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import Engine, open_engine
+from controlnext.engines.built import usable_backends
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError, WorkError
-from controlnext.manifest import read_manifest
-from controlnext.registry import CHANGING
+from controlnext.evaluation.inputs import graph_feeds
+from controlnext.families import CHANGING
 from controlnext.runtime import Pipeline
 
 GPU = find_gpu()

@@ -16,13 +16,13 @@ from idle_clips import idle_pipeline, no_noise
 from PIL import Image
 from recipe import drawing
 
-from controlnext.commands.calibration import read_examples
-from controlnext.commands.clips import open_clip
 from controlnext.errors import InputError
+from controlnext.evaluation.calibration_data import read_examples
 from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime import Pipeline
-from controlnext.runtime.images import control_array, read_pictures
+from controlnext.runtime.media.video_files import open_clip
 from controlnext.runtime.preprocess import canny, preprocess
+from controlnext.runtime.vae import control_array, read_pictures
 
 SIZE = (32, 24)
 ORIENTATION = 0x0112

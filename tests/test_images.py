@@ -13,7 +13,7 @@ from recipe import drawing, rand
 
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
-from controlnext.runtime.images import control_array, decode_latents, read_pictures, to_pil
+from controlnext.runtime.vae import control_array, decode_latents, read_pictures, to_pil
 
 
 def _array(given: object, height: int = 16, width: int = 24) -> np.ndarray:

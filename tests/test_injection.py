@@ -16,8 +16,14 @@ from torch import Tensor
 from weights_models import example_inputs
 
 from controlnext.errors import CheckpointError
-from controlnext.injection import Control, CrossNormalization, adaptive_pool, averaging_pool, inject
-from controlnext.registry import FAMILIES, Family, Variant, get_family
+from controlnext.families import FAMILIES, Family, Variant, get_family
+from controlnext.models.cross_normalization import (
+    Control,
+    CrossNormalization,
+    adaptive_pool,
+    averaging_pool,
+    inject,
+)
 
 
 class Promise(NamedTuple):

@@ -14,13 +14,13 @@ from conftest import CALIBRATION_STEPS, export_tiny, load_tiny
 from PIL import Image
 from recipe import FAMILY_VARIANTS
 
-from controlnext.commands.calibration import read_examples
-from controlnext.commands.trial import graph_feeds
+from controlnext.bundle.manifest import Int8, read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
-from controlnext.export.calibration import FLOAT_SHARE, FREE_SHARE, TARGET
-from controlnext.manifest import Int8, read_manifest
-from controlnext.registry import get_family
+from controlnext.evaluation.calibration_data import read_examples
+from controlnext.evaluation.inputs import graph_feeds
+from controlnext.export.quantization.calibrate import FLOAT_SHARE, FREE_SHARE, TARGET
+from controlnext.families import get_family
 from controlnext.weights import bundle_checkpoint
 
 

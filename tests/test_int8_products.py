@@ -18,15 +18,16 @@ from graphs import graph, literal, run
 from onnx import TensorProto, helper
 from recipe import FAMILY_VARIANTS
 
-from controlnext.engines import int8, open_engine
-from controlnext.engines.int8 import UINT8_INT8, UINT8_UINT8, int8_form
+from controlnext.bundle.manifest import MODEL, UINT8_PARTS, LayerScales, read_manifest
+from controlnext.engines import open_engine
+from controlnext.engines.onnxruntime import int8
+from controlnext.engines.onnxruntime.int8 import UINT8_INT8, UINT8_UINT8, int8_form
 from controlnext.errors import BundleError, WorkError
 from controlnext.export.passes import fuse_products, quantize, use_uint8_activations, use_uint8_weights
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.quantize import LEVELS
 from controlnext.export.passes.simplify import infer_types
-from controlnext.manifest import MODEL, UINT8_PARTS, LayerScales, read_manifest
-from controlnext.registry import get_family
+from controlnext.families import get_family
 
 EMULATOR = shutil.which("qemu-x86_64")
 LAYERS = {
@@ -47,7 +48,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime as ort
-from controlnext.engines.int8 import int8_form
+from controlnext.engines.onnxruntime.int8 import int8_form
 found = {"form": int8_form()}
 for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
     options = ort.SessionOptions()

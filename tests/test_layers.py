@@ -17,8 +17,8 @@ from cli import Cli, assert_refused
 from fake_bundle import write_fake_bundle
 from onnx import numpy_helper
 
-from controlnext.commands import layers
-from controlnext.manifest import list_files, read_manifest, write_manifest
+from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.evaluation import layer_diff as layers
 
 TENSORS = 15
 """That the fake denoiser computes."""
@@ -108,7 +108,7 @@ def test_bundles_that_have_nothing_to_compare(cli: Cli, bundle: Path, tmp_path: 
 def test_missing_polygraphy_names_the_pip_command(
     cli: Cli, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "controlnext.commands.layers")
+    monkeypatch.delitem(sys.modules, "controlnext.evaluation.layer_diff")
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     monkeypatch.setitem(sys.modules, "polygraphy.backend.onnx", None)
     done = cli("verify", bundle, "--layers", bundle)

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 from weights_models import SDXL, add_text_encoders
 
-from controlnext.commands import main
-from controlnext.files import sha256
-from controlnext.manifest import Manifest, read_manifest
+from controlnext.bundle.files import sha256
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.cli import main
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint

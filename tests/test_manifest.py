@@ -9,9 +9,8 @@ import msgspec
 import pytest
 from fake_bundle import write_fake_bundle
 
-from controlnext.errors import BundleError
-from controlnext.files import MANIFEST
-from controlnext.manifest import (
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.manifest import (
     SCHEMA,
     Graph,
     Manifest,
@@ -24,6 +23,7 @@ from controlnext.manifest import (
     read_manifest,
     write_manifest,
 )
+from controlnext.errors import BundleError
 from controlnext.runtime import Pipeline
 
 

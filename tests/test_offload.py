@@ -12,11 +12,12 @@ from fake_bundle import write_fake_bundle
 from feeds import make_feed, split
 from recipe import drawing
 
-from controlnext.engines import Backend, Engine, Feed, select_backend
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest, read_manifest
 from controlnext.runtime import Pipeline
+from controlnext.types import Feed
 
 ARGUMENTS = {"prompt": "a red circle", "num_inference_steps": 3, "output_type": "np"}
 

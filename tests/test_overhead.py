@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from recipe import rand
 
-from controlnext.engines import Engine, Feed
-from controlnext.manifest import Graph, Manifest, TensorEntry
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry
+from controlnext.engines import Engine
+from controlnext.families import get_family
 from controlnext.runtime import Request
-from controlnext.runtime.image import ImageTask
+from controlnext.runtime.pipelines.image import ImageTask
+from controlnext.types import Feed
 
 STEPS = 20
 LATENTS = 4 * 128 * 128 * 4

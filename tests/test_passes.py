@@ -12,7 +12,7 @@ from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
 from controlnext.export.passes.simplify import infer_types, simplify
-from controlnext.specs import TensorSpec
+from controlnext.tensor_spec import TensorSpec
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 

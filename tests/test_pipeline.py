@@ -15,10 +15,10 @@ from fake_bundle import SCHEDULER, VAE_CONFIG, fake_denoiser, write_fake_bundle
 from PIL import Image
 from recipe import drawing, rand
 
+from controlnext.bundle.files import MANIFEST
 from controlnext.errors import BundleError, InputError, WorkError
-from controlnext.files import MANIFEST
 from controlnext.runtime import Pipeline, Step
-from controlnext.runtime.text import TextEncoders
+from controlnext.runtime.prompts import TextEncoders
 
 HEIGHT, WIDTH = 16, 24
 

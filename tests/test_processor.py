@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from controlnext import processor
-from controlnext.engines.onnxruntime import OrtBackend
+from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.errors import InputError
 from controlnext.processor import usable_cores
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import controlnext.weights
+from controlnext.bundle.manifest import Manifest, read_manifest
 from controlnext.engines.tensorrt.profile import Range, choose_ranges, make_profile, parse_range
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest, read_manifest
-from controlnext.registry import get_family
-from controlnext.specs import bind
+from controlnext.families import get_family
+from controlnext.tensor_spec import bind
 
 CONFIGS = Path(controlnext.weights.__file__).parent / "configs"
 

@@ -14,11 +14,11 @@ from feeds import make_feed, split
 from graphs import graph, literal, run
 from recipe import rand
 
+from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import WorkError
 from controlnext.export.passes import fuse_attention, simplify, split_prologue
-from controlnext.manifest import MODEL, PROLOGUE, STEP, read_manifest
-from controlnext.registry import CHANGING, FAMILIES, get_family
+from controlnext.families import CHANGING, FAMILIES, get_family
 
 PROMPT = """
 g (float[n, 2] sample, float[n, 2] prompt, float[n, 2] picture) => (float[n, 2] y) {

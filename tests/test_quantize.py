@@ -13,16 +13,16 @@ from graphs import graph, literal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlnext.bundle.manifest import LayerScales
 from controlnext.errors import WorkError
-from controlnext.export.calibration import FLOAT_SHARE, FREE_SHARE, TARGET, choose, crop
-from controlnext.export.grids import Magnitudes
 from controlnext.export.passes.names import name_nodes
+from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, tap
 from controlnext.export.passes.quantize import LEVELS, layers, quantize, to_int8, weight_scales
 from controlnext.export.passes.simplify import infer_types
 from controlnext.export.passes.switches import SWITCHES, switch
-from controlnext.export.passes.taps import LARGEST, SAMPLE, SIZE, tap
-from controlnext.manifest import LayerScales
-from controlnext.specs import TensorSpec
+from controlnext.export.quantization.calibrate import FLOAT_SHARE, FREE_SHARE, TARGET, choose, crop
+from controlnext.export.quantization.histogram import Magnitudes
+from controlnext.tensor_spec import TensorSpec
 
 RNG = np.random.default_rng(0)
 # what makes ONNX Runtime stumble in a real denoiser: a tensor with several readers, movers on both sides

@@ -11,10 +11,10 @@ import torch
 from conftest import load_tiny
 from recipe import VARIANTS, drawing, fill, read_golden
 
-from controlnext.control import ControlModule
-from controlnext.injection import Control, CrossNormalization, inject
+from controlnext.families import get_family
+from controlnext.models.control_module import ControlModule
+from controlnext.models.cross_normalization import Control, CrossNormalization, inject
 from controlnext.reference import reference_pipeline
-from controlnext.registry import get_family
 
 # In deviations of the recorded values. Seen: 1.2e-5 in latents and 3.1e-5 in pictures after a sampling run.
 ROUNDING = 6e-5

@@ -7,9 +7,9 @@ import json
 import pytest
 from recipe import GOLDEN
 
-from controlnext.control import meta_control
 from controlnext.errors import InputError
-from controlnext.registry import FAMILIES, Family, Variant, get_family
+from controlnext.families import FAMILIES, Family, Variant, get_family
+from controlnext.models.control_module import meta_control
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 VARIANTS = [variant for family in FAMILIES.values() for variant in family.variants.values()]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
-from controlnext.registry.samplers import SAMPLER_SPECS
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import make_sampler
 

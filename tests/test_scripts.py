@@ -25,8 +25,8 @@ from fake_bundle import write_fake_bundle
 from PIL import Image
 
 import controlnext.export
-from controlnext.manifest import Manifest, read_manifest
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.families import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -18,17 +18,17 @@ from recipe import drawing, rand, write_checkpoint
 from torch import Tensor, nn
 from weights_models import add_text_encoders
 
-from controlnext.commands.ranges import open_graph, start_session
-from controlnext.commands.trial import graph_feeds
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
+from controlnext.evaluation.inputs import graph_feeds
+from controlnext.evaluation.ranges import open_graph, start_session
 from controlnext.export import export_bundle
-from controlnext.export.networks import wrap
+from controlnext.export.adapters import wrap
 from controlnext.export.passes.emulate import emulate_float16
-from controlnext.injection import CrossNormalization
-from controlnext.manifest import read_manifest
+from controlnext.families import get_family
+from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
-from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import Checkpoint, load_checkpoint
 

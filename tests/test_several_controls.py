@@ -18,13 +18,13 @@ from recipe import control_tensors, drawing, fill, rand
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from controlnext.commands.parity import measure
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
+from controlnext.evaluation.parity import measure
 from controlnext.export import export_bundle
-from controlnext.manifest import read_manifest
+from controlnext.families import get_family
 from controlnext.reference import reference_pipeline
-from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import Checkpoint, NetworkWeights, bundle_checkpoint, load_checkpoint
 

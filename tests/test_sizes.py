@@ -18,7 +18,7 @@ from PIL import Image
 from recipe import drawing, rand
 
 from controlnext.errors import InputError, OutOfMemoryError, WorkError
-from controlnext.registry import get_family
+from controlnext.families import get_family
 from controlnext.runtime import Pipeline
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.sizes import warn_if_large
@@ -223,5 +223,5 @@ def test_the_command_line_names_the_options(cli: Cli, tmp_path: Path) -> None:
 def test_memory_that_runs_out_elsewhere_is_one_line(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("controlnext.commands.inspect.read_manifest", lambda *_: _fail(MemoryError("1 TiB")))
+    monkeypatch.setattr("controlnext.cli.inspect.read_manifest", lambda *_: _fail(MemoryError("1 TiB")))
     assert_refused(cli("inspect", tmp_path), "there is not enough memory (1 TiB)", status=1)

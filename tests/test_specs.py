@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from controlnext.errors import InputError
-from controlnext.specs import TensorSpec, bind, evaluate_dim, split_dim
+from controlnext.tensor_spec import TensorSpec, bind, evaluate_dim, split_dim
 
 SPECS = (
     TensorSpec("sample", "float32", ("batch", 4, "height", "width")),

@@ -11,7 +11,10 @@ import msgspec
 import pytest
 from fake_bundle import write_fake_bundle
 
-from controlnext.engines.store import (
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.engines.tensorrt.gpu import Gpu
+from controlnext.engines.tensorrt.store import (
     ENGINE,
     ENTRY,
     Entry,
@@ -26,10 +29,7 @@ from controlnext.engines.store import (
     new_engine,
     write_entry,
 )
-from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.errors import BundleError, WorkError
-from controlnext.manifest import Manifest, read_manifest
 
 RTX = FLAVORS["tensorrt-rtx"]
 CONTENT = b"an engine"
@@ -171,7 +171,7 @@ def test_a_truncated_engine_is_noticed(bundle: Path) -> None:
 _KILLED = """
 import sys, time
 from pathlib import Path
-from controlnext.engines.store import ENGINE, exclusive, new_engine
+from controlnext.engines.tensorrt.store import ENGINE, exclusive, new_engine
 
 place = Path(sys.argv[1])
 with exclusive(place), new_engine(place) as made:

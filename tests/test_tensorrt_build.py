@@ -13,15 +13,15 @@ import pytest
 from onnx import TensorProto, helper
 from recipe import FAMILY_VARIANTS
 
-from controlnext.engines.store import find_engine
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines.tensorrt.build import BuildOptions, build_engine
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.engines.tensorrt.memory import released_pages
 from controlnext.engines.tensorrt.profile import choose_ranges
 from controlnext.engines.tensorrt.progress import Phases
-from controlnext.manifest import read_manifest
-from controlnext.registry import get_family
+from controlnext.engines.tensorrt.store import find_engine
+from controlnext.families import get_family
 
 RTX = FLAVORS["tensorrt-rtx"]
 AMPERE = Gpu("NVIDIA RTX A4000", "sm86")

@@ -13,11 +13,11 @@ from fake_bundle import fake_denoiser, write_fake_bundle
 from recipe import rand
 from stand_in_gpu import HARDWARE, HostCuda, Machine, put_in_place, write_engine
 
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import Engine, open_engine, select_backend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
-from controlnext.manifest import read_manifest
 
 BACKENDS = list(FLAVORS)
 

@@ -12,7 +12,7 @@ from fake_bundle import LENGTH, WORDS, table, write_fake_bundle
 
 from controlnext.errors import BundleError, InputError
 from controlnext.runtime.bundle import Bundle
-from controlnext.runtime.text import Embeddings, TextEncoders
+from controlnext.runtime.prompts import Embeddings, TextEncoders
 
 
 @pytest.fixture(scope="module")

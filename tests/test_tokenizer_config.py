@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from weights_models import rewrite_json
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import get_family
+from controlnext.families import get_family
 from controlnext.weights.tokenizer_config import CLASSES, HARMLESS, REFUSED, SUPPORTED
 from controlnext.weights.tokenizers import check_lengths, read_tokenizer
 

@@ -18,8 +18,8 @@ from tokenizer_files import ADDED, KNOWN, VOCABULARY, write_fast, write_oldest, 
 from transformers import CLIPTokenizer
 from weights_models import t5_tokenizer
 
+from controlnext.families import FAMILIES, Family, get_family
 from controlnext.reference.tokens import stock_tokenizers
-from controlnext.registry import FAMILIES, Family, get_family
 from controlnext.runtime.tokens import PromptTokenizer
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.tokenizers import read_tokenizer

@@ -21,18 +21,26 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from controlnext import registry
-from controlnext.commands.parity import measure
-from controlnext.control import ControlModule
+from controlnext import families as registry
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import CheckpointError
+from controlnext.evaluation.parity import measure
 from controlnext.export import export_bundle
-from controlnext.manifest import read_manifest
+from controlnext.families import (
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+    get_family,
+)
+from controlnext.families.parts import FLOAT32, HIDDEN, text_encoder
+from controlnext.models.control_module import ControlModule
 from controlnext.reference import reference_pipeline
-from controlnext.registry import ControlSpec, Family, GraphSpec, Injection, Network, Variant, get_family
-from controlnext.registry.parts import FLOAT32, HIDDEN, text_encoder
 from controlnext.runtime import Pipeline
-from controlnext.specs import TensorSpec
+from controlnext.tensor_spec import TensorSpec
 from controlnext.weights import Checkpoint, bundle_checkpoint, load_checkpoint
 
 pytestmark = pytest.mark.export

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from controlnext.export import trace as tracing
+from controlnext.export import tracing as tracing
 from controlnext.export.passes.simplify import infer_types, simplify
-from controlnext.registry import GraphSpec
-from controlnext.specs import TensorSpec
+from controlnext.families import GraphSpec
+from controlnext.tensor_spec import TensorSpec
 
 SPEC = GraphSpec(
     folder="layers",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fake_bundle import write_fake_bundle
 
-from controlnext.commands.trial import added_words, default_run
-from controlnext.manifest import read_manifest
+from controlnext.bundle.manifest import read_manifest
+from controlnext.evaluation.inputs import added_words, default_run
 
 
 def _prompt(bundle: Path) -> str | None:

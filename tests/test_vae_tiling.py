@@ -21,14 +21,14 @@ from PIL import Image
 from recipe import drawing, rand
 from test_pipeline_golden import LATENTS, PIXELS
 
+from controlnext.bundle.files import MANIFEST
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
-from controlnext.files import MANIFEST
+from controlnext.families import get_family
 from controlnext.reference import reference_pipeline
-from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
-from controlnext.runtime.images import decode_latents
 from controlnext.runtime.tiling import Tiles
+from controlnext.runtime.vae import decode_latents
 from controlnext.weights import load_checkpoint
 
 TILE, FACTOR = 8, 8

@@ -12,10 +12,10 @@ from cli import Cli
 from fake_bundle import write_fake_bundle
 from stand_in_gpu import LARGEST, SMALLEST, put_in_place, write_engine
 
-from controlnext.commands.built import usable_backends
-from controlnext.commands.trial import default_run, fit_run, graph_feeds
+from controlnext.bundle.manifest import read_manifest
 from controlnext.engines import open_engine
-from controlnext.manifest import read_manifest
+from controlnext.engines.built import usable_backends
+from controlnext.evaluation.inputs import default_run, fit_run, graph_feeds
 
 SMALL = {"batch": 1, "control_batch": 1, "height": 9, "width": 10, "sequence": 77}
 LARGE = {"batch": 2, "control_batch": 2, "height": 12, "width": 14, "sequence": 77}
@@ -87,6 +87,6 @@ def test_engines_that_cannot_run_here_are_left_out(
     assert "the engines of tensorrt are left out" in caplog.text
     assert "version is 1.0, wanted 1.2.3" in caplog.text
     caplog.clear()
-    monkeypatch.setattr("controlnext.commands.built.find_gpu", lambda: None)
+    monkeypatch.setattr("controlnext.engines.built.find_gpu", lambda: None)
     assert not usable_backends(bundle, manifest)
     assert not caplog.text

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from weights_models import NETWORKS, SDXL, add_text_encoders, rewrite_json
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import get_family
+from controlnext.families import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.networks import empty_module
 

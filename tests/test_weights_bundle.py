@@ -14,10 +14,10 @@ import torch
 from recipe import numbers
 from weights_models import SDXL
 
-from controlnext.control import ControlModule
+from controlnext.bundle.manifest import Graph, Manifest, list_files, write_manifest
 from controlnext.errors import BundleError
-from controlnext.manifest import Graph, Manifest, list_files, write_manifest
-from controlnext.registry import ControlSpec, Family, GraphSpec, get_family
+from controlnext.families import ControlSpec, Family, GraphSpec, get_family
+from controlnext.models.control_module import ControlModule
 from controlnext.weights import Checkpoint, NetworkWeights, bundle_checkpoint, load_checkpoint
 from controlnext.weights.bundle import _network
 from controlnext.weights.lazy import held
@@ -89,7 +89,7 @@ PARTS = pytest.mark.usefixtures("_parts_of_a_bundle")
 @pytest.fixture
 def _parts_of_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Manifests that lack what the tests of single networks do not need."""
-    monkeypatch.setattr("controlnext.manifest.check_manifest", lambda _manifest: None)
+    monkeypatch.setattr("controlnext.bundle.manifest.check_manifest", lambda _manifest: None)
 
 
 def make_checkpoint(family: Family, variant: str, controls: list[ControlSpec], **configs: Any) -> Checkpoint:

@@ -10,10 +10,10 @@ import diffusers
 import pytest
 import transformers
 
+from controlnext.bundle.manifest import Setting
 from controlnext.errors import CheckpointError
-from controlnext.manifest import Setting
-from controlnext.registry import FAMILIES, Network, get_family
-from controlnext.registry.samplers import FLOW_SCHEDULERS, NOISE_SCHEDULERS, SAMPLER_SPECS
+from controlnext.families import FAMILIES, Network, get_family
+from controlnext.families.samplers import FLOW_SCHEDULERS, NOISE_SCHEDULERS, SAMPLER_SPECS
 from controlnext.weights.base_keys import SCHEDULER
 from controlnext.weights.config_check import check_network, check_unknown
 from controlnext.weights.config_keys import NETWORKS

@@ -13,9 +13,9 @@ from recipe import GOLDEN, numbers
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL
 
-from controlnext.control import ControlModule
 from controlnext.errors import CheckpointError, InputError
-from controlnext.registry import FAMILIES, ControlSpec, Family, Variant, get_family
+from controlnext.families import FAMILIES, ControlSpec, Family, Variant, get_family
+from controlnext.models.control_module import ControlModule
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights import load as loading
 from controlnext.weights.base import Base, Part

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from weights_models import add_text_encoders, example_inputs, rewrite_json
 
 from controlnext.errors import CheckpointError
+from controlnext.families import FAMILIES, Family, get_family
 from controlnext.reference import SCHEDULERS
-from controlnext.registry import FAMILIES, Family, get_family
 from controlnext.weights import base as bases
 from controlnext.weights.base import random_base, read_base
 from controlnext.weights.lazy import LazyTensor

@@ -25,9 +25,9 @@ from lora_files import (
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from controlnext.bundle.files import sha256
 from controlnext.errors import CheckpointError, InputError
-from controlnext.files import sha256
-from controlnext.registry import Family, get_family
+from controlnext.families import Family, get_family
 from controlnext.weights.base import Base
 from controlnext.weights.lazy import LazyTensor, held
 from controlnext.weights.lora import apply_loras

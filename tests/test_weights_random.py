@@ -7,11 +7,11 @@ import torch
 from weights_models import NETWORKS, SDXL
 
 from controlnext.errors import InputError
-from controlnext.registry import get_family
+from controlnext.families import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.base import random_base
 from controlnext.weights.networks import empty_module
-from controlnext.weights.noise import random_tensors
+from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.tokenizers import stand_in_tokenizer
 
 SD3 = get_family("sd3")

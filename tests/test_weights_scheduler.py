@@ -15,11 +15,11 @@ from cli import Cli
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL, originals, rewrite_json
 
-from controlnext.commands.sources import Sources, parse_settings
+from controlnext.bundle.manifest import Setting
+from controlnext.cli.sources import Sources, parse_settings
 from controlnext.errors import CheckpointError, InputError
-from controlnext.manifest import Setting
+from controlnext.families import get_family
 from controlnext.reference.stock import SCHEDULERS, StockPipeline
-from controlnext.registry import get_family
 from controlnext.runtime.samplers import make_sampler
 from controlnext.weights import Checkpoint, load_checkpoint, shipped
 from controlnext.weights.base import read_base

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from weights_models import PREFIXES, SDXL, originals, write_single_file
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import FAMILIES, Family, get_family
+from controlnext.families import FAMILIES, Family, get_family
 from controlnext.weights import base as bases
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from weights_models import SDXL, t5_tokenizer
 
 from controlnext.errors import CheckpointError, MissingDependencyError
-from controlnext.registry import get_family
+from controlnext.families import get_family
 from controlnext.weights import tokenizers
 from controlnext.weights.shipped import shipped_folder, shipped_tokenizer
 from controlnext.weights.tokenizers import _CLIP_MERGES, _clip_vocabulary, read_tokenizer, stand_in_tokenizer

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from weights_models import SDXL, rewrite_json
 
-from controlnext.commands.sources import parse_settings
+from controlnext.cli.sources import parse_settings
 from controlnext.errors import CheckpointError, InputError
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.shipped import original_layout

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from weights_models import PREFIXES, SDXL, rewrite_json, write_single_file
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Family, get_family
+from controlnext.families import Family, get_family
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base
 

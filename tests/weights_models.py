@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, T5Config
 
-from controlnext.registry import Family, Network, get_family
+from controlnext.families import Family, Network, get_family
 from controlnext.weights.original import Layout
 from controlnext.weights.shipped import original_layout, shipped_folder, shipped_tokenizer
 

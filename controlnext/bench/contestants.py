@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from controlnext.bench.messages import Contestant, Option
-from controlnext.engines.providers import CPU, PROVIDERS
-from controlnext.engines.store import has_engine
+from controlnext.bundle.files import MANIFEST, sha256
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.engines.onnxruntime.providers import CPU, PROVIDERS
 from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.files import MANIFEST, sha256
-from controlnext.manifest import Manifest, read_manifest
-from controlnext.registry import get_family
+from controlnext.engines.tensorrt.store import has_engine
+from controlnext.families import get_family
 
 STEPS = ("step", "batch", "size", "frames")
 PICTURES = ("picture", "first", "memory")

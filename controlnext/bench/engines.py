@@ -73,7 +73,7 @@ class EngineRunner:
 
     def _bound_step(self, work: Work) -> Callable[[], Any]:
         from controlnext.bench.requests import step_feed
-        from controlnext.registry import CHANGING
+        from controlnext.families import CHANGING
 
         bundle, feed = self.pipeline.bundle, step_feed(self.bundle, work)
         bound = bundle.engine(bundle.family.denoiser).bind(
@@ -94,7 +94,7 @@ class GraphRunner:
         started = time.perf_counter()
         import onnxruntime
 
-        from controlnext.engines.providers import PROVIDERS, choose_provider
+        from controlnext.engines.onnxruntime.providers import PROVIDERS, choose_provider
 
         imported = time.perf_counter()
         options = onnxruntime.SessionOptions()

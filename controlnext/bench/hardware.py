@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.engines.int8 import known_int8_form
+from controlnext.engines.onnxruntime.int8 import known_int8_form
 from controlnext.engines.tensorrt.gpu import find_gpu
 
 LIBRARIES = (

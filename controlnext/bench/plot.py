@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlnext.bench.results import Measurement, Results, at
-from controlnext.files import new_file
+from controlnext.bundle.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

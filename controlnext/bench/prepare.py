@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 
 from controlnext.bench.messages import Contestant
-from controlnext.commands.console import silence_hints
+from controlnext.bundle.files import MANIFEST, new_folder
+from controlnext.bundle.manifest import check_size, read_manifest
 from controlnext.errors import BundleError, WorkError
-from controlnext.files import MANIFEST, new_folder
-from controlnext.manifest import check_size, read_manifest
+from controlnext.hints import silence_hints
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:

@@ -41,8 +41,8 @@ class TorchRunner:
         started = time.perf_counter()
         import torch
 
-        from controlnext.export.networks import wrap
-        from controlnext.injection import CrossNormalization
+        from controlnext.export.adapters import wrap
+        from controlnext.models.cross_normalization import CrossNormalization
         from controlnext.weights import bundle_checkpoint
 
         imported = time.perf_counter()
@@ -70,7 +70,7 @@ class TorchRunner:
         import torch
 
         from controlnext.bench.requests import step_feed
-        from controlnext.registry import CHANGING
+        from controlnext.families import CHANGING
 
         feed = step_feed(self.bundle, work)
 
@@ -98,8 +98,8 @@ class PipelineRunner:
         self._dtype, self._stock = dtype, Path(stock)
 
     def begin(self, _holds: Holds) -> Seconds:
-        from controlnext.manifest import read_manifest
-        from controlnext.registry import get_family
+        from controlnext.bundle.manifest import read_manifest
+        from controlnext.families import get_family
 
         self.manifest = read_manifest(self.bundle)
         self.family = get_family(self.manifest.family)
@@ -129,7 +129,7 @@ class PipelineRunner:
         import msgspec
         from safetensors.torch import load_file
 
-        from controlnext.registry import ControlSpec
+        from controlnext.families import ControlSpec
         from controlnext.weights.control import empty_control
 
         controls = {}

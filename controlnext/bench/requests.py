@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from controlnext.bench.messages import Work
-from controlnext.commands.trial import Arrays, default_run, denoiser_feed, run_arguments
-from controlnext.manifest import Manifest, read_manifest
-from controlnext.registry import get_family
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.evaluation.inputs import Arrays, default_run, denoiser_feed, run_arguments
+from controlnext.families import get_family
 
 _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
     {

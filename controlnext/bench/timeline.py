@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.engines import Backend, Engine, Feed
-from controlnext.manifest import Manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.engines import Backend, Engine
 from controlnext.runtime import Pipeline
+from controlnext.types import Feed
 
 PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "picture")
 """Opening engines; encoders of text and pictures; tokens, control picture and first noise; the denoiser's

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlnext.injection import Control, CrossNormalization, inject
-from controlnext.registry import Injection
+from controlnext.families import Injection
+from controlnext.models.cross_normalization import Control, CrossNormalization, inject
 from controlnext.windows import Window
 
 

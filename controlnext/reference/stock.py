@@ -15,10 +15,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor, nn
 
+from controlnext.families import Family, Variant
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.image_input import ImageReader
 from controlnext.reference.tokens import stock_tokenizers
-from controlnext.registry import Family, Variant
-from controlnext.registry.samplers import SAMPLER_SPECS
 from controlnext.weights import Checkpoint
 from controlnext.weights.checkpoint import NetworkWeights
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from controlnext.families import Family
 from controlnext.image_input import ImageReader
 from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
-from controlnext.registry import Family
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
 

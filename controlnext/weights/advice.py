@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from controlnext import registry
+from controlnext import families as registry
 from controlnext.errors import CheckpointError
-from controlnext.registry import Family
+from controlnext.families import Family
 from controlnext.weights.json_files import read_json
 from controlnext.weights.layouts import TRAINED_OPTION, VAE_OPTION, looks_like, option_for
 from controlnext.weights.lazy import LazyTensor

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from controlnext.bundle.manifest import Setting, Source
 from controlnext.errors import CheckpointError
-from controlnext.manifest import Setting, Source
-from controlnext.registry import Family, Network
-from controlnext.registry.schema import Config
+from controlnext.families import Family, Network
+from controlnext.families.schema import Config
 from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
 from controlnext.weights.choices import STEMS, beside_vae, choose_base, choose_vae
 from controlnext.weights.json_files import INDEX, read_json, read_json_if_there
@@ -29,9 +29,9 @@ from controlnext.weights.networks import (
     named_today,
     shapes_of,
 )
-from controlnext.weights.noise import random_tensors
 from controlnext.weights.original import from_original
 from controlnext.weights.places import Place, locate, read_weights
+from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.scheduler import Scheduler, checked_scheduler, read_scheduler
 from controlnext.weights.shipped import (
     SCHEDULER,

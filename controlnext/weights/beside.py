@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from controlnext.registry import Family
+from controlnext.families import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.choices import choose_trained_beside, others, stands_for

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from controlnext.bundle.manifest import MODEL, Manifest, check_file, read_manifest
 from controlnext.errors import BundleError, CheckpointError
-from controlnext.manifest import MODEL, Manifest, check_file, read_manifest
-from controlnext.registry import ControlSpec, Network, get_family
+from controlnext.families import ControlSpec, Network, get_family
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
 from controlnext.weights.control import empty_control
 from controlnext.weights.json_files import read_json

@@ -11,8 +11,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from controlnext.manifest import Setting, Source
-from controlnext.registry import ControlSpec, Family, GraphSpec, Network, Variant
+from controlnext.bundle.manifest import Setting, Source
+from controlnext.families import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
 from controlnext.weights.networks import empty_module
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from controlnext.registry import Family, Network
+from controlnext.families import Family, Network
 from controlnext.weights import control, trained
 from controlnext.weights.json_files import INDEX
 from controlnext.weights.lazy import is_weight_file

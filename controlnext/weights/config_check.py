@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 from packaging.version import InvalidVersion, Version
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Network
-from controlnext.registry.values import did_you_mean, in_words, is_whole, takes
+from controlnext.families import Network
+from controlnext.families.values import did_you_mean, in_words, is_whole, takes
 from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS, Rules
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from controlnext.registry.values import is_number, is_whole
+from controlnext.families.values import is_number, is_whole
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from controlnext.control import meta_control
 from controlnext.errors import CheckpointError
-from controlnext.registry import ControlSpec, Family, Variant
+from controlnext.families import ControlSpec, Family, Variant
+from controlnext.models.control_module import meta_control
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line
 from controlnext.weights.networks import match, shapes_of

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from controlnext.bundle.manifest import Source
 from controlnext.errors import InputError
-from controlnext.manifest import Source
-from controlnext.registry import Family
+from controlnext.families import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.base import Base, random_base, read_base
@@ -28,8 +28,8 @@ from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
 from controlnext.weights.markers import is_marker, marked_settings
 from controlnext.weights.networks import shapes_of
-from controlnext.weights.noise import random_tensors
 from controlnext.weights.places import Place, locate, read_weights, weight_files
+from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.shipped import original_layout
 
 log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError, InputError
-from controlnext.manifest import Source
-from controlnext.registry import Family, Network
+from controlnext.families import Family, Network
 from controlnext.weights.base import Base, Part
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file

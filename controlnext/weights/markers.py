@@ -16,9 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Family
-from controlnext.registry.options import OptionTable
-from controlnext.registry.samplers import SAMPLER_SPECS
+from controlnext.families import Family
+from controlnext.families.options import OptionTable
+from controlnext.families.samplers import SAMPLER_SPECS
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Family
+from controlnext.families import Family
 from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
 from controlnext.weights.config_check import check_unknown, check_values
 from controlnext.weights.json_files import INDEX, read_json

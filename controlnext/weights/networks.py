@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Network
+from controlnext.families import Network
 from controlnext.weights.config_check import check_network
 from controlnext.weights.lazy import LazyTensor, first_line, held
 

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
+from controlnext.bundle.files import sha256
+from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError
-from controlnext.files import sha256
-from controlnext.manifest import Source
 from controlnext.weights.hub import fetch
 from controlnext.weights.lazy import SUFFIXES, LazyTensor, is_weight_file, read_file
 

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controlnext.bundle.manifest import Setting
 from controlnext.errors import CheckpointError, InputError
-from controlnext.manifest import Setting
-from controlnext.registry import Family
-from controlnext.registry.options import Option, read_options
-from controlnext.registry.samplers import SAMPLER_SPECS
-from controlnext.registry.values import did_you_mean
+from controlnext.families import Family
+from controlnext.families.options import Option, read_options
+from controlnext.families.samplers import SAMPLER_SPECS
+from controlnext.families.values import did_you_mean
 from controlnext.weights.base_keys import SCHEDULER as UNREAD
 from controlnext.weights.config_check import check_network, check_unknown, check_values
 from controlnext.weights.json_files import read_json

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from controlnext.errors import CheckpointError
-from controlnext.registry import Family, Network
-from controlnext.registry.values import alike
+from controlnext.families import Family, Network
+from controlnext.families.values import alike
 from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import complete_config

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
 from controlnext.errors import CheckpointError, MissingDependencyError
-from controlnext.registry import Network
+from controlnext.families import Network
 from controlnext.weights.json_files import INDEX, read_json_if_there
 from controlnext.weights.lazy import first_line
 from controlnext.weights.tokenizer_config import asked_ids, check_tokenizer_config, class_of

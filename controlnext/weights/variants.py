@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from controlnext import registry
-from controlnext.registry import ControlSpec, Family, Variant
+from controlnext import families as registry
+from controlnext.families import ControlSpec, Family, Variant
 from controlnext.weights.lazy import LazyTensor
 
 

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from controlnext.engines.store import (
+from controlnext.bundle.files import new_file
+from controlnext.bundle.manifest import DATA, MODEL, Manifest, check_file
+from controlnext.engines.tensorrt.flavors import Flavor
+from controlnext.engines.tensorrt.memory import released_pages
+from controlnext.engines.tensorrt.profile import Range, make_profile
+from controlnext.engines.tensorrt.progress import make_monitor
+from controlnext.engines.tensorrt.store import (
     ENGINE,
     PORTABLE,
     Entry,
@@ -23,14 +29,9 @@ from controlnext.engines.store import (
     new_engine,
     write_entry,
 )
-from controlnext.engines.tensorrt.flavors import Flavor
-from controlnext.engines.tensorrt.memory import released_pages
-from controlnext.engines.tensorrt.profile import Range, make_profile
-from controlnext.engines.tensorrt.progress import Report, make_monitor
 from controlnext.engines.tensorrt.stream import make_writer
 from controlnext.errors import WorkError
-from controlnext.files import new_file
-from controlnext.manifest import DATA, MODEL, Manifest, check_file
+from controlnext.types import Progress
 
 _TIMING_CACHE = "timing.cache"
 
@@ -69,7 +70,7 @@ def build_engine(
     *,
     arguments: Sequence[str] = (),
     force: bool = False,
-    report: Report = lambda _what, _done: None,
+    report: Progress = lambda _what, _done: None,
 ) -> Built:
     """Build the engine of the graph ``folder`` into the bundle, unless the same one is there.
 
@@ -112,7 +113,7 @@ def build_engine(
     return Built(StoredEngine(place / ENGINE, entry), new=True)
 
 
-def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Report, file: BinaryIO) -> None:
+def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Progress, file: BinaryIO) -> None:
     """Write the engine to ``file``."""
     trt, library = flavor.polygraphy(), flavor.library()
     from polygraphy.exception import PolygraphyException

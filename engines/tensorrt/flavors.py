@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from controlnext.engines.store import PORTABLE, Wanted
 from controlnext.engines.tensorrt.gpu import Gpu, find_gpu
+from controlnext.engines.tensorrt.store import PORTABLE, Wanted
 from controlnext.errors import InputError, MissingDependencyError, WorkError
 
 OLDEST_PORTABLE = 80
@@ -105,7 +105,8 @@ class Flavor:
         return gpu.architecture in hardware.split("+")
 
     def wanted(self, gpu: Gpu) -> Wanted:
-        """What an engine has to be to run on ``gpu``, for :func:`~controlnext.engines.store.find_engine`."""
+        """What an engine has to be to run on ``gpu``, for
+        :func:`~controlnext.engines.tensorrt.store.find_engine`."""
         hardware = f"{gpu.architecture} ({gpu.name})"
         return Wanted(self.name, self.version(), hardware, lambda built: self.suits(built, gpu))
 

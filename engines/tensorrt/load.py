@@ -8,9 +8,9 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from controlnext.engines import cache
-from controlnext.engines.store import StoredEngine
+from controlnext.engines import artifact_cache as cache
 from controlnext.engines.tensorrt.flavors import Flavor
+from controlnext.engines.tensorrt.store import StoredEngine
 from controlnext.errors import WorkError
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from controlnext.engines.store import Profile
+from controlnext.bundle.manifest import Manifest
+from controlnext.engines.tensorrt.store import Profile
 from controlnext.errors import InputError
-from controlnext.manifest import Manifest
-from controlnext.registry import Family, get_family
-from controlnext.specs import split_dim
+from controlnext.families import Family, get_family
+from controlnext.tensor_spec import split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Report = Callable[[str, float], None]
-"""Takes what is being done and how much is done, from 0 to 1."""
+from controlnext.types import Progress
 
 
 @dataclass
@@ -41,7 +39,7 @@ class Phases:
         self._running.pop(name, None)
 
 
-def make_monitor(library: Any, report: Report) -> Any:
+def make_monitor(library: Any, report: Progress) -> Any:
     """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built.
 
     Ctrl-C ends the build; ``interrupted`` says that it did.

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.engines.base import Backend, Engine, Feed, device_index
-from controlnext.engines.store import Profile, build_command, find_engine
+from controlnext.bundle.manifest import MODEL, Manifest, check_file
+from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.tensorrt.cuda import Cuda
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.load import Loaded, Plan
 from controlnext.engines.tensorrt.profile import SIZES
+from controlnext.engines.tensorrt.store import Profile, build_command, find_engine
 from controlnext.errors import InputError, WorkError
-from controlnext.manifest import MODEL, Manifest, check_file
-from controlnext.specs import TensorSpec, split_dim
+from controlnext.tensor_spec import TensorSpec, split_dim
+from controlnext.types import Feed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class TrtBackend(Backend):
         """The built engine of the graph ``folder``; ``cache``: whether the kernels that it compiles for this
         GPU are kept beside it.
 
-        Raises what :func:`~controlnext.engines.store.find_engine` does, besides
+        Raises what :func:`~controlnext.engines.tensorrt.store.find_engine` does, besides
         :class:`~controlnext.errors.InputError` where there is no GPU and
         :class:`~controlnext.errors.WorkError` where the library cannot load the engine.
         """

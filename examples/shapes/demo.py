@@ -16,11 +16,11 @@ from draw import SIZE, held_out, outline, prompt
 from PIL import Image
 from score import overlap
 
-from controlnext.commands.parity import psnr
-from controlnext.commands.report import difference_picture, to_picture
-from controlnext.files import new_file
+from controlnext.bundle.files import new_file
+from controlnext.evaluation.parity import psnr
+from controlnext.evaluation.report import difference_picture, to_picture
+from controlnext.families import get_family
 from controlnext.reference import ImageReference
-from controlnext.registry import get_family
 from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
 

@@ -8,7 +8,7 @@ from draw import KINDS, PALETTE, SIZE
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from controlnext.registry import ControlSpec, get_family
+from controlnext.families import ControlSpec, get_family
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PROMPT_LENGTH = 77

@@ -37,8 +37,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from controlnext.control import ControlModule
-from controlnext.injection import Control, CrossNormalization, inject
+from controlnext.models.control_module import ControlModule
+from controlnext.models.cross_normalization import Control, CrossNormalization, inject
 
 MODEL = Path(__file__).parent / "model"
 LOG_EVERY, SNAPSHOT_EVERY = 50, 250

@@ -8,15 +8,15 @@ import onnx_ir as ir
 
 from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.groups import fuse_groups
+from controlnext.export.passes.matmul_integer import fuse_products
 from controlnext.export.passes.multihead import fuse_attention
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
-from controlnext.export.passes.products import fuse_products
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.export.passes.unsigned import use_uint8_activations, use_uint8_weights
-from controlnext.specs import TensorSpec
+from controlnext.tensor_spec import TensorSpec
 
 __all__ = [
     "finish_graph",

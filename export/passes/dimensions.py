@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from controlnext.errors import WorkError
-from controlnext.specs import TensorSpec
+from controlnext.tensor_spec import TensorSpec
 
 
 def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:

@@ -103,7 +103,7 @@ def _lower_initializer(value: ir.Value) -> None:
     tensor = value.const_value
     assert tensor is not None
     value.type = ir.TensorType(_HALF)
-    # lazily, since a parameter's values are not here yet: see controlnext.export.write
+    # lazily, since a parameter's values are not here yet: see controlnext.export.writer
     value.const_value = ir.LazyTensor(
         lambda: _half(tensor), _HALF, ir.Shape(tensor.shape.numpy()), name=value.name
     )

@@ -24,9 +24,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from controlnext.bundle.manifest import LayerScales
 from controlnext.errors import WorkError
 from controlnext.export.passes.constants import add_constant
-from controlnext.manifest import LayerScales
 from controlnext.weights.bundle import SCALE, TRANSPOSED
 
 LEVELS = 127

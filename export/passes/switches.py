@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from controlnext.bundle.manifest import LayerScales
 from controlnext.export.passes.constants import add_constant
 from controlnext.export.passes.quantize import Layer, layers, normalize, weight_scales
-from controlnext.manifest import LayerScales
 
 SWITCHES = "switches"
 

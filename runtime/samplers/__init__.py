@@ -6,7 +6,7 @@
         output = denoise(sampler.scale_model_input(sample, i), timestep)
         sample = sampler.step(output, i, sample, generator)
 
-To add one: subclass `Sampler`, enter it below, and its options in :mod:`controlnext.registry.samplers`.
+To add one: subclass `Sampler`, enter it below, and its options in :mod:`controlnext.families.samplers`.
 """
 
 from __future__ import annotations

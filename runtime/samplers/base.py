@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from controlnext.errors import InputError
-from controlnext.registry.options import read_options
-from controlnext.registry.samplers import SAMPLER_SPECS
+from controlnext.families.options import read_options
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.samplers.schedule import FloatArray, Options
+from controlnext.runtime.samplers.schedule import Options
+from controlnext.types import FloatArray
 
 
 class Sampler(ABC):

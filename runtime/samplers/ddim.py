@@ -9,7 +9,8 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.schedule import FloatArray, cumulative_alphas, spaced_timesteps
+from controlnext.runtime.samplers.schedule import cumulative_alphas, spaced_timesteps
+from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.ddim import AlphaBarSampler
-from controlnext.runtime.samplers.schedule import FloatArray
+from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
 _SMALLEST_VARIANCE = np.float32(1e-20)

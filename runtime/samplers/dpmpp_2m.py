@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.multistep import MultistepSampler, Update
-from controlnext.runtime.samplers.schedule import FloatArray, cumulative_alphas, log_snr
+from controlnext.runtime.samplers.schedule import cumulative_alphas, log_snr
+from controlnext.types import FloatArray
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 _LOW_ORDER_STEPS = 15

@@ -10,7 +10,6 @@ import numpy as np
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import (
     DoubleArray,
-    FloatArray,
     interpolated_sigmas,
     linspace,
     replacement_sigmas,
@@ -19,6 +18,7 @@ from controlnext.runtime.samplers.schedule import (
     spaced_timesteps,
     timesteps_of,
 )
+from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
 

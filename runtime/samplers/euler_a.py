@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.euler import NoiseLevelSampler
-from controlnext.runtime.samplers.schedule import FloatArray, interpolated_sigmas, sigma_table
+from controlnext.runtime.samplers.schedule import interpolated_sigmas, sigma_table
+from controlnext.types import FloatArray
 
 
 class EulerAncestralSampler(NoiseLevelSampler):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.schedule import DoubleArray, FloatArray, replacement_sigmas
+from controlnext.runtime.samplers.schedule import DoubleArray, replacement_sigmas
+from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
 Float = TypeVar("Float", np.float32, np.float64)

@@ -12,7 +12,6 @@ import numpy as np
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import (
-    FloatArray,
     interpolated_sigmas,
     log_snr,
     replacement_sigmas,
@@ -21,6 +20,7 @@ from controlnext.runtime.samplers.schedule import (
     timesteps_of,
     variance_preserving,
 )
+from controlnext.types import FloatArray
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
+from controlnext.types import FloatArray
 
-FloatArray = NDArray[np.float32]
 DoubleArray = NDArray[np.float64]
 Options = Mapping[str, Any]
 

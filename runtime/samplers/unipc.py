@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.multistep import MultistepSampler, Update
-from controlnext.runtime.samplers.schedule import FloatArray
+from controlnext.types import FloatArray
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
 

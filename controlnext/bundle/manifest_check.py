@@ -1,0 +1,113 @@
+"""A manifest held against the registry: what the family needs is there, so that no later look-up fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from controlnext import families as registry
+from controlnext.errors import BundleError
+from controlnext.families import Family, GraphSpec
+from controlnext.families.values import alike
+
+if TYPE_CHECKING:
+    from controlnext.bundle.manifest import Graph, Manifest
+
+_PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise :class:`BundleError` for the first entry that is unknown to the family or that one refers to and
+    is not there. Which graphs there are is not looked at: a bundle may hold some of them."""
+    if manifest.family not in registry.FAMILIES:
+        raise BundleError(f"unknown model {manifest.family!r}; accepted: {', '.join(registry.FAMILIES)}")
+    family = registry.FAMILIES[manifest.family]
+    if manifest.variant not in family.variants:
+        raise BundleError(f"unknown variant {manifest.variant!r}; accepted: {', '.join(family.variants)}")
+    _check_precision("precision", manifest.precision)
+    known = {spec.folder: spec for spec in family.graphs}
+    for name, graph in manifest.graphs.items():
+        if name not in known:
+            raise BundleError(f"graphs has {name}, which {family.title} has not: {', '.join(known)}")
+        _check_graph(name, graph, known[name])
+        _check_config(family, manifest.configs, graph.network)
+    _check_controls(manifest, family)
+
+
+def check_complete(manifest: Manifest, family: Family) -> None:
+    """Raise :class:`BundleError` where something is missing that the runtime needs to make images or clips:
+    a graph, one of its inputs or outputs, a pipeline option."""
+    for spec in family.graphs:
+        if not spec.runs or (spec.optional and spec.folder not in manifest.graphs):
+            continue
+        if spec.folder not in manifest.graphs:
+            raise BundleError(f"graphs has no {spec.folder}, which {family.title} needs")
+        _check_tensors(spec, manifest.graphs[spec.folder])
+    for name, default in family.checkpoint_options.items():
+        if name not in manifest.options:
+            raise BundleError(f"options has no {name}, which {family.title} needs")
+        if not alike(manifest.options[name], default):
+            raise BundleError(f"options.{name} is {manifest.options[name]!r}; expected one like {default!r}")
+
+
+def _check_precision(what: str, value: str) -> None:
+    if value not in _PRECISIONS:
+        raise BundleError(f"{what} is {value!r}; known: {', '.join(_PRECISIONS)}")
+
+
+def _check_graph(name: str, graph: Graph, spec: GraphSpec) -> None:
+    if graph.network != spec.network:
+        raise BundleError(f"graphs.{name}.network is {graph.network!r}; expected {spec.network!r}")
+    _check_precision(f"graphs.{name}.precision", graph.precision)
+
+
+def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
+    if name not in configs:
+        there = ", ".join(configs) or "none"
+        raise BundleError(f"configs has no {name}, which {family.title} needs; it has {there}")
+    for key, kind in family.networks[name].read.items():
+        if key not in configs[name]:
+            raise BundleError(f"configs.{name} has no {key}, which {family.title} needs")
+        value = configs[name][key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise BundleError(f"configs.{name}.{key} is {value!r}; expected a number")
+
+
+def _check_controls(manifest: Manifest, family: Family) -> None:
+    denoiser = manifest.graphs.get(family.denoiser)
+    inputs = [] if denoiser is None else [t for t in denoiser.inputs if t.name.startswith("control_image")]
+    given = manifest.configs.keys() - family.networks.keys()
+    # a bundle without a denoiser does not tell how many there are
+    count = len(given) if denoiser is None else len(inputs)
+    expected = [f"control_{number}" if number > 1 else "control" for number in range(1, count + 1)]
+    if given != set(expected):
+        raise BundleError(
+            f"configs has {', '.join(manifest.configs) or 'none'}; of {count} controls expected are"
+            f" {', '.join(expected) or 'none'}"
+        )
+
+
+def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
+    names = [tensor.name for tensor in graph.inputs]
+    wanted = spec.with_controls(sum(name.startswith("control_image") for name in names))
+    for side, found, expected in (
+        ("inputs", graph.inputs, wanted.inputs),
+        ("outputs", graph.outputs, wanted.outputs),
+    ):
+        if {tensor.name for tensor in found} != {tensor.name for tensor in expected}:
+            raise BundleError(
+                f"graphs.{spec.folder}.{side} are {', '.join(tensor.name for tensor in found)}; expected"
+                f" {', '.join(tensor.name for tensor in expected)}"
+            )
+        shapes = {tensor.name: tensor for tensor in expected}
+        for tensor in found:
+            like = shapes[tensor.name]
+            sizes = zip(tensor.shape, like.shape, strict=False)
+            fits = len(tensor.shape) == len(like.shape) and all(
+                isinstance(size, int) if str(dim).startswith("@") else size == dim for size, dim in sizes
+            )
+            if not fits or tensor.dtype != like.dtype:
+                raise BundleError(
+                    f"graphs.{spec.folder}.{side}: {tensor.name} is {tensor.dtype} {tensor.shape}; expected"
+                    f" {like.dtype} {list(like.shape)}"
+                )

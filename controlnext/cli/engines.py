@@ -1,0 +1,145 @@
+"""What ``build`` and ``export --backend`` share: from options to engines in a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from controlnext.bundle.manifest import Manifest
+from controlnext.engines.tensorrt.build import BuildOptions, Built, build_engine
+from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
+from controlnext.engines.tensorrt.profile import Range, check_sizes, choose_ranges, parse_range
+from controlnext.errors import InputError
+from controlnext.families import Family
+from controlnext.types import Progress
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Engines to build: with one library, for shapes in these ranges (those left out have a default).
+
+    ``arguments`` are the options of the command line that say the same.
+    """
+
+    flavor: Flavor
+    ranges: Mapping[str, Range]
+    options: BuildOptions
+    arguments: Sequence[str] = field(default=())
+
+    def build(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        graphs: Sequence[str],
+        report: Progress,
+        *,
+        force: bool = False,
+    ) -> list[Built]:
+        """Build the engine of each graph.
+
+        Raises as :func:`~controlnext.engines.tensorrt.build.build_engine`.
+        """
+        ranges = choose_ranges(manifest, self.ranges)
+        sizes = [_bytes(manifest, name) for name in graphs]
+        built: list[Built] = []
+        for index, name in enumerate(graphs):
+            before, share = sum(sizes[:index]) / sum(sizes), sizes[index] / sum(sizes)
+            built.append(
+                build_engine(
+                    bundle,
+                    manifest,
+                    name,
+                    self.flavor,
+                    ranges,
+                    self.options,
+                    arguments=self.arguments,
+                    force=force,
+                    report=_part(report, name, before, share),
+                )
+            )
+        return built
+
+
+def make_plan(
+    backends: Collection[str],
+    accepted: Sequence[str],
+    family: Family,
+    sizes: Mapping[str, str | None],
+    *,
+    optimization_level: int = 3,
+    workspace: int | None = None,
+    strip_weights: bool = False,
+    targets: Sequence[str] = (),
+) -> Plan | None:
+    """The plan that the options ask for; None where they name neither TensorRT nor TensorRT-RTX.
+
+    ``accepted``: the backends that may be named. ``sizes``: ranges as the command line has them, by name.
+    ``workspace`` is in MiB.
+
+    Raises :class:`~controlnext.errors.InputError` for options that contradict each other, the family or the
+    library, before anything is built.
+    """
+    for name in backends:
+        if name not in accepted:
+            raise InputError(f"unknown backend {name!r}; accepted: {', '.join(accepted)}")
+    names = [name for name in FLAVORS if name in backends]
+    ranges = {name: parse_range(name, text) for name, text in sizes.items() if text is not None}
+    check_sizes(family, ranges)
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} cannot share a process; build one, then the other")
+    if not names:
+        if ranges:
+            raise InputError(
+                f"--{next(iter(ranges))} is for engines alone, the graph takes every size;"
+                f" give --backend {' or '.join(FLAVORS)} too"
+            )
+        return None
+    flavor = FLAVORS[names[0]]
+    hardware = flavor.hardware(targets)
+    options = BuildOptions(hardware, optimization_level, workspace and workspace << 20, strip_weights)
+    return Plan(flavor, ranges, options, _arguments(ranges, options, targets))
+
+
+def _arguments(ranges: Mapping[str, Range], options: BuildOptions, targets: Sequence[str]) -> list[str]:
+    """The command line's options that say what differs from the defaults."""
+    arguments = [text for name, size in ranges.items() for text in (f"--{name}", str(size))]
+    if options.optimization_level != BuildOptions.optimization_level:
+        arguments += ["--optimization-level", str(options.optimization_level)]
+    if options.workspace is not None:
+        arguments += ["--workspace", str(options.workspace >> 20)]
+    if options.strip_weights:
+        arguments.append("--strip-weights")
+    return arguments + [text for target in targets for text in ("--compute-capability", target)]
+
+
+def engine_row(bundle: Path, built: Built) -> dict[str, object]:
+    """What ``--json`` tells of an engine."""
+    key, path = built.engine.entry.key, built.engine.path
+    return {
+        "graph": path.parent.name,
+        "backend": key.backend,
+        "version": key.version,
+        "hardware": key.hardware,
+        "file": path.relative_to(bundle).as_posix(),
+        "bytes": path.stat().st_size,
+        "seconds": built.engine.entry.seconds,
+        "new": built.new,
+        "profile": key.profile,
+    }
+
+
+def print_engines(bundle: Path, built: Iterable[Built]) -> None:
+    """A line for each engine on stdout."""
+    for one in built:
+        row = engine_row(bundle, one)
+        how = f"built in {row['seconds']} s" if one.new else "was built before"
+        print(f"{bundle / str(row['file'])}: {one.engine.path.stat().st_size / 1e6:.0f} MB, {how}")
+
+
+def _part(report: Progress, name: str, before: float, share: float) -> Progress:
+    return lambda what, done: report(f"{name}: {what}", before + share * done)
+
+
+def _bytes(manifest: Manifest, folder: str) -> int:
+    return sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(f"{folder}/"))

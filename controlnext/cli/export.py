@@ -1,0 +1,149 @@
+"""``controlnext export``: from a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from controlnext.bundle.files import check_replaceable
+from controlnext.bundle.manifest import Manifest, ParityRow
+from controlnext.cli import options
+from controlnext.cli.console import print_json, progress
+from controlnext.cli.engines import engine_row, make_plan, print_engines
+from controlnext.cli.sources import NO_SOURCES, Sources, takes_sources
+from controlnext.cli.tables import print_parity
+from controlnext.engines.tensorrt.build import Built
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.errors import InputError
+from controlnext.evaluation.calibration_data import (
+    default_examples,
+    read_examples,
+    run_trajectories,
+)
+from controlnext.families import FAMILIES, get_family
+from controlnext.optional import extra
+
+BACKENDS = ("onnx", *FLAVORS)
+
+
+@takes_sources
+def export(
+    model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Arithmetic of the graphs.")
+    ] = "fp16",
+    variant: Annotated[
+        str, typer.Option(help="Release of the family; auto reads it off the control weights.")
+    ] = "auto",
+    sources: Sources = NO_SOURCES,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Control pictures to calibrate int8 on, each with its prompt in a .txt file of its name.",
+            show_default="drawn examples",
+        ),
+    ] = None,
+    compute: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(
+            help="Arithmetic of what int8 leaves out.",
+            show_default="fp16 for TensorRT engines, else fp32, which processors compute in",
+        ),
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"What to build besides the ONNX graphs: {', '.join(BACKENDS)}; may be repeated.",
+            show_default="onnx, the graphs alone",
+        ),
+    ] = None,
+    height: options.HeightRange = None,
+    width: options.WidthRange = None,
+    batch: options.BatchRange = None,
+    frames: options.FramesRange = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the engine with PyTorch and fail if they differ.",
+            show_default="on, but off with --random-weights",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Export a model with its control fused in to a folder that the runtime reads."""
+    started = time.monotonic()
+    family = get_family(model)
+    if variant != "auto":
+        family.variant(variant)
+    sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
+    plan = make_plan(backend or (), BACKENDS, family, sizes)
+    check_replaceable(output, force)
+    if precision != "int8" and (calibration or compute):
+        raise InputError("--calibration and --compute belong to --precision int8; leave them out")
+    examples = default_examples() if calibration is None else read_examples(calibration)
+    with extra("export"):
+        from controlnext.evaluation.parity import measure
+        from controlnext.export import export_bundle
+    if verify is None:
+        verify = sources.random_weights is None
+    rows: list[ParityRow] = []
+    engines: list[Built] = []
+    try:
+        with progress(quiet=as_json) as report:
+            checkpoint = sources.load(family, variant)
+
+            def measured(bundle: Path) -> list[ParityRow]:
+                rows.extend(measure(bundle, checkpoint, report))
+                return rows
+
+            manifest = export_bundle(
+                checkpoint,
+                precision,
+                output,
+                compute=compute or ("fp32" if plan is None else "fp16"),
+                sample=lambda bundle, denoise: run_trajectories(bundle, denoise, examples, report),
+                force=force,
+                progress=report,
+                measure=measured if verify else None,
+            )
+            if plan is not None:
+                engines = plan.build(output, manifest, list(manifest.graphs), report)
+    finally:
+        # also when parity is missed: the table shows by how much
+        if rows and not as_json:
+            print_parity(rows)
+    _tell(output, manifest, rows, engines, round(time.monotonic() - started, 1), as_json)
+
+
+def _tell(
+    output: Path,
+    manifest: Manifest,
+    rows: list[ParityRow],
+    engines: list[Built],
+    seconds: float,
+    as_json: bool,
+) -> None:
+    size = sum(entry.bytes for entry in manifest.files.values())
+    if as_json:
+        print_json(
+            {
+                "bundle": str(output),
+                "family": manifest.family,
+                "variant": manifest.variant,
+                "precision": manifest.precision,
+                "bytes": size,
+                "seconds": seconds,
+                "parity": rows,
+                "engines": [engine_row(output, engine) for engine in engines],
+            }
+        )
+    else:
+        print_engines(output, engines)
+        print(f"{output}: {manifest.variant} in {manifest.precision}, {size / 1e6:.0f} MB, {seconds} s")

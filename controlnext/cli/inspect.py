@@ -1,0 +1,63 @@
+"""``controlnext inspect``: what is in a bundle, after every file was checked."""
+
+from __future__ import annotations
+
+import msgspec
+
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, check_file, read_manifest
+from controlnext.cli import options
+from controlnext.cli.console import print_json, print_table, progress
+from controlnext.cli.tables import print_parity
+from controlnext.engines.onnxruntime.int8 import known_int8_form
+
+
+def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
+    """Show what is in a bundle, after checking every file against its checksum."""
+    manifest = read_manifest(bundle)
+    with progress(quiet=as_json) as report:
+        for done, name in enumerate(manifest.files, start=1):
+            check_file(bundle, manifest, name)
+            report("checksums", done / len(manifest.files))
+    if as_json:
+        here = {"int8_form": known_int8_form()} if manifest.precision == "int8" else {}
+        print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
+    else:
+        _print(manifest)
+
+
+def _print(manifest: Manifest) -> None:
+    print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
+    if manifest.precision == "int8" and (form := known_int8_form()):
+        print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
+    print_table(
+        "Graphs", ("graph", "precision", "inputs", "outputs"), [_graph(*g) for g in manifest.graphs.items()]
+    )
+    print_table(
+        "Files",
+        ("file", "bytes", "sha256"),
+        [(n, f"{f.bytes:,}", f.sha256[:16]) for n, f in manifest.files.items()],
+    )
+    print_table(
+        "Weights",
+        ("for", "from", "sha256", ""),
+        [(s.role, s.name, s.sha256[:16], s.detail) for s in manifest.sources],
+    )
+    if manifest.scheduler:
+        print_table(
+            "Scheduler",
+            ("setting", "from", ""),
+            [(key, setting.origin, setting.name) for key, setting in sorted(manifest.scheduler.items())],
+        )
+    print_table("Made with", ("tool", "version"), list(manifest.tools.items()))
+    if manifest.parity:
+        print_parity(manifest.parity)
+    else:
+        print("The export was not compared with PyTorch; controlnext verify does that.")
+
+
+def _graph(folder: str, graph: Graph) -> tuple[str, str, str, str]:
+    return folder, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs)
+
+
+def _tensors(tensors: list[TensorEntry]) -> str:
+    return "\n".join(f"{t.name} {t.dtype} ({', '.join(str(dim) for dim in t.shape)})" for t in tensors)

@@ -1,0 +1,161 @@
+"""``controlnext verify``: compare a bundle with PyTorch, on the terminal and as a page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from controlnext.bundle.manifest import read_manifest
+from controlnext.cli import options
+from controlnext.cli.console import print_json, progress
+from controlnext.cli.sources import NO_SOURCES, Sources, takes_sources
+from controlnext.cli.tables import print_parity
+from controlnext.errors import InputError, ParityError
+from controlnext.families import Family, get_family
+from controlnext.optional import extra
+from controlnext.runtime.media.image_files import read_picture
+
+if TYPE_CHECKING:
+    from controlnext.evaluation.inputs import SamplingRun
+    from controlnext.evaluation.ranges import Ranges
+
+
+@takes_sources
+def verify(
+    bundle: options.Bundle,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table and the pictures to one .html file.")
+    ] = None,
+    sources: Sources = NO_SOURCES,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampling run.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of its picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of its picture.")] = None,
+    ranges: Annotated[
+        bool,
+        typer.Option(
+            "--ranges",
+            help="Instead: measure every tensor of the sampling run, and rank them by their room in float16"
+            " and modules by the error of rounding to it.",
+        ),
+    ] = False,
+    depth: Annotated[
+        int, typer.Option(min=1, help="How many parts of its path name a module of --ranges.")
+    ] = 3,
+    layers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Instead: compare tensor by tensor with the same model's bundle at another precision, and"
+            " show where the graphs first differ.",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
+
+    PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
+    options of the export it takes the original ones.
+    """
+    if (ranges or layers) and (sources.given or report is not None):
+        option = "--ranges" if ranges else "--layers"
+        raise InputError(f"{option} looks at the bundle alone; leave --report and the original weights out")
+    if layers is not None:
+        _show_layers(bundle, layers, as_json)
+        return
+    manifest = read_manifest(bundle)
+    original = sources.control or sources.random_weights is not None
+    if sources.given and not original:
+        raise InputError(
+            f"{', '.join(sources.given)} name original weights, which need --control too; without any of"
+            " these options PyTorch takes the bundle's own"
+        )
+    if report is not None and report.suffix != ".html":
+        raise InputError(f"report {report} is no .html file; give --report FILE.html")
+    picture = None if control_image is None else read_picture(control_image)
+    with extra("export"):
+        from controlnext.evaluation.inputs import added_words, default_run
+        from controlnext.evaluation.parity import compare
+        from controlnext.evaluation.ranges import measure_ranges
+        from controlnext.evaluation.report import write_report
+        from controlnext.export.exporter import check_parity
+        from controlnext.weights import bundle_checkpoint
+    family = get_family(manifest.family)
+    run = _choose(
+        default_run(manifest, added_words(bundle, manifest)),
+        family,
+        prompt=prompt,
+        control_image=picture,
+        steps=steps,
+        height=height,
+        width=width,
+    )
+    if ranges:
+        with progress(quiet=as_json) as bars:
+            found = measure_ranges(bundle, run, depth, bars)
+        _show_ranges(bundle, run, found, as_json)
+        return
+    checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(bundle)
+    with progress(quiet=as_json) as bars:
+        comparison = compare(bundle, checkpoint, run, bars)
+    if report is not None:
+        write_report(report, manifest, run, comparison)
+    if as_json:
+        print_json({"bundle": str(bundle), "parity": comparison.rows})
+    else:
+        print_parity(comparison.rows)
+    check_parity(comparison.rows)
+
+
+def _show_layers(bundle: Path, other: Path, as_json: bool) -> None:
+    with extra("export"):
+        from controlnext.evaluation.parity import LIMITS
+    with extra("rtx"):
+        from controlnext.cli.tables import print_layers
+        from controlnext.evaluation.layer_diff import compare_layers
+    with progress(quiet=as_json) as bars:
+        found = compare_layers(bundle, other, {name: limits.graph for name, limits in LIMITS.items()}, bars)
+    if as_json:
+        print_json({"bundle": str(bundle), "against": str(other), "graphs": found})
+    else:
+        print_layers(found)
+
+
+def _show_ranges(bundle: Path, run: SamplingRun, found: Ranges, as_json: bool) -> None:
+    from controlnext.cli.tables import print_ranges
+    from controlnext.evaluation.ranges import LARGEST
+
+    if as_json:
+        print_json({"bundle": str(bundle), "run": str(run), **msgspec.to_builtins(found)})
+    else:
+        print_ranges(found)
+    if beyond := [tensor.tensor for tensor in found.tensors if tensor.overflows]:
+        raise ParityError(
+            f"{len(beyond)} tensors that the bundle has in float16 exceed {LARGEST:g}, first {beyond[0]};"
+            " export with --precision fp32, or keep them in float32 in the registry"
+        )
+
+
+def _choose(default: SamplingRun, family: Family, **wishes: Any) -> SamplingRun:
+    """``default`` with the ``wishes`` that are not None; the size has to be one that the family takes."""
+    if wishes["prompt"] is not None and default.prompt is None:
+        raise InputError(
+            "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
+        )
+    run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
+    if run.steps < 1:
+        raise InputError(f"the number of steps is {run.steps}; give one from 1 on")
+    for size in (run.width, run.height):
+        if size < family.size_multiple or size % family.size_multiple:
+            raise InputError(
+                f"the size is {run.width} x {run.height}; give multiples of {family.size_multiple}"
+                f"{family.nearest_sizes(size)}"
+            )
+    return run

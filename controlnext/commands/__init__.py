@@ -1,5 +1,0 @@
-"""The command line: one module a subcommand, which parses, validates and calls functions."""
-
-from controlnext.commands.app import export_main, main
-
-__all__ = ["export_main", "main"]

@@ -1,0 +1,143 @@
+"""Sampling runs that int8 is calibrated on: prompts, control pictures, all timesteps, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.engines import Backend, Engine, select_backend
+from controlnext.errors import InputError
+from controlnext.evaluation.inputs import default_run, run_arguments
+from controlnext.families import get_family
+from controlnext.image_input import IMAGE_SUFFIXES
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.media.image_files import read_picture
+from controlnext.types import Feed, Progress
+
+Denoise = Callable[[Feed], dict[str, np.ndarray]]
+"""What a denoiser's engine does: outputs by name for inputs by name."""
+
+STEPS = 8
+"""Of the first trajectory; each further one has a step more, so that they meet other timesteps."""
+SCALES = (1.0, 0.5, 1.5, 0.75)
+"""Control scales of the trajectories in turn."""
+FULL = 256
+"""Pixels: pictures up to this side are sampled at the size that the model was made for, larger ones at half
+of it, but not below this."""
+CLIP = 3
+"""Frames of a calibration clip."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one trajectory is asked for."""
+
+    prompt: str
+    picture: Image.Image
+
+
+def default_examples() -> list[Example]:
+    """Drawn edges, thick and thin, sparse and dense, each with a prompt."""
+    prompts = (
+        "a portrait of a woman with red hair, soft light, photograph",
+        "a red circle on a blue background",
+        "an old stone house by a lake, mountains, oil painting",
+        "a robot in a busy street at night, neon lights, highly detailed",
+    )
+    return [Example(prompt, _drawing(index)) for index, prompt in enumerate(prompts)]
+
+
+def _drawing(index: int, size: int = 512) -> Image.Image:
+    rng = np.random.default_rng(index)
+    picture = Image.new("RGB", (size, size))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(3 + 6 * index):
+        (left, top), (width, height) = (
+            rng.integers(0, 3 * size // 4, 2),
+            rng.integers(size // 8, size // 2, 2),
+        )
+        box = (int(left), int(top), int(left + width), int(top + height))
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, outline="white", width=2 + index)
+    return picture
+
+
+def read_examples(folder: Path) -> list[Example]:
+    """The pictures of a folder in order of their names, each with the prompt in the .txt file beside it.
+
+    Raises :class:`InputError` where there are none, or one has no prompt.
+    """
+    if not folder.is_dir():
+        raise InputError(f"calibration {folder} is no folder; give one of pictures with a .txt prompt each")
+    texts = sorted(folder.glob("*.txt"))
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not pictures:
+        raise InputError(f"calibration {folder} has no picture; give NAME.png and its prompt as NAME.txt")
+    if missing := [p.name for p in pictures if p.with_suffix(".txt") not in texts]:
+        raise InputError(
+            f"calibration {folder}: no prompt for {missing[:5]}; write it as a .txt file beside it"
+        )
+    return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_picture(p)) for p in pictures]
+
+
+def run_trajectories(
+    bundle: Path, denoise: Denoise, examples: Sequence[Example], report: Progress = lambda _what, _done: None
+) -> None:
+    """Sample every example from ``bundle`` with ``denoise`` in place of its denoiser's engine.
+
+    Large pictures have half the height and width that the model was made for, a quarter of the work. A bundle
+    without text encoders gets random embeddings.
+    """
+    manifest = read_manifest(bundle)
+    backend = _Substitute(get_family(manifest.family).denoiser, denoise)
+    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+        for index, example in enumerate(examples):
+            for step in pipeline.stream(**_arguments(manifest, example, index)):
+                report("calibrating", (index + (step.index + 1) / step.total) / len(examples))
+
+
+def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, object]:
+    family, run = get_family(manifest.family), default_run(manifest)
+    made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
+    side = max(made_for // 2, min(made_for, FULL)) // family.size_multiple * family.size_multiple
+    run = replace(
+        run,
+        prompt=None if run.prompt is None else example.prompt,
+        control_image=example.picture.resize((side, side)),
+        steps=STEPS + index,
+        height=side,
+        width=side,
+        frames=CLIP if run.frames else None,
+    )
+    scale = {"control_scale": SCALES[index % len(SCALES)]}
+    return {**run_arguments(manifest, run), **scale, "seed": index}
+
+
+class _Substitute(Backend):
+    """ONNX Runtime for every graph but one, which a function takes the place of."""
+
+    def __init__(self, folder: str, run: Denoise) -> None:
+        self.folder, self.run = folder, run
+        self.others = select_backend("onnxruntime", "auto")
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+        if folder == self.folder:
+            return _Function(manifest, folder, self.run)
+        return self.others.open(bundle, manifest, folder, cache=cache)
+
+
+class _Function(Engine):
+    def __init__(self, manifest: Manifest, folder: str, run: Denoise) -> None:
+        super().__init__(manifest, folder, "calibration")
+        self.function = run
+
+    def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
+        return self.function(feed)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,225 @@
+"""What a bundle is tried on: seeded inputs for each graph, and a short sampling run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw
+
+from controlnext.bundle.manifest import Graph, Manifest
+from controlnext.engines.tensorrt.store import Profile
+from controlnext.families import Family, get_family
+from controlnext.runtime.samplers import make_sampler
+from controlnext.runtime.tokens import prompt_tokenizer
+from controlnext.tensor_spec import split_dim
+
+Arrays = dict[str, np.ndarray]
+Profiles = Mapping[str, Profile]
+"""The shapes that built engines take, by the folder of their graph."""
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+
+# Neither is a size at which graphs are traced, and every family takes both.
+SIZES = (
+    {"batch": 1, "height": 24, "width": 16, "sequence": 77, "frames": 3},
+    {"batch": 2, "height": 8, "width": 40, "sequence": 33, "frames": 2},
+)
+
+
+@dataclass(frozen=True)
+class SamplingRun:
+    """What a whole run is compared on. Where the prompt is None, random embeddings take its place.
+
+    A clip shows the control picture moving, in overlapping windows; a further control sees it turned.
+    """
+
+    prompt: str | None
+    control_image: Image.Image
+    steps: int
+    height: int
+    width: int
+    frames: int | None = None
+
+    def __str__(self) -> str:
+        clip = f"x{self.frames}" if self.frames else ""
+        return f"{self.steps} steps {self.width}x{self.height}{clip}"
+
+
+def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
+    """A short run at a small size: on a full-size model it takes about a minute on a processor.
+
+    ``words``: what the prompt has to contain.
+    """
+    size, family = 128, get_family(manifest.family)
+    picture = Image.new("RGB", (size, size))
+    ImageDraw.Draw(picture).ellipse((24, 32, 96, 104), outline="white", width=2)
+    reads_prompts = bool(family.prompt_encoders) and set(family.prompt_encoders) <= set(manifest.graphs)
+    prompt = " ".join(["a red circle", *words, "on a blue background"]) if reads_prompts else None
+    video = family.task == "video"
+    return SamplingRun(prompt, picture, 3 if video else 6, size, size, frames=5 if video else None)
+
+
+def added_words(bundle: Path, manifest: Manifest) -> list[str]:
+    """One of the tokens that were added to each tokenizer: of several vectors where there is such a one."""
+    words: dict[str, None] = {}
+    family = get_family(manifest.family)
+    for folder in (*family.prompt_encoders, family.sequence_encoder):
+        if folder in manifest.graphs:
+            words |= dict.fromkeys(prompt_tokenizer(bundle, manifest, folder).added[:1])
+    return list(words)
+
+
+def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    """The arguments that the PyTorch reference and the runtime's pipeline both take."""
+    common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
+    return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
+
+
+def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
+    return {"control_image": _one_or_all(_turned(run.control_image, _controls(manifest))), **words}
+
+
+def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    clips = [
+        [ImageChops.offset(picture, 8 * frame, 0) for frame in range(run.frames or 1)]
+        for picture in _turned(run.control_image, _controls(manifest))
+    ]
+    return {
+        "image": run.control_image,
+        "control_images": _one_or_all(clips),
+        "frames_per_batch": 3,
+        "overlap": 1,
+    }
+
+
+_ARGUMENTS: Mapping[str, Callable[[Manifest, SamplingRun], dict[str, Any]]] = MappingProxyType(
+    {"image": _image_arguments, "video": _video_arguments}
+)
+
+
+def _turned(picture: Image.Image, count: int) -> list[Image.Image]:
+    return [picture.rotate(90 * number) for number in range(count)]
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values if len(values) > 1 else values[0]
+
+
+def _controls(manifest: Manifest) -> int:
+    inputs = manifest.graphs[get_family(manifest.family).denoiser].inputs
+    return sum(tensor.name.startswith("control_image") for tensor in inputs)
+
+
+def _random_embeddings(manifest: Manifest) -> Arrays:
+    family, generator = get_family(manifest.family), np.random.default_rng(SEED)
+    names = {"encoder_hidden_states": "prompt_embeds", family.pooled_input: "pooled_prompt_embeds"}
+    embeddings = {}
+    for tensor in manifest.graphs[family.denoiser].inputs:
+        if tensor.name in names:
+            shape = tensor.spec().shape_at({"batch": 1, "sequence": 77})
+            for name in (names[tensor.name], f"negative_{names[tensor.name]}"):
+                embeddings[name] = generator.standard_normal(shape).astype(tensor.dtype)
+    return embeddings
+
+
+def fit_run(manifest: Manifest, run: SamplingRun, profiles: Sequence[Profiles]) -> SamplingRun:
+    """The run at the nearest size that all engines of these ``profiles`` take; a warning says so."""
+    family = get_family(manifest.family)
+    sizes = {"height": run.height // family.vae_factor, "width": run.width // family.vae_factor}
+    for folder, graph in manifest.graphs.items():
+        sizes = _fit(sizes, graph, folder, profiles)
+    height, width = (family.vae_factor * sizes[name] for name in ("height", "width"))
+    if (height, width) != (run.height, run.width):
+        logger.warning("the run is at %d x %d, which the built engines take", width, height)
+    return replace(run, height=height, width=width)
+
+
+def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence[Profiles]) -> dict[str, int]:
+    """``sizes`` with each within what the engines of the graph were built for."""
+    fitted = dict(sizes)
+    for profile in (given[folder] for given in profiles if folder in given):
+        for tensor in graph.inputs:
+            smallest, _, largest = profile[tensor.name]
+            for dim, low, high in zip(tensor.shape, smallest, largest, strict=True):
+                factor, symbol = split_dim(dim) if isinstance(dim, str) else (1, "")
+                if symbol in fitted:
+                    fitted[symbol] = min(max(fitted[symbol], low // factor), high // factor)
+    return fitted
+
+
+def graph_feeds(
+    bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
+) -> dict[str, Sequence[Arrays]]:
+    """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
+    ``profiles`` do not take it."""
+    family = get_family(manifest.family)
+    timesteps = _timesteps(bundle, family)
+    return {
+        folder: [
+            _feed(manifest, family, graph, _fit(sizes, graph, folder, profiles), timesteps) for sizes in SIZES
+        ]
+        for folder, graph in manifest.graphs.items()
+    }
+
+
+def denoiser_feed(
+    bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int
+) -> Arrays:
+    """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
+    ``frames``: one control picture for all rows, as a pipeline gives it."""
+    family = get_family(manifest.family)
+    multiple = family.size_multiple
+    sizes = {"batch": rows, "height": height // multiple, "width": width // multiple}
+    sizes |= {"sequence": _tokens(family), "frames": frames}
+    graph = manifest.graphs[family.denoiser]
+    feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
+    return {name: array[:1] if name.startswith("control_image") else array for name, array in feed.items()}
+
+
+def _tokens(family: Family) -> int:
+    """How many tokens the embedding of a prompt has, or that of a picture where there are no prompts."""
+    following = [graph.network for graph in family.graphs if graph.folder == family.sequence_encoder]
+    return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
+
+
+def _timesteps(bundle: Path, family: Family) -> np.ndarray:
+    scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
+    return make_sampler(family.default_sampler, scheduler, 10).timesteps
+
+
+def _feed(
+    manifest: Manifest, family: Family, graph: Graph, sizes: Mapping[str, int], timesteps: np.ndarray
+) -> Arrays:
+    generator = np.random.default_rng(SEED)
+    config = manifest.configs[graph.network]
+    feed = {}
+    for tensor in graph.inputs:
+        batches = {name: sizes["batch"] for name in tensor.spec().symbols() if name.startswith("control_")}
+        shape = tensor.spec().shape_at({**batches, **sizes})
+        values: np.ndarray
+        if tensor.name == "input_ids":
+            values = generator.integers(0, config["vocab_size"], shape)
+        elif tensor.name == "timestep":
+            # one time for the whole batch, as in every sampling step
+            values = np.full(shape, generator.choice(timesteps))
+        elif tensor.name.startswith("control_image"):
+            values = generator.random(shape)
+        elif tensor.name.startswith("control_scale"):
+            values = generator.uniform(0.3, 1.0, shape)
+        elif tensor.name in family.conditioning:
+            size = (family.vae_factor * sizes["height"], family.vae_factor * sizes["width"])
+            values = np.tile(family.conditioning[tensor.name](*size), (shape[0], 1))
+        else:
+            values = generator.standard_normal(shape)
+        feed[tensor.name] = values.astype(tensor.dtype)
+    return feed

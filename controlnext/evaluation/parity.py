@@ -1,0 +1,188 @@
+"""How far engines are from PyTorch: every graph by itself, then a whole sampling run.
+
+ONNX Runtime's always; those that were built with another library too, where they can run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from controlnext.bundle.manifest import Manifest, ParityRow, read_manifest
+from controlnext.engines import Backend
+from controlnext.engines.built import BuiltBackend, usable_backends
+from controlnext.evaluation.inputs import (
+    Arrays,
+    SamplingRun,
+    added_words,
+    default_run,
+    fit_run,
+    graph_feeds,
+    run_arguments,
+)
+from controlnext.export.adapters import wrap
+from controlnext.families import GraphSpec
+from controlnext.models.cross_normalization import CrossNormalization
+from controlnext.reference import reference_pipeline
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
+from controlnext.types import Progress
+from controlnext.weights import Checkpoint
+
+Feeds = Mapping[str, Sequence[Arrays]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is allowed: relative L2 of a graph's outputs and of a run's latents, PSNR in dB of its picture."""
+
+    graph: float
+    latents: float
+    picture: float
+
+
+# With room above the worst that was measured on the tiny models of the tests and the small trained one.
+# A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
+LIMITS = {
+    # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
+    "fp32": Limits(graph=1e-4, latents=2e-4, picture=60),
+    # 11 bits a number: 1.9e-3 a graph, 2.2e-3 a run, 76 dB
+    "fp16": Limits(graph=4e-3, latents=1e-2, picture=40),
+    "int8": Limits(graph=0.1, latents=0.35, picture=20),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The parity table, and the (last) picture (H, W, 3) in [0, 1] as PyTorch and as the engine made it."""
+
+    rows: list[ParityRow]
+    pytorch: np.ndarray
+    engine: np.ndarray
+
+
+def measure(bundle: Path, checkpoint: Checkpoint, progress: Progress) -> list[ParityRow]:
+    """The parity table of the bundle in folder ``bundle`` against PyTorch with ``checkpoint``'s weights."""
+    manifest = read_manifest(bundle)
+    run = default_run(manifest, added_words(bundle, manifest))
+    return compare(bundle, checkpoint, run, progress).rows
+
+
+def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Progress) -> Comparison:
+    """Run PyTorch, then each backend, on the same inputs: the first is freed before the second opens.
+
+    The inputs are of sizes that all engines take; those of the run are changed where they do not.
+    """
+    manifest = read_manifest(bundle)
+    backends = usable_backends(bundle, manifest)
+    profiles = [backend.profiles for backend in backends.values()]
+    feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
+    arguments = run_arguments(manifest, run)
+    wanted = _pytorch(checkpoint, feeds, arguments, progress)
+    gc.collect()
+    found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
+    rows = _rows(manifest, run, wanted, found)
+    for name, backend in backends.items():
+        built = _engine(bundle, manifest, backend, feeds, arguments, progress)
+        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, wanted, built)]
+    return Comparison(rows, wanted.pictures[-1], found.pictures[-1])
+
+
+def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Outputs) -> list[ParityRow]:
+    rows = [
+        _row(f"{folder}: {output.name}", "relative L2", _worst(wanted, found, folder, output.name), limit)
+        for folder, graph in manifest.graphs.items()
+        for output in graph.outputs
+        for limit in [LIMITS[graph.precision].graph]
+    ]
+    limits = LIMITS[manifest.precision]
+    return [
+        *rows,
+        _row(f"latents, {run}", "relative L2", _relative(wanted.latents, found.latents), limits.latents),
+        _row(f"picture, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
+    ]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; equal ones have 200."""
+    error = np.mean(np.square(a.astype(np.float64) - b))
+    return float(-10 * np.log10(np.maximum(error, 1e-20)))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    graphs: dict[str, list[Arrays]]
+    latents: np.ndarray
+    pictures: np.ndarray
+
+
+@torch.no_grad()
+def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], progress: Progress) -> _Outputs:
+    reference = reference_pipeline(checkpoint)
+    specs = {spec.folder: spec for spec in checkpoint.graphs}
+    graphs = {}
+    for done, (folder, given) in enumerate(feeds.items()):
+        progress(f"{folder}: PyTorch", done / len(feeds) / 2)
+        spec = specs[folder]
+        network = reference.modules[spec.network]
+        normalization = CrossNormalization(checkpoint.variant.injection)
+        module = wrap(spec, network, reference.controls, normalization)
+        graphs[folder] = [_forward(module, spec, feed) for feed in given]
+    progress("sampling run: PyTorch", 0.5)
+    output = reference(**arguments)
+    return _Outputs(graphs, output.latents, _pictures(output))
+
+
+def _forward(module: nn.Module, spec: GraphSpec, feed: Arrays) -> Arrays:
+    outputs = module(*(torch.from_numpy(feed[tensor.name]) for tensor in spec.inputs))
+    tensors = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {tensor.name: output.numpy() for tensor, output in zip(spec.outputs, tensors, strict=True)}
+
+
+def _engine(
+    bundle: Path,
+    manifest: Manifest,
+    backend: Backend,
+    feeds: Feeds,
+    arguments: dict[str, Any],
+    progress: Progress,
+) -> _Outputs:
+    graphs = {}
+    for done, (folder, given) in enumerate(feeds.items()):
+        progress(f"{folder}: engine", 0.5 + done / len(feeds) / 2)
+        with backend.open(bundle, manifest, folder, cache=False) as engine:
+            graphs[folder] = [engine.run(feed) for feed in given]
+    progress("sampling run: engine", 1.0)
+    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+        output = pipeline(**arguments, output_type="np")
+    return _Outputs(graphs, output.latents, _pictures(output))
+
+
+def _pictures(output: Any) -> np.ndarray:
+    """The pictures or the clip's frames (N, H, W, 3) of either pipeline's output."""
+    return np.asarray(output.frames[0] if hasattr(output, "frames") else output.images)
+
+
+def _worst(wanted: _Outputs, found: _Outputs, folder: str, output: str) -> float:
+    pairs = zip(wanted.graphs[folder], found.graphs[folder], strict=True)
+    # not Python's max: it may drop a NaN
+    return float(np.max([_relative(a[output], b[output]) for a, b in pairs]))
+
+
+def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+    """``|found - wanted| / |wanted|``, both as vectors; NaN where either is not finite."""
+    wanted = wanted.astype(np.float64)
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def _row(name: str, metric: str, value: float, limit: float, at_least: bool = False) -> ParityRow:
+    # two digits: equal exports have equal manifests although threads may add in another order
+    return ParityRow(name, metric, float(f"{value:.1e}"), limit, at_least)

@@ -1,0 +1,188 @@
+"""How far the numbers in a bundle's graphs reach in a sampling run, and what rounding to float16 costs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from controlnext import processor
+from controlnext.bundle.manifest import MODEL, Manifest, check_file, read_manifest
+from controlnext.engines import Backend, Engine
+from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
+from controlnext.export.passes.attention import open_attention
+from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
+from controlnext.export.passes.ranges import OUTPUTS, add_ranges
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
+from controlnext.types import Progress
+
+LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """A tensor over a run, in float32 arithmetic: ``tensor`` is the node that makes it, ``peak`` its largest
+    magnitude, ``flushed`` the largest share of its numbers that float16 turns into zero, ``float16`` whether
+    the bundle has it in that precision."""
+
+    graph: str
+    tensor: str
+    float16: bool
+    peak: float
+    flushed: float
+
+    @property
+    def overflows(self) -> bool:
+        return self.float16 and not self.peak <= LARGEST
+
+    @property
+    def room(self) -> float:
+        """How many times larger its numbers could be; for a peak above 0."""
+        return LARGEST / self.peak
+
+
+@dataclass(frozen=True)
+class ModuleError:
+    """Relative L2 of a graph's outputs when only what one module computes is rounded to float16; not finite
+    where that overflows. ``module`` is empty for all that the bundle has in float16."""
+
+    graph: str
+    module: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Tensors: those in float16 first, the largest first. Modules: the largest error first."""
+
+    tensors: list[TensorRange]
+    modules: list[ModuleError]
+
+
+def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progress) -> Ranges:
+    """Make ``run`` with every tensor measured, then repeat one call of each graph with rounding.
+
+    ``depth``: how many parts of a module's path tell one module from another. In a bundle without float16
+    every tensor counts as one that could be rounded.
+    """
+    manifest = read_manifest(bundle)
+    backend = _Backend()
+    progress("sampling run", 0.0)
+    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+        pipeline(**run_arguments(manifest, run), output_type="np")
+    tensors = [tensor for engine in backend.engines for tensor in engine.ranges()]
+    modules = []
+    for done, engine in enumerate(backend.engines):
+        for name, error in _errors(engine, depth):
+            progress(f"{engine.folder}: {name}", (1 + done) / (1 + len(backend.engines)))
+            modules.append(ModuleError(engine.folder, name, error))
+    return Ranges(
+        sorted(tensors, key=lambda tensor: (not tensor.float16, -tensor.peak)),
+        sorted(modules, key=lambda module: -module.error if np.isfinite(module.error) else -np.inf),
+    )
+
+
+def open_graph(bundle: Path, folder: str) -> ir.Model:
+    """The bundle's graph with its attentions taken apart; its weights stay in their file."""
+    return open_attention(ir.load(bundle / folder / MODEL))
+
+
+def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:
+    """An ONNX Runtime session of a graph as it stands, with the weights of the bundle's graph ``folder``."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor.usable_cores()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(bundle / folder)
+    )
+    return onnxruntime.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+class _Engine(Engine):
+    """A graph in float32 arithmetic that measures its tensors while it runs."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, folder: str) -> None:
+        super().__init__(manifest, folder)
+        for name in manifest.files:
+            if name.startswith(f"{folder}/"):
+                check_file(bundle, manifest, name)
+        self.bundle = bundle
+        model = open_graph(bundle, folder)
+        made = [(node.name, value) for node in model.graph for value in node.outputs]
+        self.float16 = {str(name) for name, value in made if is_float16(value)}
+        self._names = add_ranges(emulate_float16(model, lambda _value: False))
+        self._measures = np.zeros((2, len(self._names)), np.float32)
+        self._session: Any | None = start_session(model, bundle, folder)
+        self.feeds: list[Arrays] = []
+
+    def _run(self, feed: Any, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
+        assert self._session is not None
+        self.feeds.append(dict(feed))
+        names = [spec.name for spec in self.outputs]
+        *outputs, peaks, flushed = self._session.run([*names, *OUTPUTS], dict(feed))
+        self._measures = np.maximum(self._measures, [peaks, flushed])
+        return dict(zip(names, outputs, strict=True))
+
+    def ranges(self) -> Iterator[TensorRange]:
+        for name, peak, flushed in zip(self._names, *self._measures.tolist(), strict=True):
+            yield TensorRange(self.folder, name, name.partition(":")[0] in self.float16, peak, flushed)
+
+    def close(self) -> None:
+        self._session = None
+
+
+class _Backend(Backend):
+    """Opens measuring engines and keeps them, for what they measured."""
+
+    def __init__(self) -> None:
+        self.engines: list[_Engine] = []
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        self.engines.append(_Engine(bundle, manifest, folder))
+        return self.engines[-1]
+
+
+def _errors(engine: _Engine, depth: int) -> Iterator[tuple[str, float]]:
+    """Modules and what rounding costs in each, on the call in the middle of the run."""
+    feed = engine.feeds[len(engine.feeds) // 2]
+
+    def outputs(rounded: Choice) -> list[np.ndarray]:
+        model = emulate_float16(open_graph(engine.bundle, engine.folder), rounded)
+        found: list[np.ndarray] = start_session(model, engine.bundle, engine.folder).run(None, feed)
+        return found
+
+    def candidate(value: ir.Value) -> bool:
+        return is_float16(value) or not engine.float16
+
+    wanted = outputs(lambda _value: False)
+    graph = open_graph(engine.bundle, engine.folder).graph
+    modules = {_module(value, depth) for node in graph for value in node.outputs if candidate(value)}
+    yield "", _error(wanted, outputs(candidate))
+    for module in sorted(modules - {""}):
+
+        def inside(value: ir.Value, module: str = module) -> bool:
+            return candidate(value) and _module(value, depth) == module
+
+        yield module, _error(wanted, outputs(inside))
+
+
+def _module(value: ir.Value, depth: int) -> str:
+    node = value.producer()
+    path = str(node.name).rpartition("/")[0] if node else ""
+    return ".".join(path.split(".")[:depth])
+
+
+def _error(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
+    pairs = zip(wanted, found, strict=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.max([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))

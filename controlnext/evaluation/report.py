@@ -1,0 +1,68 @@
+"""The parity report: one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from controlnext.bundle.files import new_file
+from controlnext.bundle.manifest import Manifest
+from controlnext.evaluation.inputs import SamplingRun
+from controlnext.evaluation.parity import Comparison
+from controlnext.evaluation.table import PARITY_COLUMNS, parity_cells
+
+AMPLIFICATION = 20
+
+
+def write_report(path: Path, manifest: Manifest, run: SamplingRun, comparison: Comparison) -> None:
+    """Write the page to ``path``; a file that is there is replaced when the new one is complete."""
+    template = files("controlnext.evaluation").joinpath("report.html").read_text()
+    page = (
+        Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            manifest=manifest,
+            run=run,
+            columns=PARITY_COLUMNS,
+            missed=sum(not row.passed for row in comparison.rows),
+            rows=[(row.passed, parity_cells(row)) for row in comparison.rows],
+            pictures=_pictures(run, comparison),
+        )
+    )
+    with new_file(path) as aside:
+        aside.write_text(page)
+
+
+def _pictures(run: SamplingRun, comparison: Comparison) -> dict[str, str]:
+    """The page's pictures as data URLs by caption."""
+    height, width = comparison.pytorch.shape[:2]
+    control = run.control_image.resize((width, height))
+    difference = difference_picture(comparison.pytorch, comparison.engine)
+    return {
+        "control picture": _data_url(control),
+        "PyTorch": _data_url(to_picture(comparison.pytorch)),
+        "engine": _data_url(to_picture(comparison.engine)),
+        f"difference, {AMPLIFICATION} times": _data_url(difference),
+    }
+
+
+def to_picture(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) numbers, those in [0, 1] kept and others clipped, as a picture."""
+    return Image.fromarray((np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def difference_picture(a: np.ndarray, b: np.ndarray) -> Image.Image:
+    """``|a - b|`` of two (H, W, 3) pictures in [0, 1], made :data:`AMPLIFICATION` times as bright."""
+    return to_picture(np.abs(a - b) * AMPLIFICATION)
+
+
+def _data_url(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

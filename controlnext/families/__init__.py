@@ -1,0 +1,47 @@
+"""The registry: every family and variant as data, a file for each family.
+
+Adding a family means adding an entry here; no other file names a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from controlnext.errors import InputError
+from controlnext.families.schema import (
+    CHANGING,
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
+from controlnext.families.sd3 import SD3
+from controlnext.families.sd15 import SD15
+from controlnext.families.sdxl import SDXL
+from controlnext.families.svd import SVD
+
+__all__ = [
+    "CHANGING",
+    "FAMILIES",
+    "ControlNet",
+    "ControlSpec",
+    "Family",
+    "GraphSpec",
+    "Injection",
+    "Network",
+    "Variant",
+    "get_family",
+]
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (SD15, SDXL, SD3, SVD)})
+
+
+def get_family(name: str) -> Family:
+    """The family of that name; raises :class:`InputError` naming those that exist."""
+    if name not in FAMILIES:
+        raise InputError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}")
+    return FAMILIES[name]

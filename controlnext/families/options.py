@@ -1,0 +1,133 @@
+"""Scheduler options: what each sampler knows, what it accepts, and how a configuration is read.
+
+Reading follows diffusers' `Class.from_config`: a key that the configuration lacks takes the target class's
+default (not that of the class that wrote the configuration), a key listed under `_use_default_values` counts
+as lacking, and a key that the target class does not know is ignored. An option that diffusers knows for the
+class and that is not supported here is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from controlnext.errors import InputError
+from controlnext.families.values import is_number, is_whole
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of a scheduler configuration: its default in diffusers, a check, and the check in words."""
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    accepted: str
+
+
+OptionTable = Mapping[str, Option]
+
+
+def flag(default: bool = False) -> Option:
+    """true or false; diffusers takes null for false."""
+    return Option(default, lambda value: value is None or isinstance(value, bool), "true, false")
+
+
+def off() -> Option:
+    """A switch of diffusers' that is not supported here, so that it may only be off."""
+    return Option(False, lambda value: value is None or value is False, "false")
+
+
+def unset() -> Option:
+    """A value of diffusers' that is not supported here, so that it may only be missing."""
+    return Option(None, lambda value: value is None, "null")
+
+
+def choice(default: str | None, *others: str | None) -> Option:
+    """One of a few words; the default is one of them."""
+    words = (default, *others)
+    return Option(default, lambda value: value in words, ", ".join("null" if w is None else w for w in words))
+
+
+def whole(default: int, lowest: int) -> Option:
+    """A whole number from `lowest` on."""
+
+    def accepts(value: Any) -> bool:
+        return is_whole(value) and value >= lowest
+
+    return Option(default, accepts, f"whole numbers from {lowest} on")
+
+
+def number(
+    default: float | None, lowest: float = -math.inf, highest: float = math.inf, *, above: bool = False
+) -> Option:
+    """A number in [lowest, highest] (`above`: greater than `lowest`), or null where that is the default."""
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return default is None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return (value > lowest if above else value >= lowest) and value <= highest
+
+    words = f"numbers {'above' if above else 'from'} {lowest:g} to {highest:g}"
+    return Option(default, accepts, words + (", null" if default is None else ""))
+
+
+def trained_betas() -> Option:
+    """A table of betas, or null for one made from beta_schedule."""
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return True
+        table = value.tolist() if isinstance(value, np.ndarray) else value
+        return isinstance(table, list | tuple) and len(table) > 0 and all(map(is_number, table))
+
+    return Option(None, accepts, "null, a list of finite numbers")
+
+
+def step_numbers() -> Option:
+    """A list of step indices."""
+
+    def accepts(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(map(is_whole, value))
+
+    return Option((), accepts, "a list of step numbers")
+
+
+_OF_A_RUN = "run with another sampler, or export again with --scheduler {key}=VALUE, one of those accepted"
+
+
+def read_options(
+    sampler: str, known: OptionTable, config: Mapping[str, Any], remedy: str = _OF_A_RUN
+) -> Mapping[str, Any]:
+    """The values of all `known` options for one configuration, checked.
+
+    Args:
+        sampler: name for the messages.
+        known: the options of the target class.
+        config: scheduler configuration as in scheduler_config.json.
+        remedy: what helps where a value is not supported; ``{key}`` in it stands for the option.
+
+    Raises:
+        InputError: the configuration is no mapping, or an option has a value that is not supported.
+    """
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"the scheduler configuration must be a mapping of options, not {type(config).__name__}"
+        )
+    lacking = config.get("_use_default_values") or ()
+    values = {}
+    for key, option in known.items():
+        value = config[key] if key in config and key not in lacking else option.default
+        if not option.accepts(value):
+            raise InputError(
+                f"sampler '{sampler}' does not support the scheduler option {key}={value!r} (accepted: "
+                f"{option.accepted}); {remedy.format(key=key)}"
+            )
+        values[key] = value
+    return MappingProxyType(values)

@@ -1,0 +1,173 @@
+"""Every sampler as data: diffusers' class behind it and the options that it reads; and the scheduler classes
+whose configurations the samplers read.
+
+The samplers themselves are in :mod:`controlnext.runtime.samplers`, under the same names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from controlnext.families.options import (
+    OptionTable,
+    choice,
+    flag,
+    number,
+    off,
+    step_numbers,
+    trained_betas,
+    unset,
+    whole,
+)
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler: ``scheduler`` is diffusers' class that it equals, ``options`` what it reads of a scheduler's
+    configuration."""
+
+    scheduler: str
+    options: OptionTable
+
+
+_SCHEDULE: OptionTable = {
+    "num_train_timesteps": whole(1000, 1),
+    "beta_start": number(0.0001, 0),
+    "beta_end": number(0.02, 0),
+    "beta_schedule": choice("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "trained_betas": trained_betas(),
+    "rescale_betas_zero_snr": flag(),
+    "prediction_type": choice("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": choice("linspace", "leading", "trailing"),
+    "steps_offset": whole(0, 0),
+}
+"""Known to every scheduler class."""
+
+_SIGMAS: OptionTable = {
+    "use_karras_sigmas": flag(),
+    "use_exponential_sigmas": flag(),
+    "use_beta_sigmas": off(),
+    "sigma_min": number(None, 0, above=True),
+    "sigma_max": number(None, 0, above=True),
+    "final_sigmas_type": choice("zero", "sigma_min"),
+}
+"""Known to the classes whose schedule is a list of noise levels."""
+
+_THRESHOLD: OptionTable = {
+    "thresholding": flag(),
+    "dynamic_thresholding_ratio": number(0.995, 0, 1),
+    "sample_max_value": number(1.0, 0, above=True),
+}
+"""Known to the classes that can limit the predicted clean sample by dynamic thresholding."""
+
+_ALPHA_BARS: OptionTable = {
+    **_SCHEDULE,
+    **_THRESHOLD,
+    "timestep_spacing": choice("leading", "trailing", "linspace"),
+    "clip_sample": flag(True),
+    "clip_sample_range": number(1.0, 0),
+}
+"""Of DDIM and DDPM."""
+
+_MULTISTEP: OptionTable = {
+    **_SCHEDULE,
+    **_SIGMAS,
+    **_THRESHOLD,
+    "lower_order_final": flag(True),
+    "use_flow_sigmas": off(),
+    "use_dynamic_shifting": off(),
+    "solver_order": whole(2, 1),
+}
+
+SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
+    {
+        "unipc": SamplerSpec(
+            "UniPCMultistepScheduler",
+            {
+                **_MULTISTEP,
+                # the last three belong to other solvers' configurations; diffusers reads them as bh2
+                "solver_type": choice("bh2", "bh1", "midpoint", "heun", "logrho"),
+                "predict_x0": flag(True),
+                "disable_corrector": step_numbers(),
+                "solver_p": unset(),
+                "shift_terminal": unset(),
+            },
+        ),
+        "euler": SamplerSpec(
+            "EulerDiscreteScheduler",
+            {
+                **_SCHEDULE,
+                **_SIGMAS,
+                "prediction_type": choice("epsilon", "v_prediction", "sample", "original_sample"),
+                "interpolation_type": choice("linear", "log_linear"),
+                "timestep_type": choice("discrete", "continuous"),
+            },
+        ),
+        "euler_a": SamplerSpec(
+            "EulerAncestralDiscreteScheduler",
+            {**_SCHEDULE, "prediction_type": choice("epsilon", "v_prediction")},
+        ),
+        "ddim": SamplerSpec("DDIMScheduler", {**_ALPHA_BARS, "set_alpha_to_one": flag(True)}),
+        "ddpm": SamplerSpec(
+            "DDPMScheduler",
+            {
+                **_ALPHA_BARS,
+                "variance_type": choice("fixed_small", None, "fixed_small_log", "fixed_large"),
+            },
+        ),
+        "dpmpp_2m": SamplerSpec(
+            "DPMSolverMultistepScheduler",
+            {
+                **_MULTISTEP,
+                "algorithm_type": choice("dpmsolver++"),
+                # the last three belong to other solvers' configurations; diffusers reads them as midpoint
+                "solver_type": choice("midpoint", "heun", "logrho", "bh1", "bh2"),
+                "euler_at_final": flag(),
+                "use_lu_lambdas": off(),
+                "lambda_min_clipped": number(-math.inf),
+                "variance_type": choice(
+                    None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"
+                ),
+            },
+        ),
+        "flow_euler": SamplerSpec(
+            "FlowMatchEulerDiscreteScheduler",
+            {
+                "num_train_timesteps": whole(1000, 1),
+                "shift": number(1.0, 0, above=True),
+                "use_dynamic_shifting": off(),
+                "shift_terminal": number(None, 0, 1),
+                "invert_sigmas": flag(),
+                "stochastic_sampling": flag(),
+                "use_karras_sigmas": flag(),
+                "use_exponential_sigmas": flag(),
+                "use_beta_sigmas": off(),
+                # no parameters of the class, but diffusers reads them where another class's configuration
+                # has them
+                "sigma_min": number(None, 0, above=True),
+                "sigma_max": number(None, 0, above=True),
+            },
+        ),
+    }
+)
+
+NOISE_SCHEDULERS = (
+    "PNDMScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Classes for denoisers that predict noise: their configurations mean the same to every class, as diffusers'
+``from_config`` passes them on. Others do not: EDM's classes have noise levels of their own, LCM's and TCD's
+are for distilled denoisers, Heun's and KDPM2's have other defaults and ask the denoiser twice a step."""
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+"""The same for flow matching."""

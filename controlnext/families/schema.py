@@ -1,0 +1,238 @@
+"""What a registry entry is made of: frozen dataclasses that hold facts and compute nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any, Literal
+
+from controlnext.errors import InputError
+from controlnext.families.samplers import NOISE_SCHEDULERS
+from controlnext.tensor_spec import TensorSpec
+
+Config = Mapping[str, Any]
+
+CHANGING = ("sample", "timestep")
+"""A denoiser's inputs that are new at every step."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Where and how the control feature ``c`` joins the denoiser's feature ``x``.
+
+    ``normalize(c) = (c - mean(c)) * (std(x) / (std(c) + eps)) + mean(x)``, mean and unbiased std per sample
+    over all but the batch axis; ``pool`` is adaptive average pooling to x's height and width;
+    ``x + strength * c``. The skip connections keep the uncontrolled feature.
+    """
+
+    module: str
+    """Dotted path of the denoiser's submodule."""
+    at: Literal["input", "output"]
+    order: Literal["normalize, pool", "pool, normalize"]
+    eps: float
+    width: Callable[[Config], int] = field(default=lambda config: config["block_out_channels"][0])
+    """Channels of that feature, from the denoiser's configuration; the control's output has as many."""
+    tokens: bool = False
+    """The feature is a sequence of tokens (B, tokens, C) that ``module`` makes of its input (B, C', H, W) in
+    patches: the control is pooled to the grid of patches and flattened."""
+    gain: float = 1.0
+    squash: bool = False
+    """``strength`` is ``gain * s``, or ``gain * sigmoid(s)`` with ``squash``; ``s`` is the control scale,
+    times the control module's learned scale where it has one."""
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """Widths of a control module; the published ones by default, a smaller checkpoint's by reading it."""
+
+    out_channels: int
+    embedding: tuple[int, ...] = (64, 64, 128)
+    """Convolutions that the picture passes first, the first of stride 2; none in the first SD1.5 release."""
+    embedding_padding: tuple[int, ...] = (1, 1, 1)
+    embedding_groups: int = 2
+    embedding_pool: bool = False
+    """A 2 x 2 max-pool behind them."""
+    stages: tuple[int, ...] = (128, 256)
+    stage_groups: tuple[int, ...] = (4, 8)
+    mid_groups: int = 8
+    """Groups of the middle's norms; 0 for a middle without norms and without a residual connection."""
+    learned_scale: bool = False
+    time_channels: tuple[int, int] = (128, 256)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way in which a family was released: its control module and where that is injected."""
+
+    name: str
+    control: ControlSpec
+    injection: Injection
+    unconditional_scale: float = 1.0
+    """What the control scale is multiplied by in the unconditional half of a guided batch."""
+    off_scale: float = 0.0
+    """The control scale at which nothing is added."""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One exported graph: its folder in the bundle, the network behind it, its inputs and outputs.
+
+    ``wrapper`` names the adapter in :mod:`controlnext.export.adapters` that gives the network this graph's
+    signature. ``float32`` says what stays in float32 at lower precision, each with its reason: all within
+    modules of a name (``"wo"``), or nodes by a pattern of their module's path and operator
+    (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
+    """
+
+    folder: str
+    network: str
+    wrapper: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sizes: Callable[[Config], dict[str, int]] = field(default=lambda _config: {})
+    trace_sizes: Mapping[str, int] = field(default_factory=dict)
+    optional: bool = False
+    runs: bool = True
+    """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
+    float32: Mapping[str, str] = field(default_factory=dict)
+    prologue: bool = False
+    """Whether ONNX Runtime computes once a picture what does not depend on :data:`CHANGING`. The results stay
+    in memory: of a clip that would be the features of every frame."""
+
+    def with_controls(self, count: int) -> GraphSpec:
+        """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...
+
+        Each picture has a batch size of its own. A graph without a control picture stays as it is. With a
+        count of 0 the denoiser's is that of the base model.
+        """
+        controls = [spec for spec in self.inputs if spec.name.startswith("control_")]
+        inputs = [spec for spec in self.inputs if count or spec not in controls]
+        trace = dict(self.trace_sizes)
+        for spec in controls:
+            inputs += [spec.numbered(number) for number in range(2, count + 1)]
+        for number in range(2, count + 1):
+            trace |= {f"{key}_{number}": size for key, size in self.trace_sizes.items() if key in _NUMBERED}
+        return replace(self, inputs=tuple(inputs), trace_sizes=trace)
+
+
+_NUMBERED = ("control_batch",)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One PyTorch network: the folder in a diffusers checkpoint and the class that its weights belong to."""
+
+    folder: str
+    library: Literal["diffusers", "transformers"]
+    cls: str
+    optional: bool = False
+    tokenizer: str = ""
+    """Folder of the tokenizer that feeds this text encoder."""
+    tokens: int = 0
+    """To how many tokens prompts are padded and cut; 0: as many as the encoder has positions."""
+    required: Config = field(default_factory=dict)
+    """Configuration values that tell this family's network from another family's of the same class."""
+    read: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
+    """Configuration values that are read out of a bundle's manifest, with their types."""
+    traced: Config = field(default_factory=dict)
+    """Configuration values that graphs are traced with instead: the same numbers by operators that engines
+    run faster. Weights may differ in dimensions of 1."""
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """What diffusers has for the same purpose: the class of the control network, made of a copy of the
+    denoiser's first half, and of the pipeline that runs both. A benchmark compares with it."""
+
+    model: str
+    pipeline: str
+    options: Config = field(default_factory=dict)
+    """What the published ones were made with, where that is not the class's default."""
+    picture: str = "image"
+    """The pipeline's argument for the control picture."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of ControlNeXt models."""
+
+    name: str
+    title: str
+    default_base: str
+    task: Literal["image", "video"]
+    """Which of the runtime's tasks (:mod:`controlnext.runtime`) and PyTorch references samples it."""
+    pipeline_class: str
+    """The stock diffusers pipeline that the PyTorch reference runs."""
+    denoiser: str
+    variants: Mapping[str, Variant]
+    networks: Mapping[str, Network]
+    graphs: tuple[GraphSpec, ...]
+    samplers: tuple[str, ...]
+    """Names in :data:`controlnext.families.samplers.SAMPLER_SPECS`."""
+    default_sampler: str
+    default_steps: int
+    default_guidance: float
+    schedulers: tuple[str, ...] = NOISE_SCHEDULERS
+    """The scheduler classes of a base whose configuration the samplers read."""
+    pipelines: tuple[str, ...] = ()
+    """Other pipelines of diffusers than ``pipeline_class`` whose bases have the same networks."""
+    vae_factor: int = 8
+    vae_tiling: bool = True
+    """Whether diffusers' class of the VAE decodes in tiles."""
+    size_multiple: int = 8
+    """What height and width of a result have to be multiples of."""
+    largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)
+    """The largest height and width in pixels, from the denoiser's configuration."""
+    prompt_encoders: tuple[str, ...] = ()
+    """Graph folders of the text encoders, in the order in which their embeddings are concatenated."""
+    sequence_encoder: str = ""
+    """Graph folder of a text encoder whose embeddings follow the others as further tokens; those of a bundle
+    without it are zeros."""
+    multi_vector_tokens: bool = True
+    """Whether an added token of several vectors stands for all of them, as in the diffusers pipelines that
+    load textual inversions."""
+    pooled_input: str = ""
+    """The denoiser's input that takes the text encoders' pooled embeddings."""
+    join_pooled: bool = False
+    """Whether the pooled embeddings of all text encoders are concatenated; else the last one counts."""
+    conditioning: Mapping[str, Callable[[int, int], tuple[float, ...]]] = field(default_factory=dict)
+    """Inputs of the denoiser that follow from height and width in pixels: one row each."""
+    pipeline_options: Config = field(default_factory=dict)
+    """Arguments of ``pipeline_class`` besides its networks and the checkpoint's own options."""
+    checkpoint_options: Config = field(default_factory=dict)
+    """Options that a checkpoint may set, with their defaults: in ``model_index.json``, or in
+    ``feature_extractor/preprocessor_config.json``."""
+    scheduler_options: Config = field(default_factory=dict)
+    """Options that ``pipeline_class`` sets in any scheduler's configuration."""
+    increments: bool = False
+    """Whether the denoiser's tensors that are published beside the control module are increments."""
+    float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
+    """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
+    controlnet: ControlNet | None = None
+    """None where diffusers has none."""
+    note: str = ""
+    """What a user has to know before choosing this family."""
+
+    def made_for(self, config: Config) -> tuple[int, int] | None:
+        """Height and width in pixels that a denoiser of this configuration was trained at, if it says so."""
+        size = config.get("sample_size")
+        if not size:
+            return None
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return self.vae_factor * height, self.vae_factor * width
+
+    def nearest_sizes(self, size: object) -> str:
+        """For a message that refuses a height or width: ``" (the nearest are 1016 and 1024)"``."""
+        if not isinstance(size, Integral):
+            return ""
+        below = int(size) // self.size_multiple * self.size_multiple
+        if below < self.size_multiple:
+            return f" (the smallest is {self.size_multiple})"
+        return f" (the nearest are {below} and {below + self.size_multiple})"
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name; raises :class:`InputError` naming those that exist."""
+        if name not in self.variants:
+            raise InputError(f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}")
+        return self.variants[name]

@@ -1,0 +1,131 @@
+"""Stable Diffusion 1.5."""
+
+from __future__ import annotations
+
+from controlnext.families.parts import (
+    CLIP_L,
+    CONTROL,
+    FLOAT32,
+    HIDDEN,
+    IMAGE_TRACE,
+    NO_SHIFT,
+    NO_STATISTICS,
+    OF_DENOISER,
+    OF_VAE,
+    SAMPLERS,
+    text_encoder,
+    vae_graphs,
+)
+from controlnext.families.schema import (
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
+from controlnext.tensor_spec import TensorSpec
+
+SD15 = Family(
+    name="sd15",
+    title="Stable Diffusion 1.5",
+    default_base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    task="image",
+    pipeline_class="StableDiffusionPipeline",
+    pipelines=(
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionAdapterPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionPipelineSafe",
+    ),
+    denoiser="unet",
+    variants={
+        "down": Variant(
+            name="down",
+            control=ControlSpec(out_channels=320),
+            injection=Injection("down_blocks.0", "output", "pool, normalize", 1e-12),
+        ),
+        "mid": Variant(
+            name="mid",
+            control=ControlSpec(
+                out_channels=1280,
+                embedding=(),
+                embedding_padding=(),
+                stages=(128, 256, 256),
+                stage_groups=(1, 8, 8),
+                mid_groups=0,
+                learned_scale=True,
+            ),
+            injection=Injection(
+                "mid_block",
+                "output",
+                "pool, normalize",
+                1e-12,
+                width=lambda config: config["block_out_channels"][-1],
+            ),
+        ),
+    },
+    networks={
+        "unet": Network(
+            "unet",
+            "diffusers",
+            "UNet2DConditionModel",
+            required={
+                "addition_embed_type": None,
+                "use_linear_projection": False,
+                "in_channels": 4,
+                "out_channels": 4,
+            },
+            read=OF_DENOISER,
+            # 1 x 1 convolutions between maps and tokens as products on the tokens: no change of layout, and
+            # in int8 no rounding of what they give
+            traced={"use_linear_projection": True},
+        ),
+        "vae": Network(
+            "vae",
+            "diffusers",
+            "AutoencoderKL",
+            required={"latent_channels": 4, **NO_SHIFT, **NO_STATISTICS},
+            read=OF_VAE,
+        ),
+        "text_encoder": CLIP_L,
+    },
+    graphs=(
+        text_encoder("text_encoder", (HIDDEN,), "text_last"),
+        *vae_graphs(),
+        GraphSpec(
+            folder="unet",
+            network="unet",
+            wrapper="denoiser",
+            prologue=True,
+            inputs=(
+                TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
+                TensorSpec("timestep", "float32", ("batch",)),
+                TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
+                *CONTROL,
+            ),
+            outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),
+            sizes=lambda config: {"cross_attention_dim": config["cross_attention_dim"]},
+            trace_sizes=IMAGE_TRACE,
+            float32=FLOAT32,
+        ),
+    ),
+    samplers=SAMPLERS,
+    default_sampler="unipc",
+    default_steps=20,
+    default_guidance=7.5,
+    pipeline_options={
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    },
+    # StableDiffusionPipeline mends configurations from before these options had their meaning
+    scheduler_options={"steps_offset": 1, "clip_sample": False},
+    prompt_encoders=("text_encoder",),
+    controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
+)

@@ -1,0 +1,163 @@
+"""Stable Diffusion 3."""
+
+from __future__ import annotations
+
+from controlnext.families.parts import (
+    CLIP_G,
+    FLOAT32,
+    HIDDEN,
+    NO_STATISTICS,
+    NUMBER,
+    OF_DENOISER,
+    OF_TEXT,
+    OF_VAE,
+    POOLED,
+    text_encoder,
+    vae_graphs,
+)
+from controlnext.families.samplers import FLOW_SCHEDULERS
+from controlnext.families.schema import (
+    Config,
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
+from controlnext.tensor_spec import TensorSpec
+
+_DISTANCE = "sorts distances between tokens by their logarithm: float16 puts some one place further"
+_RESIDUAL = "takes what wo gives and passes it on to every later layer, as in transformers"
+_T5 = {
+    "wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows",
+    "*.layer.[01]/Add": _RESIDUAL,
+    "layer_norm": "squares of that: 256 is too much already",
+    "final_layer_norm": "the same",
+    "act": "third powers: 41 is too much already",
+    "*.SelfAttention/Div": _DISTANCE,
+    "*.SelfAttention/Log": _DISTANCE,
+    "*.SelfAttention/Mul": _DISTANCE,
+}
+_LATENT = ("batch", 16, "2*height", "2*width")
+
+
+def _width(config: Config) -> int:
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    return width
+
+
+SD3 = Family(
+    name="sd3",
+    title="Stable Diffusion 3",
+    default_base="stabilityai/stable-diffusion-3-medium-diffusers",
+    task="image",
+    pipeline_class="StableDiffusion3Pipeline",
+    pipelines=(
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        "StableDiffusion3PAGPipeline",
+    ),
+    schedulers=FLOW_SCHEDULERS,
+    denoiser="transformer",
+    variants={
+        "sd3": Variant(
+            name="sd3",
+            control=ControlSpec(out_channels=1536),
+            injection=Injection("pos_embed", "output", "pool, normalize", 1e-12, width=_width, tokens=True),
+        )
+    },
+    networks={
+        "transformer": Network(
+            "transformer",
+            "diffusers",
+            "SD3Transformer2DModel",
+            required={"in_channels": 16, "patch_size": 2},
+            read={**OF_DENOISER, "patch_size": int, "pos_embed_max_size": int},
+        ),
+        "vae": Network(
+            "vae",
+            "diffusers",
+            "AutoencoderKL",
+            required={"latent_channels": 16, **NO_STATISTICS},
+            read={**OF_VAE, "shift_factor": NUMBER},
+        ),
+        "text_encoder": Network(
+            "text_encoder",
+            "transformers",
+            "CLIPTextModelWithProjection",
+            True,
+            "tokenizer",
+            read=OF_TEXT,
+        ),
+        "text_encoder_2": CLIP_G,
+        "text_encoder_3": Network(
+            "text_encoder_3",
+            "transformers",
+            "T5EncoderModel",
+            True,
+            "tokenizer_3",
+            tokens=256,
+            read=OF_TEXT,
+        ),
+    },
+    graphs=(
+        text_encoder("text_encoder", (HIDDEN, POOLED), "text_penultimate_pooled"),
+        text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
+        GraphSpec(
+            folder="text_encoder_3",
+            network="text_encoder_3",
+            wrapper="text_last",
+            inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
+            outputs=(TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@d_model")),),
+            sizes=lambda config: {"d_model": config["d_model"]},
+            trace_sizes={"batch": 2, "sequence": 77},
+            optional=True,
+            float32=_T5,
+        ),
+        *vae_graphs(),
+        GraphSpec(
+            folder="transformer",
+            network="transformer",
+            wrapper="denoiser",
+            prologue=True,
+            inputs=(
+                # patches of 2 x 2 latents: height and width count patches
+                TensorSpec("sample", "float32", _LATENT, "hidden_states"),
+                TensorSpec("timestep", "float32", ("batch",)),
+                TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@joint_attention_dim")),
+                TensorSpec("pooled_projections", "float32", ("batch", "@pooled_projection_dim")),
+                TensorSpec("control_image", "float32", ("control_batch", 3, "16*height", "16*width")),
+                TensorSpec("control_scale", "float32", ("batch",)),
+            ),
+            outputs=(TensorSpec("noise_pred", "float32", _LATENT),),
+            sizes=lambda config: {
+                name: config[name] for name in ("joint_attention_dim", "pooled_projection_dim")
+            },
+            trace_sizes={"batch": 3, "control_batch": 2, "height": 7, "width": 5, "sequence": 33},
+            float32=FLOAT32,
+        ),
+    ),
+    samplers=("flow_euler",),
+    default_sampler="flow_euler",
+    default_steps=28,
+    default_guidance=7.0,
+    size_multiple=16,
+    # the table of positions ends there
+    largest_size=lambda config: 8 * config["patch_size"] * config["pos_embed_max_size"],
+    prompt_encoders=("text_encoder", "text_encoder_2"),
+    sequence_encoder="text_encoder_3",
+    multi_vector_tokens=False,
+    pooled_input="pooled_projections",
+    join_pooled=True,
+    controlnet=ControlNet(
+        "SD3ControlNetModel",
+        "StableDiffusion3ControlNetPipeline",
+        options={"num_layers": 6},
+        picture="control_image",
+    ),
+    note="no control weights were ever published for SD3; give --control your own",
+)

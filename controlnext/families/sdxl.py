@@ -1,0 +1,118 @@
+"""Stable Diffusion XL."""
+
+from __future__ import annotations
+
+from controlnext.families.parts import (
+    ADDED_TIME,
+    CLIP_G,
+    CLIP_L,
+    CONTROL,
+    FLOAT32,
+    HIDDEN,
+    IMAGE_TRACE,
+    NO_SHIFT,
+    OF_DENOISER,
+    OF_VAE,
+    POOLED,
+    SAMPLERS,
+    text_encoder,
+    vae_graphs,
+)
+from controlnext.families.schema import (
+    Config,
+    ControlNet,
+    ControlSpec,
+    Family,
+    GraphSpec,
+    Injection,
+    Network,
+    Variant,
+)
+from controlnext.tensor_spec import TensorSpec
+
+
+def _time_ids(height: int, width: int) -> tuple[float, ...]:
+    """Size conditioning (arXiv:2307.01952, 2.2): original size, top left of the crop, target size."""
+    return (height, width, 0, 0, height, width)
+
+
+def _sizes(config: Config) -> dict[str, int]:
+    ids = 6
+    pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
+    return {"cross_attention_dim": config["cross_attention_dim"], "pooled": pooled, "ids": ids}
+
+
+SDXL = Family(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    default_base="stabilityai/stable-diffusion-xl-base-1.0",
+    task="image",
+    pipeline_class="StableDiffusionXLPipeline",
+    pipelines=(
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+        "StableDiffusionXLAdapterPipeline",
+        "StableDiffusionXLPAGPipeline",
+    ),
+    denoiser="unet",
+    variants={
+        "sdxl": Variant(
+            name="sdxl",
+            control=ControlSpec(out_channels=320),
+            injection=Injection("down_blocks.0", "input", "normalize, pool", 1e-12),
+        )
+    },
+    networks={
+        "unet": Network(
+            "unet",
+            "diffusers",
+            "UNet2DConditionModel",
+            required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
+            read=OF_DENOISER,
+        ),
+        "vae": Network(
+            "vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4, **NO_SHIFT}, read=OF_VAE
+        ),
+        "text_encoder": CLIP_L,
+        "text_encoder_2": CLIP_G,
+    },
+    graphs=(
+        text_encoder("text_encoder", (HIDDEN,), "text_penultimate"),
+        text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
+        *vae_graphs(),
+        GraphSpec(
+            folder="unet",
+            network="unet",
+            wrapper="denoiser",
+            prologue=True,
+            inputs=(
+                TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
+                TensorSpec("timestep", "float32", ("batch",)),
+                TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
+                TensorSpec("text_embeds", "float32", ("batch", "@pooled"), "added_cond_kwargs.text_embeds"),
+                TensorSpec("time_ids", "float32", ("batch", "@ids"), "added_cond_kwargs.time_ids"),
+                *CONTROL,
+            ),
+            outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),
+            sizes=_sizes,
+            trace_sizes=IMAGE_TRACE,
+            float32={**FLOAT32, **ADDED_TIME},
+        ),
+    ),
+    samplers=SAMPLERS,
+    default_sampler="unipc",
+    default_steps=20,
+    default_guidance=5.0,
+    increments=True,
+    pipeline_options={"add_watermarker": False},
+    checkpoint_options={"force_zeros_for_empty_prompt": True},
+    prompt_encoders=("text_encoder", "text_encoder_2"),
+    pooled_input="text_embeds",
+    conditioning={"time_ids": _time_ids},
+    # the original SDXL VAE says so in its configuration; the fp16-fix VAE says false
+    float32_vae=lambda config: bool(config.get("force_upcast", True)),
+    controlnet=ControlNet("ControlNetModel", "StableDiffusionXLControlNetPipeline"),
+)

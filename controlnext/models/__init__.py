@@ -1,0 +1,1 @@
+"""The control module and its injection, in PyTorch."""

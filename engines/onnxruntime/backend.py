@@ -1,0 +1,232 @@
+"""ONNX Runtime as an engine.
+
+Making a session is slow because the graph is optimized each time. Here that happens once: the optimized graph
+is written to ``<bundle>/engines/onnxruntime-<key>/<graph>/`` and sessions are made from it, with the same
+results to the last bit: docs/benchmarks.md has what that saves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from controlnext import processor
+from controlnext.bundle.manifest import MODEL, PARTS, UINT8_PARTS, Manifest, check_file
+from controlnext.engines.artifact_cache import discard, is_intact, store
+from controlnext.engines.artifact_cache import processor as describe_processor
+from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.onnxruntime import int8
+from controlnext.engines.onnxruntime.providers import (
+    CPU,
+    CUDA,
+    OWN_ENGINES,
+    PROVIDERS,
+    choose_provider,
+    provider_options,
+    runs_parts,
+)
+from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
+from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
+from controlnext.families import get_family
+
+logger = logging.getLogger(__name__)
+
+Providers = list[tuple[str, dict[str, Any]]]
+
+MOST_THREADS = 8 * (os.cpu_count() or 1)
+"""More than one for each core only wait for each other; so many more are a mistake."""
+_SILENT = 4
+_PROLOGUES = (PARTS[0], UINT8_PARTS[0])
+
+
+class _ProviderError(ControlNeXtError):
+    """A provider is part of this ONNX Runtime but does not work on this machine."""
+
+
+class OrtBackend(Backend):
+    """ONNX Runtime on ``device``: ``"cpu"``, ``"cuda:N"``, or ``"auto"``, which is CUDA where it is there.
+
+    ``provider``: one of :data:`~controlnext.engines.onnxruntime.providers.PROVIDERS`, by default ``"cuda"``
+    on a GPU. The two TensorRTs among them build their engines for the sizes that they see, when they see
+    them.
+    ``threads``: how many compute an operator on the processor; by default one for each core that the process
+    may use.
+    """
+
+    def __init__(self, device: str = "auto", provider: str = "auto", threads: int | None = None) -> None:
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+            raise InputError(
+                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out"
+            )
+        self.ort = _import_onnxruntime()
+        self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
+        self.index = device_index(device) or 0
+        self.threads = threads
+        self._may_use_cpu = device == provider == "auto"
+
+    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+        """Sessions of the graph in ``<bundle>/<folder>``; only the files that are read are checked."""
+        if folder not in manifest.graphs:
+            raise BundleError(f"{bundle} has no graph {folder}; it has {', '.join(manifest.graphs)}")
+        try:
+            sessions = self._open(bundle, manifest, folder, cache)
+        except _ProviderError as error:
+            if not self._may_use_cpu:
+                raise WorkError(str(error)) from error
+            logger.warning("going on without the GPU: %s", error)
+            self.provider = CPU
+            sessions = self._open(bundle, manifest, folder, cache)
+        if self.provider == CPU:
+            form = self._int8_form(manifest.graphs[folder].precision)
+            where = f"onnxruntime on cpu{form and f', int8 as {form}'}"
+            return OrtEngine(sessions, manifest, folder, where)
+        name = "" if self.provider == CUDA else f" with {self.provider}"
+        device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
+        return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+
+    def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
+        precision, kept = manifest.graphs[folder].precision, self._kept(bundle, manifest, folder)
+        own = self.provider in OWN_ENGINES
+        providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
+        if cache and not own:
+            sessions = self._cached_sessions(bundle, manifest, folder, providers)
+            if sessions:
+                return sessions
+        return [
+            self._session(graph, self._options(self._packs(manifest, graph)), providers)
+            for graph in self._sources(bundle, manifest, folder)
+        ]
+
+    def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
+        """The files of :meth:`_names`, after everything of the graph was checked."""
+        names = self._names(bundle, manifest, folder)
+        for name in manifest.files:
+            if name.startswith(f"{folder}/"):
+                check_file(bundle, manifest, name)
+        return [bundle / folder / name for name in names]
+
+    def _names(self, bundle: Path, manifest: Manifest, folder: str) -> list[str]:
+        """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
+        precision = manifest.graphs[folder].precision
+        parts = int8.parts_for(precision) if self.provider == CPU else PARTS
+        there = [name for name in parts if f"{folder}/{name}" in manifest.files]
+        if parts == UINT8_PARTS and not there:
+            raise BundleError(
+                f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
+                " multiplies int8 without VNNI; export it again with controlnext export --precision int8, or"
+                " run it on a processor with VNNI"
+            )
+        return there if there and runs_parts(self.provider, precision) else [MODEL]
+
+    def _int8_form(self, precision: str) -> str:
+        """How this processor multiplies a graph of that precision; empty where it is not int8 or not here."""
+        return int8.int8_form() if precision == "int8" and self.provider == CPU else ""
+
+    def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
+        """Where what is slow to make for this graph is kept."""
+        return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / folder
+
+    def _cached_sessions(
+        self, bundle: Path, manifest: Manifest, folder: str, providers: Providers
+    ) -> list[Any]:
+        """Sessions of the optimized graphs; none where these cannot be used."""
+        optimized = self._kept(bundle, manifest, folder)
+        if not is_intact(optimized) and not self._optimize(
+            self._sources(bundle, manifest, folder), optimized, providers
+        ):
+            return []
+        sessions = []
+        try:
+            for name in self._names(bundle, manifest, folder):
+                graph = optimized / name
+                options = self._options(self._packs(manifest, graph))
+                options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+                sessions.append(self._session(graph, options, providers))
+            return sessions
+        except WorkError as error:
+            logger.warning("the optimized graph %s is not used: %s", optimized, error)
+            discard(optimized)
+            return []
+
+    def _key(self, manifest: Manifest) -> str:
+        """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
+        files = manifest.files.items()
+        graphs = {name: entry.sha256 for name, entry in files if name.split("/")[0] in manifest.graphs}
+        provider = PROVIDERS[self.provider][0]
+        parts = [graphs, self.ort.__version__, provider, describe_processor(), "ORT_ENABLE_ALL"]
+        # an emulated processor may have the description of the real one
+        parts += filter(None, [self._int8_form(manifest.precision)])
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _optimize(self, sources: Sequence[Path], optimized: Path, providers: Providers) -> bool:
+        """Have ONNX Runtime write the graphs that it makes of the bundle's; whether that was possible."""
+        try:
+            with store(optimized) as made:
+                for source in sources:
+                    self._session(source, self._writing(made / source.name), providers)
+        except (OSError, WorkError) as error:
+            logger.info("the optimized graph of %s is not kept for the next time: %s", optimized, error)
+            return False
+        return True
+
+    def _writing(self, target: Path) -> Any:
+        """Options of a session that writes its graph to ``target`` and never runs."""
+        options = self._options(packed=False)
+        options.optimized_model_filepath = str(target)
+        entries = {
+            "session.optimized_model_external_initializers_file_name": f"{target.name}.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        for key, value in entries.items():
+            options.add_session_config_entry(key, value)
+        return options
+
+    def _packs(self, manifest: Manifest, graph: Path) -> bool:
+        """Whether ``graph`` runs often enough for its weights to be laid out anew, in memory of their own.
+
+        Only a step does. A text encoder of SD1.5 would take 0.28 s more to load, and 0.02 s less a picture.
+        """
+        denoiser = get_family(manifest.family).denoiser
+        return self.provider != CPU or (graph.parent.name == denoiser and graph.name not in _PROLOGUES)
+
+    def _options(self, packed: bool) -> Any:
+        options = self.ort.SessionOptions()
+        if not packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        # what goes wrong comes as an exception too
+        options.log_severity_level = _SILENT
+        # a plan of all activations in one block is made at the first run and held besides what that run took:
+        # twice the memory, for no time
+        options.enable_mem_pattern = False
+        # ONNX Runtime's own default counts cores that other processes have for themselves
+        options.intra_op_num_threads = self.threads or processor.usable_cores()
+        return options
+
+    def _session(self, graph: Path, options: Any, providers: Providers) -> Any:
+        try:
+            session = self.ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's errors share no other class
+            raise WorkError(f"ONNX Runtime cannot load {graph}: {first_line(error)}") from error
+        if session.get_providers()[0] != providers[0][0]:
+            raise _ProviderError(
+                f"ONNX Runtime has {self.provider} but cannot start it on cuda:{self.index}; check the driver"
+                " and the CUDA and cuDNN libraries or give device cpu"
+            )
+        return session
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            'ONNX Runtime is not installed; run pip install "controlnext[cpu]", or "controlnext[gpu]" for'
+            f" NVIDIA ({error})"
+        ) from error
+    return onnxruntime

@@ -1,0 +1,231 @@
+"""Built engines: found again only where they are exactly what the bundle and the machine need.
+
+An engine lies in ``<bundle>/engines/<backend>-<hardware>/<graph>/``: the library's file, an entry that says
+what it was made of, and the checksums of both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from controlnext.bundle.manifest import DATA, MODEL, Manifest
+from controlnext.engines import artifact_cache as cache
+from controlnext.errors import BundleError, WorkError
+
+ENGINE = "model.engine"
+ENTRY = "entry.json"
+PORTABLE = "portable"
+"""Hardware of an engine for every GPU that its library builds for by default."""
+
+Profile = dict[str, list[list[int]]]
+"""Of every input the smallest, the usual and the largest shape."""
+
+
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that an engine depends on.
+
+    ``graph`` and ``weights``: sha256 of the graph's file and of the file of its weights. ``hardware``: the
+    GPUs that it was built for, :data:`PORTABLE` or their architectures ("sm86+sm89"). ``options``: the
+    builder's.
+    """
+
+    graph: str
+    weights: str
+    precision: str
+    backend: str
+    version: str
+    hardware: str
+    profile: Profile
+    options: dict[str, int | bool | None]
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept beside an engine. ``arguments``: the options of ``controlnext build`` that it was built
+    with; ``seconds``: how long that took."""
+
+    key: Key
+    arguments: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoredEngine:
+    """An engine whose checksum was found right."""
+
+    path: Path
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an engine has to be for: a library of this version, and hardware that ``suits`` tells.
+
+    ``hardware`` names that of this machine in messages.
+    """
+
+    backend: str
+    version: str
+    hardware: str
+    suits: Callable[[str], bool]
+
+
+def graph_key(manifest: Manifest, folder: str) -> dict[str, str]:
+    """The parts of a :class:`Key` that the bundle decides: ``graph``, ``weights`` and ``precision``."""
+    if folder not in manifest.graphs:
+        raise BundleError(f"the bundle has no graph {folder}; it has {', '.join(manifest.graphs)}")
+    sums = {name: entry.sha256 for name, entry in manifest.files.items()}
+    return {
+        "graph": sums[f"{folder}/{MODEL}"],
+        "weights": sums.get(f"{folder}/{DATA}", ""),
+        "precision": manifest.graphs[folder].precision,
+    }
+
+
+def engine_folder(bundle: Path, backend: str, hardware: str, folder: str) -> Path:
+    """Where the engine of the graph ``folder`` lies."""
+    return bundle / "engines" / f"{backend}-{hardware}" / folder
+
+
+def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: Wanted) -> StoredEngine:
+    """The engine of the graph ``folder``; one for few GPUs goes before one for many.
+
+    Raises :class:`~controlnext.errors.BundleError` where there is none, where it is damaged or was made of or
+    for something else. The message says what differs, and the command that builds it.
+    """
+    needed = {**graph_key(manifest, folder), "backend": wanted.backend, "version": wanted.version}
+    entries = _entries(bundle, folder, wanted.backend)
+    if not entries:
+        command = build_command(bundle, wanted.backend)
+        raise BundleError(f"{bundle} has no {wanted.backend} engine of {folder}; build it: {command}")
+    suiting = {place: entry for place, entry in entries.items() if wanted.suits(entry.key.hardware)}
+    for place, entry in suiting.items():
+        if not differences(entry.key, needed):
+            return _undamaged(bundle, place, entry)
+    place, entry = next(iter((suiting or entries).items()))
+    wrong = differences(entry.key, needed)
+    if not suiting:
+        wrong.insert(0, f"hardware is {entry.key.hardware}, wanted {wanted.hardware}")
+    # an engine for other hardware stays: it is right where that is
+    arguments = entry.arguments if suiting else ()
+    raise BundleError(
+        f"the engine in {place} is not for this bundle and machine: {'; '.join(wrong)};"
+        f" build one: {build_command(bundle, wanted.backend, arguments)}"
+    )
+
+
+def has_engine(bundle: Path, folder: str, backend: str) -> bool:
+    """Whether there is an engine of the graph ``folder``, be it right or not: none is read."""
+    return bool(_places(bundle, folder, backend))
+
+
+def kept_engine(place: Path, key: Key) -> StoredEngine | None:
+    """The engine in folder ``place`` if it has exactly this key and is not damaged."""
+    try:
+        entry = _read_entry(place)
+    except (OSError, ValueError, msgspec.DecodeError):
+        return None
+    return StoredEngine(place / ENGINE, entry) if entry.key == key and cache.is_intact(place) else None
+
+
+def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
+    """The engines of a graph by their folders, those for few GPUs first."""
+    entries = {}
+    for place in _places(bundle, folder, backend):
+        try:
+            entries[place] = _read_entry(place)
+        except (OSError, ValueError, msgspec.DecodeError) as error:
+            raise BundleError(
+                f"the engine in {place} is damaged: {ENTRY}: {error};"
+                f" build it again: {build_command(bundle, backend)}"
+            ) from error
+    return dict(sorted(entries.items(), key=lambda item: (_breadth(item[1]), item[0])))
+
+
+def _places(bundle: Path, folder: str, backend: str) -> list[Path]:
+    # tensorrt-rtx-portable is no folder of the backend tensorrt
+    own = re.compile(rf"{backend}-({PORTABLE}$|sm\d)")
+    entries = (bundle / "engines").glob(f"{backend}-*/{folder}/{ENTRY}")
+    return [path.parent for path in entries if own.match(path.parts[-3])]
+
+
+def _breadth(entry: Entry) -> float:
+    hardware = entry.key.hardware
+    return math.inf if hardware == PORTABLE else hardware.count("+")
+
+
+def _read_entry(place: Path) -> Entry:
+    return msgspec.json.decode((place / ENTRY).read_bytes(), type=Entry)
+
+
+def _undamaged(bundle: Path, place: Path, entry: Entry) -> StoredEngine:
+    damage = cache.find_damage(place)
+    if damage:
+        command = build_command(bundle, entry.key.backend, entry.arguments)
+        raise BundleError(f"the engine in {place} is damaged: {damage}; build it again: {command}")
+    return StoredEngine(place / ENGINE, entry)
+
+
+def differences(found: Key, wanted: Mapping[str, object]) -> list[str]:
+    """In words, the parts of the key in which an engine is not as ``wanted``."""
+    parts = [(name, getattr(found, name), value) for name, value in wanted.items()]
+    return [f"{name} is {_text(is_)}, wanted {_text(want)}" for name, is_, want in parts if is_ != want]
+
+
+def build_command(bundle: Path, backend: str, arguments: Sequence[str] = ()) -> str:
+    """The command line that builds the bundle's engines."""
+    return shlex.join(["controlnext", "build", str(bundle), "--backend", backend, *arguments])
+
+
+@contextmanager
+def exclusive(place: Path) -> Iterator[None]:
+    """While this lasts no other process builds the engine in folder ``place``; waits for one that does.
+
+    What a process that was killed left there is removed. Raises :class:`~controlnext.errors.WorkError` where
+    nothing can be written.
+    """
+    # a run without built engines does not need it
+    from filelock import FileLock
+
+    lock = FileLock(place.parent / f".{place.name}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise WorkError(f"engines cannot be written to {place.parent}: {error}") from error
+    with lock:
+        for leftover in place.parent.glob(f".{place.name}.*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def new_engine(place: Path) -> Iterator[Path]:
+    """A folder to write an engine and its entry into; it becomes ``place`` when the block ends well.
+
+    Raises :class:`~controlnext.errors.WorkError` where it cannot be written.
+    """
+    try:
+        with cache.store(place) as made:
+            yield made
+    except OSError as error:
+        raise WorkError(f"the engine cannot be written to {place}: {error}") from error
+
+
+def write_entry(made: Path, entry: Entry) -> None:
+    """Write the entry of the engine in folder ``made``."""
+    (made / ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
+
+
+def _text(value: object) -> str:
+    text = str(value)
+    return text[:16] if len(text) == 64 and text.isalnum() else text

@@ -1,0 +1,151 @@
+"""Adapters that give a PyTorch network the signature of its graph: tensors in, tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from controlnext.families import GraphSpec
+from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+
+
+class FusedDenoiser(nn.Module):
+    """The stock denoiser with its control modules and their injection in one forward pass.
+
+    Takes the tensors of ``spec.inputs`` in that order. A control picture may have batch 1 while the latents
+    have a guided batch: its control module then runs once and its feature is repeated.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        controls: Sequence[nn.Module],
+        normalization: CrossNormalization,
+        spec: GraphSpec,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.suffixes = ["", *(f"_{number}" for number in range(2, len(controls) + 1))][: len(controls)]
+        for suffix, control in zip(self.suffixes, controls, strict=True):
+            self.add_module(f"control{suffix}", control)
+        self.cross_normalization = normalization
+        self.spec = spec
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        inputs = dict(zip((s.name for s in self.spec.inputs), tensors, strict=True))
+        controls = [self._control(inputs, suffix) for suffix in self.suffixes]
+        with inject(self.denoiser, self.cross_normalization, controls):
+            return self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
+
+    def _control(self, inputs: dict[str, Tensor], suffix: str) -> Control:
+        module = self.get_submodule(f"control{suffix}")
+        image, scale = inputs.pop(f"control_image{suffix}"), inputs.pop(f"control_scale{suffix}")
+        timestep = inputs["timestep"]
+        # gathers instead of slices and broadcasts: they leave the two batch sizes independent in the trace
+        device = timestep.device
+        rows = torch.arange(timestep.shape[0], device=device).clamp(max=image.shape[0] - 1)
+        feature = module(image, timestep.index_select(0, torch.arange(image.shape[0], device=device)))
+        if image.ndim == 5:
+            frames = image.shape[1]
+            feature = feature.unflatten(0, (-1, frames)).index_select(0, rows).flatten(0, 1)
+            scale = scale[:, None].expand(-1, frames).flatten()
+        else:
+            feature = feature.index_select(0, rows)
+        return Control(feature, scale, module.scale)  # type: ignore[arg-type]
+
+
+def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keyword arguments of the denoiser; ``"group.name"`` puts a tensor into a dictionary argument."""
+    arguments: dict[str, Any] = {}
+    for tensor in spec.inputs:
+        if tensor.name in inputs:
+            group, dot, name = (tensor.argument or tensor.name).partition(".")
+            if dot:
+                arguments.setdefault(group, {})[name] = inputs[tensor.name]
+            else:
+                arguments[group] = inputs[tensor.name]
+    return arguments
+
+
+class TextEncoder(nn.Module):
+    """Token ids -> hidden states of the last layer, with ``penultimate`` before it, [pooled projection]."""
+
+    def __init__(self, network: nn.Module, penultimate: bool = False, pooled: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.penultimate, self.pooled = penultimate, pooled
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        output = self.network(input_ids, output_hidden_states=self.penultimate)
+        hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        return (hidden, output.text_embeds) if self.pooled else (hidden,)
+
+
+class ImageEncoder(nn.Module):
+    """CLIP's normalized pixels -> projected embedding."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.network(pixel_values).image_embeds
+
+
+class VaeDecoder(nn.Module):
+    """Latents (already divided by the scaling factor) -> picture in about [-1, 1].
+
+    A ``temporal`` decoder takes the frames of one clip, and each frame sees the others.
+    """
+
+    network: Any
+
+    def __init__(self, network: nn.Module, temporal: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.temporal = temporal
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        clip = {"num_frames": latent_sample.shape[0]} if self.temporal else {}
+        return self.network.decode(latent_sample, **clip, return_dict=False)[0]
+
+
+class VaeEncoder(nn.Module):
+    """Picture in [-1, 1] -> mean and logarithm of the variance of its latents, stacked on the channels."""
+
+    network: Any
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.network.encode(sample).latent_dist.parameters
+
+
+ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
+    {
+        "text_last": TextEncoder,
+        "text_penultimate": partial(TextEncoder, penultimate=True),
+        "text_penultimate_pooled": partial(TextEncoder, penultimate=True, pooled=True),
+        "image_encoder": ImageEncoder,
+        "vae_decoder": VaeDecoder,
+        "temporal_vae_decoder": partial(VaeDecoder, temporal=True),
+        "vae_encoder": VaeEncoder,
+    }
+)
+"""What the registry's ``wrapper`` may name, besides ``"denoiser"``."""
+
+
+def wrap(
+    spec: GraphSpec, network: nn.Module, controls: Sequence[nn.Module], normalization: CrossNormalization
+) -> nn.Module:
+    """The module behind the graph ``spec``; to be traced it needs a pool that can be (averaging_pool)."""
+    if spec.wrapper == "denoiser":
+        return FusedDenoiser(network, controls, normalization, spec).eval()
+    return ADAPTERS[spec.wrapper](network).eval()

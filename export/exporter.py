@@ -1,0 +1,247 @@
+"""From a checkpoint to a bundle: every graph, the tokenizers, the scheduler, the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from controlnext import __version__
+from controlnext.bundle.files import new_folder
+from controlnext.bundle.manifest import (
+    MODEL,
+    SCHEMA,
+    Graph,
+    Int8,
+    Manifest,
+    ParityRow,
+    TensorEntry,
+    list_files,
+    write_manifest,
+)
+from controlnext.errors import InputError, ParityError
+from controlnext.export.adapters import wrap
+from controlnext.export.passes import finish_graph, quantize
+from controlnext.export.quantization.calibrate import Denoise, calibrate
+from controlnext.export.tracing import make_hollow, trace
+from controlnext.export.writer import attach_weights, write_graph, write_parts
+from controlnext.families import CHANGING, Family, GraphSpec
+from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
+from controlnext.tensor_spec import TensorSpec
+from controlnext.types import Progress
+from controlnext.weights import Checkpoint
+
+Measure = Callable[[Path], list[ParityRow]]
+"""Called with the folder of the finished graphs; its rows become the manifest's ``parity``."""
+
+PRECISIONS = ("fp32", "fp16", "int8")
+COMPUTES = ("fp32", "fp16")
+"""Arithmetic of what an int8 bundle leaves out: float32 for processors, float16 for GPUs."""
+SampleWith = Callable[[Path, Denoise], None]
+"""Runs a denoiser through sampling runs from the (unfinished) bundle in a folder."""
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    precision: str,
+    output: Path,
+    *,
+    compute: str = "fp32",
+    sample: SampleWith | None = None,
+    calibrated: Int8 | None = None,
+    force: bool = False,
+    progress: Progress = lambda _stage, _fraction: None,
+    measure: Measure | None = None,
+) -> Manifest:
+    """Export every graph of ``checkpoint`` into the new folder ``output`` and return its manifest.
+
+    ``precision`` is one of :data:`PRECISIONS`. In an int8 bundle the denoiser's layers are int8 as far as
+    :mod:`controlnext.export.quantization.calibrate` finds, with ``sample`` for the sampling runs, or as was
+    found before (``calibrated``); ``compute``, one of :data:`COMPUTES`, is the arithmetic of everything else.
+    The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
+    passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
+    existing bundle.
+    """
+    for name, given, accepted in (("precision", precision, PRECISIONS), ("compute", compute, COMPUTES)):
+        if given not in accepted:
+            raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}")
+    if precision == "int8" and sample is None and calibrated is None:
+        raise InputError("int8 is calibrated on sampling runs; give export_bundle a function sample")
+    family = checkpoint.family
+    specs = checkpoint.graphs
+    plain = precision if precision != "int8" else compute
+    with new_folder(output, force) as folder:
+        graphs: dict[str, Graph] = {}
+        _write_texts(checkpoint, folder)
+        # the denoiser comes last: to calibrate it takes the others
+        for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
+            step = _Step(progress, spec.folder, index / len(specs), 1 / len(specs))
+            config = checkpoint.networks[spec.network].config
+            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
+            if precision == "int8" and spec.wrapper == "denoiser":
+                traced = job.traced()
+                int8 = calibrated or _calibrate(job, traced, graphs, sample)
+                graphs[spec.folder] = _export_int8(job, traced, int8)
+            else:
+                graphs[spec.folder] = _export_graph(job)
+        manifest = msgspec.structs.replace(
+            _manifest(checkpoint, precision, {spec.folder: graphs[spec.folder] for spec in specs}),
+            files=list_files(folder),
+        )
+        write_manifest(folder, manifest)
+        if measure is not None:
+            manifest = msgspec.structs.replace(manifest, parity=measure(folder))
+            write_manifest(folder, manifest)
+            check_parity(manifest.parity)
+    return manifest
+
+
+def _manifest(checkpoint: Checkpoint, precision: str, graphs: dict[str, Graph]) -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        family=checkpoint.family.name,
+        variant=checkpoint.variant.name,
+        precision=precision,
+        graphs=graphs,
+        configs={name: network.config for name, network in checkpoint.networks.items()},
+        options=checkpoint.options,
+        sources=checkpoint.sources,
+        tools={"controlnext": __version__} | {tool: importlib.metadata.version(tool) for tool in TOOLS},
+        files={},
+        scheduler=checkpoint.settings,
+    )
+
+
+def check_parity(rows: list[ParityRow]) -> None:
+    """Raise :class:`ParityError` naming the rows that miss their limit."""
+    missed = [row for row in rows if not row.passed]
+    if missed:
+        texts = [f"{row.name} {row.metric} {row.value:.2g} (limit {row.limit:.2g})" for row in missed[:5]]
+        raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(texts)}")
+
+
+def graph_precision(family: Family, spec: GraphSpec, precision: str, config: Mapping[str, object]) -> str:
+    """``precision``, or ``"fp32"`` for a VAE that overflows in float16."""
+    return "fp32" if spec.network == "vae" and family.float32_vae(config) else precision
+
+
+class _Step:
+    """Progress within one graph."""
+
+    def __init__(self, progress: Progress, name: str, start: float, share: float) -> None:
+        self.progress, self.name, self.start, self.share = progress, name, start, share
+
+    def __call__(self, what: str, fraction: float) -> None:
+        self.progress(f"{self.name}: {what}", self.start + self.share * fraction)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One graph to export."""
+
+    checkpoint: Checkpoint
+    spec: GraphSpec
+    precision: str
+    folder: Path
+    step: _Step
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return self.spec.sizes(self.checkpoint.networks[self.spec.network].config)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return [tensor.resolve(self.sizes) for tensor in self.spec.inputs]
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return [tensor.resolve(self.sizes) for tensor in self.spec.outputs]
+
+    def traced(self) -> ir.Model:
+        self.step("tracing", 0.0)
+        return trace(_hollow_module(self.checkpoint, self.spec), self.spec, self.sizes)
+
+    def finished(self, traced: ir.Model, precision: str) -> ir.Model:
+        """The graph that is shipped, with its weights."""
+        self.step("simplifying", 0.6)
+        model = finish_graph(traced, self.inputs, self.outputs, precision, self.spec.float32)
+        return attach_weights(model, _readers(self.checkpoint, self.spec))
+
+    def write(self, model: ir.Model) -> None:
+        write_graph(
+            model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
+        )
+
+    def ship(self, model: ir.Model, precision: str) -> None:
+        self.write(model)
+        if self.spec.wrapper == "denoiser":
+            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue, precision)
+
+    def entry(self, precision: str) -> Graph:
+        return Graph(
+            network=self.spec.network,
+            precision=precision,
+            inputs=[TensorEntry.of(tensor) for tensor in self.inputs],
+            outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
+        )
+
+
+def _export_graph(job: _Job) -> Graph:
+    job.ship(job.finished(job.traced(), job.precision), job.precision)
+    return job.entry(job.precision)
+
+
+def _export_int8(job: _Job, traced: ir.Model, int8: Int8) -> Graph:
+    job.ship(quantize(job.finished(traced, job.precision), int8.layers), "int8")
+    return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
+
+
+def _calibrate(job: _Job, traced: ir.Model, others: Mapping[str, Graph], sample: SampleWith | None) -> Int8:
+    """What of the denoiser is to be int8, found with the denoiser in float32, which is written for that."""
+    assert sample is not None
+    target = job.folder / job.spec.folder
+    job.write(job.finished(traced.clone(), "fp32"))
+    graphs = {**others, job.spec.folder: job.entry("fp32")}
+    files = list_files(job.folder, without=job.spec.folder)
+    unfinished = msgspec.structs.replace(_manifest(job.checkpoint, "fp32", graphs), files=files)
+    write_manifest(job.folder, unfinished)
+    int8 = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step)
+    shutil.rmtree(target)
+    return int8
+
+
+def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
+    network = make_hollow(checkpoint.networks[spec.network].meta_module(traced=True))
+    controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
+    return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
+
+
+def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:
+    """A function that reads each weight behind a graph, by the weight's name in the traced module."""
+    parts = {"network": spec.network}
+    if spec.wrapper == "denoiser":
+        controls = {name: name for name, network in checkpoint.networks.items() if network.spec is None}
+        parts = {"denoiser": spec.network, **controls}
+    return {
+        f"{prefix}.{name}": partial(checkpoint.networks[network].tensors.__getitem__, name)
+        for prefix, network in parts.items()
+        for name in checkpoint.networks[network].tensors
+    }
+
+
+def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
+    for name, content in checkpoint.tokenizers.items():
+        (folder / name).mkdir()
+        (folder / name / "tokenizer.json").write_text(content, encoding="utf-8")
+    (folder / "scheduler").mkdir()
+    scheduler = json.dumps(checkpoint.scheduler, indent=2, sort_keys=True) + "\n"
+    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler, encoding="utf-8")

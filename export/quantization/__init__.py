@@ -1,0 +1,1 @@
+"""Which layers of a denoiser become int8, and on which grids."""

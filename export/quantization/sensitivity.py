@@ -1,0 +1,135 @@
+"""What each layer of a denoiser alone does to its output in int8, measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+
+from controlnext import processor
+from controlnext.bundle.manifest import LayerScales
+from controlnext.export.passes.prologue import split_prologue
+from controlnext.export.passes.quantize import layers
+from controlnext.export.passes.switches import SWITCHES, switch
+from controlnext.types import Feed, Progress
+
+GROUP = 10
+"""So many matrix products in a row are measured together first."""
+_LATENTS = "sample"
+
+
+def measure_errors(
+    graph: Path,
+    scales: Mapping[str, LayerScales],
+    work: Mapping[str, float],
+    feeds: Sequence[Feed],
+    target: float,
+    progress: Progress,
+) -> dict[str, float]:
+    """Relative error of the output with a layer alone in int8, by layer: root mean square over ``feeds``.
+
+    ``target``: the error that all layers together may cause. Matrix products are many and mostly harmless: a
+    group of them is taken apart only where its squared error is more than twice what its share of the
+    ``work`` allows it; else each gets its share of the error.
+    """
+    error = _SwitchedError(graph, scales, feeds)
+    groups, total = _groups(scales), sum(work.values())
+    squares: dict[str, float] = {}
+    for number, group in enumerate(groups):
+        together, share = error(group), sum(work[name] for name in group)
+        apart = len(group) > 1 and together > 2 * target**2 * share / total
+        for name in group:
+            squares[name] = error([name]) if apart else together * work[name] / share
+        progress("measuring layers", (number + 1) / len(groups))
+    error.close()
+    return {name: math.sqrt(squares[name]) for name in scales}
+
+
+def _groups(scales: Mapping[str, LayerScales]) -> list[list[str]]:
+    """Each convolution by itself, matrix products that follow each other together."""
+    groups: list[list[str]] = []
+    open_group = False
+    for name, scale in scales.items():
+        product = scale.output is None
+        if product and open_group and len(groups[-1]) < GROUP:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+        open_group = product
+    return groups
+
+
+class _SwitchedError:
+    """The squared relative error of the output with some layers in int8: a mean over steps.
+
+    What does not depend on the latents, the control module above all, is a graph of its own and computed
+    again only where one of its layers is switched: in a small model it is most of the work.
+    """
+
+    def __init__(self, graph: Path, scales: Mapping[str, LayerScales], feeds: Sequence[Feed]) -> None:
+        once, rest = split_prologue(ir.load(graph), [_LATENTS])
+        self.once, self.rest = (
+            _Switched(part, scales, graph.with_name(f"switched.{number}.onnx"))
+            for number, part in enumerate((once, rest))
+        )
+        self.feeds = [{**feed, **self.once.run(feed, ())} for feed in feeds]
+        self.wanted = [self._run(feed, ()) for feed in self.feeds]
+
+    def __call__(self, on: Sequence[str]) -> float:
+        errors = [
+            np.sum((self._run(feed, on) - wanted) ** 2) / np.sum(wanted**2)
+            for feed, wanted in zip(self.feeds, self.wanted, strict=True)
+        ]
+        return float(np.mean(errors))
+
+    def _run(self, feed: Feed, on: Sequence[str]) -> np.ndarray:
+        given = {**feed, **self.once.run(feed, on)} if self.once.has(on) else feed
+        (output,) = self.rest.run(given, on).values()
+        return output.astype(np.float64)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        for part in (self.once, self.rest):
+            part.close()
+
+
+class _Switched:
+    """A graph with switches for those of its layers that have grids, written to ``path``."""
+
+    def __init__(self, model: ir.Model, scales: Mapping[str, LayerScales], path: Path) -> None:
+        there = {f"{layer.node.name}" for layer in layers(model)}
+        self.names = [name for name in scales if name in there]
+        self.path = path
+        ir.save(switch(model, {name: scales[name] for name in self.names}), path)
+        self.session = mapped_session(path)
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def has(self, on: Sequence[str]) -> bool:
+        return not set(on).isdisjoint(self.names)
+
+    def run(self, feed: Feed, on: Sequence[str]) -> dict[str, np.ndarray]:
+        given = {**feed, SWITCHES: np.array([name in on for name in self.names], bool)}
+        outputs = self.session.run(self.outputs, {name: given[name] for name in self.inputs})
+        return dict(zip(self.outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        del self.session
+        self.path.unlink()
+
+
+def mapped_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session that maps the weights' file: no copies of them, packed, folded or in blocks of channels."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = processor.usable_cores()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # the order of the file: what reads a value runs soon after it, and its memory is free again
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    return onnxruntime.InferenceSession(
+        str(path), options, disabled_optimizers=["ConstantFolding", "NchwcTransformer"]
+    )

@@ -1,0 +1,83 @@
+"""Trace a PyTorch module into an ONNX graph whose named dimensions stay dynamic."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import onnx_ir as ir
+import torch
+import torch._dynamo
+from torch import nn
+
+from controlnext.export.decompose import decomposed_in_place
+from controlnext.export.shortcuts import name_stand_ins, short_trace
+from controlnext.families import GraphSpec
+from controlnext.tensor_spec import TensorSpec
+
+OPSET = 23
+"""Here attention and group normalization are single standard operators (Attention, GroupNormalization)."""
+
+
+def make_hollow(module: nn.Module) -> nn.Module:
+    """Replace parameters on the meta device by CPU tensors of one repeated zero: a shape without memory."""
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros(()).expand(parameter.shape)
+                part._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+    return module
+
+
+def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Model:
+    """The graph of ``module`` as the exporter gives it, in float32.
+
+    ``sizes`` are the model's own (:meth:`TensorSpec.resolve`). Every symbol of the specs is traced as a
+    dynamic size, from the example values ``spec.trace_sizes``; these only lead the trace.
+    """
+    inputs = [tensor.resolve(sizes) for tensor in spec.inputs]
+    examples = tuple(
+        torch.zeros(tensor.shape_at(spec.trace_sizes), dtype=getattr(torch, tensor.dtype))
+        for tensor in inputs
+    )
+    dynamic = tuple(_dynamic_axes(tensor) for tensor in inputs)
+    # a module that takes *tensors has one parameter, one that names its inputs has several
+    shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
+    with _quiet(), torch.no_grad():
+        with short_trace():
+            program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+        name_stand_ins(program)
+        with decomposed_in_place(program):
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                # minutes of work on a large graph; controlnext.export.passes does the part that is needed
+                optimize=False,
+                verbose=False,
+                input_names=[tensor.name for tensor in inputs],
+                output_names=[tensor.name for tensor in spec.outputs],
+            )
+    assert exported is not None
+    return exported.model
+
+
+def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's deprecation warnings, without a garbage collector that walks the growing graph
+    again and again (a fifth of the time), and without the tracer's cache of shapes: with symbolic sizes a
+    look into it takes as long as working them out, and an entry longer."""
+    gc.collect()
+    gc.disable()
+    try:
+        with warnings.catch_warnings(), torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        gc.enable()

@@ -1,0 +1,92 @@
+"""Write graphs with their weights in a file beside them, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from controlnext.bundle.manifest import DATA, MODEL, PARTS, UINT8_PARTS
+from controlnext.errors import CheckpointError
+from controlnext.export.passes import (
+    fuse_attention,
+    fuse_groups,
+    fuse_products,
+    split_prologue,
+    use_uint8_activations,
+    use_uint8_weights,
+)
+from controlnext.weights import is_finite
+
+
+def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]]) -> ir.Model:
+    """The model with the initializers named in ``readers`` taking their values from there, when needed."""
+    values = model.graph.initializers
+    for name in readers.keys() & values.keys():
+        value = values[name]
+        assert value.dtype is not None
+        assert value.const_value is not None
+        shape = value.const_value.shape
+        read = partial(_read, name, readers[name], value.dtype, tuple(shape.numpy()))
+        value.const_value = ir.LazyTensor(read, value.dtype, ir.Shape(shape.numpy()), name=name)
+    return model
+
+
+def write_graph(
+    model: ir.Model, folder: Path, advance: Callable[[float], None] = lambda _fraction: None
+) -> None:
+    """Write ``model`` into ``folder``; ``advance`` is told the fraction written so far."""
+    folder.mkdir(parents=True)
+    try:
+        ir.save(
+            model,
+            folder / MODEL,
+            external_data=DATA,
+            callback=lambda _tensor, info: advance((info.index + 1) / info.total),
+            max_workers=1,
+        )
+    except ir.serde.SerdeError as error:
+        # small tensors are read while the graph is serialized, which wraps what goes wrong: often a full disk
+        # or a damaged checkpoint, and the user has to see that
+        raise _first_cause(error) from error
+
+
+def write_parts(folder: Path, changing: Collection[str], prologue: bool, precision: str) -> None:
+    """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
+
+    The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
+    is the rest. Of an int8 graph there is a second form, its weights on unsigned grids too: which of them is
+    right depends on the processor that runs it.
+    """
+    step = fuse_attention(ir.load(folder / MODEL))
+    if precision == "int8":
+        # elsewhere its rounding would be seen
+        step = fuse_groups(step)
+    once, step = split_prologue(step, changing) if prologue else (None, step)
+    for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
+        if part is None:
+            continue
+        ir.save(use_uint8_activations(fuse_products(part)), folder / name)
+        if precision == "int8":
+            ir.save(use_uint8_weights(part), folder / uint8_name)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
+
+
+def _read(
+    name: str, reader: Callable[[], Tensor], dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.Tensor[np.ndarray]:
+    tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).reshape(shape).contiguous()
+    if not is_finite(tensor):
+        raise CheckpointError(
+            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"
+            " or check the checkpoint for damage"
+        )
+    return ir.Tensor(tensor.numpy(), name=name)

@@ -1,0 +1,88 @@
+"""The resize that Stable Video Diffusion's image encoder was trained with: a Gaussian blur, then cubic.
+
+Both are linear and work on each axis by itself: together they are one matrix an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controlnext.errors import InputError
+from controlnext.types import FloatArray
+
+_CUBIC_A = -0.75
+"""PyTorch's choice of the cubic convolution kernel (Keys 1981)."""
+
+
+def clip_pixels(picture: FloatArray, mean: Sequence[float], std: Sequence[float], size: int) -> FloatArray:
+    """CLIP's input ``pixel_values`` (1, 3, size, size) float32 for a picture (3, H, W) float32 in [0, 1].
+
+    ``mean`` and ``std`` of the three channels normalize it, as the checkpoint's feature extractor says.
+    Equals diffusers' ``StableVideoDiffusionPipeline``, which resizes ``2 * picture - 1`` and maps that back:
+    the weights of the resize add up to one, so that this changes nothing. Raises as
+    :func:`resize_antialiased`.
+    """
+    resized = resize_antialiased(picture, size)
+    return ((resized - _per_channel(mean)) / _per_channel(std))[None]
+
+
+def _per_channel(values: Sequence[float]) -> FloatArray:
+    return np.asarray(values, np.float32).reshape(-1, 1, 1)
+
+
+def resize_antialiased(picture: FloatArray, size: int | tuple[int, int]) -> FloatArray:
+    """``picture`` (3, H, W) float32 resized to (3, h, w) float32; ``size`` is (h, w), or both in one number.
+
+    Equals diffusers' ``_resize_with_antialiasing``. Sharp edges overshoot the picture's range.
+
+    Raises:
+        InputError: height or width is less than 2 pixels.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(picture.shape[1:]) < 2:
+        raise InputError(
+            f"the picture is {picture.shape[2]} x {picture.shape[1]} pixels; give one of 2 x 2 or more"
+        )
+    rows, columns = _resize_matrix(picture.shape[1], height), _resize_matrix(picture.shape[2], width)
+    return np.matmul(np.matmul(rows, picture), columns.T)
+
+
+def _resize_matrix(length: int, size: int) -> FloatArray:
+    """(size, length) float32: the weights of every pixel of an axis in the result."""
+    offsets, blur = _gaussian(length / size)
+    centers, cubic = _cubic(length, size)
+    taps = centers[:, :, None] + offsets
+    # reflected at the first and at the last pixel
+    taps = (length - 1) - np.abs((length - 1) - np.abs(taps))
+    matrix = np.zeros((size, length))
+    np.add.at(matrix, (np.arange(size)[:, None, None], taps), cubic[:, :, None] * blur)
+    return matrix.astype(np.float32)
+
+
+def _gaussian(factor: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Offsets and weights of the blur before the size shrinks by ``factor``: two sigmas, an odd number."""
+    sigma = max((factor - 1.0) / 2.0, 0.001)
+    count = int(max(2.0 * 2 * sigma, 3)) | 1
+    offsets = np.arange(count) - count // 2
+    weights = np.exp(-(offsets**2) / (2 * sigma**2))
+    return offsets, weights / weights.sum()
+
+
+def _cubic(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Pixels and weights (size, 4) of cubic interpolation from corner to corner, with the border repeated."""
+    # float32 as in PyTorch: its rounding moves sharp edges, by which results differ by up to 5e-5
+    step = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
+    places = np.arange(size, dtype=np.float32) * step
+    first = np.minimum(np.floor(places), length - 1)
+    rest = (places - first).astype(np.float64)
+    near = np.stack([rest, 1 - rest])
+    far = near + 1
+    a = _CUBIC_A
+    near_weights = ((a + 2) * near - (a + 3)) * near**2 + 1
+    far_weights = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
+    weights = np.stack([far_weights[0], near_weights[0], near_weights[1], far_weights[1]], axis=1)
+    taps = first.astype(np.int64)[:, None] + np.arange(-1, 3)
+    return np.clip(taps, 0, length - 1), weights

@@ -1,0 +1,68 @@
+"""Pictures from and to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from controlnext.bundle.files import check_writable, new_file
+from controlnext.closing import Closing
+from controlnext.errors import InputError
+from controlnext.image_input import ImageReader, open_image
+
+Change = Callable[[Image.Image], Image.Image]
+"""What is done to every control picture after it was opened."""
+
+
+def read_picture(path: Path, change: Change | None = None) -> Image.Image:
+    """What ``change`` makes of the picture in a file, by default mode RGB with 8 bits.
+
+    Raises :class:`InputError`, with the file's name, where it cannot be read.
+    """
+    image = open_image(path)
+    try:
+        return (change or ImageReader(str(path)).read_rgb)(image)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+class PictureFiles(Closing):
+    """The files of a run that makes pictures: ``output``, or numbered ones beside it where there are several.
+
+    Raises :class:`InputError` unless ``output`` can be written as a picture: a known ending, no folder.
+    """
+
+    subject = "prompt"
+    """The option that such a run cannot do without."""
+    takes = ()
+    """The options that are arguments of this class."""
+
+    def __init__(self, output: Path | None) -> None:
+        self.output = Path("picture.png") if output is None else output
+        if self.output.is_dir():
+            raise InputError(f"output {output} is a folder; give the name of a picture file")
+        formats = Image.registered_extensions()
+        if formats.get(self.output.suffix.lower()) not in Image.SAVE:
+            raise InputError(
+                f"output {output} names no kind of picture; accepted: .png, .jpg, .webp and others"
+            )
+        check_writable(self.output)
+
+    def control(self, path: Path, change: Change) -> Image.Image:
+        """The control picture in a file."""
+        return read_picture(path, change)
+
+    def save(self, images: Iterator[Image.Image]) -> list[Path]:
+        """Write the pictures, each to a file; returns where to."""
+        pictures, paths, stem = list(images), [self.output], self.output.stem
+        if len(pictures) > 1:
+            paths = [self.output.with_stem(f"{stem}-{number + 1}") for number in range(len(pictures))]
+        for path, image in zip(paths, pictures, strict=True):
+            with new_file(path) as aside:
+                image.save(aside)
+        return paths
+
+    def close(self) -> None:
+        """Pictures hold nothing open."""

@@ -1,0 +1,239 @@
+"""Clips from and to files, frame by frame: of a clip of any length a few frames are in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from controlnext.bundle.files import check_writable, new_file, new_folder
+from controlnext.closing import Closing
+from controlnext.errors import InputError, WorkError
+from controlnext.image_input import IMAGE_SUFFIXES
+from controlnext.optional import extra
+from controlnext.runtime.media.image_files import Change, read_picture
+
+DEFAULT_FPS = Fraction(7)
+"""As in diffusers for Stable Video Diffusion."""
+LOWEST_FPS, HIGHEST_FPS = 0.1, 240
+
+_ACCEPTED = "give a folder of pictures or a video file (MP4, GIF, WebM and others)"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a kind of file is encoded, in FFmpeg's names, and how many frames a second it can have."""
+
+    codec: str
+    pixels: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    highest_fps: int = HIGHEST_FPS
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        # quality at which the losses of H.264 are hardly seen
+        ".mp4": Format("libx264", "yuv420p", {"crf": "17"}),
+        # a GIF counts in hundredths of a second, and viewers slow down what is faster than two of them
+        ".gif": Format("gif", "pal8", highest_fps=50),
+    }
+)
+_ENDINGS = ", ".join(FORMATS)
+
+
+class Frames:
+    """A clip whose frames are picture files, each read when it is asked for and then put through ``change``.
+
+    Attributes:
+        fps: frames a second of the video that the frames come from; None where there is none.
+    """
+
+    def __init__(self, paths: Sequence[Path], change: Change, fps: Fraction | None = None) -> None:
+        self.fps = fps
+        self._paths, self._change = paths, change
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> Image.Image:
+        return read_picture(self._paths[number], self._change)
+
+
+@contextmanager
+def open_clip(path: Path, change: Change, limit: int | None = None) -> Iterator[Frames]:
+    """The clip in a folder of pictures, in the natural order of their names, or in a video file.
+
+    The first ``limit`` frames of a video are decoded to a temporary folder, removed at the end of the block.
+    Raises :class:`InputError` where there is no frame that can be read.
+    """
+    if path.is_dir():
+        yield Frames(_listed(path), change)
+        return
+    with TemporaryDirectory(prefix="controlnext-") as folder:
+        paths, fps = _decode(path, Path(folder), limit)
+        yield Frames(paths, change, fps)
+
+
+def write_clip(path: Path, images: Iterator[Image.Image], fps: Fraction) -> None:
+    """Encode ``images`` of one size, as they come, to the file ``path``, whose ending is one of ``FORMATS``.
+
+    A GIF repeats, and every frame has a palette of its own. Raises :class:`WorkError` where encoding fails.
+    """
+    av, ending = _import_av(), path.suffix.lower()
+    kind, first = FORMATS[ending], next(images)
+    size = {"width": first.width, "height": first.height}
+    try:
+        with (
+            new_file(path) as aside,
+            aside.open("wb") as file,
+            av.open(file, "w", format=ending[1:]) as video,
+        ):
+            stream = video.add_stream(kind.codec, fps, kind.options, pix_fmt=kind.pixels, **size)
+            # to what FFmpeg turns RGB unless told otherwise; players guess where it is not noted
+            stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU601
+            for image in chain([first], images):
+                video.mux(stream.encode(_video_frame(image, kind.pixels)))
+            video.mux(stream.encode())
+    except av.FFmpegError as error:
+        raise WorkError(f"cannot encode {path}: {error.strerror}") from error
+
+
+class ClipFiles(Closing):
+    """The files of a run that makes a clip: ``output`` is a .mp4 or .gif, or a new folder of PNG files.
+
+    ``fps``: frames a second, by default those of the first control that is a video; ``frames``: how many are
+    needed. Raises :class:`InputError` for an ending or a number of frames a second that cannot be.
+    """
+
+    subject = "image"
+    """The option that such a run cannot do without."""
+    takes = ("fps", "frames")
+    """The options that are arguments of this class."""
+
+    def __init__(self, output: Path | None, fps: float | None = None, frames: int | None = None) -> None:
+        self.output = Path("clip.mp4") if output is None else output
+        self._ending = self.output.suffix.lower()
+        self._limit, self._temporary = frames, ExitStack()
+        _check_name(self.output)
+        check_writable(self.output)
+        if self._ending:
+            _import_av()
+        self._fps = None if fps is None else self._checked(fps)
+
+    def control(self, path: Path, change: Change) -> Frames:
+        """The control clip in a folder or a file."""
+        clip = self._temporary.enter_context(open_clip(path, change, self._limit))
+        if self._fps is None and clip.fps is not None:
+            self._fps = self._checked(clip.fps)
+        return clip
+
+    def save(self, images: Iterator[Image.Image]) -> list[Path]:
+        """Write a clip's frames as they come; returns where to."""
+        if self._ending:
+            write_clip(self.output, images, self._fps or DEFAULT_FPS)
+        else:
+            with new_folder(self.output) as aside:
+                for number, image in enumerate(images):
+                    image.save(aside / _frame_name(number))
+        return [self.output]
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        self._temporary.close()
+
+    def _checked(self, fps: float | Fraction) -> Fraction:
+        kind = FORMATS.get(self._ending)
+        highest = kind.highest_fps if kind else HIGHEST_FPS
+        if not LOWEST_FPS <= fps <= highest:
+            raise InputError(
+                f"{self.output} cannot have {float(fps):g} frames a second; give --fps from {LOWEST_FPS} to"
+                f" {highest}"
+            )
+        return Fraction(fps).limit_denominator(1001)
+
+
+def _check_name(output: Path) -> None:
+    if not output.suffix:
+        if output.is_file() or (output.is_dir() and any(output.iterdir())):
+            raise InputError(f"output {output} is there already; give a new or empty folder, or {_ENDINGS}")
+    elif output.suffix.lower() not in FORMATS:
+        raise InputError(f"output {output} names no kind of clip; accepted: {_ENDINGS}, or a folder")
+    elif output.is_dir():
+        raise InputError(f"output {output} is a folder; give the name of a file")
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The pictures in a folder, ``frame-2`` before ``frame-10``."""
+    try:
+        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    except OSError as error:
+        raise InputError(f"cannot read folder {folder}: {error.strerror}; {_ACCEPTED}") from error
+    if not paths:
+        raise InputError(f"folder {folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
+    return sorted(paths, key=lambda path: _natural(path.name))
+
+
+def _natural(name: str) -> list[str | int]:
+    """A key by which numbers within names sort as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fraction | None]:
+    """The frames of a video, upright, as files in ``folder``; frames a second, where that is known."""
+    av = _import_av()
+    paths: list[Path] = []
+    try:
+        # an open file: FFmpeg takes a name with a colon for an address
+        with path.open("rb") as file, av.open(file, metadata_errors="replace") as video:
+            streams = video.streams.video
+            for frame in islice(video.decode(streams[0]) if streams else (), limit):
+                paths.append(folder / _frame_name(len(paths)))
+                with new_file(paths[-1]) as aside:
+                    # compressed little, as it is read again soon
+                    _image_of(frame).rotate(frame.rotation, expand=True).save(aside, compress_level=1)
+            if not paths:
+                raise InputError(f"{path} holds no pictures; {_ACCEPTED}")
+            return paths, streams[0].guessed_rate or None
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(f"cannot read video {path}: {error.strerror}; {_ACCEPTED}") from error
+
+
+def _image_of(frame: Any) -> Image.Image:
+    """Mode RGB, or RGBA where a pixel is transparent: PyAV's own conversion drops that."""
+    if any(component.is_alpha for component in frame.format.components):
+        pixels = frame.to_ndarray(format="rgba")
+        if pixels[..., 3].min() < 255:
+            return Image.fromarray(pixels)
+    return frame.to_image()
+
+
+def _import_av() -> ModuleType:
+    with extra("video"):
+        import av
+    return av
+
+
+def _frame_name(number: int) -> str:
+    return f"{number:06}.png"
+
+
+def _video_frame(image: Image.Image, pixels: str) -> Any:
+    """``image`` for an encoder of ``pixels``, which makes them of RGB unless they need a palette."""
+    make = _import_av().VideoFrame
+    if pixels != "pal8":
+        return make.from_image(image)
+    indices = image.quantize(256)
+    colours = np.array(indices.getpalette(), np.uint8).reshape(-1, 3)
+    palette = np.full((256, 4), 255, np.uint8)
+    palette[: len(colours), 1:] = colours
+    return make.from_ndarray((np.asarray(indices), palette), format="pal8")

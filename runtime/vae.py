@@ -1,0 +1,112 @@
+"""Pictures in and out: control pictures to arrays, latents to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from controlnext.engines import Engine
+from controlnext.errors import InputError, WorkError
+from controlnext.image_input import Bands, ImageReader
+from controlnext.runtime.tiling import Tiles
+from controlnext.types import FloatArray
+
+
+def read_pictures(given: object, reader: ImageReader | None = None) -> list[Bands]:
+    """One image, or a sequence or stack (N, height, width, 3) of images, as ``reader`` (a new one) reads
+    each.
+
+    Raises :class:`~controlnext.errors.InputError` for anything else.
+    """
+    reader = reader or ImageReader()
+    several = given.ndim == 4 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
+    images = [reader.read(image) for image in given] if several else [reader.read(given)]  # type: ignore[attr-defined]
+    if not images:
+        raise InputError("no control picture was given; give one, or one for each prompt")
+    return images
+
+
+def control_array(pictures: Sequence[Bands], height: int, width: int) -> FloatArray:
+    """(N, 3, height, width) float32, RGB in [0, 1].
+
+    A picture of another size is resized with a Lanczos filter, without keeping its proportions, as diffusers'
+    image processor does with PIL images.
+    """
+    return np.stack([_resized(picture, height, width) for picture in pictures])
+
+
+def _resized(bands: Bands, height: int, width: int) -> FloatArray:
+    if bands[0].size != (width, height):
+        bands = tuple(band.resize((width, height), Image.Resampling.LANCZOS) for band in bands)
+    if bands[0].mode == "RGB":
+        return np.ascontiguousarray(np.asarray(bands[0], np.float32).transpose(2, 0, 1)) / np.float32(255)
+    # the filter overshoots at edges
+    planes = np.stack([np.asarray(band) for band in bands]).clip(0, 1)
+    return np.broadcast_to(planes, (3, height, width))
+
+
+def decode_latents(
+    decoder: Engine,
+    config: Mapping[str, Any],
+    latents: FloatArray,
+    chunk: int,
+    tiles: Tiles | None = None,
+) -> Iterator[FloatArray]:
+    """Pictures (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
+
+    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does. With ``tiles`` the
+    decoder sees one of them at a time, and only the picture grows with its size.
+
+    Raises:
+        WorkError: the decoder gave a number that is not finite.
+    """
+    for start in range(0, len(latents), chunk):
+        some = _unscaled(config, latents[start : start + chunk])
+        yield _pixels(_samples(decoder, some)) if tiles is None else _in_tiles(decoder, tiles, some)
+
+
+def _in_tiles(decoder: Engine, tiles: Tiles, latents: FloatArray) -> FloatArray:
+    count, _, height, width = latents.shape
+    pictures = np.empty((count, height * tiles.factor, width * tiles.factor, 3), np.float32)
+    for top, left, samples in tiles.decode(partial(_samples, decoder), latents):
+        part = _pixels(samples)
+        pictures[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return pictures
+
+
+def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
+    samples = decoder.run({"latent_sample": latents})["sample"]
+    if not np.isfinite(samples).all():
+        raise WorkError(
+            "the decoded picture is not finite: this VAE overflows in float16; export with --precision"
+            " fp32 or with the VAE that is made for float16"
+        )
+    return samples
+
+
+def _pixels(samples: FloatArray) -> FloatArray:
+    """(N, H, W, 3) in [0, 1]."""
+    return np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
+
+
+def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:
+    latents = latents / np.float32(config["scaling_factor"])
+    mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        latents = latents * _per_channel(std) + _per_channel(mean)
+    elif config.get("shift_factor") is not None:
+        latents = latents + np.float32(config["shift_factor"])
+    return latents
+
+
+def _per_channel(values: Sequence[float]) -> FloatArray:
+    return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
+
+
+def to_pil(pictures: FloatArray) -> list[Image.Image]:
+    """PIL images of the pictures (N, H, W, 3) in [0, 1]."""
+    return [Image.fromarray(picture) for picture in (pictures * 255).round().astype(np.uint8)]
