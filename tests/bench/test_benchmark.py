@@ -1,0 +1,244 @@
+"""The benchmark: what it measures of a tiny bundle, in what order, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from PIL import Image
+
+from controlnext.bench.contestants import MEASURES, line_up
+from controlnext.bench.goals import GOALS, ratios
+from controlnext.bench.hardware import find_hardware
+from controlnext.bench.messages import Contestant, Turn, Work
+from controlnext.bench.prepare import export_random
+from controlnext.bench.results import Results, markdown, summarize
+from controlnext.bench.timeline import PARTS
+from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_loads, run_warm
+from controlnext.bundle.manifest import read_manifest, write_manifest
+from controlnext.errors import WorkError
+from support.cli import Cli, assert_refused
+
+WORK = Work(height=64, width=64, steps=2)
+PLAN = Plan(threads=1, rounds=2, runs=2, room=1e12)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SD1.5 in float32; engines may be kept in it."""
+    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
+
+
+def _everyone(bundle: Path, made: Path) -> dict[str, Contestant]:
+    everyone = line_up([bundle], made, "cpu", gpu=False, optimum=True)
+    return {one.name: one for one in reversed(everyone)}
+
+
+def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: Path) -> None:
+    measures = [f"--measure={name}" for name in ("step", "batch", "picture", "first", "memory", "load")]
+    sizes = ["--height=64", "--batch=1", "--batch=2", "--steps=2", "--rounds=2", "--runs=1", "--threads=1"]
+    done = cli("bench", bundle, *measures, *sizes, "--only=engine fp32", "--output", tmp_path, "--json")
+    assert done.status == 0, done.err
+    results = json.loads(done.out)
+    assert results == json.loads((tmp_path / "bench.json").read_text())
+    found = [(m["measure"], m["work"] and m["work"]["batch"]) for m in results["measurements"]]
+    warm, cold = [("step", 1), ("batch", 1), ("batch", 2), ("picture", 1)], [("first", 1), ("memory", 1)]
+    assert found == [*warm, *cold, ("load first", None), ("load again", None)]
+    assert not results["missing"]
+    assert all(m["contestant"] == "engine fp32" and len(m["samples"]) == 2 for m in results["measurements"])
+    by_name = {m["measure"]: m for m in results["measurements"]}
+    assert list(by_name["first"]["parts"]) == ["start", "import", *PARTS]
+    assert by_name["memory"]["unit"] == "bytes"
+    assert by_name["memory"]["median"] > 50e6
+    (ratio,) = results["ratios"]
+    assert ratio["what"] == "engine fp32, load again"
+    both = zip(by_name["load again"]["samples"], by_name["load first"]["samples"], strict=True)
+    each = [again / first for again, first in both]
+    assert (ratio["low"], ratio["value"], ratio["high"]) == (min(each), statistics.median(each), max(each))
+    assert results["settings"]["threads"] == 1
+    assert results["hardware"]["versions"]["onnxruntime"]
+    assert "| load again |  | engine fp32 |" in (tmp_path / "bench.md").read_text()
+    assert Image.open(tmp_path / "bench.png").width > 500
+
+
+def test_contestants_take_turns(bundle: Path) -> None:
+    """Two processes that are open at the same time, and one that cannot be opened."""
+    engine = _everyone(bundle, bundle)["engine fp32"]
+    others = {"another": str(bundle), "nowhere": str(bundle / "nowhere")}
+    others = {
+        name: Contestant(name, "engine", path, MEASURES, 0, 0, engine.options)
+        for name, path in others.items()
+    }
+    log = Log()
+    run_warm([engine, *others.values()], "denoiser", [("step", "step", WORK)], PLAN, log)
+    assert log.turns == ["engine fp32", "another"] * PLAN.rounds
+    assert log.groups == {"denoiser": [["engine fp32", "another", "nowhere"]]}
+    assert [(m.contestant, len(m.samples)) for m in log.measurements] == [("engine fp32", 4), ("another", 4)]
+    (missing,) = log.missing
+    assert (missing.contestant, missing.measure) == ("nowhere", "step")
+    assert "is no bundle" in missing.reason
+
+
+def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
+    engine, log = _everyone(bundle, bundle)["engine fp32"], Log()
+    options = {"device": "cpu", "backend": "abacus"}
+    broken = Contestant("broken", "engine", str(bundle), MEASURES, 0, 0, options)
+    run_cold([engine, broken], Work(64, 60), ["first"], PLAN, log)
+    reasons = {missing.contestant: missing.reason for missing in log.missing}
+    assert "give height and width as multiples of 8" in reasons["engine fp32"]
+    assert "unknown backend 'abacus'" in reasons["broken"]
+    assert not log.turns
+
+
+def test_an_interrupt_leaves_no_linked_copies(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of weights with a second link is refused by readers that fear an attack."""
+
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        (copy,) = tmp_path.glob("*/*")
+        assert (copy / "unet" / "model.onnx.data").stat().st_nlink == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("controlnext.bench.turns._rounds", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_loads([_everyone(bundle, bundle)["engine fp32"]], tmp_path, PLAN, Log())
+    assert not list(tmp_path.iterdir())
+    assert (bundle / "unet" / "model.onnx.data").stat().st_nlink == 1
+
+
+def test_a_process_that_dies_is_an_error_with_its_status(bundle: Path) -> None:
+    with Child(_everyone(bundle, bundle)["engine fp32"], threads=1) as child:
+        child.begin("denoiser")
+        child._process.kill()
+        with pytest.raises(WorkError, match="its process ended with status -9"):
+            child.ask(Turn("step", WORK, 1))
+
+
+def test_processes_are_opened_as_far_as_memory_goes() -> None:
+    """For a step a process opens the denoiser alone."""
+    three = [Contestant(name, "engine", "", (), int(2e9), int(1e9)) for name in "abc"]
+    groups = [[one.name for one in group] for group in in_groups(three, "pipeline", room=6e9)]
+    assert groups == [["a", "b"], ["c"]]
+    assert len(list(in_groups(three, "denoiser", room=6e9))) == 1
+    assert len(list(in_groups(three, "pipeline", room=1))) == 3
+
+
+def test_everyone_who_could_take_part(bundle: Path, tmp_path: Path) -> None:
+    assert {
+        "engine fp32",
+        "engine fp32 without control",
+        "engine fp32 offloaded",
+        "torch eager float32",
+        "torch eager bfloat16",
+        "torch eager float16",
+        "torch eager float32 without control",
+        "torch compiled float32",
+        "torch compiled bfloat16",
+        "diffusers ControlNet float32",
+        "optimum float32 without control",
+    } == set(_everyone(bundle, tmp_path))
+    on_gpu = {one.name for one in line_up([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    assert "engine fp32, ONNX Runtime cuda" in on_gpu
+
+
+def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle, tmp_path / "other"))
+    names = [one.name for one in line_up([bundle, other], tmp_path, "cpu", gpu=False, optimum=False)]
+    assert {"engine fp32 fp32", "engine fp32 other"} < set(names)
+
+
+def _results(**rounds: float | list[float]) -> Results:
+    """Results with these figures, of one round or several, by contestant and measure with two underscores
+    between."""
+    work = Work(height=512, width=512)
+    measurements = []
+    for name, given in rounds.items():
+        contestant, _, measure = name.replace("_", " ").partition("  ")
+        turns = [
+            [{"denoiser": seconds, "sampler": 0.0}]
+            for seconds in (given if isinstance(given, list) else [given])
+        ]
+        measurements.append(summarize(contestant, measure, work, turns))
+    return Results(find_hardware(), {}, [], measurements, [], [], {}, [])
+
+
+def test_ratios_are_only_of_what_was_measured() -> None:
+    results = _results(engine_fp32__step=1.0, engine_int8__step=0.5, torch_eager_float32__step=2.0)
+    (ratio,) = ratios(results, "sd15", size=0)
+    assert (ratio.value, ratio.at_most, ratio.passed) == (0.5, 0.40, False)
+    assert not ratios(results, "sdxl", size=0)
+
+
+def test_a_ratio_is_taken_in_each_round() -> None:
+    """On a machine that is twice as slow in the second round, and once in a while for one of them only."""
+    results = _results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0])
+    (ratio,) = ratios(results, "sd15", size=0)
+    assert (ratio.low, ratio.value, ratio.high, ratio.passed) == (0.3, 0.3, 0.5, True)
+
+
+def test_goals_hold_for_their_models_and_sizes() -> None:
+    results = _results(engine_fp32__first=1.0, torch_eager_float32__first=10.0, engine_fp32__picture=4.0)
+    names = [[ratio.name for ratio in ratios(results, "sdxl", size)] for size in (1, 10**10)]
+    assert [len(some) for some in names] == [2, 1]
+    assert names[1] == ["runtime work outside engines against a step, engine fp32"]
+    assert len({goal.name for goal in GOALS}) == len(GOALS)
+
+
+def test_a_summary_has_the_quartiles_of_the_sums_of_parts() -> None:
+    samples = [{"a": float(number), "b": 1.0} for number in (4, 1, 3, 2, 0)]
+    made = summarize("x", "first", None, [samples[:2], samples[2:]])
+    assert (made.low, made.median, made.high) == (2.0, 3.0, 4.0)
+    assert made.samples == [5.0, 2.0, 4.0, 3.0, 1.0]
+    assert made.rounds == [3.5, 3.0]
+    assert made.parts == {"a": 2.0, "b": 1.0}
+    assert summarize("x", "step", None, [[{"step": 1.0}]]).parts == {}
+
+
+def test_the_page_names_the_machine_and_what_is_missing() -> None:
+    results = _results(engine_fp32__step=1.0, torch_eager_float32__step=2.0)
+    page = markdown(results)
+    assert results.hardware.processor in page
+    assert "| step | 512 x 512, 2 rows | engine fp32 | 1 s | 1 s to 1 s | 0.50 |" in page
+
+
+def test_a_complete_export_is_used_again(bundle: Path, tmp_path: Path) -> None:
+    there = tmp_path / "sd15-auto-seed0-fp32"
+    shutil.copytree(bundle, there)
+    assert export_random("sd15", "auto", 0, "fp32", tmp_path) == there
+    (there / "unet" / "model.onnx.data").write_bytes(b"cut")
+    with pytest.raises(WorkError, match="sd15 has no variant 'none'"):
+        export_random("sd15", "none", 0, "fp32", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["neither a bundle nor --model", "--random-weights"]),
+        (["BUNDLE", "--model", "sd15"], ["both bundles and --model"]),
+        (["--model", "sd15"], ["without --random-weights"]),
+        (["--model", "sd16", "--random-weights", "0"], ["unknown model 'sd16'"]),
+        (["--model", "sd15", "--random-weights", "0", "--variant", "up"], ["no variant 'up'"]),
+        (["BUNDLE", "--precision", "fp32"], ["belong to --model"]),
+        (["/nowhere"], ["/nowhere is no bundle"]),
+        (["BUNDLE", "--measure", "speed"], ["unknown --measure speed", "step"]),
+        (["BUNDLE", "--measure", "frames"], ["--measure frames", "makes no clips"]),
+        (["BUNDLE", "--only", "onnx*"], ["--only onnx*", "torch eager float32"]),
+        (["BUNDLE", "--height", "60"], ["--height is 60", "multiple of 8"]),
+        (["BUNDLE", "--measure", "size", "--size", "100"], ["--size is 100", "multiple of 8"]),
+        (["BUNDLE", "--batch", "0"], ["0", "from 1 on"]),
+        (["BUNDLE", "--device", "gpu"], ["unknown device 'gpu'"]),
+        (["BUNDLE", "OTHER"], ["is sd15 mid", "give bundles of one model"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    cli: Cli, bundle: Path, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    write_manifest(tmp_path, msgspec.structs.replace(read_manifest(bundle), variant="mid"))
+    names = {"BUNDLE": bundle, "OTHER": tmp_path}
+    assert_refused(cli("bench", *(names.get(argument, argument) for argument in arguments)), *words)

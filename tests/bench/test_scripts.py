@@ -1,0 +1,147 @@
+"""Every script of ``examples/`` and ``benchmarks/`` runs: one step of something small."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import data
+import demo
+import evaluate
+import full_size
+import full_size_engines
+import int8
+import operators
+import pytest
+import train
+import vae_tiling
+from draw import SIZE
+from PIL import Image
+
+import controlnext.export
+from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.families import get_family
+from controlnext.weights import Checkpoint, load_checkpoint
+from support.cli import Cli
+from support.fake_bundle import write_fake_bundle
+
+ROOT = Path(__file__).parents[2]
+Tiny = Callable[..., Path]
+
+
+def test_no_script_is_forgotten() -> None:
+    tested = set(re.findall(r"(\w+)\.main\(", Path(__file__).read_text()))
+    files = [file for folder in ("benchmarks", "examples") for file in (ROOT / folder).rglob("*.py")]
+    assert {file.stem for file in files if "__main__" in file.read_text()} == tested
+
+
+@pytest.mark.export
+def test_every_stage_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of each; what the last one wrote is a model that an export takes."""
+    monkeypatch.setattr(data, "Pool", ThreadPool)
+    for stage in train.STAGES:
+        small = ["--steps", "1", "--batch", "4", "--drawings", "8"]
+        train.main(["--stage", stage, "--model", str(tmp_path), *small])
+    load_checkpoint(
+        get_family("sdxl"),
+        base=tmp_path / "base",
+        control=tmp_path / "controlnet.safetensors",
+        unet_weights=tmp_path / "unet.safetensors",
+        unet_increments=True,
+    )
+
+
+def test_the_demo_writes_a_strip_for_each_outline(
+    shapes_bundle_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strips = tmp_path / "demo.png"
+    demo.main([str(shapes_bundle_fp16), str(strips), "--count", "2", "--steps", "1"])
+    assert Image.open(strips).size == (4 * SIZE, 2 * SIZE)
+    assert capsys.readouterr().out.count("PSNR") == 2
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_the_evaluation_scores_each_scale(
+    engine: bool, shapes_bundle_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the engine and by PyTorch."""
+    options = ["--count", "2", "--steps", "1", "--scales", "0", "1", "--sheet", str(tmp_path / "sheet.png")]
+    evaluate.main([*options, *(["--bundle", str(shapes_bundle_fp16)] if engine else [])])
+    assert capsys.readouterr().out.count("IoU") == 2
+    assert Image.open(tmp_path / "sheet.png").size == (2 * SIZE, 3 * SIZE)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Tiny) -> list[str]:
+    """Commands of the benchmarks run in this process, and exports leave a small model of the family; the
+    names of the graphs that were to be exported."""
+    asked: list[str] = []
+    clips = tiny("svd")  # before exports are replaced: this is one
+
+    def export(checkpoint: Checkpoint, _precision: str, bundle: Path, **_options: object) -> Manifest:
+        asked.extend(graph.folder for graph in checkpoint.family.graphs)
+        if checkpoint.family.task == "video":
+            shutil.copytree(clips, bundle)
+        else:
+            write_fake_bundle(bundle, checkpoint.family.name)
+        return read_manifest(bundle)
+
+    def run(command: list[str]) -> tuple[float, int]:
+        if command[1] == full_size.__file__:
+            full_size.main(command[2:])
+        else:
+            assert command[:3] == [sys.executable, "-m", "controlnext"]
+            done = cli(*command[3:])
+            assert done.status == 0, done.err
+        return 1.0, 10**9
+
+    monkeypatch.setattr(controlnext.export, "export_bundle", export)
+    monkeypatch.setattr(full_size, "run", run)
+    return asked
+
+
+@pytest.mark.parametrize("name", [*(trial.name for trial in full_size.TRIALS), full_size.T5])
+def test_full_size_exports(
+    name: str, small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    full_size.main(["--only", name, "--folder", str(tmp_path)])
+    assert capfd.readouterr().out.splitlines()[-1].startswith(f"| {name} | 1 | 1.0 | 1.5 |")
+    assert small
+    assert (set(small) == {"text_encoder_3"}) == (name == full_size.T5)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small")
+def test_full_size_engines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of an export, and of a bundle that is there and stays."""
+    full_size_engines.main(["--only", "sd15-fp16", "--folder", str(tmp_path)])
+    row = "| sd15-fp16 unet | "
+    assert capfd.readouterr().out.splitlines()[-1].startswith(row)
+    assert not list(tmp_path.iterdir())
+    bundle = write_fake_bundle(tmp_path / "bundle", "sd15")
+    full_size_engines.main(["--only", "sd15-fp16", "--bundle", str(bundle)])
+    assert capfd.readouterr().out.splitlines()[-1].startswith(row)
+    assert bundle.exists()
+
+
+def test_int8_beside_float32(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    bundles = [str(tiny("sd15", precision)) for precision in ("fp32", "int8")]
+    int8.main([*bundles, "--examples", "1", "--rounds", "1"])
+    assert "Relative error over 8 steps" in capsys.readouterr().out
+
+
+def test_operators_of_a_step(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    operators.main([str(tiny("sd15")), "--size", "64", "--runs", "1", "--large", "64"])
+    out = capsys.readouterr().out
+    assert "| Conv |" in out
+    assert "| product of matrices of 64 x 64 |" in out
+
+
+def test_vae_tiling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture of several tiles. The decoder looks at no neighbours: nothing changes."""
+    vae_tiling.main([str(write_fake_bundle(tmp_path / "bundle", "sd15")), "--size", "128"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| 0.000 |")

@@ -1,0 +1,102 @@
+"""The four code folders: one package, imports in one direction, and a runtime that is light to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {
+    "controlnext": ROOT / "controlnext",
+    "controlnext.export": ROOT / "export",
+    "controlnext.engines": ROOT / "engines",
+    "controlnext.runtime": ROOT / "runtime",
+}
+CORE = {"controlnext", "controlnext.bundle", "controlnext.families"}
+_TRAINED = CORE | {"controlnext.models", "controlnext.weights", "controlnext.reference"}
+_RUN = {"controlnext.engines", "controlnext.runtime"}
+_BELOW = _TRAINED | _RUN | {"controlnext.export", "controlnext.evaluation"}
+# part -> the other parts that it may import
+ALLOWED = {
+    **dict.fromkeys(CORE, CORE),
+    "controlnext.models": CORE,
+    "controlnext.weights": CORE | {"controlnext.models"},
+    "controlnext.reference": _TRAINED,
+    "controlnext.export": _TRAINED,
+    "controlnext.engines": CORE,
+    "controlnext.runtime": CORE | _RUN,
+    "controlnext.evaluation": _BELOW,
+    "controlnext.bench": _BELOW,
+    "controlnext.cli": _BELOW | {"controlnext.bench"},
+    "controlnext.__main__": {"controlnext.cli"},
+}
+HEAVY = ("torch", "diffusers", "transformers", "onnx")
+
+
+def _modules() -> Iterator[tuple[str, Path]]:
+    """Name and file of every module of the package."""
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join([package, *(part for part in parts if part != "__init__")]), path
+
+
+def _imported(path: Path) -> set[str]:
+    """The names that a module imports, here as far as they may be modules of this package."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.partition(".")[0] == "controlnext"}
+
+
+def _part(module: str) -> str:
+    """Which of the parts in ``ALLOWED`` a dotted name belongs to."""
+    parts = [part for part in ALLOWED if f"{module}.".startswith(f"{part}.")]
+    return max(parts, key=len)
+
+
+def test_pyproject_lists_exactly_the_packages_that_exist() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    existing = {name for name, path in _modules() if path.name == "__init__.py"}
+    assert set(listed) == existing
+    assert len(listed) == len(set(listed))
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in _modules()
+        for name in sorted(_imported(path))
+        if _part(name) not in {*ALLOWED[_part(module)], _part(module)}
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "module", ["controlnext", "controlnext.engines", "controlnext.runtime", "controlnext.cli"]
+)
+def test_import_is_light(module: str) -> None:
+    """In a fresh interpreter none of the build machine's libraries is loaded."""
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_import_of_the_runtime_loads_little() -> None:
+    """As quick as its parts: 307 modules measured, 184 of them NumPy's."""
+    code = "import sys; old = set(sys.modules); import controlnext.runtime; print(*set(sys.modules) - old)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert packages <= {"PIL", "controlnext", "msgspec", "numpy", "typing_extensions"}
+    assert len(loaded) < 450

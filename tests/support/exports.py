@@ -1,0 +1,78 @@
+"""Models that tests export, each once a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from filelock import FileLock
+
+from controlnext.cli import main
+
+if TYPE_CHECKING:
+    from controlnext.weights import Checkpoint
+
+SHAPES = Path(__file__).parents[2] / "examples" / "shapes" / "model"
+
+
+PRECISIONS = ("fp32", "fp16", "int8")
+CALIBRATION_STEPS = 3
+"""Of the first of the two runs that a tiny model is calibrated on; the second has one more."""
+
+
+def export_shapes(precision: str, bundle: Path) -> None:
+    """Export the small trained model as a user does: the command, which compares it with PyTorch."""
+    sources = [f"--base={SHAPES}/base", f"--control={SHAPES}/controlnet.safetensors"]
+    sources += [f"--unet-weights={SHAPES}/unet.safetensors", "--unet-increments"]
+    options = ["--model=sdxl", f"--precision={precision}", f"--output={bundle}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["controlnext", "export", *options, *sources])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+
+
+def load_tiny(variant: str, folder: Path) -> Checkpoint:
+    """The checkpoint of a tiny model in ``folder``."""
+    from controlnext.families import get_family
+    from controlnext.weights import load_checkpoint
+    from support.recipe import VARIANTS
+
+    family = get_family(VARIANTS[variant][0])
+    return load_checkpoint(family, base=folder / "base", control=folder / "control.safetensors")
+
+
+def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path, **options: Any) -> None:
+    """Export a tiny model to ``bundle`` without comparing it with PyTorch.
+
+    int8 is decided on few and small denoising steps: running and measuring them is most of the time it takes.
+    """
+    from controlnext.evaluation import calibration_data as sampling
+    from controlnext.evaluation.calibration_data import default_examples, run_trajectories
+    from controlnext.export import export_bundle
+    from controlnext.export.quantization import calibrate as calibration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "MEASURED", 1)
+        patch.setattr(calibration, "CROP", 8)
+        patch.setattr(sampling, "STEPS", CALIBRATION_STEPS)
+        export_bundle(
+            load_tiny(variant, checkpoint_dir),
+            precision,
+            bundle,
+            sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
+            **options,
+        )
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """``folder``, made by the first process that asks; the others wait for it."""
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            partial = folder.with_name(folder.name + ".partial")
+            make(partial)
+            partial.rename(folder)
+    return folder

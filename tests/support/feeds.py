@@ -1,0 +1,29 @@
+"""Inputs for engines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from controlnext.engines import Engine
+from controlnext.families import CHANGING
+from controlnext.types import Feed
+from support.recipe import rand
+
+
+def make_feed(engine: Engine, seed: int = 0, height: int = 8, sequence: int = 7) -> dict[str, np.ndarray]:
+    """Random numbers for all inputs of ``engine``: two rows of ``height`` by 6, of two frames in a clip."""
+    sizes = {
+        "batch": 2,
+        "control_batch": 1,
+        "frames": 2,
+        "height": height,
+        "width": 6,
+        "sequence": sequence,
+    }
+    return {spec.name: rand(seed + i, *spec.shape_at(sizes)) for i, spec in enumerate(engine.inputs)}
+
+
+def split(feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What stays over a run of a denoiser, what changes with every step."""
+    changing = {name: feed[name] for name in CHANGING}
+    return {name: array for name, array in feed.items() if name not in CHANGING}, changing
