@@ -1,8 +1,10 @@
-"""The four code folders: one package, imports in one direction, and a runtime that is light to import."""
+"""The four code folders: one package, imports in one direction, a runtime that is light to import, and the
+document that tells of them."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -100,3 +102,18 @@ def test_import_of_the_runtime_loads_little() -> None:
     packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert packages <= {"PIL", "controlnext", "msgspec", "numpy", "typing_extensions"}
     assert len(loaded) < 450
+
+
+def test_the_document_names_every_package_and_no_file_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (tree,) = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    stack: list[Path] = []
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        stack[depth:] = [Path(name)]
+        assert (ROOT / Path(*stack)).exists(), line
+    packages = {path.parent for _, path in _modules() if path.name == "__init__.py"}
+    for package in packages - {ROOT / "controlnext"}:
+        assert f"{package.name}/" in tree, package
+    files = {path.name for _, path in _modules()} | {path.name for path in (ROOT / "tests").rglob("*.py")}
+    assert {Path(name).name for name in re.findall(r"`?([\w/]+\.py)`?", text)} <= files
