@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine
 from controlnext.evaluation.calibration_data import default_examples, run_trajectories
 from controlnext.families import get_family

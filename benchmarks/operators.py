@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 
 from controlnext.bench.messages import Work
 from controlnext.bench.requests import step_feed
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.onnxruntime.int8 import parts_for
 from controlnext.families import get_family
 

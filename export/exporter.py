@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from controlnext import __version__
 from controlnext.bundle.files import new_folder
+from controlnext.bundle.format import MODEL, list_files
 from controlnext.bundle.manifest import (
-    MODEL,
     SCHEMA,
     Graph,
     Int8,
     Manifest,
     ParityRow,
     TensorEntry,
-    list_files,
     write_manifest,
 )
 from controlnext.errors import InputError, ParityError

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from controlnext.bundle.manifest import DATA, MODEL, PARTS, UINT8_PARTS
+from controlnext.bundle.format import DATA, MODEL, PARTS, UINT8_PARTS
 from controlnext.errors import CheckpointError
 from controlnext.export.passes import (
     fuse_attention,

@@ -7,8 +7,9 @@ from threading import Lock
 from typing import Self
 
 from controlnext.bundle.files import MANIFEST
-from controlnext.bundle.manifest import check_file, check_size, read_manifest
+from controlnext.bundle.format import check_file, check_size
 from controlnext.bundle.manifest_check import check_complete
+from controlnext.bundle.reader import read_manifest
 from controlnext.closing import Closing
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend

@@ -7,7 +7,8 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from controlnext.bundle.manifest import Manifest, check_file
+from controlnext.bundle.format import check_file
+from controlnext.bundle.manifest import Manifest
 from controlnext.families import get_family
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from controlnext.bench.messages import Contestant, Option
 from controlnext.bundle.files import MANIFEST, sha256
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.onnxruntime.providers import CPU, PROVIDERS
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.store import has_engine

@@ -18,7 +18,8 @@ import msgspec
 
 from controlnext.bench.messages import Contestant
 from controlnext.bundle.files import MANIFEST, new_folder
-from controlnext.bundle.manifest import check_size, read_manifest
+from controlnext.bundle.format import check_size
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, WorkError
 from controlnext.hints import silence_hints
 

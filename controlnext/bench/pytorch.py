@@ -98,7 +98,7 @@ class PipelineRunner:
         self._dtype, self._stock = dtype, Path(stock)
 
     def begin(self, _holds: Holds) -> Seconds:
-        from controlnext.bundle.manifest import read_manifest
+        from controlnext.bundle.reader import read_manifest
         from controlnext.families import get_family
 
         self.manifest = read_manifest(self.bundle)

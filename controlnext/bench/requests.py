@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from controlnext.bench.messages import Work
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation.inputs import Arrays, default_run, denoiser_feed, run_arguments
 from controlnext.families import get_family
 

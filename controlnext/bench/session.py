@@ -15,7 +15,8 @@ from controlnext.bench.messages import Contestant, Task, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
 from controlnext.bench.turns import Log, Plan, run_cold, run_loads, run_warm
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.base import device_index
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.errors import InputError

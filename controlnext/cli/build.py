@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines

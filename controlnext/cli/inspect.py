@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, check_file, read_manifest
+from controlnext.bundle.format import check_file
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry
+from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.tables import print_parity

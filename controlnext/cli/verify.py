@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.sources import NO_SOURCES, Sources, takes_sources

@@ -18,7 +18,9 @@ from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
 
 from controlnext import processor
-from controlnext.bundle.manifest import MODEL, Manifest, check_file, read_manifest
+from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import Arrays, graph_feeds
 from controlnext.types import Progress

@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from controlnext import processor
-from controlnext.bundle.manifest import MODEL, Manifest, check_file, read_manifest
+from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
 from controlnext.export.passes.attention import open_attention

@@ -13,7 +13,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from controlnext.bundle.manifest import MODEL, Manifest, check_file, read_manifest
+from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, CheckpointError
 from controlnext.families import ControlSpec, Network, get_family
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name

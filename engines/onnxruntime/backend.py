@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from controlnext import processor
-from controlnext.bundle.manifest import MODEL, PARTS, UINT8_PARTS, Manifest, check_file
+from controlnext.bundle.format import MODEL, PARTS, UINT8_PARTS, check_file
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
 from controlnext.engines.base import Backend, Engine, device_index

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from controlnext.bundle.manifest import PARTS, UINT8_PARTS
+from controlnext.bundle.format import PARTS, UINT8_PARTS
 
 UINT8_INT8, UINT8_UINT8 = "uint8 x int8", "uint8 x uint8"
 """The forms: activations by weights. The first is faster, where it is right."""

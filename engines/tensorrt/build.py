@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from controlnext.bundle.files import new_file
-from controlnext.bundle.manifest import DATA, MODEL, Manifest, check_file
+from controlnext.bundle.format import DATA, MODEL, check_file
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines.tensorrt.flavors import Flavor
 from controlnext.engines.tensorrt.memory import released_pages
 from controlnext.engines.tensorrt.profile import Range, make_profile

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.bundle.manifest import MODEL, Manifest, check_file
+from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.tensorrt.cuda import Cuda
 from controlnext.engines.tensorrt.flavors import FLAVORS

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bundle.manifest import DATA, MODEL, Manifest
+from controlnext.bundle.format import DATA, MODEL
+from controlnext.bundle.manifest import Manifest
 from controlnext.engines import artifact_cache as cache
 from controlnext.errors import BundleError, WorkError
 

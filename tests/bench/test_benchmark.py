@@ -20,7 +20,8 @@ from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
 from controlnext.bench.timeline import PARTS
 from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_loads, run_warm
-from controlnext.bundle.manifest import read_manifest, write_manifest
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
 from support.cli import Cli, assert_refused
 

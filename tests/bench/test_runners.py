@@ -19,7 +19,7 @@ from controlnext.bench.prepare import export_uncontrolled, save_stock_pipeline
 from controlnext.bench.pytorch import ControlNetRunner, PipelineRunner, TorchRunner
 from controlnext.bench.requests import picture_arguments, step_feed
 from controlnext.bench.timeline import PARTS, TimedBackend, picture_timeline
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.errors import InputError
 from controlnext.reference import reference_pipeline

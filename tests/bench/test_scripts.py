@@ -23,7 +23,8 @@ from draw import SIZE
 from PIL import Image
 
 import controlnext.export
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.families import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
 from support.cli import Cli

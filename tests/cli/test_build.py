@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from controlnext.bundle.files import sha256
-from controlnext.bundle.manifest import FileEntry, Manifest, read_manifest, write_manifest
+from controlnext.bundle.manifest import FileEntry, Manifest, write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.engines.tensorrt.store import find_engine

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.format import check_file, list_files
 from controlnext.bundle.manifest import (
     SCHEMA,
     Graph,
@@ -17,11 +18,9 @@ from controlnext.bundle.manifest import (
     Setting,
     Source,
     TensorEntry,
-    check_file,
-    list_files,
-    read_manifest,
     write_manifest,
 )
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError
 from controlnext.runtime import Pipeline
 from support.fake_bundle import write_fake_bundle

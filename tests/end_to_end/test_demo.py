@@ -17,7 +17,7 @@ from draw import SIZE, held_out, outline
 from evaluate import sample, scores
 from PIL import Image
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation.parity import psnr
 from controlnext.runtime import Pipeline
 from support.exports import once

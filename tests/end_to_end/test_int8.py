@@ -11,7 +11,8 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from controlnext.bundle.manifest import Int8, read_manifest
+from controlnext.bundle.manifest import Int8
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import read_examples

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig
 
 from controlnext.bundle.files import sha256
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.cli import main
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import graph_feeds

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.evaluation.parity import measure

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from controlnext import families as registry
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import CheckpointError
 from controlnext.evaluation.parity import measure

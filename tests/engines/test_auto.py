@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, read_manifest
+from controlnext.bundle.format import MODEL, PROLOGUE, STEP
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.engines.onnxruntime import int8
 from controlnext.errors import BundleError, InputError, MissingDependencyError

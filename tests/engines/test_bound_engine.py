@@ -10,7 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, Manifest, read_manifest
+from controlnext.bundle.format import MODEL, PROLOGUE, STEP
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine, open_engine
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine
 from controlnext.errors import InputError, WorkError

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine
 from controlnext.engines.built import usable_backends
 from controlnext.engines.tensorrt.flavors import FLAVORS

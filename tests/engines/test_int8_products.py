@@ -15,7 +15,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from controlnext.bundle.manifest import MODEL, UINT8_PARTS, LayerScales, read_manifest
+from controlnext.bundle.format import MODEL, UINT8_PARTS
+from controlnext.bundle.manifest import LayerScales
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.int8 import UINT8_INT8, UINT8_UINT8, int8_form

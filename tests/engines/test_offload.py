@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import InputError

@@ -13,7 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import artifact_cache as cache
 from controlnext.engines import open_engine, select_backend
 from controlnext.engines.onnxruntime.sessions import OrtEngine

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import controlnext.weights
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.tensorrt.profile import Range, choose_ranges, make_profile, parse_range
 from controlnext.errors import InputError
 from controlnext.families import get_family

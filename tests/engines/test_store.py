@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controlnext.bundle.manifest import Manifest, read_manifest
+from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.engines.tensorrt.store import (

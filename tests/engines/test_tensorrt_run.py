@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine, select_backend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.run import TrtBackend

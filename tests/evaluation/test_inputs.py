@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation.inputs import added_words, default_run
 from support.fake_bundle import write_fake_bundle
 

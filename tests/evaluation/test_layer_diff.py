@@ -15,7 +15,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation import layer_diff as layers
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle

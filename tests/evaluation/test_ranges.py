@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from controlnext.bundle.manifest import list_files, read_manifest, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.evaluation.parity import LIMITS
 from controlnext.evaluation.ranges import open_graph, start_session

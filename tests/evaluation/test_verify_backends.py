@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controlnext.bundle.manifest import read_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.engines.built import usable_backends
 from controlnext.evaluation.inputs import default_run, fit_run, graph_feeds

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from controlnext.bundle.files import MANIFEST
-from controlnext.bundle.manifest import DATA, MODEL, check_file, read_manifest
+from controlnext.bundle.format import DATA, MODEL, check_file
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import CheckpointError, InputError
 from controlnext.export import export_bundle
 from controlnext.export import exporter as bundle

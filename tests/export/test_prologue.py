@@ -10,7 +10,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from controlnext.bundle.manifest import MODEL, PROLOGUE, STEP, read_manifest
+from controlnext.bundle.format import MODEL, PROLOGUE, STEP
+from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import WorkError
 from controlnext.export.passes import fuse_attention, simplify, split_prologue

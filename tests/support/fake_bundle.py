@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, write_manifest
 from controlnext.families import Family, get_family
 from controlnext.tensor_spec import TensorSpec
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, list_files, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, write_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.families import get_family
 from controlnext.runtime import Pipeline

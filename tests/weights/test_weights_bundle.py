@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from controlnext.bundle.manifest import Graph, Manifest, list_files, write_manifest
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import Graph, Manifest, write_manifest
 from controlnext.errors import BundleError
 from controlnext.families import ControlSpec, Family, GraphSpec, get_family
 from controlnext.models.control_module import ControlModule
@@ -89,7 +90,7 @@ PARTS = pytest.mark.usefixtures("_parts_of_a_bundle")
 @pytest.fixture
 def _parts_of_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Manifests that lack what the tests of single networks do not need."""
-    monkeypatch.setattr("controlnext.bundle.manifest.check_manifest", lambda _manifest: None)
+    monkeypatch.setattr("controlnext.bundle.reader.check_manifest", lambda _manifest: None)
 
 
 def make_checkpoint(family: Family, variant: str, controls: list[ControlSpec], **configs: Any) -> Checkpoint:

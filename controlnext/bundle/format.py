@@ -1,0 +1,56 @@
+"""The files of a bundle: their names, and whether they are what the manifest says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from controlnext.bundle.files import MANIFEST, sha256
+from controlnext.bundle.manifest import FileEntry, Manifest
+from controlnext.errors import BundleError
+
+MODEL, DATA = "model.onnx", "model.onnx.data"
+"""A graph and its weights, in the graph's folder."""
+PROLOGUE, STEP = "prologue.onnx", "step.onnx"
+"""A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once a picture,
+where that is kept apart, and the rest."""
+PARTS = (PROLOGUE, STEP)
+UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
+"""The same of an int8 graph for processors that multiply uint8 by uint8 alone rightly."""
+
+
+def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
+    """Checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
+    of the folder of that name."""
+    paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = [path for path in paths if not without or bundle / without not in path.parents]
+    return {
+        path.relative_to(bundle).as_posix(): FileEntry(sha256(path), path.stat().st_size) for path in paths
+    }
+
+
+def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """The path of the bundle's file ``name``, after its size was found right."""
+    if name not in manifest.files:
+        raise BundleError(f"{bundle / MANIFEST}: files has no {name}; export the bundle again")
+    path, entry = bundle / name, manifest.files[name]
+    if not path.is_file():
+        raise BundleError(f"{path} is missing; copy the bundle again or export it again")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}): truncated;"
+            " copy the bundle again"
+        )
+    return path
+
+
+def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
+    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+    path, entry = check_size(bundle, manifest, name), manifest.files[name]
+    found = sha256(path)
+    if found != entry.sha256:
+        raise BundleError(
+            f"{path} is damaged: its sha256 is {found}, the manifest says {entry.sha256};"
+            " copy the bundle again"
+        )
+    return path

@@ -1,0 +1,56 @@
+"""A manifest read from its file: whole, of a schema that is known, and such as the registry expects it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.manifest import SCHEMA, Manifest
+from controlnext.bundle.manifest_check import check_manifest
+from controlnext.errors import BundleError
+from controlnext.families.values import did_you_mean
+
+
+class _Header(msgspec.Struct):
+    schema: int
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and validate the manifest of the bundle in folder ``bundle``.
+
+    Raises :class:`BundleError` where there is none, where it is damaged, of a newer schema, or does not fit
+    the registry (:mod:`controlnext.bundle.manifest_check`).
+    """
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}; make one with controlnext export")
+    try:
+        content = path.read_bytes()
+        schema = msgspec.json.decode(content, type=_Header).schema
+        if schema > SCHEMA:
+            raise BundleError(
+                f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
+            )
+        _check_known(path, msgspec.json.decode(content))
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+    try:
+        check_manifest(manifest)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}; export the bundle again") from error
+    return manifest
+
+
+def _check_known(path: Path, content: dict[str, Any]) -> None:
+    known = [field.encode_name for field in msgspec.structs.fields(Manifest)]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise BundleError(
+            f"{path} has {', '.join(unknown)}, which this version does not know: it was written by a newer"
+            f" one, or misspelled (known: {', '.join(known)}); update controlnext, or export the bundle again"
+            f"{did_you_mean(unknown[0], known)}"
+        )
