@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_imports_go_one_way() -> None:
         if _part(name) not in {*ALLOWED[_part(module)], _part(module)}
     ]
     assert not wrong
+
+
+def test_no_file_imports_itself_by_others() -> None:
+    """Imports within functions and for types count."""
+    files = dict(_modules())
+
+    def file_of(name: str) -> str:
+        while name not in files:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {name: {file_of(other) for other in _imported(path)} - {name} for name, path in files.items()}
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize(
