@@ -23,12 +23,14 @@ class Bundle(Closing):
     An engine is opened when it is first asked for and kept until the bundle is closed.
     """
 
-    def __init__(self, path: str | Path, backend: Backend, cache: bool) -> None:
+    def __init__(self, path: str | Path, backend: Backend, cache: bool, *, whole: bool = True) -> None:
+        """``whole``: raise :class:`BundleError` where a graph is missing that images or clips need."""
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.family = get_family(self.manifest.family)
         try:
-            check_complete(self.manifest, self.family)
+            if whole:
+                check_complete(self.manifest, self.family)
         except BundleError as error:
             raise BundleError(f"{self.path / MANIFEST}: {error}; export the bundle again") from error
         for name in self.manifest.files:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import numpy as np
+
 from controlnext.cli import options
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family
@@ -73,7 +75,9 @@ def _check_sampler(checkpoint: Checkpoint) -> None:
     sampler of them."""
     family = checkpoint.family
     try:
-        make_sampler(family.default_sampler, checkpoint.scheduler, family.default_steps)
+        # a schedule that divides by zero is an error of its own
+        with np.errstate(all="ignore"):
+            make_sampler(family.default_sampler, checkpoint.scheduler, family.default_steps)
     except InputError as error:
         raise CheckpointError(f"the scheduler of this base, with what --scheduler gives: {error}") from error
 

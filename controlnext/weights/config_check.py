@@ -71,10 +71,12 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
             continue
         kind = kinds[key]
         # both libraries take null for false
-        if not takes(kind, value) and not (value is None and takes(kind, False)):
+        fits = takes(kind, value) or (value is None and takes(kind, False))
+        if not fits or (is_whole(value) and value < 0):
             raise CheckpointError(
                 f"{what} has {key}={_short(value)}, which is no value of this key (accepted:"
-                f" {in_words(kind)}); correct its config.json, or get the base again"
+                f" {in_words(kind)}{', not below 0' if fits else ''}); correct its config.json, or get the"
+                " base again"
             )
 
 

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 _CONFIG = "tokenizer_config.json"
 _FILES = (_CONFIG, "added_tokens.json", "tokenizer.json")
 
+_OF_BYTES = ("vocab.json", "merges.txt")
+"""A tokenizer's vocabulary as slow tokenizers save it."""
+
 _CLIP_MERGES = Path(__file__).parent / "configs" / "clip" / "merges.txt.gz"
 _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _STAND_IN_SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -187,8 +190,16 @@ def stand_in_tokenizer(network: Network) -> str:
 
 
 def _check_readable(folder: Path) -> None:
-    """transformers asks for other libraries than the one that it lacks."""
-    only = [path.name for path in folder.glob("*.model")] if not (folder / "tokenizer.json").is_file() else []
+    """That there is a vocabulary, of which transformers makes an empty one where it is missing, and the
+    library that reads it: transformers asks for others than the one that it lacks."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    only = [path.name for path in folder.glob("*.model")]
+    if not only and not all((folder / name).is_file() for name in _OF_BYTES):
+        raise CheckpointError(
+            f"{folder} has no vocabulary: neither tokenizer.json, nor {' with '.join(_OF_BYTES)}, nor a"
+            " .model file; get the folder again"
+        )
     if only and not find_spec("sentencepiece"):
         raise MissingDependencyError(
             f"{folder} has {only[0]} and no tokenizer.json; to read it, run: pip install sentencepiece"

@@ -100,6 +100,9 @@ def test_the_uncontrolled_engine_is_the_base_model(
         wanted = unet(**{name: torch.from_numpy(array) for name, array in feed.items()}).sample.numpy()
     error = np.linalg.norm(noise - wanted) / np.linalg.norm(wanted)
     assert error < (1e-5 if precision == "fp32" else 0.2)
+    runner = EngineRunner(folder, 1, device="cpu")
+    runner.begin("denoiser")
+    assert runner.turn("step", WORK, 1)
 
 
 def test_pytorch_without_control_is_the_base_model(bundle: Path) -> None:

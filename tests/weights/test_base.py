@@ -246,9 +246,10 @@ def test_a_folder_that_is_no_base_is_refused(load, tmp_path: Path) -> None:
 
 
 def test_a_damaged_configuration_is_named(base: Path, load) -> None:
-    (base / "unet/config.json").write_text('{"in_channels": ')
-    with pytest.raises(CheckpointError, match=r"unet/config.json is no readable JSON"):
-        load(base)
+    for damaged in ('{"in_channels": ', "[" * 100_000):
+        (base / "unet/config.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"unet/config.json is no readable JSON"):
+            load(base)
 
 
 def test_a_damaged_tokenizer_is_named(full: Path, load, tmp_path: Path) -> None:

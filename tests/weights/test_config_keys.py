@@ -141,6 +141,7 @@ def test_what_a_network_asks_for_and_no_graph_does_is_refused_by_name(
 WRONG_KINDS: list[tuple[str, str, Any, str]] = [
     ("AutoencoderKL", "shift_factor", "0.1", "a number or null"),
     ("AutoencoderKL", "latent_channels", True, "a whole number"),
+    ("UNet2DConditionModel", "norm_num_groups", -1, "a whole number or null, not below 0"),
     ("AutoencoderKL", "latents_mean", 0.5, "a list or null"),
     ("AutoencoderKL", "force_upcast", "no", "true or false"),
     ("AutoencoderKLTemporalDecoder", "force_upcast", 1, "true or false"),

@@ -178,3 +178,14 @@ def test_prompts_of_different_lengths_cannot_be_joined(tmp_path: Path) -> None:
     check_lengths(contents, [NETWORK])
     with pytest.raises(CheckpointError, match=r"different lengths: .*'tokenizer': 77, 'tokenizer_2': 64"):
         check_lengths(contents, SDXL.networks.values())
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path: Path) -> None:
+    """transformers would make an empty one, and every prompt the same."""
+    folder = tmp_path / "tokenizer"
+    write_slow(folder)
+    (folder / "merges.txt").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no vocabulary: neither tokenizer\.json, nor vocab\.json with"
+    ):
+        _read(folder)
