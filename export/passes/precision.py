@@ -121,6 +121,8 @@ def _cast_inputs(node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataT
         if (value, wanted) not in casts:
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wanted.value)])
             cast.outputs[0].type = ir.TensorType(wanted)
+            # the graph would count on from the names that its exporter gave
+            cast.outputs[0].name = f"{value.name}.{'float32' if wanted == _FLOAT else 'float16'}"
             node.prepend(cast)
             casts[(value, wanted)] = cast.outputs[0]
         node.replace_input_with(index, casts[(value, wanted)])

@@ -25,10 +25,10 @@ from support.exports import once
 pytestmark = pytest.mark.export
 
 ROOT = Path(__file__).parents[2]
-COMPARED, SCORED = 16, 64
+COMPARED, SCORED = 16, 32
 # what float16 draws is what float32 draws; int8 is told from it by more pictures
 COUNTS = {"shapes_bundle": SCORED, "shapes_bundle_fp16": COMPARED, "shapes_bundle_int8": SCORED}
-# half of the demo's steps: 64 pictures score as they do after all of them
+# half of the demo's steps: the pictures score as they do after all of them
 OPTIONS = {"num_inference_steps": 10, "guidance_scale": demo.GUIDANCE}
 
 
@@ -45,8 +45,9 @@ def draw(request: pytest.FixtureRequest, shared_folder: Path) -> Draw:
             np.save(out, sample(pipeline, held_out(count), **options))
 
     def pictures(bundle: str, count: int = COMPARED, scale: float = 1.0) -> np.ndarray:
-        file = shared_folder / f"{bundle}-{count}-{scale}.npy"
-        return np.load(once(file, partial(make, bundle, count, scale)))
+        drawn = COUNTS[bundle] if scale == 1 else COMPARED
+        file = shared_folder / f"{bundle}-{drawn}-{scale}.npy"
+        return np.load(once(file, partial(make, bundle, drawn, scale)))[:count]
 
     return pictures
 
@@ -63,7 +64,7 @@ def _pytorch_pictures() -> np.ndarray:
 )
 def test_the_engine_draws_pytorchs_pictures(draw: Draw, bundle: str, decibels: float) -> None:
     """Mean PSNR over 16 pictures."""
-    pairs = zip(_pytorch_pictures(), draw(bundle, COUNTS[bundle])[:COMPARED], strict=True)
+    pairs = zip(_pytorch_pictures(), draw(bundle), strict=True)
     assert np.mean([psnr(*pair) for pair in pairs]) >= decibels
 
 
@@ -76,10 +77,14 @@ def test_the_engine_draws_what_is_asked(draw: Draw, bundle: str, count: int) -> 
 
 
 def test_int8_draws_as_well_as_float32(draw: Draw) -> None:
-    """Overlap and colours over 64 prompts and outlines: 0.897 and 98 % against 0.903 and 100 %."""
+    """Overlap and colours over 32 prompts and outlines: 0.893 and 97 % against 0.894 and 100 %.
+
+    Of 64 (examples/shapes/evaluate.py): 0.898 and 98 % against 0.903 and 100 %."""
     both = "shapes_bundle", "shapes_bundle_int8"
     wanted, found = (scores(draw(bundle, SCORED), held_out(SCORED)) for bundle in both)
-    assert all(b >= a - 0.02 for a, b in zip(wanted, found, strict=True))
+    assert found[0] >= wanted[0] - 0.02
+    # one picture
+    assert found[1] >= wanted[1] - 1 / SCORED
 
 
 def test_more_control_covers_more_in_int8(draw: Draw) -> None:

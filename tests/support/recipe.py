@@ -129,8 +129,8 @@ _SD3 = {
 
 _SVD_V1 = {
     "sample_size": 16,
-    "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "down_block_types": ("DownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": ("UpBlockSpatioTemporal", "UpBlockSpatioTemporal"),
     "block_out_channels": (32, 64),
     "layers_per_block": 1,
     "cross_attention_dim": 48,
