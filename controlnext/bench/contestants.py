@@ -35,7 +35,7 @@ _CONTROLNET = 1.5
 
 
 def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Contestant]:
-    """All that can be compared with each other, those that share rows of the table of goals first.
+    """All that can be compared with each other, those that are compared with each other first.
 
     PyTorch takes the weights of the first bundle. What has to be made is made in folder ``made``. ``gpu``:
     there is one, and ``device`` is not the processor; ``optimum``: optimum's exporter is at hand.

@@ -1,4 +1,4 @@
-"""What was measured: medians with their spread, ratios, and the machine."""
+"""What was measured: medians with their spread, and the machine."""
 
 from __future__ import annotations
 
@@ -42,30 +42,18 @@ class Missing(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Ratio(msgspec.Struct, frozen=True):
-    """A row of the goals: ``what`` divided by ``against`` in each round, as the speed of a machine drifts for
-    both. ``value`` is the median; ``low`` and ``high`` are the least and the greatest."""
-
-    name: str
-    what: str
-    against: str
-    value: float
-    low: float
-    high: float
-    at_most: float
-    passed: bool
-
-
 class Results(msgspec.Struct, frozen=True):
-    """``turns``: the order in which contestants were asked. ``groups``: who was in memory at the same time
-    and took turns, by what was measured; different groups were measured one after the other."""
+    """``family`` and ``size`` in bytes are those of the first bundle. ``turns``: the order in which contestants
+    were asked. ``groups``: who was in memory at the same time and took turns, by what was measured; different
+    groups were measured one after the other."""
 
     hardware: Hardware
     settings: dict[str, Any]
     bundles: list[str]
+    family: str
+    size: int
     measurements: list[Measurement]
     missing: list[Missing]
-    ratios: list[Ratio]
     groups: dict[str, list[list[str]]]
     turns: list[str]
 
@@ -105,7 +93,6 @@ def summarize(
 
 COLUMNS = ("measured", "at", "contestant", "median", "quartiles", "against torch float32")
 PART_COLUMNS = ("measured", "contestant", "parts")
-RATIO_COLUMNS = ("what", "ratio", "rounds", "at most", "")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -118,20 +105,6 @@ def rows(results: Results) -> list[tuple[str, ...]]:
         spread = f"{quantity(m.low, m.unit)} to {quantity(m.high, m.unit)}"
         table.append((m.measure, at(m.work), m.contestant, quantity(m.median, m.unit), spread, ratio))
     return table + [(m.measure, at(m.work), m.contestant, "", m.reason, "") for m in results.missing]
-
-
-def ratio_rows(results: Results) -> list[tuple[str, ...]]:
-    """The table of goals, under :data:`RATIO_COLUMNS`."""
-    return [
-        (
-            ratio.name,
-            f"{ratio.value:.3f}",
-            f"{ratio.low:.3f} to {ratio.high:.3f}",
-            f"{ratio.at_most:g}",
-            "ok" if ratio.passed else "MISSED",
-        )
-        for ratio in results.ratios
-    ]
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
@@ -151,14 +124,15 @@ def markdown(results: Results) -> str:
     """All tables as a Markdown page."""
     machine = results.hardware
     lines = [machine.title, ""]
-    for columns, table in (
-        (COLUMNS, rows(results)),
-        (PART_COLUMNS, part_rows(results)),
-        (RATIO_COLUMNS, ratio_rows(results)),
-    ):
+    for columns, table in ((COLUMNS, rows(results)), (PART_COLUMNS, part_rows(results))):
         if table:
-            lines += [_line(columns), _line(["---"] * len(columns)), *map(_line, table), ""]
+            lines += [*markdown_table(columns, table), ""]
     return "\n".join(lines)
+
+
+def markdown_table(columns: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [_line(columns), _line(["---"] * len(columns)), *map(_line, table)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from controlnext.bench.contestants import MEASURES, PICTURES, STEPS, line_up
-from controlnext.bench.goals import ratios
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Contestant, Task, Work
 from controlnext.bench.prepare import prepare
@@ -102,18 +101,17 @@ def _run_pictures(
 
 
 def _results(bundles: Sequence[Path], manifest: Manifest, settings: Settings, log: Log) -> Results:
-    results = Results(
+    return Results(
         hardware=find_hardware(),
         settings=msgspec.to_builtins(settings),
         bundles=[path.name for path in bundles],
+        family=manifest.family,
+        size=sum(entry.bytes for entry in manifest.files.values()),
         measurements=log.measurements,
         missing=log.missing,
-        ratios=[],
         groups=log.groups,
         turns=log.turns,
     )
-    size = sum(entry.bytes for entry in manifest.files.values())
-    return msgspec.structs.replace(results, ratios=ratios(results, manifest.family, size))
 
 
 def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:

@@ -204,5 +204,3 @@ def _show(results: Results) -> None:
     print_table("Measured", tables.COLUMNS, tables.rows(results))
     if parts := tables.part_rows(results):
         print_table("Parts of a picture", tables.PART_COLUMNS, parts)
-    if results.ratios:
-        print_table("Goals", tables.RATIO_COLUMNS, tables.ratio_rows(results))

@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import goals
 import msgspec
 import pytest
+from goals import GOALS, ratios
 from PIL import Image
 
 from controlnext.bench.contestants import MEASURES, line_up
-from controlnext.bench.goals import GOALS, ratios
 from controlnext.bench.hardware import find_hardware
 from controlnext.bench.messages import Contestant, Turn, Work
 from controlnext.bench.prepare import export_random
@@ -56,11 +57,11 @@ def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: P
     assert list(by_name["first"]["parts"]) == ["start", "import", *PARTS]
     assert by_name["memory"]["unit"] == "bytes"
     assert by_name["memory"]["median"] > 50e6
-    (ratio,) = results["ratios"]
-    assert ratio["what"] == "engine fp32, load again"
+    (ratio,) = ratios(msgspec.convert(results, Results))
+    assert str(ratio.goal.what) == "engine fp32, load again"
     both = zip(by_name["load again"]["samples"], by_name["load first"]["samples"], strict=True)
     each = [again / first for again, first in both]
-    assert (ratio["low"], ratio["value"], ratio["high"]) == (min(each), statistics.median(each), max(each))
+    assert (ratio.low, ratio.value, ratio.high) == (min(each), statistics.median(each), max(each))
     assert results["settings"]["threads"] == 1
     assert results["hardware"]["versions"]["onnxruntime"]
     assert "| load again |  | engine fp32 |" in (tmp_path / "bench.md").read_text()
@@ -154,7 +155,7 @@ def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -
     assert {"engine fp32 fp32", "engine fp32 other"} < set(names)
 
 
-def _results(**rounds: float | list[float]) -> Results:
+def _results(family: str = "sd15", size: int = 0, **rounds: float | list[float]) -> Results:
     """Results with these figures, of one round or several, by contestant and measure with two underscores
     between."""
     work = Work(height=512, width=512)
@@ -166,29 +167,36 @@ def _results(**rounds: float | list[float]) -> Results:
             for seconds in (given if isinstance(given, list) else [given])
         ]
         measurements.append(summarize(contestant, measure, work, turns))
-    return Results(find_hardware(), {}, [], measurements, [], [], {}, [])
+    return Results(find_hardware(), {}, [], family, size, measurements, [], {}, [])
 
 
-def test_ratios_are_only_of_what_was_measured() -> None:
-    results = _results(engine_fp32__step=1.0, engine_int8__step=0.5, torch_eager_float32__step=2.0)
-    (ratio,) = ratios(results, "sd15", size=0)
-    assert (ratio.value, ratio.at_most, ratio.passed) == (0.5, 0.40, False)
-    assert not ratios(results, "sdxl", size=0)
+def test_goals_are_only_of_what_was_measured() -> None:
+    figures = {"engine_fp32__step": 1.0, "engine_int8__step": 0.5, "torch_eager_float32__step": 2.0}
+    (ratio,) = ratios(_results(**figures))
+    assert (ratio.value, ratio.goal.at_most, ratio.passed) == (0.5, 0.40, False)
+    assert not ratios(_results("sdxl", **figures))
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
     """On a machine that is twice as slow in the second round, and once in a while for one of them only."""
-    results = _results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0])
-    (ratio,) = ratios(results, "sd15", size=0)
+    (ratio,) = ratios(_results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0]))
     assert (ratio.low, ratio.value, ratio.high, ratio.passed) == (0.3, 0.3, 0.5, True)
 
 
 def test_goals_hold_for_their_models_and_sizes() -> None:
-    results = _results(engine_fp32__first=1.0, torch_eager_float32__first=10.0, engine_fp32__picture=4.0)
-    names = [[ratio.name for ratio in ratios(results, "sdxl", size)] for size in (1, 10**10)]
+    figures = {"engine_fp32__first": 1.0, "torch_eager_float32__first": 10.0, "engine_fp32__picture": 4.0}
+    names = [[ratio.goal.name for ratio in ratios(_results("sdxl", size, **figures))] for size in (1, 10**10)]
     assert [len(some) for some in names] == [2, 1]
     assert names[1] == ["runtime work outside engines against a step, engine fp32"]
     assert len({goal.name for goal in GOALS}) == len(GOALS)
+
+
+def test_goals_are_read_from_a_runs_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = _results(engine_fp32__step=1.0, torch_eager_float32__step=2.0)
+    (tmp_path / "bench.json").write_bytes(msgspec.json.encode(results))
+    goals.main([str(tmp_path / "bench.json")])
+    row = "| sd15 step, fp32 engine against torch eager float32 | 0.500 | 0.500 to 0.500 | 0.4 | MISSED |"
+    assert capsys.readouterr().out.splitlines()[-1] == row
 
 
 def test_a_summary_has_the_quartiles_of_the_sums_of_parts() -> None:

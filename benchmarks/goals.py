@@ -1,14 +1,26 @@
-"""The ratios that are aimed at, as data."""
+"""The ratios that this project aims at, as data, and how far a run of the benchmark meets them.
+
+    controlnext bench build/sd15-fp32 build/sd15-int8 --output build/bench
+    python benchmarks/goals.py build/bench/bench.json
+
+A ratio is taken in each round, of what ran within seconds of each other, and the median of the rounds counts:
+a shared machine's speed drifts, and it drifts for both. A row is left out where one of its figures was not
+measured.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from controlnext.bench.contestants import OFFLOADED, WITHOUT_CONTROL
-from controlnext.bench.results import BASELINE, Measurement, Ratio, Results
+from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
 
 BFLOAT16 = "torch eager bfloat16"
 
@@ -44,6 +56,20 @@ class Goal:
     family: str = ""
     side: int = 0
     largest: float = math.inf
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``what`` of a goal divided by ``against`` in each round: the median, the least and the greatest."""
+
+    goal: Goal
+    value: float
+    low: float
+    high: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.goal.at_most
 
 
 def _step(name: str, engine: str, against: str, at_most: float, family: str, side: int = 0) -> Goal:
@@ -111,12 +137,24 @@ GOALS = (
 )
 
 
-def ratios(results: Results, family: str, size: int) -> list[Ratio]:
-    """The goals whose figures were measured, of a model of ``family`` of ``size`` bytes."""
+COLUMNS = ("what", "ratio", "rounds", "at most", "")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, help="bench.json of controlnext bench")
+    given = parser.parse_args(arguments)
+    found = ratios(msgspec.json.decode(given.results.read_bytes(), type=Results))
+    print("\n".join(markdown_table(COLUMNS, [_row(ratio) for ratio in found])))
+
+
+def ratios(results: Results) -> list[Ratio]:
+    """The goals whose figures were measured."""
     found = []
     for goal in GOALS:
         pair = [results.find(figure.contestant, figure.measure) for figure in (goal.what, goal.against)]
-        if goal.family not in ("", family) or size > goal.largest or None in pair:
+        if goal.family not in ("", results.family) or results.size > goal.largest or None in pair:
             continue
         what, against = (m for m in pair if m is not None)
         sides = what.work and (what.work.height, what.work.width)
@@ -124,17 +162,19 @@ def ratios(results: Results, family: str, size: int) -> list[Ratio]:
             continue
         rounds = zip(goal.what.values(what), goal.against.values(against), strict=True)
         each = [value / other for value, other in rounds]
-        value = statistics.median(each)
-        found.append(
-            Ratio(
-                goal.name,
-                str(goal.what),
-                str(goal.against),
-                value,
-                min(each),
-                max(each),
-                goal.at_most,
-                value <= goal.at_most,
-            )
-        )
+        found.append(Ratio(goal, statistics.median(each), min(each), max(each)))
     return found
+
+
+def _row(ratio: Ratio) -> tuple[str, ...]:
+    return (
+        ratio.goal.name,
+        f"{ratio.value:.3f}",
+        f"{ratio.low:.3f} to {ratio.high:.3f}",
+        f"{ratio.goal.at_most:g}",
+        "ok" if ratio.passed else "MISSED",
+    )
+
+
+if __name__ == "__main__":
+    main()
