@@ -22,6 +22,7 @@ import numpy as np
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine
 from controlnext.evaluation.calibration_data import default_examples, run_trajectories
+from controlnext.evaluation.metrics import relative_l2
 from controlnext.families import get_family
 from controlnext.types import Feed
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         feeds.append(dict(feed))
         outputs = [engine.run(feed) for engine in engines]
         wanted, found = (output["noise_pred"] for output in outputs)
-        errors.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+        errors.append(relative_l2(found, wanted))
         return outputs[0]
 
     run_trajectories(given.float32, both, default_examples()[: given.examples])

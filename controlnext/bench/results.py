@@ -43,7 +43,7 @@ class Missing(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """``family`` and ``size`` in bytes are those of the first bundle. ``turns``: the order in which contestants
+    """``family`` and ``size`` in bytes: those of the first bundle. ``turns``: the order in which contestants
     were asked. ``groups``: who was in memory at the same time and took turns, by what was measured; different
     groups were measured one after the other."""
 

@@ -23,6 +23,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import Arrays, graph_feeds
+from controlnext.evaluation.metrics import relative_l2
 from controlnext.types import Progress
 
 GROUP = 128
@@ -158,5 +159,4 @@ def _relative(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     largest = float(np.abs(wanted).max())
     if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
         return float("inf"), largest
-    distance, size = np.linalg.norm(found - wanted), np.linalg.norm(wanted)
-    return float(distance / size) if size else float(distance > 0), largest
+    return relative_l2(found, wanted), largest

@@ -29,6 +29,7 @@ from controlnext.evaluation.inputs import (
     graph_feeds,
     run_arguments,
 )
+from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization
@@ -107,15 +108,9 @@ def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Output
     limits = LIMITS[manifest.precision]
     return [
         *rows,
-        _row(f"latents, {run}", "relative L2", _relative(wanted.latents, found.latents), limits.latents),
+        _row(f"latents, {run}", "relative L2", relative_l2(found.latents, wanted.latents), limits.latents),
         _row(f"picture, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
     ]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; equal ones have 200."""
-    error = np.mean(np.square(a.astype(np.float64) - b))
-    return float(-10 * np.log10(np.maximum(error, 1e-20)))
 
 
 @dataclass(frozen=True)
@@ -175,13 +170,7 @@ def _pictures(output: Any) -> np.ndarray:
 def _worst(wanted: _Outputs, found: _Outputs, folder: str, output: str) -> float:
     pairs = zip(wanted.graphs[folder], found.graphs[folder], strict=True)
     # not Python's max: it may drop a NaN
-    return float(np.max([_relative(a[output], b[output]) for a, b in pairs]))
-
-
-def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
-    """``|found - wanted| / |wanted|``, both as vectors; NaN where either is not finite."""
-    wanted = wanted.astype(np.float64)
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+    return float(np.max([relative_l2(b[output], a[output]) for a, b in pairs]))
 
 
 def _row(name: str, metric: str, value: float, limit: float, at_least: bool = False) -> ParityRow:

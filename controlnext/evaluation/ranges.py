@@ -16,6 +16,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
+from controlnext.evaluation.metrics import relative_l2
 from controlnext.export.passes.attention import open_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
@@ -186,5 +187,4 @@ def _module(value: ir.Value, depth: int) -> str:
 
 def _error(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
     pairs = zip(wanted, found, strict=True)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.max([np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in pairs]))
+    return float(np.max([relative_l2(b, a) for a, b in pairs]))

@@ -17,7 +17,7 @@ from PIL import Image
 from score import overlap
 
 from controlnext.bundle.files import new_file
-from controlnext.evaluation.parity import psnr
+from controlnext.evaluation.metrics import psnr
 from controlnext.evaluation.report import difference_picture, to_picture
 from controlnext.families import get_family
 from controlnext.reference import ImageReference

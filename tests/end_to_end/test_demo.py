@@ -18,7 +18,7 @@ from evaluate import sample, scores
 from PIL import Image
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.evaluation.parity import psnr
+from controlnext.evaluation.metrics import psnr
 from controlnext.runtime import Pipeline
 from support.exports import once
 
