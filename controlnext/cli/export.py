@@ -93,7 +93,8 @@ def export(
     plan = make_plan(backend or (), BACKENDS, family, sizes)
     check_replaceable(output, force)
     if not precision.calibrated and (calibration or compute):
-        raise InputError("--calibration and --compute belong to --precision int8; leave them out")
+        calibrated = " or ".join(known for known in Precision if known.calibrated)
+        raise InputError(f"--calibration and --compute belong to --precision {calibrated}; leave them out")
     examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
         from controlnext.evaluation.parity import measure
