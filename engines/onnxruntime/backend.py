@@ -34,6 +34,7 @@ from controlnext.engines.onnxruntime.providers import (
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
 from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
 from controlnext.families import get_family
+from controlnext.types import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,9 @@ class OrtBackend(Backend):
             )
         return there if there and runs_parts(self.provider, precision) else [MODEL]
 
-    def _int8_form(self, precision: str) -> str:
-        """How this processor multiplies a graph of that precision; empty where it is not int8 or not here."""
-        return int8.int8_form() if precision == "int8" and self.provider == CPU else ""
+    def _int8_form(self, precision: Precision) -> str:
+        """How this processor multiplies int8 in a graph of that precision; empty where nothing does."""
+        return int8.int8_form() if precision.integer_products and self.provider == CPU else ""
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""

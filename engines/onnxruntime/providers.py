@@ -9,6 +9,7 @@ from typing import Any
 
 from controlnext.engines.base import device_index
 from controlnext.errors import InputError
+from controlnext.types import Precision
 
 CPU, CUDA, TENSORRT, TENSORRT_RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 
@@ -26,10 +27,10 @@ OWN_ENGINES = (TENSORRT, TENSORRT_RTX)
 """These build engines of their own from the graph, for the sizes that they see."""
 
 
-def runs_parts(provider: str, precision: str) -> bool:
+def runs_parts(provider: str, precision: Precision) -> bool:
     """Whether a provider has the operators of ONNX Runtime's form of a graph of that precision
-    (docs/backends.md): those of int8 are on processors alone."""
-    return provider == CPU or (provider == CUDA and precision != "int8")
+    (docs/backends.md): those of integers are on processors alone."""
+    return provider == CPU or (provider == CUDA and not precision.integer_products)
 
 
 def choose_provider(available: Collection[str], device: str, provider: str) -> str:
@@ -61,7 +62,7 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
 
 
 def provider_options(
-    provider: str, index: int, precision: str, kept: Path | None
+    provider: str, index: int, precision: Precision, kept: Path | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """The ``providers`` argument of a session, on the GPU of that number.
 
@@ -73,8 +74,8 @@ def provider_options(
         CUDA: {**device, "use_tf32": 0},
         TENSORRT: {
             **device,
-            "trt_fp16_enable": precision != "fp32",
-            "trt_int8_enable": precision == "int8",
+            "trt_fp16_enable": precision != Precision.FP32,
+            "trt_int8_enable": precision.integer_products,
         },
         TENSORRT_RTX: dict(device),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from controlnext.bundle.manifest import Int8, LayerScales
+from controlnext.bundle.manifest import LayerScales, Quantization
 from controlnext.errors import WorkError
 from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, tap
 from controlnext.export.passes.quantize import Layer, layers
@@ -38,7 +38,9 @@ MEASURED = 3
 """So many steps of the sampling runs, from early to late."""
 
 
-def calibrate(graph: Path, inputs: Sequence[TensorSpec], sampling: Sampling, progress: Progress) -> Int8:
+def calibrate(
+    graph: Path, inputs: Sequence[TensorSpec], sampling: Sampling, progress: Progress
+) -> Quantization:
     """Measure the float32 ``graph`` (a model.onnx of finished passes) while ``sampling`` uses it.
 
     Raises :class:`WorkError` where a sampling run gives numbers that are not finite, or none ran.
@@ -54,7 +56,7 @@ def calibrate(graph: Path, inputs: Sequence[TensorSpec], sampling: Sampling, pro
     errors = measure_errors(graph, scales, work, feeds, TARGET, progress)
     kept = choose(errors, work)
     quantized = [name for name in scales if name not in kept]
-    return Int8(
+    return Quantization(
         layers={name: scales[name] for name in quantized},
         left_out={name: float(f"{errors[name]:.2e}") for name in kept},
         expected_error=float(f"{_total(errors, quantized):.2e}"),

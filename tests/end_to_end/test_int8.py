@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from controlnext.bundle.manifest import Int8
+from controlnext.bundle.manifest import Quantization
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
@@ -25,10 +25,10 @@ from support.exports import CALIBRATION_STEPS, export_tiny, load_tiny
 from support.recipe import FAMILY_VARIANTS
 
 
-def _plan(bundle: Path) -> tuple[str, Int8]:
+def _plan(bundle: Path) -> tuple[str, Quantization]:
     manifest = read_manifest(bundle)
     folder = get_family(manifest.family).denoiser
-    plan = manifest.graphs[folder].int8
+    plan = manifest.graphs[folder].quantization
     assert plan is not None
     return folder, plan
 
@@ -94,7 +94,7 @@ def test_float16_is_for_what_int8_leaves_out(
     checkpoint = tiny_checkpoint("sd15")
     export_tiny("sd15", checkpoint, "int8", tmp_path / "bundle", compute="fp16", calibrated=plan)
     manifest = read_manifest(tmp_path / "bundle")
-    assert manifest.graphs["unet"].int8 == plan
+    assert manifest.graphs["unet"].quantization == plan
     assert (manifest.graphs["unet"].precision, manifest.graphs["unet"].compute) == ("int8", "fp16")
     graph = ir.load(tmp_path / "bundle" / "unet" / "model.onnx").graph
     steps = {node.inputs[1].dtype for node in graph if node.op_type == "QuantizeLinear"}

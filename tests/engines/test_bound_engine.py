@@ -19,8 +19,7 @@ from controlnext.errors import InputError, WorkError
 from controlnext.families import CHANGING
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Feed
-from support.exports import PRECISIONS
+from controlnext.types import Feed, Precision
 from support.fake_bundle import write_fake_bundle
 from support.feeds import make_feed, split
 from support.idle_clips import idle_pipeline, no_noise
@@ -61,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_bundle(tmp_path_factory.mktemp("bound") / "bundle", text_encoders=False)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("variant", ["sdxl", "svd"])
 def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: Callable[..., Path]) -> None:
     """Over several steps, and after a kept input was replaced."""
@@ -80,7 +79,7 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
         assert not np.array_equal(scaled, wanted)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("parts", [(MODEL,), (PROLOGUE, STEP)], ids=["whole", "parts"])
 def test_onnxruntime_with_inputs_that_stay_on_a_device(
     parts: tuple[str, ...], precision: str, tiny: Callable[..., Path]

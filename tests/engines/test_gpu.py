@@ -23,8 +23,8 @@ from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.families import CHANGING
 from controlnext.runtime import Pipeline
+from controlnext.types import Precision
 from support.cli import Cli
-from support.exports import PRECISIONS
 from support.recipe import VARIANTS
 
 GPU = find_gpu()
@@ -70,7 +70,7 @@ def _denoiser(bundle: Path, backend: str) -> tuple[Engine, dict[str, np.ndarray]
     return engine, dict(graph_feeds(bundle, manifest, profiles)["unet"][1])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", ALL)
 def test_parity_with_pytorch(

@@ -16,7 +16,7 @@ from controlnext.engines import open_engine
 from controlnext.errors import WorkError
 from controlnext.export.passes import fuse_attention, simplify, split_prologue
 from controlnext.families import CHANGING, FAMILIES, get_family
-from support.exports import PRECISIONS
+from controlnext.types import Precision
 from support.feeds import make_feed, split
 from support.graphs import graph, literal, run
 from support.recipe import rand
@@ -88,7 +88,7 @@ def test_a_graph_in_which_everything_changes_is_refused() -> None:
         split_prologue(graph(PROMPT, w=rand(0, 2, 2)), ["sample", "prompt"])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_parts_compute_what_the_whole_graph_does(
     family: str, precision: str, tiny: Callable[..., Path]

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes" / "model"
 
-
-PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_STEPS = 3
 """Of the first of the two runs that a tiny model is calibrated on; the second has one more."""
 
