@@ -30,9 +30,10 @@ from controlnext.errors import InputError, ParityError
 from controlnext.export.adapters import wrap
 from controlnext.export.passes import finish_graph, quantize
 from controlnext.export.quantization.calibrate import Denoise, calibrate
-from controlnext.export.tracing import make_hollow, trace
+from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
+from controlnext.export.tracing import materialize_meta_parameters, trace
 from controlnext.export.writer import attach_weights, write_graph, write_parts
-from controlnext.families import CHANGING, Family, GraphSpec
+from controlnext.families import PER_STEP_INPUTS, Family, GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import COMPUTES, Precision, Progress
@@ -54,6 +55,7 @@ def export_bundle(
     compute: str = Precision.FP32,
     sample: SampleWith | None = None,
     calibrated: Quantization | None = None,
+    calibration: CalibrationSettings = DEFAULT,
     force: bool = False,
     progress: Progress = lambda _stage, _fraction: None,
     measure: Measure | None = None,
@@ -62,7 +64,7 @@ def export_bundle(
 
     ``precision`` is a :class:`~controlnext.types.Precision` or its name. With a calibrated one the denoiser's
     layers have it as far as :mod:`controlnext.export.quantization.calibrate` finds, with ``sample`` for the
-    sampling runs, or as was found before (``calibrated``); ``compute``, one of
+    sampling runs, or as was found before (``calibrated``), by ``calibration``; ``compute``, one of
     :data:`~controlnext.types.COMPUTES`, is the arithmetic of everything else.
     The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
     passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
@@ -84,7 +86,7 @@ def export_bundle(
             job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
-                found = calibrated or _calibrate(job, traced, graphs, sample)
+                found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
                 graphs[spec.folder] = _export_quantized(job, traced, found, precision)
             else:
                 graphs[spec.folder] = _export_graph(job)
@@ -172,7 +174,7 @@ class _Job:
 
     def traced(self) -> ir.Model:
         self.step("tracing", 0.0)
-        return trace(_hollow_module(self.checkpoint, self.spec), self.spec, self.sizes)
+        return trace(_meta_module(self.checkpoint, self.spec), self.spec, self.sizes)
 
     def finished(self, traced: ir.Model, precision: Precision) -> ir.Model:
         """The graph that is shipped, with its weights."""
@@ -188,7 +190,7 @@ class _Job:
     def ship(self, model: ir.Model, precision: Precision) -> None:
         self.write(model)
         if self.spec.wrapper == "denoiser":
-            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue, precision)
+            write_parts(self.folder / self.spec.folder, PER_STEP_INPUTS, self.spec.prologue, precision)
 
     def entry(self, precision: Precision) -> Graph:
         return Graph(
@@ -210,7 +212,11 @@ def _export_quantized(job: _Job, traced: ir.Model, found: Quantization, precisio
 
 
 def _calibrate(
-    job: _Job, traced: ir.Model, others: Mapping[str, Graph], sample: SampleWith | None
+    job: _Job,
+    traced: ir.Model,
+    others: Mapping[str, Graph],
+    sample: SampleWith | None,
+    settings: CalibrationSettings,
 ) -> Quantization:
     """What of the denoiser is to be quantized, found with it in float32, which is written for that."""
     assert sample is not None
@@ -220,14 +226,14 @@ def _calibrate(
     files = list_files(job.folder, without=job.spec.folder)
     unfinished = msgspec.structs.replace(_manifest(job.checkpoint, Precision.FP32, graphs), files=files)
     write_manifest(job.folder, unfinished)
-    found = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step)
+    found = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step, settings)
     shutil.rmtree(target)
     return found
 
 
-def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
-    network = make_hollow(checkpoint.networks[spec.network].meta_module(traced=True))
-    controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
+def _meta_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
+    network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
+    controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
     return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
 
 

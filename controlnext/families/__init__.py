@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from controlnext.errors import InputError
 from controlnext.families.schema import (
-    CHANGING,
+    PER_STEP_INPUTS,
     ControlNet,
     ControlSpec,
     Family,
@@ -25,8 +25,8 @@ from controlnext.families.sdxl import SDXL
 from controlnext.families.svd import SVD
 
 __all__ = [
-    "CHANGING",
     "FAMILIES",
+    "PER_STEP_INPUTS",
     "ControlNet",
     "ControlSpec",
     "Family",

@@ -14,7 +14,7 @@ from controlnext.tensor_spec import TensorSpec
 
 Config = Mapping[str, Any]
 
-CHANGING = ("sample", "timestep")
+PER_STEP_INPUTS = ("sample", "timestep")
 """A denoiser's inputs that are new at every step."""
 
 
@@ -38,8 +38,8 @@ class Injection:
     """The feature is a sequence of tokens (B, tokens, C) that ``module`` makes of its input (B, C', H, W) in
     patches: the control is pooled to the grid of patches and flattened."""
     gain: float = 1.0
-    squash: bool = False
-    """``strength`` is ``gain * s``, or ``gain * sigmoid(s)`` with ``squash``; ``s`` is the control scale,
+    use_sigmoid: bool = False
+    """``strength`` is ``gain * s``, or ``gain * sigmoid(s)`` with ``use_sigmoid``; ``s`` is the control scale,
     times the control module's learned scale where it has one."""
 
 
@@ -97,7 +97,7 @@ class GraphSpec:
     """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
-    """Whether ONNX Runtime computes once a picture what does not depend on :data:`CHANGING`. The results stay
+    """Whether ONNX Runtime computes once a picture what does not depend on :data:`PER_STEP_INPUTS`. The results stay
     in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:

@@ -17,7 +17,7 @@ from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import read_examples
 from controlnext.evaluation.inputs import graph_feeds
-from controlnext.export.quantization.calibrate import FLOAT_SHARE, FREE_SHARE, TARGET
+from controlnext.export.quantization.config import DEFAULT
 from controlnext.families import get_family
 from controlnext.weights import bundle_checkpoint
 from support.cli import Cli, assert_refused
@@ -57,8 +57,8 @@ def test_the_manifest_tells_what_was_decided(variant: str, tiny: Callable[..., P
     rounded = {str(node.name).partition(".input/")[0] for node in graph if node.op_type == "QuantizeLinear"}
     assert {name for name in rounded if ".output/" not in name} == plan.layers.keys()
     assert not plan.layers.keys() & plan.left_out.keys()
-    assert plan.float_share <= FLOAT_SHARE
-    assert plan.expected_error <= TARGET or plan.float_share > FREE_SHARE
+    assert plan.float_share <= DEFAULT.float_share
+    assert plan.expected_error <= DEFAULT.target or plan.float_share > DEFAULT.free_share
     assert plan.steps == 2 * CALIBRATION_STEPS + 1
     kept = {str(layer.name) for layer in graph if layer.op_type in ("Conv", "MatMul")}
     assert plan.layers.keys() | plan.left_out.keys() <= kept

@@ -79,7 +79,7 @@ TOY = Family(
         "early": Variant(
             "early",
             EARLY,
-            Injection("conv_in", "output", "normalize, pool", 1e-3, gain=0.7, squash=True),
+            Injection("conv_in", "output", "normalize, pool", 1e-3, gain=0.7, use_sigmoid=True),
             unconditional_scale=0.5,
             off_scale=-1e6,
         ),

@@ -16,7 +16,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine, open_engine
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine
 from controlnext.errors import InputError, WorkError
-from controlnext.families import CHANGING
+from controlnext.families import PER_STEP_INPUTS
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed, Precision
@@ -193,7 +193,7 @@ def test_a_run_gives_the_denoiser_what_stays_once(bundle: Path) -> None:
     pipe(**arguments, control_start=0.3, control_end=0.7)
     first, *others = backend.denoiser.runs
     assert first == {spec.name for spec in backend.denoiser.inputs}
-    scaled, changing = {*CHANGING, "control_scale"}, set(CHANGING)
+    scaled, changing = {*PER_STEP_INPUTS, "control_scale"}, set(PER_STEP_INPUTS)
     assert others == [changing, scaled, changing, scaled, changing]
     backend.denoiser.runs.clear()
     pipe(**arguments)
@@ -221,6 +221,6 @@ def test_a_clip_of_one_window_gives_its_control_once(frames: int, windows: int, 
         overlap=1,
         output_type="latent",
     )
-    steps = dict.fromkeys(CHANGING, 3 * windows)
+    steps = dict.fromkeys(PER_STEP_INPUTS, 3 * windows)
     controls = {"control_image": 1 if windows == 1 else 3 * windows, "control_scale": 1}
     assert given == {**steps, **controls, "encoder_hidden_states": 1, "added_time_ids": 1}

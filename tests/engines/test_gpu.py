@@ -21,7 +21,7 @@ from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.inputs import graph_feeds
-from controlnext.families import CHANGING
+from controlnext.families import PER_STEP_INPUTS
 from controlnext.runtime import Pipeline
 from controlnext.types import Precision
 from support.cli import Cli
@@ -109,7 +109,7 @@ def test_inputs_that_stay_on_the_gpu(
     """Give what sending everything gives, with what was replaced in between."""
     engine, feed = _denoiser(_bundle(tiny("sdxl", "fp16"), tmp_path, backend, cli), backend)
     with engine:
-        changing = {name: feed.pop(name) for name in CHANGING}
+        changing = {name: feed.pop(name) for name in PER_STEP_INPUTS}
         bound = engine.bind(feed)
         for scale in (1.0, 0.5):
             bound.keep({"control_scale": feed["control_scale"] * np.float32(scale)})

@@ -15,7 +15,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import WorkError
 from controlnext.export.passes import fuse_attention, simplify, split_prologue
-from controlnext.families import CHANGING, FAMILIES, get_family
+from controlnext.families import FAMILIES, PER_STEP_INPUTS, get_family
 from controlnext.types import Precision
 from support.feeds import make_feed, split
 from support.graphs import graph, literal, run
@@ -109,7 +109,7 @@ def test_the_parts_compute_what_the_whole_graph_does(
             bound = engine.bind(split(feed)[0])
             for new in ("sample", "control_image", "control_scale", "encoder_hidden_states"):
                 feed[new] = rand(50, *feed[new].shape)
-                if new not in CHANGING:
+                if new not in PER_STEP_INPUTS:
                     bound.keep({new: feed[new]})
                 given = bound.run(split(feed)[1])["noise_pred"]
                 (wanted,) = whole.run(None, feed)
