@@ -72,9 +72,11 @@ def export_bundle(
     """
     for name, given, accepted in (("precision", precision, PRECISIONS), ("compute", compute, COMPUTES)):
         if given not in accepted:
-            raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}")
+            raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}", argument=name)
     if precision == "int8" and sample is None and calibrated is None:
-        raise InputError("int8 is calibrated on sampling runs; give export_bundle a function sample")
+        raise InputError(
+            "int8 is calibrated on sampling runs; give export_bundle a function sample", argument="sample"
+        )
     family = checkpoint.family
     specs = checkpoint.graphs
     plain = precision if precision != "int8" else compute

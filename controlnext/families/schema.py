@@ -234,5 +234,8 @@ class Family:
     def variant(self, name: str) -> Variant:
         """The variant of that name; raises :class:`InputError` naming those that exist."""
         if name not in self.variants:
-            raise InputError(f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}")
+            raise InputError(
+                f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}",
+                argument="variant",
+            )
         return self.variants[name]

@@ -25,15 +25,15 @@ from controlnext.weights.variants import options
 from support.recipe import GOLDEN, numbers
 from support.weights_models import SDXL
 
-SHARED = "--model sd15 --variant down, --model sdxl or --model svd --variant v2, which share names and shapes"
+SHARED = "`family` sd15 `variant` down, `family` sdxl or `family` svd `variant` v2, which share names and shapes"
 # layout of a control checkpoint -> the variants that take it, and what it looks like to the others
 LAYOUTS = {
     "sd15": (("down", "sdxl", "v2"), SHARED),
     "sdxl": (("down", "sdxl", "v2"), SHARED),
     "svd": (("down", "sdxl", "v2"), SHARED),
-    "sd15-mid": (("mid",), "--model sd15 --variant mid"),
-    "svd-v1": (("v1",), "--model svd --variant v1"),
-    "sd3": (("sd3",), "--model sd3"),
+    "sd15-mid": (("mid",), "`family` sd15 `variant` mid"),
+    "svd-v1": (("v1",), "`family` svd `variant` v1"),
+    "sd3": (("sd3",), "`family` sd3"),
 }
 # what of the bases' configurations tells the width of their features
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -112,8 +112,8 @@ def test_another_variant_than_the_one_asked_for_is_named_with_the_way_out() -> N
     with pytest.raises(CheckpointError) as caught:
         match_control(published("sd15-mid"), get_family("sd15"), "down", "controlnet.safetensors")
     assert str(caught.value) == (
-        "controlnet.safetensors does not fit --model sd15 --variant down: it is the control module of"
-        " --model sd15 --variant mid; give that, or leave --variant out"
+        "controlnet.safetensors does not fit `family` sd15 `variant` down: it is the control module of"
+        " `family` sd15 `variant` mid; give that, or leave `variant` out"
     )
 
 
@@ -271,7 +271,7 @@ def test_an_unknown_variant_is_refused(control: Path, load) -> None:
 
 
 def test_no_control_is_refused(tiny_checkpoint_dir: Path) -> None:
-    with pytest.raises(InputError, match="--control"):
+    with pytest.raises(InputError, match="give `control`") as caught:
         load_checkpoint(SDXL, base=tiny_checkpoint_dir / "base")
 
 
