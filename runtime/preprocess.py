@@ -34,9 +34,7 @@ def preprocess(name: str, image: Image.Image, reader: ImageReader | None = None)
     """The control picture that the preprocessor ``name`` makes of ``image``, as ``reader`` (a new one) reads
     it."""
     if name not in PREPROCESSORS:
-        raise InputError(
-            f"unknown preprocessor {name!r}; accepted: {', '.join(PREPROCESSORS)}", argument="preprocess"
-        )
+        raise InputError(f"unknown preprocessor {name!r}; accepted: {', '.join(PREPROCESSORS)}")
     return PREPROCESSORS[name]((reader or ImageReader()).read_rgb(image))
 
 

@@ -24,7 +24,7 @@ FAILED, BAD_INPUT = 1, 2
 
 def main() -> None:
     """Console script ``controlnext``."""
-    sys.exit(call(_application(), sys.argv[1:], "controlnext"))
+    sys.exit(call(make_application(), sys.argv[1:], "controlnext"))
 
 
 def export_main() -> None:
@@ -39,7 +39,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
 
     A user's mistake and work that failed become one line on stderr; any other exception is a bug and passes.
     """
-    names = OptionNames(_application())
+    names = OptionNames(make_application())
     handler = logging.StreamHandler()
     handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -55,7 +55,8 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
         return _fail(error.format_message(), error.exit_code)
 
 
-def _application() -> typer.Typer:
+def make_application() -> typer.Typer:
+    """The command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
     for command in (export, build, run, verify, bench, inspect):

@@ -268,7 +268,9 @@ def test_weights_that_were_left_out_come_from_the_bundle(bundle: Path, machine: 
 def test_an_engine_that_is_not_there_or_stale(bundle: Path, machine: Machine, backend: str) -> None:
     """Nothing of it is loaded; the message names the command."""
     write_engine(bundle, backend, version="1.0")
-    with pytest.raises(BundleError, match=rf"version is 1.0, wanted 1.2.3; build one with `backend` {backend}"):
+    with pytest.raises(
+        BundleError, match=rf"version is 1.0, wanted 1.2.3; build one with `backend` {backend}"
+    ):
         _open(bundle, backend)
     with pytest.raises(BundleError, match=rf"no {backend} engine of vae_decoder; build one"):
         open_engine(bundle, read_manifest(bundle), "vae_decoder", backend)

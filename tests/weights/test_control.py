@@ -25,7 +25,9 @@ from controlnext.weights.variants import options
 from support.recipe import GOLDEN, numbers
 from support.weights_models import SDXL
 
-SHARED = "`family` sd15 `variant` down, `family` sdxl or `family` svd `variant` v2, which share names and shapes"
+SHARED = (
+    "`family` sd15 `variant` down, `family` sdxl or `family` svd `variant` v2, which share names and shapes"
+)
 # layout of a control checkpoint -> the variants that take it, and what it looks like to the others
 LAYOUTS = {
     "sd15": (("down", "sdxl", "v2"), SHARED),
@@ -273,6 +275,7 @@ def test_an_unknown_variant_is_refused(control: Path, load) -> None:
 def test_no_control_is_refused(tiny_checkpoint_dir: Path) -> None:
     with pytest.raises(InputError, match="give `control`") as caught:
         load_checkpoint(SDXL, base=tiny_checkpoint_dir / "base")
+    assert caught.value.argument == "control"
 
 
 def test_where_no_control_was_published_the_message_says_so() -> None:

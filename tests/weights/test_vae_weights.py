@@ -141,12 +141,12 @@ def test_a_unet_alone_and_a_vae_are_a_base_that_takes_embeddings(
 
 
 @pytest.mark.parametrize(("inside", "argument"), [("unet", "unet_weights"), ("vae", "vae")])
-def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside: str, option: str) -> None:
+def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside: str, argument: str) -> None:
     message = refusal(SDXL, tiny_checkpoint_dir / "base" / inside)
     assert f"it is a {inside} alone: give it with `{argument}`, and with `base`" in message
 
 
-def test_other_files_given_as_a_base_name_their_option(tiny_checkpoint_dir: Path) -> None:
+def test_other_files_given_as_a_base_name_their_argument(tiny_checkpoint_dir: Path) -> None:
     vae = tiny_checkpoint_dir / "base/vae/diffusion_pytorch_model.safetensors"
     assert "no sdxl checkpoint but a VAE: give it with `vae`" in refusal(SDXL, vae)
     control = tiny_checkpoint_dir / "control.safetensors"
