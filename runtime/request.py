@@ -70,7 +70,7 @@ class CommonRequest:
             raise InputError(
                 f"control_start is {start!r} and control_end {end!r};"
                 " give 0 <= control_start < control_end <= 1",
-                argument="control_start",
+                argument="control_end" if is_finite(start) and 0 <= start < 1 else "control_start",
             )
         if self.output_type not in OUTPUT_TYPES:
             raise InputError(

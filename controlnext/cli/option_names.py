@@ -86,9 +86,9 @@ class OptionFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """As the base class; an error among the record's arguments is described as one that ends the work."""
-        if isinstance(record.args, tuple):
+        if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(
-                self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in record.args
+                self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
             )
         return self._names.translate(super().format(record))

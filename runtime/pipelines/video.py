@@ -113,11 +113,11 @@ class VideoTask(Task):
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
         """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
         bundle, options = self.bundle, self.bundle.manifest.options
+        (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         with blames("image"):
             bands = _picture("image", request.image, ImageReader("image"))
-        (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
-        (own,) = control_array([bands], *bands[0].size[::-1])
-        clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
+            (own,) = control_array([bands], *bands[0].size[::-1])
+            clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
         embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
         sample = control_array([bands], height, width) * np.float32(2) - np.float32(1)
         sample = sample + np.float32(request.noise_aug_strength) * generator.randn(sample.shape)

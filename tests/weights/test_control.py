@@ -21,7 +21,7 @@ from controlnext.weights.control import ControlWeights, check_width, match_contr
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, held
 from controlnext.weights.scheduler import Scheduler
-from controlnext.weights.variants import options
+from controlnext.weights.variants import arguments
 from support.recipe import GOLDEN, numbers
 from support.weights_models import SDXL
 
@@ -105,7 +105,7 @@ def test_a_published_control_fits_its_own_variants_and_is_named_to_others(
     with pytest.raises(CheckpointError) as caught:
         take(found, family, asked)
     own = [variant for name, variant in family.variants.items() if name in variants]
-    assert f"the control module of {options(family, own[0]) if own else title}" in str(caught.value)
+    assert f"the control module of {arguments(family, own[0]) if own else title}" in str(caught.value)
     assert str(caught.value).startswith("control.bin ")
     assert "\n" not in str(caught.value)
 

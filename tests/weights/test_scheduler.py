@@ -257,7 +257,7 @@ def test_the_command_line_refuses_an_unknown_setting(
     ("setting", "message"),
     [
         ("beta_end=2", "with what --scheduler gives: .* betas range from .*lie between 0 and 1"),
-        ("use_karras_sigmas=true,use_exponential_sigmas=true", "--scheduler use_karras_sigmas=false"),
+        ("use_karras_sigmas=true,use_exponential_sigmas=true", "`scheduler` use_karras_sigmas=false"),
         ("trained_betas=[0.1]", "1 trained_betas for 1000 training timesteps"),
     ],
 )
