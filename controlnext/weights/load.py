@@ -74,14 +74,6 @@ def load_checkpoint(
     choices = partial(choose_control, family), partial(beside_control, family)
     with blames("control"):
         places = [locate(one, *choices) for one in _each(control)]
-    if not places:
-        note = f"; {family.note}" if family.note else ""
-        raise InputError(
-            "no control weights are given; give `control` a file, a folder or a hub id"
-            f" (or `random_seed` a seed, to try the architecture){note}",
-            argument="control",
-        )
-    with blames("control"):
         controls, sources = _read_controls(family, variant, places)
     with blames("base"):
         loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
@@ -104,6 +96,12 @@ def _each(given: Given | Sequence[Given] | None) -> list[Given]:
 def _read_controls(
     family: Family, variant: str, places: Sequence[Place]
 ) -> tuple[list[ControlWeights], list[Source]]:
+    if not places:
+        note = f"; {family.note}" if family.note else ""
+        raise InputError(
+            "no control weights are given; give `control` a file, a folder or a hub id"
+            f" (or `random_seed` a seed, to try the architecture){note}"
+        )
     controls: list[ControlWeights] = []
     sources: list[Source] = []
     for number, place in enumerate(places):
