@@ -41,11 +41,13 @@ def select_backend(
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.
     """
     if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}", argument="backend")
     if provider == "auto":
         return BACKENDS[backend](device, threads)
     if backend not in ("auto", "onnxruntime"):
-        raise InputError(f"backend {backend} has no provider {provider}; leave one of them out")
+        raise InputError(
+            f"backend {backend} has no provider {provider}; leave one of them out", argument="provider"
+        )
     return OrtBackend(device, provider, threads)
 
 

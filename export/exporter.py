@@ -72,7 +72,8 @@ def export_bundle(
     """
     precision, compute = _known("precision", precision, Precision), _known("compute", compute, COMPUTES)
     if precision.calibrated and sample is None and calibrated is None:
-        raise InputError(f"{precision} is calibrated on sampling runs; give export_bundle a function sample")
+        message = f"{precision} is calibrated on sampling runs; give export_bundle a function sample"
+        raise InputError(message, argument="sample")
     family = checkpoint.family
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
@@ -106,7 +107,7 @@ def _known(what: str, name: str, accepted: Iterable[Precision]) -> Precision:
     for precision in accepted:
         if precision == name:
             return precision
-    raise InputError(f"unknown {what} {name!r}; accepted: {', '.join(accepted)}")
+    raise InputError(f"unknown {what} {name!r}; accepted: {', '.join(accepted)}", argument=what)
 
 
 def _manifest(checkpoint: Checkpoint, precision: Precision, graphs: dict[str, Graph]) -> Manifest:

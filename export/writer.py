@@ -87,7 +87,7 @@ def _read(
     tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).reshape(shape).contiguous()
     if not is_finite(tensor):
         raise CheckpointError(
-            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"
+            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with `precision` fp32,"
             " or check the checkpoint for damage"
         )
     return ir.Tensor(tensor.numpy(), name=name)

@@ -11,7 +11,7 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import SCHEMA, Manifest
 from controlnext.bundle.manifest_check import check_manifest
 from controlnext.bundle.schema import check_precisions, upgrade
-from controlnext.errors import BundleError
+from controlnext.errors import BundleError, blames
 from controlnext.families.values import did_you_mean
 
 
@@ -19,6 +19,7 @@ class _Header(msgspec.Struct):
     schema: int
 
 
+@blames("bundle")
 def read_manifest(bundle: Path) -> Manifest:
     """Read and validate the manifest of the bundle in folder ``bundle``.
 

@@ -64,7 +64,8 @@ class OrtBackend(Backend):
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
             raise InputError(
-                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out"
+                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out",
+                argument="threads",
             )
         self.ort = _import_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
@@ -121,8 +122,8 @@ class OrtBackend(Backend):
         if parts == UINT8_PARTS and not there:
             raise BundleError(
                 f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
-                " multiplies int8 without VNNI; export it again with controlnext export --precision int8, or"
-                " run it on a processor with VNNI"
+                " multiplies int8 without VNNI; export it again by controlnext export with `precision`"
+                " int8, or run it on a processor with VNNI"
             )
         return there if there and runs_parts(self.provider, precision) else [MODEL]
 

@@ -41,7 +41,9 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
     """
     on_gpu = device_index(device) is not None
     if provider not in ("auto", *PROVIDERS):
-        raise InputError(f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}")
+        raise InputError(
+            f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}", argument="provider"
+        )
     there = [name for name, (first, *_) in PROVIDERS.items() if first in available]
     wish = f"device {device}" if provider == "auto" else f"provider {provider}"
     if CUDA not in there and (provider == CUDA or (provider == "auto" and on_gpu)):
@@ -57,7 +59,9 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
             " these, or install another build of it"
         )
     if device != "auto" and on_gpu != (provider != CPU):
-        raise InputError(f"provider {provider} does not run on device {device}; leave one of them out")
+        raise InputError(
+            f"provider {provider} does not run on device {device}; leave one of them out", argument="provider"
+        )
     return provider
 
 

@@ -61,9 +61,9 @@ def choose(
 ) -> list[str]:
     """The layers that stay as they are: those with the most squared error for their work, first.
 
-    The first of them, up to ``free_share`` of the work, are left out in any case: that costs little and spares
-    the most. Then layers are left out until the expected error is within ``target``, unless that takes more
-    than ``float_share``. Errors of layers add up like independent noise: squared.
+    The first of them, up to ``free_share`` of the work, are left out in any case: that costs little and
+    spares the most. Then layers are left out until the expected error is within ``target``, unless that takes
+    more than ``float_share``. Errors of layers add up like independent noise: squared.
     """
     order = sorted(errors, key=lambda name: errors[name] ** 2 / work[name], reverse=True)
     total = sum(work.values())

@@ -31,9 +31,9 @@ def measure_errors(
 ) -> dict[str, float]:
     """Relative error of the output with a layer alone in int8, by layer: root mean square over ``feeds``.
 
-    Matrix products are many and mostly harmless: a group of them is taken apart only where its squared error is
-    more than twice what its share of the ``work`` allows it of the error that all layers together may cause,
-    the settings' ``target``; else each gets its share of the error.
+    Matrix products are many and mostly harmless: a group of them is taken apart only where its squared error
+    is more than twice what its share of the ``work`` allows it of the error that all layers together may
+    cause, the settings' ``target``; else each gets its share of the error.
     """
     error = _SwitchedError(graph, scales, feeds)
     groups, total = _groups(scales, settings.group), sum(work.values())
