@@ -18,7 +18,7 @@ from controlnext.engines.tensorrt.store import Profile
 from controlnext.families import Family, get_family
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
-from controlnext.tensor_spec import split_dim
+from controlnext.tensor_spec import control_inputs, split_dim
 
 Arrays = dict[str, np.ndarray]
 Profiles = Mapping[str, Profile]
@@ -117,7 +117,7 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _controls(manifest: Manifest) -> int:
     inputs = manifest.graphs[get_family(manifest.family).denoiser].inputs
-    return sum(tensor.name.startswith("control_image") for tensor in inputs)
+    return len(control_inputs(tensor.name for tensor in inputs))
 
 
 def _random_embeddings(manifest: Manifest) -> Arrays:
@@ -183,7 +183,9 @@ def denoiser_feed(
     sizes |= {"sequence": _tokens(family), "frames": frames}
     graph = manifest.graphs[family.denoiser]
     feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
-    return {name: array[:1] if name.startswith("control_image") else array for name, array in feed.items()}
+    for control in control_inputs(feed):
+        feed[control.image] = feed[control.image][:1]
+    return feed
 
 
 def _tokens(family: Family) -> int:
@@ -202,9 +204,11 @@ def _feed(
 ) -> Arrays:
     generator = np.random.default_rng(SEED)
     config = manifest.configs[graph.network]
+    controls = control_inputs(tensor.name for tensor in graph.inputs)
+    images, scales = {control.image for control in controls}, {control.scale for control in controls}
+    batches = {control.batch: sizes["batch"] for control in controls}
     feed = {}
     for tensor in graph.inputs:
-        batches = {name: sizes["batch"] for name in tensor.spec().symbols() if name.startswith("control_")}
         shape = tensor.spec().shape_at({**batches, **sizes})
         values: np.ndarray
         if tensor.name == "input_ids":
@@ -212,9 +216,9 @@ def _feed(
         elif tensor.name == "timestep":
             # one time for the whole batch, as in every sampling step
             values = np.full(shape, generator.choice(timesteps))
-        elif tensor.name.startswith("control_image"):
+        elif tensor.name in images:
             values = generator.random(shape)
-        elif tensor.name.startswith("control_scale"):
+        elif tensor.name in scales:
             values = generator.uniform(0.3, 1.0, shape)
         elif tensor.name in family.conditioning:
             size = (family.vae_factor * sizes["height"], family.vae_factor * sizes["width"])
