@@ -24,7 +24,7 @@ from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.types import Progress
 
 if TYPE_CHECKING:
-    from controlnext.runtime.pipelines.base import Task
+    from controlnext.runtime import Pipeline
     from controlnext.runtime.request import CommonRequest
 
 Files = PictureFiles | ClipFiles
@@ -189,18 +189,17 @@ def run(
         _naming_options(),
     ):
         report("loading", 0.0)
-        task = pipeline.task
-        kind = FILES[task.family.task]
-        given = _check_options(task, kind, asked)
+        kind = FILES[pipeline.family.task]
+        given = _check_options(pipeline, kind, asked)
         with kind(output, **{name: given[name] for name in kind.takes if name in given}) as files:
-            request = _request(task, files, given)
-            for step in task.steps(request):
+            request = _request(pipeline, files, given)
+            for step in pipeline.steps(request):
                 report(f"step {step.index + 1} of {step.total}", (step.index + 1) / step.total)
             count = math.prod(step.latents.shape[:-3])
             images = pipeline.images(step.latents, request.chunk, request.vae_tiling)
             written = files.save(_reported(images, count, report))
         ran_by = pipeline.backend
-    high, wide = (task.family.vae_factor * size for size in step.latents.shape[-2:])
+    high, wide = (pipeline.family.vae_factor * size for size in step.latents.shape[-2:])
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         size = {"width": wide, "height": high, "count": count}
@@ -212,11 +211,11 @@ def run(
         print(f"{names}: {many}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
 
 
-def _check_options(task: Task, kind: type[Files], asked: Mapping[str, Any]) -> dict[str, Any]:
+def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given; raises :class:`InputError` where the bundle cannot take or lacks one."""
-    title, controls = task.family.title, len(task.controls)
+    title, controls = pipeline.family.title, len(pipeline.controls)
     given = {name: value for name, value in asked.items() if value is not None}
-    takes = {name: name in (*OWN, *kind.takes) or _argument(name, task) is not None for name in asked}
+    takes = {name: name in (*OWN, *kind.takes) or _argument(name, pipeline) is not None for name in asked}
     wrong = [name for name in given if not takes[name]]
     if wrong:
         accepted = [name for name, taken in takes.items() if taken]
@@ -232,7 +231,7 @@ def _check_options(task: Task, kind: type[Files], asked: Mapping[str, Any]) -> d
     return given
 
 
-def _request(task: Task, files: Files, given: Mapping[str, Any]) -> CommonRequest:
+def _request(pipeline: Pipeline, files: Files, given: Mapping[str, Any]) -> CommonRequest:
     """What is asked of the pipeline; pictures are read, clips opened."""
     from controlnext.runtime.preprocess import preprocess
 
@@ -252,13 +251,13 @@ def _request(task: Task, files: Files, given: Mapping[str, Any]) -> CommonReques
         values["scale"] = _one_or_all(given["scale"])
     if "image" in given:
         values["image"] = open_image(given["image"])
-    named = {argument: values[name] for name in values if (argument := _argument(name, task))}
-    return task.request(**named)
+    named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
+    return pipeline.request(**named)
 
 
-def _argument(option: str, task: Task) -> str | None:
+def _argument(option: str, pipeline: Pipeline) -> str | None:
     """What this bundle's pipeline calls an option; None where it knows no such thing."""
-    known = {field.name for field in fields(task.request)}
+    known = {field.name for field in fields(pipeline.request)}
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in known), None)
 
 

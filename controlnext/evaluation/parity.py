@@ -162,7 +162,7 @@ def _engine(
         with backend.open(bundle, manifest, folder, cache=False) as engine:
             graphs[folder] = [engine.run(feed) for feed in given]
     progress("sampling run: engine", 1.0)
-    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
     return _Outputs(graphs, output.latents, _pictures(output))
 

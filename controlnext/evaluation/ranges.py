@@ -75,7 +75,7 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
     manifest = read_manifest(bundle)
     backend = _Backend()
     progress("sampling run", 0.0)
-    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         pipeline(**run_arguments(manifest, run), output_type="np")
     tensors = [tensor for engine in backend.engines for tensor in engine.ranges()]
     modules = []

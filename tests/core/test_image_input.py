@@ -338,9 +338,7 @@ def test_each_image_has_its_own_ground_and_a_clip_has_one(
     assert len(caplog.messages) == 1
     blank = Image.new("RGBA", SIZE)
     with idle_pipeline(tmp_path / "bundle", no_noise) as pipe:
-        controls, _ = pipe.task._read(
-            pipe.task.request(image=_photo(), control_images=[blank, *images, *images])
-        )
+        controls, _ = pipe._read(pipe.request(image=_photo(), control_images=[blank, *images, *images]))
     frames = controls[0].array([0, 1, 2], 24, 32)[0]
     np.testing.assert_array_equal(frames[0], 0)
     np.testing.assert_allclose(frames[1].transpose(1, 2, 0) * 255, _flat(255), atol=1)
