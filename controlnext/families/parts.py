@@ -9,7 +9,6 @@ from types import MappingProxyType
 from controlnext.families.schema import Config, GraphSpec, Network
 from controlnext.tensor_spec import TensorSpec
 
-SAMPLERS = ("unipc", "euler", "euler_a", "ddim", "ddpm", "dpmpp_2m")
 """Those of the families that predict noise."""
 
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
