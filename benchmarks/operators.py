@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rate = f"{work[name] / seconds[name] / 1e9:.0f}" if work[name] else ""
         row = (
             name,
-            f"{counts[name] // given.runs}",
+            str(counts[name] // given.runs),
             f"{1000 * seconds[name]:.1f}",
             f"{seconds[name] / whole:.1%}",
             rate,

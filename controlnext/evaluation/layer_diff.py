@@ -115,7 +115,7 @@ def _layers(graph: Path, other: Path, feed: Arrays, report: Any) -> Iterator[Lay
         group = names[start : start + GROUP]
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             sessions = [partial(_session, path, group) for path in (graph, other)]
-            runners = [OnnxrtRunner(session, name=f"{i}") for i, session in enumerate(sessions)]
+            runners = [OnnxrtRunner(session, name=str(i)) for i, session in enumerate(sessions)]
             results = Comparator.run(runners, data_loader=[feed])
             errors: dict[str, tuple[float, float]] = {}
             Comparator.compare_accuracy(results, compare_func=partial(_compare, errors))
