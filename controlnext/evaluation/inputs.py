@@ -19,8 +19,8 @@ from controlnext.families import Family, get_family
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
 from controlnext.tensor_spec import control_inputs, split_dim
+from controlnext.types import Feed
 
-Arrays = dict[str, np.ndarray]
 Profiles = Mapping[str, Profile]
 """The shapes that built engines take, by the folder of their graph."""
 
@@ -120,7 +120,7 @@ def _controls(manifest: Manifest) -> int:
     return len(control_inputs(tensor.name for tensor in inputs))
 
 
-def _random_embeddings(manifest: Manifest) -> Arrays:
+def _random_embeddings(manifest: Manifest) -> Feed:
     family, generator = get_family(manifest.family), np.random.default_rng(SEED)
     names = {"encoder_hidden_states": "prompt_embeds", family.pooled_input: "pooled_prompt_embeds"}
     embeddings = {}
@@ -159,7 +159,7 @@ def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence
 
 def graph_feeds(
     bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
-) -> dict[str, Sequence[Arrays]]:
+) -> dict[str, Sequence[Feed]]:
     """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
     ``profiles`` do not take it."""
     family = get_family(manifest.family)
@@ -172,9 +172,7 @@ def graph_feeds(
     }
 
 
-def denoiser_feed(
-    bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int
-) -> Arrays:
+def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int) -> Feed:
     """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
     ``frames``: one control picture for all rows, as a pipeline gives it."""
     family = get_family(manifest.family)
@@ -183,9 +181,8 @@ def denoiser_feed(
     sizes |= {"sequence": _tokens(family), "frames": frames}
     graph = manifest.graphs[family.denoiser]
     feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
-    for control in control_inputs(feed):
-        feed[control.image] = feed[control.image][:1]
-    return feed
+    images = [control.image for control in control_inputs(feed)]
+    return {name: array[:1] if name in images else array for name, array in feed.items()}
 
 
 def _tokens(family: Family) -> int:
@@ -201,7 +198,7 @@ def _timesteps(bundle: Path, family: Family) -> np.ndarray:
 
 def _feed(
     manifest: Manifest, family: Family, graph: Graph, sizes: Mapping[str, int], timesteps: np.ndarray
-) -> Arrays:
+) -> Feed:
     generator = np.random.default_rng(SEED)
     config = manifest.configs[graph.network]
     controls = control_inputs(tensor.name for tensor in graph.inputs)

@@ -22,8 +22,8 @@ from controlnext.bundle.format import MODEL, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
-from controlnext.evaluation.inputs import Arrays, graph_feeds
-from controlnext.types import Progress
+from controlnext.evaluation.inputs import graph_feeds
+from controlnext.types import Feed, Progress
 
 GROUP = 128
 """So many tensors are computed at a time: they are what memory is needed for, besides one graph."""
@@ -106,7 +106,7 @@ def _report(progress: Progress, folder: str, index: int, count: int, done: float
     progress(f"{folder}: layers", (index + done) / count)
 
 
-def _layers(graph: Path, other: Path, feed: Arrays, report: Any) -> Iterator[Layer]:
+def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[Layer]:
     """The tensors of both graphs with floating point numbers, in the order of ``graph``."""
     nodes = _nodes(graph)
     names = [name for name in nodes if name in _nodes(other)]

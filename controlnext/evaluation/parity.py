@@ -21,7 +21,6 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend
 from controlnext.engines.built import BuiltBackend, usable_backends
 from controlnext.evaluation.inputs import (
-    Arrays,
     SamplingRun,
     added_words,
     default_run,
@@ -35,10 +34,10 @@ from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Progress
+from controlnext.types import Feed, Progress
 from controlnext.weights import Checkpoint
 
-Feeds = Mapping[str, Sequence[Arrays]]
+Feeds = Mapping[str, Sequence[Feed]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Outputs:
-    graphs: dict[str, list[Arrays]]
+    graphs: Feeds
     latents: np.ndarray
     pictures: np.ndarray
 
@@ -142,7 +141,7 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
     return _Outputs(graphs, output.latents, _pictures(output))
 
 
-def _forward(module: nn.Module, spec: GraphSpec, feed: Arrays) -> Arrays:
+def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
     outputs = module(*(torch.from_numpy(feed[tensor.name]) for tensor in spec.inputs))
     tensors = outputs if isinstance(outputs, tuple) else (outputs,)
     return {tensor.name: output.numpy() for tensor, output in zip(spec.outputs, tensors, strict=True)}

@@ -15,13 +15,13 @@ from controlnext.bundle.format import MODEL, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
-from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
+from controlnext.evaluation.inputs import SamplingRun, run_arguments
 from controlnext.export.passes.attention import open_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Progress
+from controlnext.types import Feed, Progress
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -125,7 +125,7 @@ class _Engine(Engine):
         self._names = add_ranges(emulate_float16(model, lambda _value: False))
         self._measures = np.zeros((2, len(self._names)), np.float32)
         self._session: Any | None = start_session(model, bundle, folder)
-        self.feeds: list[Arrays] = []
+        self.feeds: list[Feed] = []
 
     def _run(self, feed: Any, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         assert self._session is not None
