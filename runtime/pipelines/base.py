@@ -44,10 +44,11 @@ class Pipeline(Closing):
     """Arguments with which a run takes less memory."""
     _of_task: ClassVar[dict[str, type[Pipeline]]] = {}
 
-    def __init_subclass__(cls, task: str) -> None:
-        """``task``: what the families that the pipeline is for have as ``task`` in the registry."""
+    def __init_subclass__(cls, task: str | None = None) -> None:
+        """``task``: what the families that :meth:`load` takes this pipeline for have as ``task``."""
         super().__init_subclass__()
-        Pipeline._of_task[task] = cls
+        if task is not None:
+            Pipeline._of_task[task] = cls
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
