@@ -35,6 +35,7 @@ lint: $(INSTALLED)
 	ln -s $(addprefix $(CURDIR)/,$(wildcard controlnext/*) export engines runtime) $(TYPES)
 	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --package controlnext
 	MYPYPATH=$(dir $(TYPES)):examples/shapes:benchmarks $(BIN)/mypy $(SCRIPTS)
+	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --warn-unused-ignores tests/runtime/typed_calls.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

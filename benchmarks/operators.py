@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rate = f"{work[name] / seconds[name] / 1e9:.0f}" if work[name] else ""
         row = (
             name,
-            f"{counts[name] // given.runs}",
+            str(counts[name] // given.runs),
             f"{1000 * seconds[name]:.1f}",
             f"{seconds[name] / whole:.1%}",
             rate,
@@ -77,7 +77,7 @@ def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
     """The profiler's events of all operators in ``runs`` steps, after one that is not counted."""
     manifest = read_manifest(bundle)
     folder = bundle / get_family(manifest.family).denoiser
-    feed = step_feed(bundle, work)
+    feed = dict(step_feed(bundle, work))
     prologue, step = (folder / name for name in parts_for(manifest.precision))
     if prologue.exists():
         once = onnxruntime.InferenceSession(prologue)

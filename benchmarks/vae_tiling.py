@@ -65,7 +65,7 @@ def measure(bundle: Path, size: int, tiled: bool, picture: Path) -> tuple[str, s
 def decode(bundle: Path, size: int, tiled: bool, picture: Path) -> None:
     """Decode in this process; prints one JSON object."""
     with Pipeline.load(bundle, "onnxruntime", "cpu", cache=False) as pipe:
-        engine, factor = pipe.bundle.engine("vae_decoder"), pipe.task.family.vae_factor
+        engine, factor = pipe.bundle.engine("vae_decoder"), pipe.family.vae_factor
         (latents,) = engine.inputs
         shape = (1, int(latents.shape[1]), size // factor, size // factor)
         noise = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -27,7 +27,7 @@ def _siblings(number: int) -> str:
     try:
         return (_CPUS / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
-        return f"{number}"
+        return str(number)
 
 
 def _quotas() -> Iterator[float]:

@@ -6,7 +6,8 @@ these, so that they cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -53,10 +54,12 @@ class TensorSpec:
         )
         return replace(self, shape=shape)
 
-    def numbered(self, number: int) -> TensorSpec:
-        """The same for another control: the name and the size of its batch carry ``_<number>``."""
-        shape = tuple(f"{dim}_{number}" if dim == "control_batch" else dim for dim in self.shape)
-        return replace(self, name=f"{self.name}_{number}", shape=shape)
+    def for_control(self, control: ControlInputs) -> TensorSpec:
+        """The same input of another control: the name and the size of its batch carry its number."""
+        first = ControlInputs()
+        names = {getattr(first, of): getattr(control, of) for of in ("image", "scale", "batch")}
+        shape = tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in self.shape)
+        return replace(self, name=names[self.name], shape=shape)
 
     def symbols(self) -> set[str]:
         return {split_dim(dim)[1] for dim in self.shape if isinstance(dim, str)}
@@ -64,6 +67,50 @@ class TensorSpec:
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape where the symbols have the given ``sizes``."""
         return tuple(evaluate_dim(dim, sizes) for dim in self.shape)
+
+
+@dataclass(frozen=True)
+class ControlInputs:
+    """The inputs that a denoiser has for control ``number``, counted from 1, by their names."""
+
+    number: int = 1
+
+    @property
+    def image(self) -> str:
+        """The control image's input: ``control_image``, ``control_image_2``, ..."""
+        return self._name("control_image")
+
+    @property
+    def scale(self) -> str:
+        """The control scale's input: ``control_scale``, ``control_scale_2``, ..."""
+        return self._name("control_scale")
+
+    @property
+    def batch(self) -> str:
+        """The symbol of the image's batch size: ``control_batch``, ``control_batch_2``, ..."""
+        return self._name("control_batch")
+
+    @property
+    def network(self) -> str:
+        """The control module behind them: ``control``, ``control_2``, ..."""
+        return self._name("control")
+
+    def _name(self, what: str) -> str:
+        return what if self.number == 1 else f"{what}_{self.number}"
+
+
+def numbered_controls(count: int) -> list[ControlInputs]:
+    """The inputs of ``count`` controls."""
+    return [ControlInputs(number) for number in range(1, count + 1)]
+
+
+def control_inputs(names: Iterable[str]) -> list[ControlInputs]:
+    """The controls that a denoiser has, of the names of its inputs and in their order: one a control image.
+
+    Whether each has all of its inputs is for the check of the graph's signature.
+    """
+    found = map(re.compile(r"control_image(?:_(\d+))?").fullmatch, names)
+    return [ControlInputs(int(match[1] or 1)) for match in found if match]
 
 
 def bind(
@@ -97,11 +144,12 @@ def bind(
                 expected = factor
             if size != expected:
                 raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted} with {sizes}")
-    for symbol, size in sizes.items():
-        if symbol.startswith("control_batch") and size not in (1, sizes.get("batch", size)):
-            name = symbol.replace("batch", "image")
+    for control in control_inputs(spec.name for spec in specs):
+        size = sizes.get(control.batch, 1)
+        if size not in (1, sizes.get("batch", size)):
             raise InputError(
-                f"{graph}: {name} has batch {size}; give 1 or the batch of the other inputs, {sizes['batch']}"
+                f"{graph}: {control.image} has batch {size}; give 1 or the batch of the other inputs,"
+                f" {sizes['batch']}"
             )
     return sizes
 

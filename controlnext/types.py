@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 FloatArray = NDArray[np.float32]
 Feed = Mapping[str, np.ndarray]
-"""Arrays by the names of a graph's inputs."""
+"""Arrays by the names of a graph's inputs, or of its outputs."""
 Progress = Callable[[str, float], None]
 """Takes what is being done and how much is done of all, from 0 to 1."""
 

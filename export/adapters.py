@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from controlnext.families import GraphSpec
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+from controlnext.tensor_spec import ControlInputs, numbered_controls
 
 
 class FusedDenoiser(nn.Module):
@@ -30,21 +31,21 @@ class FusedDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.suffixes = ["", *(f"_{number}" for number in range(2, len(controls) + 1))][: len(controls)]
-        for suffix, control in zip(self.suffixes, controls, strict=True):
-            self.add_module(f"control{suffix}", control)
+        self.controls = numbered_controls(len(controls))
+        for names, control in zip(self.controls, controls, strict=True):
+            self.add_module(names.network, control)
         self.cross_normalization = normalization
         self.spec = spec
 
     def forward(self, *tensors: Tensor) -> Tensor:
         inputs = dict(zip((s.name for s in self.spec.inputs), tensors, strict=True))
-        controls = [self._control(inputs, suffix) for suffix in self.suffixes]
+        controls = [self._control(inputs, names) for names in self.controls]
         with inject(self.denoiser, self.cross_normalization, controls):
             return self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
 
-    def _control(self, inputs: dict[str, Tensor], suffix: str) -> Control:
-        module = self.get_submodule(f"control{suffix}")
-        image, scale = inputs.pop(f"control_image{suffix}"), inputs.pop(f"control_scale{suffix}")
+    def _control(self, inputs: dict[str, Tensor], names: ControlInputs) -> Control:
+        module = self.get_submodule(names.network)
+        image, scale = inputs.pop(names.image), inputs.pop(names.scale)
         timestep = inputs["timestep"]
         # gathers instead of slices and broadcasts: they leave the two batch sizes independent in the trace
         device = timestep.device

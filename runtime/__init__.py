@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from controlnext.runtime.denoise import Step
-from controlnext.runtime.pipeline import Pipeline
-from controlnext.runtime.pipelines.image import Output
-from controlnext.runtime.pipelines.video import VideoOutput
+from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.pipelines.image import ImagePipeline, Output
+from controlnext.runtime.pipelines.video import VideoOutput, VideoPipeline
 from controlnext.runtime.request import Request, VideoRequest
 
-__all__ = ["Output", "Pipeline", "Request", "Step", "VideoOutput", "VideoRequest"]
+__all__ = [
+    "ImagePipeline",
+    "Output",
+    "Pipeline",
+    "Request",
+    "Step",
+    "VideoOutput",
+    "VideoPipeline",
+    "VideoRequest",
+]

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
+from controlnext.types import FloatArray
 
 _BLOCK = 16
 _HALF = _BLOCK // 2
@@ -52,7 +53,7 @@ class TorchGenerator:
         self._stream = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._kept: float | None = None
 
-    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+    def randn(self, shape: Sequence[int]) -> FloatArray:
         """Standard normal numbers, as `torch.randn(shape, generator=..., dtype=torch.float32)`.
 
         Args:
@@ -65,7 +66,7 @@ class TorchGenerator:
         numbers = self._few(count) if count < _BLOCK else self._many(count)
         return numbers.reshape(tuple(shape))
 
-    def _few(self, count: int) -> NDArray[np.float32]:
+    def _few(self, count: int) -> FloatArray:
         return np.array([self._one() for _ in range(count)], np.float32)
 
     def _one(self) -> float:
@@ -78,7 +79,7 @@ class TorchGenerator:
         self._kept = radius * math.sin(angle)
         return radius * math.cos(angle)
 
-    def _many(self, count: int) -> NDArray[np.float32]:
+    def _many(self, count: int) -> FloatArray:
         whole = count - count % _BLOCK
         uniforms = self._uniforms_24(count)
         numbers = np.empty(count, np.float32)
@@ -87,7 +88,7 @@ class TorchGenerator:
             numbers[-_BLOCK:] = _box_muller(self._uniforms_24(_BLOCK))
         return numbers
 
-    def _uniforms_24(self, count: int) -> NDArray[np.float32]:
+    def _uniforms_24(self, count: int) -> FloatArray:
         return (self._words(count) & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
 
     def _words(self, count: int) -> NDArray[np.uint32]:
@@ -98,7 +99,7 @@ def _uniform_53(high: int, low: int) -> float:
     return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
-def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
+def _box_muller(uniforms: FloatArray) -> FloatArray:
     """Uniforms in [0, 1), a multiple of 16 of them, to as many normal numbers, all in float32."""
     blocks = uniforms.reshape(-1, _BLOCK)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, :_HALF]))

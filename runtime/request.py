@@ -20,20 +20,7 @@ Scale = float | Sequence[float] | FloatArray
 
 @dataclass(frozen=True, eq=False)
 class CommonRequest:
-    """The arguments that every pipeline takes. None means the default that is given in brackets.
-
-    Args:
-        control_scale: strength of the control; 0 switches it off.
-        num_inference_steps: steps of the sampler, from 1 on (the family's default).
-        height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-            ``latents`` if they are given, else of the first control picture, rounded down).
-        seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
-        sampler: name of a sampler of the family (the family's default).
-        latents: noise of unit variance instead of what the seed gives; whatever NumPy makes an array of.
-        control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
-        output_type: "pil", "np" or "latent".
-        vae_tiling: decode in overlapping tiles, for large pictures: that takes less memory, but colours may
-            shift from tile to tile. Not for clips.
+    """The arguments that every pipeline takes, as :meth:`~controlnext.runtime.ImagePipeline.__call__` tells.
 
     Raises:
         InputError: a value that no model could take.
@@ -86,26 +73,7 @@ class CommonRequest:
 
 @dataclass(frozen=True, eq=False)
 class Request(CommonRequest):
-    """The arguments of an image pipeline's call, beside those of :class:`CommonRequest`.
-
-    Where a bundle has several controls, ``control_image`` is a list with what one takes for each of them, and
-    ``control_scale`` a number for all or a list likewise.
-
-    Args:
-        prompt: text, or a list of texts, one a picture.
-        negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
-            missing one: zeros, or the embedding of the empty text).
-        control_image: a picture, or one for each prompt: PIL images of any mode, or arrays (height, width, 3)
-            of uint8 or of floats in [0, 1], or others that
-            :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
-            ``width`` x ``height``.
-        control_scale: one, or one for each prompt.
-        guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
-        num_images_per_prompt: pictures for each prompt.
-        latents: (N, C, height/8, width/8).
-        prompt_embeds, negative_prompt_embeds: (N, tokens, width) instead of the prompts.
-        pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width), for families that take them.
-    """
+    """The arguments of :meth:`controlnext.runtime.ImagePipeline.__call__`, where they are documented."""
 
     prompt: Prompt | None = None
     negative_prompt: Prompt | None = None
@@ -171,25 +139,7 @@ class Request(CommonRequest):
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest(CommonRequest):
-    """The arguments of a video pipeline's call, beside those of :class:`CommonRequest`.
-
-    Where a bundle has several controls, ``control_images`` is a list of clips, one for each of them, and
-    ``control_scale`` a number for all or a list of numbers.
-
-    Args:
-        image: the reference picture, which the clip shows moving; as a control picture.
-        control_images: the control's clip: a sequence of pictures or an array (frames, height, width, 3).
-            Anything with a length and an index will do: frames are read when they are needed, so that a long
-            clip need not be in memory.
-        num_frames: frames of the result (as many as the control has).
-        frames_per_batch, overlap: a longer clip is denoised in windows of so many frames that share so many.
-        min_guidance_scale, max_guidance_scale: guidance of the first and the last frame, linear between; none
-            where the second is less than 1.
-        noise_aug_strength: noise that is added to the reference picture.
-        decode_chunk_size: frames that are decoded at a time (those of a window); they see one another, so
-            that it is part of the result.
-        latents: (1, frames, C, height/8, width/8).
-    """
+    """The arguments of :meth:`controlnext.runtime.VideoPipeline.__call__`, where they are documented."""
 
     image: Any = None
     control_images: Any = None

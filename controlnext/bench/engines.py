@@ -46,7 +46,7 @@ class EngineRunner:
         imported = time.perf_counter()
         backend = OffloadBackend(self.timed) if self.offload else self.timed
         # a step may be measured of a bundle that has the denoiser alone
-        self.pipeline = Pipeline(Bundle(self.bundle, backend, cache=True, whole=holds != "denoiser"))
+        self.pipeline = Pipeline.of(Bundle(self.bundle, backend, cache=True, whole=holds != "denoiser"))
         bundle = self.pipeline.bundle
         folders = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
         for folder in folders.get(holds, []):

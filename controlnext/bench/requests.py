@@ -12,8 +12,9 @@ from typing import Any
 from controlnext.bench.messages import Work
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.evaluation.inputs import Arrays, default_run, denoiser_feed, run_arguments
+from controlnext.evaluation.inputs import default_run, denoiser_feed, run_arguments
 from controlnext.families import get_family
+from controlnext.types import Feed
 
 _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
     {
@@ -38,7 +39,7 @@ def picture_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
     return {**run_arguments(manifest, run), **_SEVERAL[get_family(manifest.family).task](work)}
 
 
-def step_feed(bundle: Path, work: Work) -> Arrays:
+def step_feed(bundle: Path, work: Work) -> Feed:
     """Inputs of the bundle's denoiser."""
     manifest = read_manifest(bundle)
     return denoiser_feed(bundle, manifest, work.height, work.width, work.rows, work.frames)

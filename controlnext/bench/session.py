@@ -20,6 +20,7 @@ from controlnext.engines.base import device_index
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.errors import InputError
 from controlnext.families import get_family
+from controlnext.types import Progress
 
 SIDE = 512
 """Pixels: the largest height and width that are taken unless others are asked for."""
@@ -51,9 +52,7 @@ class Settings(msgspec.Struct, frozen=True):
     optimum: str | None
 
 
-def measure(
-    bundles: Sequence[Path], settings: Settings, made: Path, report: Callable[[str, float], None]
-) -> Results:
+def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Progress) -> Results:
     """Measure ``bundles``, all of one model, and what they are compared with.
 
     What has to be made for that is made in folder ``made``. Raises
@@ -86,7 +85,7 @@ def _run_pictures(
     main: Work,
     settings: Settings,
     plan: Plan,
-    report: Callable[[str, float], None],
+    report: Progress,
     log: Log,
 ) -> None:
     picture = msgspec.structs.replace(main, steps=settings.steps)
@@ -175,7 +174,7 @@ def _prepared(
     contestants: Sequence[Contestant],
     settings: Settings,
     items: Sequence[Item],
-    report: Callable[[str, float], None],
+    report: Progress,
     log: Log,
 ) -> list[Contestant]:
     """Make what ``contestants`` run; those for whom that was possible."""
@@ -202,7 +201,7 @@ def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], setti
     return count + len(_measured(contestants, "load")) * (1 + rounds) * ("load" in asked)
 
 
-def _counted(report: Callable[[str, float], None], total: int) -> Callable[[str], None]:
+def _counted(report: Progress, total: int) -> Callable[[str], None]:
     """Tells ``report`` whose turn it is and what share of the ``total`` turns was taken."""
     taken = 0
 

@@ -9,6 +9,7 @@ from controlnext import families as registry
 from controlnext.errors import BundleError
 from controlnext.families import Family, GraphSpec
 from controlnext.families.values import alike
+from controlnext.tensor_spec import control_inputs, numbered_controls
 
 if TYPE_CHECKING:
     from controlnext.bundle.manifest import Graph, Manifest
@@ -66,11 +67,10 @@ def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name
 
 def _check_controls(manifest: Manifest, family: Family) -> None:
     denoiser = manifest.graphs.get(family.denoiser)
-    inputs = [] if denoiser is None else [t for t in denoiser.inputs if t.name.startswith("control_image")]
     given = manifest.configs.keys() - family.networks.keys()
     # a bundle without a denoiser does not tell how many there are
-    count = len(given) if denoiser is None else len(inputs)
-    expected = [f"control_{number}" if number > 1 else "control" for number in range(1, count + 1)]
+    count = len(given) if denoiser is None else len(control_inputs(t.name for t in denoiser.inputs))
+    expected = [control.network for control in numbered_controls(count)]
     if given != set(expected):
         raise BundleError(
             f"configs has {', '.join(manifest.configs) or 'none'}; of {count} controls expected are"
@@ -79,8 +79,7 @@ def _check_controls(manifest: Manifest, family: Family) -> None:
 
 
 def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
-    names = [tensor.name for tensor in graph.inputs]
-    wanted = spec.with_controls(sum(name.startswith("control_image") for name in names))
+    wanted = spec.with_controls(len(control_inputs(tensor.name for tensor in graph.inputs)))
     for side, found, expected in (
         ("inputs", graph.inputs, wanted.inputs),
         ("outputs", graph.outputs, wanted.outputs),

@@ -13,7 +13,7 @@ from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.cli import options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
-from controlnext.cli.sources import NO_SOURCES, Sources, takes_sources
+from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.engines.tensorrt.build import Built
 from controlnext.engines.tensorrt.flavors import FLAVORS
@@ -36,7 +36,6 @@ def _check_compute(name: str | None) -> str | None:
     return name
 
 
-@takes_sources
 def export(
     model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
@@ -44,7 +43,15 @@ def export(
     variant: Annotated[
         str, typer.Option(help="Release of the family; auto reads it off the control weights.")
     ] = "auto",
-    sources: Sources = NO_SOURCES,
+    base: options.Base = None,
+    control: options.Control = None,
+    unet_weights: options.UnetWeights = None,
+    unet_increments: options.UnetIncrements = False,
+    vae: options.Vae = None,
+    lora: options.Lora = None,
+    no_t5: options.NoT5 = False,
+    scheduler: options.Scheduler = None,
+    random_weights: options.RandomWeights = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -86,6 +93,17 @@ def export(
 ) -> None:
     """Export a model with its control fused in to a folder that the runtime reads."""
     started = time.monotonic()
+    sources = Sources(
+        base=base,
+        control=control,
+        unet_weights=unet_weights,
+        unet_increments=unet_increments,
+        vae=vae,
+        lora=lora,
+        no_t5=no_t5,
+        scheduler=scheduler,
+        random_weights=random_weights,
+    )
     family = get_family(model)
     if variant != "auto":
         family.variant(variant)

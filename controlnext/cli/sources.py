@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import wraps
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,9 +65,6 @@ class Sources:
         return checkpoint
 
 
-NO_SOURCES = Sources()
-
-
 def _check_sampler(checkpoint: Checkpoint) -> None:
     """Refuse settings of the scheduler that are right each by itself, but not together: make the default
     sampler of them."""
@@ -103,28 +98,3 @@ def parse_settings(given: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             settings[key] = value
     return settings
-
-
-def takes_sources(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with the fields of :class:`Sources` as options in place of its parameter ``sources``."""
-    hints = get_type_hints(Sources, include_extras=True)
-    own = inspect.signature(command, eval_str=True)
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in own.parameters.items():
-        if name != "sources":
-            parameters.append(parameter)
-            continue
-        parameters += [
-            inspect.Parameter(f.name, parameter.kind, default=f.default, annotation=hints[f.name])
-            for f in fields(Sources)
-        ]
-
-    @wraps(command)
-    def wrapper(**given: Any) -> None:
-        sources = Sources(**{field.name: given.pop(field.name) for field in fields(Sources)})
-        command(**given, sources=sources)
-
-    # what typer reads: the signature for names and defaults, the annotations for types and help
-    wrapper.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return wrapper

@@ -12,7 +12,7 @@ import typer
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.console import print_json, progress
-from controlnext.cli.sources import NO_SOURCES, Sources, takes_sources
+from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.errors import InputError, ParityError
 from controlnext.families import Family, get_family
@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     from controlnext.evaluation.ranges import Ranges
 
 
-@takes_sources
 def verify(
     bundle: options.Bundle,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the table and the pictures to one .html file.")
     ] = None,
-    sources: Sources = NO_SOURCES,
+    base: options.Base = None,
+    control: options.Control = None,
+    unet_weights: options.UnetWeights = None,
+    unet_increments: options.UnetIncrements = False,
+    vae: options.Vae = None,
+    lora: options.Lora = None,
+    no_t5: options.NoT5 = False,
+    scheduler: options.Scheduler = None,
+    random_weights: options.RandomWeights = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
     control_image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
@@ -64,6 +71,17 @@ def verify(
     PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
     options of the export it takes the original ones.
     """
+    sources = Sources(
+        base=base,
+        control=control,
+        unet_weights=unet_weights,
+        unet_increments=unet_increments,
+        vae=vae,
+        lora=lora,
+        no_t5=no_t5,
+        scheduler=scheduler,
+        random_weights=random_weights,
+    )
     if (ranges or layers) and (sources.given or report is not None):
         option = "--ranges" if ranges else "--layers"
         raise InputError(f"{option} looks at the bundle alone; leave --report and the original weights out")

@@ -96,7 +96,7 @@ def run_trajectories(
     """
     manifest = read_manifest(bundle)
     backend = _Substitute(get_family(manifest.family).denoiser, denoise)
-    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         for index, example in enumerate(examples):
             for step in pipeline.stream(**_arguments(manifest, example, index)):
                 report("calibrating", (index + (step.index + 1) / step.total) / len(examples))

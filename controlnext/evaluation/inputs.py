@@ -18,9 +18,9 @@ from controlnext.engines.tensorrt.store import Profile
 from controlnext.families import Family, get_family
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
-from controlnext.tensor_spec import split_dim
+from controlnext.tensor_spec import control_inputs, split_dim
+from controlnext.types import Feed
 
-Arrays = dict[str, np.ndarray]
 Profiles = Mapping[str, Profile]
 """The shapes that built engines take, by the folder of their graph."""
 
@@ -117,10 +117,10 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _controls(manifest: Manifest) -> int:
     inputs = manifest.graphs[get_family(manifest.family).denoiser].inputs
-    return sum(tensor.name.startswith("control_image") for tensor in inputs)
+    return len(control_inputs(tensor.name for tensor in inputs))
 
 
-def _random_embeddings(manifest: Manifest) -> Arrays:
+def _random_embeddings(manifest: Manifest) -> Feed:
     family, generator = get_family(manifest.family), np.random.default_rng(SEED)
     names = {"encoder_hidden_states": "prompt_embeds", family.pooled_input: "pooled_prompt_embeds"}
     embeddings = {}
@@ -159,7 +159,7 @@ def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence
 
 def graph_feeds(
     bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
-) -> dict[str, Sequence[Arrays]]:
+) -> dict[str, Sequence[Feed]]:
     """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
     ``profiles`` do not take it."""
     family = get_family(manifest.family)
@@ -172,9 +172,7 @@ def graph_feeds(
     }
 
 
-def denoiser_feed(
-    bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int
-) -> Arrays:
+def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int) -> Feed:
     """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
     ``frames``: one control picture for all rows, as a pipeline gives it."""
     family = get_family(manifest.family)
@@ -183,7 +181,8 @@ def denoiser_feed(
     sizes |= {"sequence": _tokens(family), "frames": frames}
     graph = manifest.graphs[family.denoiser]
     feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
-    return {name: array[:1] if name.startswith("control_image") else array for name, array in feed.items()}
+    images = [control.image for control in control_inputs(feed)]
+    return {name: array[:1] if name in images else array for name, array in feed.items()}
 
 
 def _tokens(family: Family) -> int:
@@ -199,12 +198,14 @@ def _timesteps(bundle: Path, family: Family) -> np.ndarray:
 
 def _feed(
     manifest: Manifest, family: Family, graph: Graph, sizes: Mapping[str, int], timesteps: np.ndarray
-) -> Arrays:
+) -> Feed:
     generator = np.random.default_rng(SEED)
     config = manifest.configs[graph.network]
+    controls = control_inputs(tensor.name for tensor in graph.inputs)
+    images, scales = {control.image for control in controls}, {control.scale for control in controls}
+    batches = {control.batch: sizes["batch"] for control in controls}
     feed = {}
     for tensor in graph.inputs:
-        batches = {name: sizes["batch"] for name in tensor.spec().symbols() if name.startswith("control_")}
         shape = tensor.spec().shape_at({**batches, **sizes})
         values: np.ndarray
         if tensor.name == "input_ids":
@@ -212,9 +213,9 @@ def _feed(
         elif tensor.name == "timestep":
             # one time for the whole batch, as in every sampling step
             values = np.full(shape, generator.choice(timesteps))
-        elif tensor.name.startswith("control_image"):
+        elif tensor.name in images:
             values = generator.random(shape)
-        elif tensor.name.startswith("control_scale"):
+        elif tensor.name in scales:
             values = generator.uniform(0.3, 1.0, shape)
         elif tensor.name in family.conditioning:
             size = (family.vae_factor * sizes["height"], family.vae_factor * sizes["width"])

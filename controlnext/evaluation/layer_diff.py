@@ -22,9 +22,9 @@ from controlnext.bundle.format import MODEL, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
-from controlnext.evaluation.inputs import Arrays, graph_feeds
+from controlnext.evaluation.inputs import graph_feeds
 from controlnext.evaluation.metrics import relative_l2
-from controlnext.types import Precision, Progress
+from controlnext.types import Feed, Precision, Progress
 
 GROUP = 128
 """So many tensors are computed at a time: they are what memory is needed for, besides one graph."""
@@ -107,7 +107,7 @@ def _report(progress: Progress, folder: str, index: int, count: int, done: float
     progress(f"{folder}: layers", (index + done) / count)
 
 
-def _layers(graph: Path, other: Path, feed: Arrays, report: Any) -> Iterator[Layer]:
+def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[Layer]:
     """The tensors of both graphs with floating point numbers, in the order of ``graph``."""
     nodes = _nodes(graph)
     names = [name for name in nodes if name in _nodes(other)]
@@ -116,7 +116,7 @@ def _layers(graph: Path, other: Path, feed: Arrays, report: Any) -> Iterator[Lay
         group = names[start : start + GROUP]
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
             sessions = [partial(_session, path, group) for path in (graph, other)]
-            runners = [OnnxrtRunner(session, name=f"{i}") for i, session in enumerate(sessions)]
+            runners = [OnnxrtRunner(session, name=str(i)) for i, session in enumerate(sessions)]
             results = Comparator.run(runners, data_loader=[feed])
             errors: dict[str, tuple[float, float]] = {}
             Comparator.compare_accuracy(results, compare_func=partial(_compare, errors))

@@ -21,7 +21,6 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend
 from controlnext.engines.built import BuiltBackend, usable_backends
 from controlnext.evaluation.inputs import (
-    Arrays,
     SamplingRun,
     added_words,
     default_run,
@@ -36,10 +35,10 @@ from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Precision, Progress
+from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
-Feeds = Mapping[str, Sequence[Arrays]]
+Feeds = Mapping[str, Sequence[Feed]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Output
 
 @dataclass(frozen=True)
 class _Outputs:
-    graphs: dict[str, list[Arrays]]
+    graphs: Feeds
     latents: np.ndarray
     pictures: np.ndarray
 
@@ -137,7 +136,7 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
     return _Outputs(graphs, output.latents, _pictures(output))
 
 
-def _forward(module: nn.Module, spec: GraphSpec, feed: Arrays) -> Arrays:
+def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
     outputs = module(*(torch.from_numpy(feed[tensor.name]) for tensor in spec.inputs))
     tensors = outputs if isinstance(outputs, tuple) else (outputs,)
     return {tensor.name: output.numpy() for tensor, output in zip(spec.outputs, tensors, strict=True)}
@@ -157,7 +156,7 @@ def _engine(
         with backend.open(bundle, manifest, folder, cache=False) as engine:
             graphs[folder] = [engine.run(feed) for feed in given]
     progress("sampling run: engine", 1.0)
-    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
     return _Outputs(graphs, output.latents, _pictures(output))
 

@@ -15,14 +15,14 @@ from controlnext.bundle.format import MODEL, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
-from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
+from controlnext.evaluation.inputs import SamplingRun, run_arguments
 from controlnext.evaluation.metrics import relative_l2
 from controlnext.export.passes.attention import decompose_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Progress
+from controlnext.types import Feed, Progress
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -76,7 +76,7 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
     manifest = read_manifest(bundle)
     backend = _Backend()
     progress("sampling run", 0.0)
-    with Pipeline(Bundle(bundle, backend, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         pipeline(**run_arguments(manifest, run), output_type="np")
     tensors = [tensor for engine in backend.engines for tensor in engine.ranges()]
     modules = []
@@ -126,7 +126,7 @@ class _Engine(Engine):
         self._names = add_ranges(emulate_float16(model, lambda _value: False))
         self._measures = np.zeros((2, len(self._names)), np.float32)
         self._session: Any | None = start_session(model, bundle, folder)
-        self.feeds: list[Arrays] = []
+        self.feeds: list[Feed] = []
 
     def _run(self, feed: Any, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         assert self._session is not None

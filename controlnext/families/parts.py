@@ -9,9 +9,6 @@ from types import MappingProxyType
 from controlnext.families.schema import Config, GraphSpec, Network
 from controlnext.tensor_spec import TensorSpec
 
-SAMPLERS = ("unipc", "euler", "euler_a", "ddim", "ddpm", "dpmpp_2m")
-"""Those of the families that predict noise."""
-
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
 _STATISTICS = "mean and standard deviation over a whole feature map: sums overflow and cancel in float16"
 FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS})

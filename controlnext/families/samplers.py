@@ -1,7 +1,5 @@
-"""Every sampler as data: diffusers' class behind it and the options that it reads; and the scheduler classes
-whose configurations the samplers read.
-
-The samplers themselves are in :mod:`controlnext.runtime.samplers`, under the same names.
+"""Every sampler as data: diffusers' class behind it, its file in the runtime, the options that it reads; and
+the scheduler classes whose configurations the samplers read.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from controlnext.families.options import (
     OptionTable,
@@ -23,13 +22,21 @@ from controlnext.families.options import (
     whole,
 )
 
+Group = Literal["noise", "flow"]
+
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler: ``scheduler`` is diffusers' class that it equals, ``options`` what it reads of a scheduler's
-    configuration."""
+    """A sampler: where it is, what it equals, what it is for.
+
+    ``scheduler``: diffusers' class that it equals. ``sampler``: file and class in
+    :mod:`controlnext.runtime.samplers`. ``group``: what the denoiser predicts. ``options``: what it reads of
+    a scheduler's configuration.
+    """
 
     scheduler: str
+    sampler: str
+    group: Group
     options: OptionTable
 
 
@@ -86,6 +93,8 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
     {
         "unipc": SamplerSpec(
             "UniPCMultistepScheduler",
+            "unipc:UniPCSampler",
+            "noise",
             {
                 **_MULTISTEP,
                 # the last three belong to other solvers' configurations; diffusers reads them as bh2
@@ -98,6 +107,8 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
         ),
         "euler": SamplerSpec(
             "EulerDiscreteScheduler",
+            "euler:EulerSampler",
+            "noise",
             {
                 **_SCHEDULE,
                 **_SIGMAS,
@@ -108,11 +119,17 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
         ),
         "euler_a": SamplerSpec(
             "EulerAncestralDiscreteScheduler",
+            "euler_a:EulerAncestralSampler",
+            "noise",
             {**_SCHEDULE, "prediction_type": choice("epsilon", "v_prediction")},
         ),
-        "ddim": SamplerSpec("DDIMScheduler", {**_ALPHA_BARS, "set_alpha_to_one": flag(True)}),
+        "ddim": SamplerSpec(
+            "DDIMScheduler", "ddim:DDIMSampler", "noise", {**_ALPHA_BARS, "set_alpha_to_one": flag(True)}
+        ),
         "ddpm": SamplerSpec(
             "DDPMScheduler",
+            "ddpm:DDPMSampler",
+            "noise",
             {
                 **_ALPHA_BARS,
                 "variance_type": choice("fixed_small", None, "fixed_small_log", "fixed_large"),
@@ -120,6 +137,8 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
         ),
         "dpmpp_2m": SamplerSpec(
             "DPMSolverMultistepScheduler",
+            "dpmpp_2m:DPMPP2MSampler",
+            "noise",
             {
                 **_MULTISTEP,
                 "algorithm_type": choice("dpmsolver++"),
@@ -135,6 +154,8 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
         ),
         "flow_euler": SamplerSpec(
             "FlowMatchEulerDiscreteScheduler",
+            "flow_euler:FlowEulerSampler",
+            "flow",
             {
                 "num_train_timesteps": whole(1000, 1),
                 "shift": number(1.0, 0, above=True),
@@ -153,6 +174,12 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
         ),
     }
 )
+
+
+def samplers_of(group: Group) -> tuple[str, ...]:
+    """The names of a group's samplers, in the table's order."""
+    return tuple(name for name, spec in SAMPLER_SPECS.items() if spec.group == group)
+
 
 NOISE_SCHEDULERS = (
     "PNDMScheduler",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from controlnext.errors import InputError
 from controlnext.families.samplers import NOISE_SCHEDULERS
-from controlnext.tensor_spec import TensorSpec
+from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
 
 Config = Mapping[str, Any]
 
@@ -106,17 +106,15 @@ class GraphSpec:
         Each picture has a batch size of its own. A graph without a control picture stays as it is. With a
         count of 0 the denoiser's is that of the base model.
         """
-        controls = [spec for spec in self.inputs if spec.name.startswith("control_")]
+        first, further = ControlInputs(), numbered_controls(count)[1:]
+        controls = [spec for spec in self.inputs if spec.name in (first.image, first.scale)]
         inputs = [spec for spec in self.inputs if count or spec not in controls]
-        trace = dict(self.trace_sizes)
         for spec in controls:
-            inputs += [spec.numbered(number) for number in range(2, count + 1)]
-        for number in range(2, count + 1):
-            trace |= {f"{key}_{number}": size for key, size in self.trace_sizes.items() if key in _NUMBERED}
+            inputs += [spec.for_control(control) for control in further]
+        trace = dict(self.trace_sizes)
+        if first.batch in trace:
+            trace |= dict.fromkeys((control.batch for control in further), trace[first.batch])
         return replace(self, inputs=tuple(inputs), trace_sizes=trace)
-
-
-_NUMBERED = ("control_batch",)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from controlnext.families.parts import (
     NO_STATISTICS,
     OF_DENOISER,
     OF_VAE,
-    SAMPLERS,
     text_encoder,
     vae_graphs,
 )
+from controlnext.families.samplers import samplers_of
 from controlnext.families.schema import (
     ControlNet,
     ControlSpec,
@@ -115,7 +115,7 @@ SD15 = Family(
             float32=FLOAT32,
         ),
     ),
-    samplers=SAMPLERS,
+    samplers=samplers_of("noise"),
     default_sampler="unipc",
     default_steps=20,
     default_guidance=7.5,

@@ -15,7 +15,7 @@ from controlnext.families.parts import (
     text_encoder,
     vae_graphs,
 )
-from controlnext.families.samplers import FLOW_SCHEDULERS
+from controlnext.families.samplers import FLOW_SCHEDULERS, samplers_of
 from controlnext.families.schema import (
     Config,
     ControlNet,
@@ -141,7 +141,7 @@ SD3 = Family(
             float32=FLOAT32,
         ),
     ),
-    samplers=("flow_euler",),
+    samplers=samplers_of("flow"),
     default_sampler="flow_euler",
     default_steps=28,
     default_guidance=7.0,

@@ -14,10 +14,10 @@ from controlnext.families.parts import (
     OF_DENOISER,
     OF_VAE,
     POOLED,
-    SAMPLERS,
     text_encoder,
     vae_graphs,
 )
+from controlnext.families.samplers import samplers_of
 from controlnext.families.schema import (
     Config,
     ControlNet,
@@ -102,7 +102,7 @@ SDXL = Family(
             float32={**FLOAT32, **ADDED_TIME},
         ),
     ),
-    samplers=SAMPLERS,
+    samplers=samplers_of("noise"),
     default_sampler="unipc",
     default_steps=20,
     default_guidance=5.0,

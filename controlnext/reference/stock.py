@@ -99,7 +99,7 @@ class StockPipeline:
 
     def scheduler(self, sampler: str) -> Any:
         """diffusers' scheduler of that name with the checkpoint's configuration."""
-        return _scheduler(sampler, self._config)
+        return make_scheduler(sampler, self._config)
 
     def set_steps(self, sampler: str | None, steps: int | None) -> tuple[int, int]:
         """Put a fresh scheduler in; returns how many steps to ask it for, and how many it takes."""
@@ -122,7 +122,7 @@ def _stock_scheduler(checkpoint: Checkpoint) -> Any:
     """The scheduler as stock diffusers loads it from the base's folder by itself; of a base that is no such
     folder, by the checkpoint's configuration."""
     if checkpoint.folder is None:
-        return _scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
+        return make_scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
     default = SCHEDULERS[checkpoint.family.default_sampler]
     named = checkpoint.scheduler.get("_class_name", default)
     try:
@@ -138,7 +138,8 @@ def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, 
     return {**config, **given, "_use_default_values": unnamed}
 
 
-def _scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+    """Diffusers' scheduler behind a sampler, with this configuration."""
     return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
 
 

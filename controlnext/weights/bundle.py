@@ -18,7 +18,8 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, CheckpointError
 from controlnext.families import ControlSpec, Network, get_family
-from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
+from controlnext.tensor_spec import numbered_controls
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.control import empty_control
 from controlnext.weights.json_files import read_json
 from controlnext.weights.lazy import LazyTensor, LazyTensors, held
@@ -41,7 +42,7 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
         check_file(bundle, manifest, name)
     family = get_family(manifest.family)
     count = len(manifest.configs.keys() - family.networks.keys())
-    controls = [control_name(index) for index in range(count)]
+    controls = [control.network for control in numbered_controls(count)]
     found = _initializers(bundle, manifest, controls)
     names = [name for name in family.networks if name in manifest.configs] + controls
     networks = {

@@ -88,8 +88,3 @@ class Checkpoint:
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
         ]
-
-
-def control_name(index: int) -> str:
-    """The name of control module number ``index``, counted from 0: ``"control"``, ``"control_2"``, ..."""
-    return "control" if index == 0 else f"control_{index + 1}"

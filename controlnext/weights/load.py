@@ -13,11 +13,12 @@ from typing import Any
 from controlnext.bundle.manifest import Source
 from controlnext.errors import InputError, blames
 from controlnext.families import Family
+from controlnext.tensor_spec import numbered_controls
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.base import Base, random_base, read_base
 from controlnext.weights.beside import tell_other_controls, tell_other_trained, tell_unused, trained_beside
-from controlnext.weights.checkpoint import Checkpoint, NetworkWeights, control_name
+from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.choices import (
     beside_control,
     choose_control,
@@ -173,8 +174,8 @@ def _assemble(
         name: NetworkWeights(family.networks[name], part.config, LazyTensors(part.tensors, name))
         for name, part in base.parts.items()
     }
-    for index, control in enumerate(controls):
-        name = control_name(index)
+    for control, names in zip(controls, numbered_controls(len(controls)), strict=True):
+        name = names.network
         networks[name] = NetworkWeights(None, asdict(control.spec), LazyTensors(control.tensors, name))
     return Checkpoint(
         family,

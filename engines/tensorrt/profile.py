@@ -9,7 +9,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
-from controlnext.tensor_spec import split_dim
+from controlnext.tensor_spec import control_inputs, split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")
@@ -109,7 +109,8 @@ def _symbol_range(symbol: str, manifest: Manifest, folder: str, ranges: Mapping[
     rows = Range(1, *ranges["batch"].times(2)[1:]) if guided else ranges["batch"]
     if symbol == "batch":
         return rows
-    if symbol.startswith("control_batch"):
+    controls = control_inputs(tensor.name for tensor in manifest.graphs[folder].inputs)
+    if symbol in [control.batch for control in controls]:
         return Range(1, 1, rows.largest)
     if symbol == "sequence":
         return _tokens(manifest, family, folder)

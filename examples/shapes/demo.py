@@ -25,8 +25,8 @@ from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
 
 MODEL = Path(__file__).parent / "model"
+# at the usual guidance of 5 this small model's colours begin to mix
 COUNT, STEPS, GUIDANCE = 4, 20, 3.0
-"""At the usual guidance of 5 this small model's colours begin to mix."""
 
 
 def reference() -> ImageReference:

@@ -18,6 +18,12 @@ import onnx_ir.passes.common as common
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
+def name_of(named: ir.Node | ir.Value) -> str:
+    """Return the name of a node or value; all that are in a graph have one."""
+    assert named.name is not None
+    return named.name
+
+
 def module_scopes(node: ir.Node) -> list[str]:
     """Dotted paths of the modules around ``node``, outermost first."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))

@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from controlnext.export.passes.constants import add_constant
+from controlnext.export.passes.names import name_of
 
 SAMPLE, LARGEST, SIZE = ":sample", ":largest", ":size"
 STRIDE, LIMIT = 61, 65536
@@ -27,8 +28,8 @@ STRIDE, LIMIT = 61, 65536
 def observe(model: ir.Model, names: Collection[str]) -> ir.Model:
     """The model with the three outputs of every value in ``names``."""
     graph = model.graph
-    values = {f"{value.name}": value for node in graph for value in node.outputs}
-    values |= {f"{value.name}": value for value in graph.inputs}
+    values = {name_of(value): value for node in graph for value in node.outputs}
+    values |= {name_of(value): value for value in graph.inputs}
     row, start, end, axis, stride = (
         add_constant(graph, f"observed.{name}", np.array([number]))
         for name, number in (

@@ -20,6 +20,7 @@ import onnx_ir.passes.common as common
 
 from controlnext.errors import WorkError
 from controlnext.export.passes.dimensions import rank_of
+from controlnext.export.passes.names import name_of
 from controlnext.export.passes.simplify import infer_types
 
 COSTLY = frozenset({"Conv", "Gemm", "MatMul"})
@@ -53,8 +54,8 @@ def _handed_over(graph: ir.Graph, changing: Collection[str]) -> list[str]:
     """Values that are computed once and used at every step, in the order in which they are computed."""
     stepwise = {value for value in graph.inputs if value.name in changing}
     inputs = set(graph.inputs) - stepwise
+    # computed from inputs that stay; whether at a cost
     once: dict[ir.Value, bool] = {}
-    """Computed from inputs that stay; whether at a cost."""
     used: set[ir.Value] = set()
     for node in graph:
         assert not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
@@ -65,11 +66,11 @@ def _handed_over(graph: ir.Graph, changing: Collection[str]) -> list[str]:
         elif any(value in inputs or value in once for value in taken):
             costly = node.op_type in COSTLY or any(once.get(value) for value in taken)
             once.update(dict.fromkeys(node.outputs, costly))
-    return [f"{value.name}" for value in once if value in used]
+    return [name_of(value) for value in once if value in used]
 
 
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
-    return {f"{value.name}": value for node in graph for value in node.outputs}
+    return {name_of(value): value for node in graph for value in node.outputs}
 
 
 def _take_as_inputs(graph: ir.Graph, names: Collection[str]) -> None:

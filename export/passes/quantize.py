@@ -27,6 +27,7 @@ import onnx_ir.passes.common as common
 from controlnext.bundle.manifest import LayerScales
 from controlnext.errors import WorkError
 from controlnext.export.passes.constants import add_constant
+from controlnext.export.passes.names import name_of
 from controlnext.weights.bundle import SCALE, TRANSPOSED
 
 LEVELS = 127
@@ -199,7 +200,7 @@ def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
     """The weight as the node reads it, behind its DequantizeLinear."""
     source, dtype, axis, shape = layer.values, layer.weight.dtype, layer.axis, layer.shape
     assert dtype is not None
-    name = f"{layer.weight.name}{TRANSPOSED}" if layer.transposed else f"{layer.weight.name}"
+    name = name_of(layer.weight) + (TRANSPOSED if layer.transposed else "")
 
     def values() -> np.ndarray:
         array = source.numpy().astype(np.float32)
@@ -216,7 +217,7 @@ def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
         array = values()
         return ir.Tensor(to_int8(array, steps(array).astype(np.float32), axis))
 
-    del graph.initializers[f"{layer.weight.name}"]
+    del graph.initializers[name_of(layer.weight)]
     stored = ir.Value(name=name, type=ir.TensorType(ir.DataType.INT8), shape=ir.Shape(shape))
     stored.const_value = ir.LazyTensor(quantized, ir.DataType.INT8, ir.Shape(shape), name=name)
     factor = ir.Value(name=f"{name}{SCALE}", type=ir.TensorType(dtype), shape=ir.Shape([shape[axis]]))

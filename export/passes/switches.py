@@ -21,6 +21,7 @@ import onnx_ir.passes.common as common
 
 from controlnext.bundle.manifest import LayerScales
 from controlnext.export.passes.constants import add_constant
+from controlnext.export.passes.names import name_of
 from controlnext.export.passes.quantize import Layer, layers, normalize, weight_scales
 
 SWITCHES = "switches"
@@ -31,7 +32,7 @@ def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
     graph = model.graph
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(scales)]))
     graph.inputs.append(switches)
-    found = {f"{layer.node.name}": layer for layer in layers(model)}
+    found = {name_of(layer.node): layer for layer in layers(model)}
     for index, (name, scale) in enumerate(scales.items()):
         node = found[name].node
         if scale.normalized:

@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from controlnext.errors import WorkError
 from controlnext.export.passes.constants import add_constant
+from controlnext.export.passes.names import name_of
 
 OFFSET = 128
 """From an int8 number to the uint8 that stands for it."""
@@ -35,7 +36,7 @@ def use_uint8_activations(model: ir.Model) -> ir.Model:
     for value in _int8_numbers(graph):
         if all(_READS_ZERO_POINT.get(node.op_type) == index for node, index in value.uses()):
             ir.convenience.replace_all_uses_with(value, _zero_point(graph, value))
-            del graph.initializers[f"{value.name}"]
+            del graph.initializers[name_of(value)]
     for node in graph:
         for output in node.outputs:
             if output.dtype == ir.DataType.INT8:

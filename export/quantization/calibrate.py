@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from controlnext.bundle.manifest import LayerScales, Quantization
 from controlnext.errors import WorkError
+from controlnext.export.passes.names import name_of
 from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, observe
 from controlnext.export.passes.quantize import Layer, layers
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
@@ -110,11 +111,11 @@ class _ObservedDenoiser:
 
     def __init__(self, graph: Path) -> None:
         model = ir.load(graph)
-        self.layers = {f"{layer.node.name}": layer for layer in layers(model)}
+        self.layers = {name_of(layer.node): layer for layer in layers(model)}
         # what the graph itself gives out stays as precise as it is
         self.layers = {n: la for n, la in self.layers.items() if not la.node.outputs[0].is_graph_output()}
-        self.inputs = {name: f"{_source(layer).name}" for name, layer in self.layers.items()}
-        self.outputs = {name: f"{layer.node.outputs[0].name}" for name, layer in self.layers.items()}
+        self.inputs = {name: name_of(_source(layer)) for name, layer in self.layers.items()}
+        self.outputs = {name: name_of(layer.node.outputs[0]) for name, layer in self.layers.items()}
         self.magnitudes = {
             name: HistogramObserver() for name in {*self.inputs.values(), *self.outputs.values()}
         }
@@ -123,7 +124,7 @@ class _ObservedDenoiser:
         self.counts: dict[str, int] = {}
         self.feeds: list[Feed] = []
         self.path = graph.with_name("observed.onnx")
-        self.names = [f"{value.name}" for value in model.graph.outputs]
+        self.names = [name_of(value) for value in model.graph.outputs]
         ir.save(observe(model, sorted(self.magnitudes)), self.path)
         self.session = mapped_session(self.path)
 

@@ -12,6 +12,7 @@ import onnxruntime
 
 from controlnext import processor
 from controlnext.bundle.manifest import LayerScales
+from controlnext.export.passes.names import name_of
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import layers
 from controlnext.export.passes.switches import SWITCHES, switch
@@ -100,7 +101,7 @@ class _Switched:
     """A graph with switches for those of its layers that have grids, written to ``path``."""
 
     def __init__(self, model: ir.Model, scales: Mapping[str, LayerScales], path: Path) -> None:
-        there = {f"{layer.node.name}" for layer in layers(model)}
+        there = {name_of(layer.node) for layer in layers(model)}
         self.names = [name for name in scales if name in there]
         self.path = path
         ir.save(switch(model, {name: scales[name] for name in self.names}), path)

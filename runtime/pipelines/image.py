@@ -14,9 +14,9 @@ from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.pipelines.base import Pictures, Task
+from controlnext.runtime.pipelines.base import Pictures, Pipeline
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Request, as_floats
+from controlnext.runtime.request import Prompt, Request, Scale, as_floats
 from controlnext.runtime.sizes import Size
 from controlnext.runtime.vae import control_array, read_pictures
 from controlnext.types import FloatArray
@@ -35,21 +35,157 @@ class Output:
     latents: FloatArray
 
 
-class ImageTask(Task):
+class ImagePipeline(Pipeline, task="image"):
     """Classifier-free guidance over a batch of prompts, the control applied to both halves."""
 
     request = Request
-    output = Output
     memory_savers = ("vae_tiling", "offload")
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self._condition = Conditioner(bundle)
 
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        negative_prompt: Prompt | None = None,
+        control_image: Any = None,
+        *,
+        control_scale: Scale | Sequence[Scale] = 1.0,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        latents: FloatArray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        output_type: str = "pil",
+        vae_tiling: bool = False,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: FloatArray | None = None,
+        negative_prompt_embeds: FloatArray | None = None,
+        pooled_prompt_embeds: FloatArray | None = None,
+        negative_pooled_prompt_embeds: FloatArray | None = None,
+    ) -> Output:
+        """Make pictures from prompts and control pictures. None means the default that is given in brackets.
+
+        Where a bundle has several controls, ``control_image`` is a list with what one takes for each of them,
+        and ``control_scale`` a number for all or a list likewise.
+
+        Args:
+            prompt: text, or a list of texts, one a picture.
+            negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
+                missing one: zeros, or the embedding of the empty text).
+            control_image: a picture, or one for each prompt: PIL images of any mode, or arrays
+                (height, width, 3) of uint8 or of floats in [0, 1], or others that
+                :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
+                ``width`` x ``height``.
+            control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
+            num_inference_steps: steps of the sampler, from 1 on (the family's default).
+            height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
+                ``latents`` if they are given, else of the first control picture, rounded down).
+            seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
+            sampler: name of a sampler of the family (the family's default).
+            latents: (N, C, height/8, width/8), noise of unit variance instead of what the seed gives;
+                whatever NumPy makes an array of.
+            control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
+            output_type: "pil", "np" or "latent".
+            vae_tiling: decode in overlapping tiles, for large pictures: that takes less memory, but colours
+                may shift from tile to tile.
+            guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
+            num_images_per_prompt: pictures for each prompt, from 1 on.
+            prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
+            pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that take
+                them.
+
+        Raises:
+            InputError: a value that no model could take, or that this bundle cannot.
+            WorkError: an engine fails, or a number overflows.
+            OutOfMemoryError: memory runs out.
+        """
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            control_image=control_image,
+            control_scale=control_scale,
+            num_inference_steps=num_inference_steps,
+            height=height,
+            width=width,
+            seed=seed,
+            sampler=sampler,
+            latents=latents,
+            control_start=control_start,
+            control_end=control_end,
+            output_type=output_type,
+            vae_tiling=vae_tiling,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )
+        return Output(*self._run(request))
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        negative_prompt: Prompt | None = None,
+        control_image: Any = None,
+        *,
+        control_scale: Scale | Sequence[Scale] = 1.0,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        latents: FloatArray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        output_type: str = "pil",
+        vae_tiling: bool = False,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        prompt_embeds: FloatArray | None = None,
+        negative_prompt_embeds: FloatArray | None = None,
+        pooled_prompt_embeds: FloatArray | None = None,
+        negative_pooled_prompt_embeds: FloatArray | None = None,
+    ) -> Iterator[Step]:
+        """The steps of such a call one after the other; the arguments are those of the call.
+
+        They are checked and the prompts encoded before this returns. :meth:`decode` makes pictures of any
+        step's latents; those of the last step are the result.
+        """
+        request = Request(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            control_image=control_image,
+            control_scale=control_scale,
+            num_inference_steps=num_inference_steps,
+            height=height,
+            width=width,
+            seed=seed,
+            sampler=sampler,
+            latents=latents,
+            control_start=control_start,
+            control_end=control_end,
+            output_type=output_type,
+            vae_tiling=vae_tiling,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            pooled_prompt_embeds=pooled_prompt_embeds,
+            negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
+        )
+        return self.steps(request)
+
     def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
             _control_pictures(given, request)
-            for given in self.per_control("control_image", request.control_image)
+            for given in self.controls.each("control_image", request.control_image)
         ]
         width, height = controls[0][0][0].size
         return controls, (height, width)
@@ -63,19 +199,16 @@ class ImageTask(Task):
         latents = self._latents(request, height, width, generator)
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
         halves = 2 if guidance > 1 else 1
-        scales = [_control_scale(scale, request) for scale in self.scales_per_control(request.control_scale)]
-        strengths = self.schedules(scales, request, len(sampler.timesteps), halves == 2)
+        scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
+        strengths = self.controls.schedules(scales, request, len(sampler.timesteps), halves == 2)
+        images = [
+            _for_every_row(control_array(pictures, height, width), request, halves) for pictures in controls
+        ]
         constants = {
             **self._condition(request, guided=halves == 2),
             **self.conditioning(height, width, halves * len(latents)),
+            **self.controls.images(images),
         }
-        for suffix, pictures in zip(self.controls, controls, strict=True):
-            control = control_array(pictures, height, width)
-            if len(control) > 1:
-                control = np.tile(
-                    np.repeat(control, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1)
-                )
-            constants[f"control_image{suffix}"] = control
         denoiser = self.denoiser(constants)
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
@@ -88,7 +221,7 @@ class ImageTask(Task):
 
         return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
 
-    def arrange(self, pictures: Any) -> Pictures:
+    def _arrange(self, pictures: Any) -> Pictures:
         return pictures
 
     def _latents(self, request: Request, height: int, width: int, generator: TorchGenerator) -> FloatArray:
@@ -113,6 +246,13 @@ def _control_pictures(given: Any, request: Request) -> list[Bands]:
             argument="control_image",
         )
     return pictures
+
+
+def _for_every_row(pictures: FloatArray, request: Request, halves: int) -> FloatArray:
+    """One control picture as it is, which serves all rows; of several, that of each row of a guided batch."""
+    if len(pictures) == 1:
+        return pictures
+    return np.tile(np.repeat(pictures, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
 
 
 def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from controlnext.errors import InputError, blames
-from controlnext.image_input import Bands, ImageReader
+from controlnext.image_input import ImageReader
 from controlnext.runtime.denoise import Step, denoise, guide
 from controlnext.runtime.image_processing import clip_pixels
-from controlnext.runtime.pipelines.base import Pictures, Task
+from controlnext.runtime.pipelines.base import Pictures, Pipeline
+from controlnext.runtime.pipelines.clip import Clip, read_one
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import VideoRequest, as_floats
+from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import Size
-from controlnext.runtime.vae import control_array, read_pictures
+from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 from controlnext.windows import Window, clip_windows
 
@@ -37,7 +38,7 @@ class VideoOutput:
     latents: FloatArray
 
 
-class VideoTask(Task):
+class VideoPipeline(Pipeline, task="video"):
     """Stable Video Diffusion's sampling (arXiv:2311.15127) with a control for every frame.
 
     A guided batch has the unconditional half first: zeros for the picture's embedding and latents, and the
@@ -46,11 +47,148 @@ class VideoTask(Task):
     """
 
     request = VideoRequest
-    output = VideoOutput
     memory_savers = ("frames_per_batch", "decode_chunk_size", "offload")
 
+    def __call__(
+        self,
+        image: Any = None,
+        control_images: Any = None,
+        *,
+        control_scale: Scale | Sequence[Scale] = 1.0,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        latents: FloatArray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        output_type: str = "pil",
+        vae_tiling: bool = False,
+        num_frames: int | None = None,
+        frames_per_batch: int = 14,
+        overlap: int = 4,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float | None = None,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int | None = None,
+    ) -> VideoOutput:
+        """Make a clip from a picture and a control clip. None means the default that is given in brackets.
+
+        Where a bundle has several controls, ``control_images`` is a list of clips, one for each of them, and
+        ``control_scale`` a number for all or a list of numbers.
+
+        Args:
+            image: the reference picture, which the clip shows moving: a PIL image of any mode, an array
+                (height, width, 3) of uint8 or of floats in [0, 1], or another that
+                :class:`~controlnext.image_input.ImageReader` takes.
+            control_images: the control's clip: a sequence of pictures or an array (frames, height, width, 3).
+                Anything with a length and an index will do: frames are read when they are needed, so that a
+                long clip need not be in memory.
+            control_scale: strength of the control; 0 switches it off. One number for the clip.
+            num_inference_steps: steps of the sampler, from 1 on (the family's default).
+            height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
+                ``latents`` if they are given, else of the first control picture, rounded down).
+            seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
+            sampler: name of a sampler of the family (the family's default).
+            latents: (1, frames, C, height/8, width/8), noise of unit variance instead of what the seed gives;
+                whatever NumPy makes an array of.
+            control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
+            output_type: "pil", "np" or "latent".
+            vae_tiling: not for clips; leave it False.
+            num_frames: frames of the result, from 1 on (as many as the control has).
+            frames_per_batch, overlap: a longer clip is denoised in windows of so many frames that share so
+                many.
+            min_guidance_scale, max_guidance_scale: guidance of the first and the last frame, linear between;
+                none where the second is less than 1 (of the second the family's default).
+            noise_aug_strength: noise that is added to the reference picture.
+            decode_chunk_size: frames that are decoded at a time (those of a window); they see one another,
+                so that it is part of the result.
+
+        Raises:
+            InputError: a value that no model could take, or that this bundle cannot.
+            WorkError: an engine fails, or a number overflows.
+            OutOfMemoryError: memory runs out.
+        """
+        request = VideoRequest(
+            image=image,
+            control_images=control_images,
+            control_scale=control_scale,
+            num_inference_steps=num_inference_steps,
+            height=height,
+            width=width,
+            seed=seed,
+            sampler=sampler,
+            latents=latents,
+            control_start=control_start,
+            control_end=control_end,
+            output_type=output_type,
+            vae_tiling=vae_tiling,
+            num_frames=num_frames,
+            frames_per_batch=frames_per_batch,
+            overlap=overlap,
+            min_guidance_scale=min_guidance_scale,
+            max_guidance_scale=max_guidance_scale,
+            noise_aug_strength=noise_aug_strength,
+            decode_chunk_size=decode_chunk_size,
+        )
+        return VideoOutput(*self._run(request))
+
+    def stream(
+        self,
+        image: Any = None,
+        control_images: Any = None,
+        *,
+        control_scale: Scale | Sequence[Scale] = 1.0,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        sampler: str | None = None,
+        latents: FloatArray | None = None,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        output_type: str = "pil",
+        vae_tiling: bool = False,
+        num_frames: int | None = None,
+        frames_per_batch: int = 14,
+        overlap: int = 4,
+        min_guidance_scale: float = 1.0,
+        max_guidance_scale: float | None = None,
+        noise_aug_strength: float = 0.02,
+        decode_chunk_size: int | None = None,
+    ) -> Iterator[Step]:
+        """The steps of such a call one after the other; the arguments are those of the call.
+
+        They are checked before this returns. :meth:`decode` makes a clip of any step's latents; those of the
+        last step are the result.
+        """
+        request = VideoRequest(
+            image=image,
+            control_images=control_images,
+            control_scale=control_scale,
+            num_inference_steps=num_inference_steps,
+            height=height,
+            width=width,
+            seed=seed,
+            sampler=sampler,
+            latents=latents,
+            control_start=control_start,
+            control_end=control_end,
+            output_type=output_type,
+            vae_tiling=vae_tiling,
+            num_frames=num_frames,
+            frames_per_batch=frames_per_batch,
+            overlap=overlap,
+            min_guidance_scale=min_guidance_scale,
+            max_guidance_scale=max_guidance_scale,
+            noise_aug_strength=noise_aug_strength,
+            decode_chunk_size=decode_chunk_size,
+        )
+        return self.steps(request)
+
     def _read(self, request: VideoRequest) -> tuple[list[Clip], Size]:
-        clips = [Clip(given) for given in self.per_control("control_images", request.control_images)]
+        clips = [Clip(given) for given in self.controls.each("control_images", request.control_images)]
         return clips, clips[0].size
 
     def _start(self, request: VideoRequest, clips: list[Clip], height: int, width: int) -> Iterator[Step]:
@@ -62,8 +200,8 @@ class VideoTask(Task):
         high = self.family.default_guidance if high is None else high
         guided = high >= 1
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
-        scales = [as_floats("control_scale", s) for s in self.scales_per_control(request.control_scale)]
-        strengths = self.schedules(
+        scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
+        strengths = self.controls.schedules(
             [_single(scale) for scale in scales], request, len(sampler.timesteps), guided
         )
         picture, constants = self._picture(request, height, width, guided, generator)
@@ -102,10 +240,9 @@ class VideoTask(Task):
     def _control(self, clips: list[Clip], height: int, width: int, window: Window) -> dict[str, FloatArray]:
         """The control inputs of a window: its first frame is the clip's."""
         numbers = [0, *range(window.start + 1, window.stop)]
-        arrays = [clip.array(numbers, height, width) for clip in clips]
-        return {f"control_image{suffix}": a for suffix, a in zip(self.controls, arrays, strict=True)}
+        return self.controls.images([clip.array(numbers, height, width) for clip in clips])
 
-    def arrange(self, pictures: Any) -> Pictures:
+    def _arrange(self, pictures: Any) -> Pictures:
         return [pictures] if isinstance(pictures, list) else pictures[None]
 
     def _picture(
@@ -115,7 +252,7 @@ class VideoTask(Task):
         bundle, options = self.bundle, self.bundle.manifest.options
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         with blames("image"):
-            bands = _picture("image", request.image, ImageReader("image"))
+            bands = read_one("image", request.image, ImageReader("image"))
             (own,) = control_array([bands], *bands[0].size[::-1])
             clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
         embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
@@ -127,63 +264,6 @@ class VideoTask(Task):
             mean, embedding = (np.concatenate([np.zeros_like(a), a]) for a in (mean, embedding))
         constants = self.conditioning(height, width, len(mean))
         return mean, {**constants, "encoder_hidden_states": embedding[:, None]}
-
-
-class Clip:
-    """The pictures of a control clip, read when they are needed; the last few are kept."""
-
-    def __init__(self, given: Any) -> None:
-        if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
-            raise InputError(
-                "no control clip was given; give control_images, a sequence of pictures",
-                argument="control_images",
-            )
-        if isinstance(given, np.ndarray) and given.ndim != 4:
-            raise InputError(
-                f"control_images is an array of shape {given.shape}; give (frames, height, width, 3)",
-                argument="control_images",
-            )
-        if not len(given):
-            raise InputError(
-                "control_images is empty; give one picture for every frame", argument="control_images"
-            )
-        self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
-        # of the pictures, not of this object: it would keep itself alive, and the last frames with it
-        read = partial(_frame_array, given, self._reader)
-        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(read)
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the first picture."""
-        width, height = _frame_bands(self._given, self._reader, 0)[0].size
-        return height, width
-
-    def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
-        """(1, frames, 3, height, width) float32 in [0, 1] of the frames of these numbers."""
-        return np.stack([self._frame(number, height, width) for number in numbers])[None]
-
-
-def _frame_array(clip: Any, reader: ImageReader, number: int, height: int, width: int) -> FloatArray:
-    return control_array([_frame_bands(clip, reader, number)], height, width)[0]
-
-
-def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
-    with blames("control_images"):
-        return _picture(f"frame {number} of control_images", clip[number], reader)
-
-
-def _picture(name: str, given: Any, reader: ImageReader) -> Bands:
-    """The one picture ``given``; errors call it ``name``."""
-    try:
-        pictures = read_pictures(given, reader)
-    except InputError as error:
-        raise InputError(f"{name}: {error}", argument=error.argument) from error
-    if len(pictures) > 1:
-        raise InputError(f"{name} holds {len(pictures)} pictures; give one")
-    return pictures[0]
 
 
 def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:

@@ -6,45 +6,34 @@
         output = denoise(sampler.scale_model_input(sample, i), timestep)
         sample = sampler.step(output, i, sample, generator)
 
-To add one: subclass `Sampler`, enter it below, and its options in :mod:`controlnext.families.samplers`.
+To add one: subclass `Sampler` in a file here, and enter it in :mod:`controlnext.families.samplers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from controlnext.errors import InputError
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.ddim import DDIMSampler
-from controlnext.runtime.samplers.ddpm import DDPMSampler
-from controlnext.runtime.samplers.dpmpp_2m import DPMPP2MSampler
-from controlnext.runtime.samplers.euler import EulerSampler
-from controlnext.runtime.samplers.euler_a import EulerAncestralSampler
-from controlnext.runtime.samplers.flow_euler import FlowEulerSampler
-from controlnext.runtime.samplers.unipc import UniPCSampler
 
-__all__ = ["SAMPLERS", "Sampler", "make_sampler"]
+__all__ = ["Sampler", "make_sampler", "sampler_class"]
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    sampler.name: sampler
-    for sampler in (
-        UniPCSampler,
-        EulerSampler,
-        EulerAncestralSampler,
-        DDIMSampler,
-        DDPMSampler,
-        DPMPP2MSampler,
-        FlowEulerSampler,
-    )
-}
+
+def sampler_class(name: str) -> type[Sampler]:
+    """The class of the sampler ``name``, a key of `SAMPLER_SPECS`."""
+    module, _, cls = SAMPLER_SPECS[name].sampler.partition(":")
+    found: type[Sampler] = getattr(import_module(f"{__name__}.{module}"), cls)
+    return found
 
 
 def make_sampler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> Sampler:
     """A sampler set up for one run.
 
     Args:
-        name: a key of `SAMPLERS`.
+        name: a key of `SAMPLER_SPECS`.
         config: the contents of a scheduler_config.json of any scheduler class, read as diffusers'
             `from_config` of the sampler's own class reads it.
         num_inference_steps: 1 or more; ddim and ddpm take no more than there are training timesteps.
@@ -52,6 +41,8 @@ def make_sampler(name: str, config: Mapping[str, Any], num_inference_steps: int)
     Raises:
         InputError: an unknown name, a number of steps or an option that is not supported.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: take one of {', '.join(SAMPLERS)}", argument="sampler")
-    return SAMPLERS[name](config, num_inference_steps)
+    if name not in SAMPLER_SPECS:
+        raise InputError(
+            f"unknown sampler {name!r}: take one of {', '.join(SAMPLER_SPECS)}", argument="sampler"
+        )
+    return sampler_class(name)(config, num_inference_steps)

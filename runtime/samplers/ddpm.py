@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.runtime.samplers.ddim import AlphaBarSampler
+from controlnext.runtime.samplers.alpha_bar import AlphaBarSampler
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)

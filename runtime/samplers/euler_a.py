@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.runtime.samplers.euler import NoiseLevelSampler
+from controlnext.runtime.samplers.noise_level import NoiseLevelSampler
 from controlnext.runtime.samplers.schedule import interpolated_sigmas, sigma_table
 from controlnext.types import FloatArray
 

@@ -67,7 +67,7 @@ def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
 
 def test_the_parts_of_a_picture_are_all_of_it(bundle: Path) -> None:
     timed = TimedBackend(select_backend("onnxruntime"))
-    with Pipeline(Bundle(bundle, timed, cache=False)) as pipeline:
+    with Pipeline.of(Bundle(bundle, timed, cache=False)) as pipeline:
         arguments = picture_arguments(pipeline.bundle.manifest, WORK)
         for first in (True, False):
             started = time.perf_counter()

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from controlnext.runtime import Pipeline
-from controlnext.runtime.preprocess import canny
+from controlnext.runtime.preprocess import preprocess
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.recipe import drawing
@@ -230,7 +230,7 @@ def test_a_clip_is_the_pipelines(cli: Cli, tmp_path: Path, svd: Path, outline: P
     with Pipeline.load(svd) as pipe:
         wanted = pipe(
             drawing(1, 64, 48),
-            [canny(drawing(number, WIDTH, HEIGHT)) for number in range(FRAMES)],
+            [preprocess("canny", drawing(number, WIDTH, HEIGHT)) for number in range(FRAMES)],
             num_frames=6,
             max_guidance_scale=2,
             min_guidance_scale=1.5,

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from controlnext.errors import InputError
-from controlnext.tensor_spec import TensorSpec, bind, evaluate_dim, split_dim
+from controlnext.tensor_spec import (
+    ControlInputs,
+    TensorSpec,
+    bind,
+    control_inputs,
+    evaluate_dim,
+    numbered_controls,
+    split_dim,
+)
 
 SPECS = (
     TensorSpec("sample", "float32", ("batch", 4, "height", "width")),
@@ -84,3 +92,24 @@ def test_arrays_that_do_not_fit_are_named(change: dict[str, np.ndarray | None], 
     arrays = {name: array for name, array in {**_arrays(), **change}.items() if array is not None}
     with pytest.raises(InputError, match=message):
         bind(SPECS, arrays, "unet")
+
+
+def test_the_controls_are_found_among_the_names_of_inputs() -> None:
+    """By their images; a name that only begins like one is another input."""
+    names = ["sample", "control_image", "control_scale", "control_image_2", "control_scale_2"]
+    first, second = control_inputs([*names, "control_images", "control_image_mask"])
+    assert (first, second) == (ControlInputs(1), ControlInputs(2))
+    assert [first, second] == numbered_controls(2)
+    assert [second.image, second.scale, second.batch] == [
+        "control_image_2",
+        "control_scale_2",
+        "control_batch_2",
+    ]
+    assert [first.network, second.network] == ["control", "control_2"]
+    assert control_inputs(["sample"]) == []
+
+
+def test_an_input_of_another_control_has_a_batch_of_its_own() -> None:
+    assert SPECS[2].for_control(ControlInputs(3)) == TensorSpec(
+        "control_image_3", "float32", ("control_batch_3", 3, "8*height", "8*width")
+    )

@@ -23,7 +23,7 @@ from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.int8 import UINT8_INT8, UINT8_UINT8, int8_form
 from controlnext.errors import BundleError, WorkError
 from controlnext.export.passes import fuse_matmul_integer, quantize, use_uint8_activations, use_uint8_weights
-from controlnext.export.passes.names import name_nodes
+from controlnext.export.passes.names import name_nodes, name_of
 from controlnext.export.passes.quantize import LEVELS
 from controlnext.export.passes.simplify import infer_types
 from controlnext.families import get_family
@@ -72,7 +72,7 @@ def layer(kind: str) -> tuple[ir.Model, np.ndarray]:
     # all of one sign as well: the largest sum that there is
     weight[..., 0] = LEVELS if kind == "product" else weight[..., 0]
     model = name_nodes(infer_types(graph(LAYERS[kind], weight=weight, bias=np.float32(np.arange(48)))))
-    (name,) = [f"{node.name}" for node in model.graph if node.op_type in ("Conv", "MatMul")]
+    (name,) = [name_of(node) for node in model.graph if node.op_type in ("Conv", "MatMul")]
     output = None if kind == "product" else 16384.0
     x = draw.choice(np.float32([-128, 127, 127]), size=(3, 64) if kind == "product" else (2, 64, 5, 4))
     return quantize(model, {name: LayerScales(1.0, output)}), x

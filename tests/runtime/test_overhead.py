@@ -14,8 +14,7 @@ import pytest
 from controlnext.bundle.manifest import Graph, Manifest, TensorEntry
 from controlnext.engines import Engine
 from controlnext.families import get_family
-from controlnext.runtime import Request
-from controlnext.runtime.pipelines.image import ImageTask
+from controlnext.runtime import ImagePipeline, Request
 from controlnext.types import Feed
 from support.recipe import rand
 
@@ -67,7 +66,7 @@ def _steps(folder: Path, sampler: str) -> Iterator[object]:
         "control_image": np.zeros((1024, 1024, 3), np.uint8),
     }
     request = Request(**arguments, sampler=sampler, num_inference_steps=STEPS)
-    steps = iter(ImageTask(_Bundle(folder)).steps(request))  # type: ignore[arg-type]
+    steps = iter(ImagePipeline(_Bundle(folder)).steps(request))  # type: ignore[arg-type]
     next(steps), next(steps)
     return steps
 

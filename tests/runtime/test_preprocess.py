@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from controlnext.errors import InputError, MissingDependencyError
-from controlnext.runtime.preprocess import preprocess
+from controlnext.runtime import preprocess as package
+from controlnext.runtime.preprocess import PREPROCESSORS, Preprocessor, make_preprocessor, preprocess
 
 
 def _photo(low: int, high: int) -> Image.Image:
@@ -50,3 +52,35 @@ def test_missing_opencv_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[preprocess\]"'):
         preprocess("canny", _photo(0, 255))
+
+
+class _Toy(Preprocessor):
+    """Adds what its weights say, once or several times."""
+
+    def __init__(self, weights: str | Path, times: int = 1) -> None:
+        self.shift: int | None = times * int(Path(weights).read_text())
+
+    def process(self, image: Image.Image) -> Image.Image:
+        assert image.mode == "RGB"
+        shift = self.shift
+        assert shift is not None
+        return image.point(lambda level: level + shift)
+
+    def close(self) -> None:
+        self.shift = None
+
+
+def test_a_preprocessor_is_a_class_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights, an option and something to close."""
+    (tmp_path / "weights").write_text("20")
+    monkeypatch.setattr(package, "PREPROCESSORS", {**PREPROCESSORS, "toy": _Toy})
+    with make_preprocessor("toy", weights=tmp_path / "weights", times=2) as toy:
+        assert np.unique(np.asarray(toy(Image.new("L", (4, 4), 100)))) == 140
+        assert isinstance(toy, _Toy)
+    assert toy.shift is None
+    with pytest.raises(
+        InputError, match="'toy' has no option size; accepted: weights, times; leave the others out"
+    ):
+        make_preprocessor("toy", size=3)
+    with pytest.raises(InputError, match="'canny' has no option times; accepted: none"):
+        make_preprocessor("canny", times=3)

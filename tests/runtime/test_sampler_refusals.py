@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from controlnext.errors import InputError
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.samplers import SAMPLERS, make_sampler
+from controlnext.runtime.samplers import make_sampler
 
-DIFFUSION = [name for name in SAMPLERS if name != "flow_euler"]
+DIFFUSION = [name for name in SAMPLER_SPECS if name != "flow_euler"]
 
 CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,

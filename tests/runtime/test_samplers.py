@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from controlnext.errors import InputError
+from controlnext.families import FAMILIES, Family
 from controlnext.families.samplers import SAMPLER_SPECS
+from controlnext.reference.stock import make_scheduler
+from controlnext.runtime import samplers
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import make_sampler
 
@@ -197,6 +201,28 @@ OWN_OPTIONS: list[tuple[str, dict[str, Any]]] = [
         )
     ),
 ]
+
+
+@pytest.mark.parametrize("name", SAMPLER_SPECS)
+def test_every_sampler_of_the_table_is_built_at_run_time_and_in_the_reference(name: str) -> None:
+    assert make_sampler(name, BASES[name], 4).name == name
+    reference = make_scheduler(name, BASES[name])
+    assert type(reference).__name__ == SAMPLER_SPECS[name].scheduler
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_a_family_has_samplers_of_one_group(family: Family) -> None:
+    assert len({SAMPLER_SPECS[name].group for name in family.samplers}) == 1
+
+
+def test_no_sampler_imports_another() -> None:
+    """What several have in common lies in files of its own."""
+    files = {spec.sampler.partition(":")[0] for spec in SAMPLER_SPECS.values()}
+    assert len(files) == len(SAMPLER_SPECS)
+    for name in files:
+        text = (Path(samplers.__file__).parent / f"{name}.py").read_text()
+        imported = set(re.findall(r"controlnext\.runtime\.samplers\.(\w+)", text))
+        assert not imported & files, name
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

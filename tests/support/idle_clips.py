@@ -90,7 +90,7 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
         files=list_files(folder),
     )
     write_manifest(folder, manifest)
-    return Pipeline(Bundle(folder, IdleBackend(answer), cache=False))
+    return Pipeline.of(Bundle(folder, IdleBackend(answer), cache=False))
 
 
 def no_noise(folder: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""Control clips: pictures that are read when they are needed."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from controlnext.errors import InputError, blames
+from controlnext.image_input import Bands, ImageReader
+from controlnext.runtime.request import VideoRequest
+from controlnext.runtime.vae import control_array, read_pictures
+from controlnext.types import FloatArray
+
+
+class Clip:
+    """The pictures of a control clip, read when they are needed; the last few are kept."""
+
+    def __init__(self, given: Any) -> None:
+        if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
+            raise InputError(
+                "no control clip was given; give control_images, a sequence of pictures",
+                argument="control_images",
+            )
+        if isinstance(given, np.ndarray) and given.ndim != 4:
+            raise InputError(
+                f"control_images is an array of shape {given.shape}; give (frames, height, width, 3)",
+                argument="control_images",
+            )
+        if not len(given):
+            raise InputError(
+                "control_images is empty; give one picture for every frame", argument="control_images"
+            )
+        self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
+        # of the pictures, not of this object: it would keep itself alive, and the last frames with it
+        read = partial(_frame_array, given, self._reader)
+        self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(read)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the first picture."""
+        width, height = _frame_bands(self._given, self._reader, 0)[0].size
+        return height, width
+
+    def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
+        """(1, frames, 3, height, width) float32 in [0, 1] of the frames of these numbers."""
+        return np.stack([self._frame(number, height, width) for number in numbers])[None]
+
+
+def _frame_array(clip: Any, reader: ImageReader, number: int, height: int, width: int) -> FloatArray:
+    return control_array([_frame_bands(clip, reader, number)], height, width)[0]
+
+
+def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
+    with blames("control_images"):
+        return read_one(f"frame {number} of control_images", clip[number], reader)
+
+
+def read_one(name: str, given: Any, reader: ImageReader) -> Bands:
+    """The one picture ``given``; errors call it ``name``."""
+    try:
+        pictures = read_pictures(given, reader)
+    except InputError as error:
+        raise InputError(f"{name}: {error}", argument=error.argument) from error
+    if len(pictures) > 1:
+        raise InputError(f"{name} holds {len(pictures)} pictures; give one")
+    return pictures[0]
