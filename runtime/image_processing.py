@@ -17,7 +17,9 @@ _CUBIC_A = -0.75
 """PyTorch's choice of the cubic convolution kernel (Keys 1981)."""
 
 
-def clip_pixels(picture: FloatArray, mean: Sequence[float], std: Sequence[float], size: int) -> FloatArray:
+def preprocess_for_clip(
+    picture: FloatArray, mean: Sequence[float], std: Sequence[float], size: int
+) -> FloatArray:
     """CLIP's input ``pixel_values`` (1, 3, size, size) float32 for a picture (3, H, W) float32 in [0, 1].
 
     ``mean`` and ``std`` of the three channels normalize it, as the checkpoint's feature extractor says.

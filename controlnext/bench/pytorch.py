@@ -91,7 +91,7 @@ class TorchRunner:
 
 class PipelineRunner:
     """The stock diffusers pipeline that was saved in folder ``stock`` by
-    :func:`controlnext.bench.prepare.save_stock_pipeline`, steered by the bundle's control, for pictures."""
+    :func:`controlnext.bench.prepare.save_stock_pipeline`, with the bundle's control, for pictures."""
 
     def __init__(self, bundle: Path, threads: int, *, device: str, dtype: str, stock: str) -> None:
         self.bundle, self.threads, self.device = bundle, threads, device

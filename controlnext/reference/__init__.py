@@ -1,4 +1,4 @@
-"""The PyTorch reference: the stock diffusers pipeline, its denoiser steered by forward hooks.
+"""The PyTorch reference: the stock diffusers pipeline, with its controls added by forward hooks.
 
 What "the same outputs as PyTorch" means everywhere in this project is defined here.
 """

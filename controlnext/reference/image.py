@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 
 
@@ -50,7 +50,7 @@ class ImageReference(StockPipeline):
         count = len(self.controls)
         pictures = per_control(control_image, count, shared=False)
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
-        steerings = []
+        control_inputs = []
         for module, given, scale in zip(self.controls, pictures, scales, strict=True):
             image = self.placed(control_tensor(given, height, width))
             if len(image) > 1:
@@ -59,12 +59,12 @@ class ImageReference(StockPipeline):
             if rows.shape[1] > 1:
                 rows = rows.repeat_interleave(num_images_per_prompt, 1)
             span = (control_start, control_end, self.variant.off_scale)
-            steerings.append(Steering(module, image, scale_schedule(rows, steps, *span)))
+            control_inputs.append(ControlInput(module, image, scale_schedule(rows, steps, *span)))
         vae = self.modules["vae"]
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
         keeper = LatentsKeeper()
-        with steered(self.denoiser, self.variant.injection, steerings):
+        with with_control(self.denoiser, self.variant.injection, control_inputs):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,

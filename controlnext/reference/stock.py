@@ -27,7 +27,7 @@ SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 
 
 class StockPipeline:
-    """A stock diffusers ``pipeline`` and the control modules that steer it, by name.
+    """A stock diffusers ``pipeline`` and the control modules that are added to it, by name.
 
     ``modules``: its networks and the control modules by name; ``scheduler``: the configuration that every
     sampler gets.

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
 from controlnext.image_input import ImageReader
-from controlnext.reference.steering import Steering, scale_rows, scale_schedule, steered
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
@@ -70,19 +70,19 @@ class VideoReference(StockPipeline):
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         frames = num_frames or min(len(clip) for clip in clips)
         self.pipeline.guided = highest >= 1
-        steerings = []
+        control_inputs = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
             pictures = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
             rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
-            steerings.append(Steering(module, pictures, scale_schedule(rows, steps, *span)))
+            control_inputs.append(ControlInput(module, pictures, scale_schedule(rows, steps, *span)))
         windows = clip_windows(frames, frames_per_batch, overlap)
         fixed = {
             name: self.placed(torch.tensor([make(height, width)]))
             for name, make in self.family.conditioning.items()
         }
         keeper = LatentsKeeper()
-        with steered(self.denoiser, self.variant.injection, steerings, windows, **fixed):
+        with with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed):
             result = self.pipeline(
                 ImageReader("image").read_rgb(image),
                 height=height,

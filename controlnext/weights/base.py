@@ -30,7 +30,6 @@ from controlnext.weights.networks import (
     shapes_of,
 )
 from controlnext.weights.original import from_original
-from controlnext.weights.places import Place, locate, read_weights
 from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.scheduler import Scheduler, checked_scheduler, read_scheduler
 from controlnext.weights.shipped import (
@@ -43,6 +42,7 @@ from controlnext.weights.shipped import (
     shipped_tokenizer,
 )
 from controlnext.weights.tokenizers import check_lengths, read_tokenizer, stand_in_tokenizer
+from controlnext.weights.weight_source import WeightSource, read_weights, resolve
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +82,15 @@ def read_base(
     """
     parts, family = part_names(family), _without(family, leave_out)
     replaced = () if vae is None else (VAE,)
-    place = locate(given, partial(choose_base, family, replaced))
+    weight_source = resolve(given, partial(choose_base, family, replaced))
     own = _without(family, replaced)
-    if place.path.is_file():
-        base = _read_single_file(own, place, scheduler)
+    if weight_source.path.is_file():
+        base = _read_single_file(own, weight_source, scheduler)
     else:
-        base = _read_folder(own, place, scheduler, parts)
+        base = _read_folder(own, weight_source, scheduler, parts)
     if vae is not None:
         with blames("vae"):
-            base.parts[VAE], sources = _read_vae(family, vae, place)
+            base.parts[VAE], sources = _read_vae(family, vae, weight_source)
         base.sources += sources
         base.parts = {name: base.parts[name] for name in family.networks if name in base.parts}
     return base
@@ -130,24 +130,26 @@ def _shipped_base(family: Family) -> Base:
     return Base(read_scheduler(family, folder, Setting("shipped")), read_options(family, folder))
 
 
-def _read_folder(family: Family, place: Place, settings: Config, parts: Collection[str]) -> Base:
-    folder = place.path
+def _read_folder(
+    family: Family, weight_source: WeightSource, settings: Config, parts: Collection[str]
+) -> Base:
+    folder = weight_source.path
     _check_folder(family, folder)
     try:
-        scheduler = checked_scheduler(family, place, settings, parts)
+        scheduler = checked_scheduler(family, weight_source, settings, parts)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{other_base(family, folder)}", argument=error.argument) from error
     base = Base(scheduler, read_options(family, folder), folder=folder)
     for name, network in family.networks.items():
         inside = folder / network.folder
         if network.optional and not (inside / "config.json").is_file():
-            _tell_absent(place, network)
+            _tell_absent(weight_source, network)
             continue
         if network.tokenizer and not (folder / network.tokenizer).is_dir():
-            log.warning("%s has no %s: %s is left out", place.name, network.tokenizer, network.folder)
+            log.warning("%s has no %s: %s is left out", weight_source.name, network.tokenizer, network.folder)
             continue
         try:
-            base.parts[name], sources = _read_network(network, place, inside)
+            base.parts[name], sources = _read_network(network, weight_source, inside)
         except CheckpointError as error:
             hint = other_base(family, folder) or (GIVE_VAE if name == VAE else "")
             raise CheckpointError(f"{error}{hint}", argument=error.argument) from error
@@ -159,13 +161,16 @@ def _read_folder(family: Family, place: Place, settings: Config, parts: Collecti
     return base
 
 
-def _tell_absent(place: Place, network: Network) -> None:
+def _tell_absent(weight_source: WeightSource, network: Network) -> None:
     """Warn where a network that a folder's index names is not there, as after a download that was cut off."""
-    index = place.path / INDEX
+    index = weight_source.path / INDEX
     named = read_json(index).get(network.folder) if index.is_file() else None
     if isinstance(named, list) and any(named):
         log.warning(
-            "%s: the %s that its %s names is not there and is left out", place.name, network.folder, INDEX
+            "%s: the %s that its %s names is not there and is left out",
+            weight_source.name,
+            network.folder,
+            INDEX,
         )
 
 
@@ -194,40 +199,40 @@ def _give_scheduler(family: Family) -> str:
 
 
 def _read_network(
-    network: Network, place: Place, folder: Path, warn: bool = False
+    network: Network, weight_source: WeightSource, folder: Path, warn: bool = False
 ) -> tuple[Part, list[Source]]:
-    """A network of a diffusers checkpoint from its own ``folder``, which is ``place`` or in it; ``warn`` of
-    keys that nothing reads, where that was not done before."""
+    """A network of a diffusers checkpoint from its own ``folder``, which is ``weight_source`` or in it;
+    ``warn`` of keys that nothing reads, where that was not done before."""
     try:
         config = complete_config(network, read_json(folder / "config.json"), warn)
     except CheckpointError as error:
-        raise CheckpointError(f"{place.name}: {error}", argument=error.argument) from error
-    found, sources = read_weights(place, folder, STEMS[network.library], network.folder)
+        raise CheckpointError(f"{weight_source.name}: {error}", argument=error.argument) from error
+    found, sources = read_weights(weight_source, folder, STEMS[network.library], network.folder)
     expected = shapes_of(empty_module(network, config))
-    return Part(config, match(found, expected, f"{place.name}: {network.folder}")), sources
+    return Part(config, match(found, expected, f"{weight_source.name}: {network.folder}")), sources
 
 
-def _read_single_file(family: Family, place: Place, settings: Config) -> Base:
+def _read_single_file(family: Family, weight_source: WeightSource, settings: Config) -> Base:
     base = _shipped_base(family)
-    found, base.sources = read_weights(place, place.path, (), "base")
-    marked = base.scheduler.marked(marked_settings(family, place.path, found))
-    base.scheduler = marked.given(family, settings).checked(family, place.name)
+    found, base.sources = read_weights(weight_source, weight_source.path, (), "base")
+    marked = base.scheduler.marked(marked_settings(family, weight_source.path, found))
+    base.scheduler = marked.given(family, settings).checked(family, weight_source.name)
     for name, network in family.networks.items():
         if not section(family, name, found):
             if network.optional:
                 continue
-            raise CheckpointError(lacking(family, name, found, place.path))
+            raise CheckpointError(lacking(family, name, found, weight_source.path))
         config = shipped_config(family, network)
         tokenizer = shipped_tokenizer(family, network, config) if network.tokenizer else ""
         if tokenizer is None:
             log.warning(
                 "%s: its %s is left out, as the vocabulary of that is not shipped; give a diffusers folder to"
                 " keep it, or `leave_out` to do without this line",
-                place.name,
+                weight_source.name,
                 name,
             )
             continue
-        base.parts[name] = Part(config, _convert(family, name, config, found, place.name))
+        base.parts[name] = Part(config, _convert(family, name, config, found, weight_source.name))
         if tokenizer:
             base.tokenizers[network.tokenizer] = tokenizer
     return base
@@ -250,22 +255,22 @@ def _convert(
         ) from error
 
 
-def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, list[Source]]:
+def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Part, list[Source]]:
     """A VAE's folder, a diffusers folder with one inside, a hub id of either, or a file.
 
     A file that has its ``config.json`` beside it is read with that, any other with the configuration of the
     VAE of the ``base``, or of the family's usual one where that has none.
     """
     network = family.networks[VAE]
-    place = locate(given, partial(choose_vae, network), beside_vae)
-    if place.path.is_dir():
-        alone = (place.path / "config.json").is_file()
-        folder = place.path if alone else place.path / network.folder
-        return _read_network(network, place, folder, warn=True)
-    found, sources = read_weights(place, place.path, (), VAE)
+    weight_source = resolve(given, partial(choose_vae, network), beside_vae)
+    if weight_source.path.is_dir():
+        alone = (weight_source.path / "config.json").is_file()
+        folder = weight_source.path if alone else weight_source.path / network.folder
+        return _read_network(network, weight_source, folder, warn=True)
+    found, sources = read_weights(weight_source, weight_source.path, (), VAE)
     of_base = base.path / network.folder / "config.json"
     # beside a link, then beside what it leads to
-    files = [file.with_name("config.json") for file in (place.path, place.path.resolve())]
+    files = [file.with_name("config.json") for file in (weight_source.path, weight_source.path.resolve())]
     beside = [config for config in map(read_json_if_there, files) if config.get("_class_name") == network.cls]
     if beside:
         config = complete_config(network, beside[0], warn=True)
@@ -273,4 +278,4 @@ def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, lis
         config = complete_config(network, read_json(of_base))
     else:
         config = shipped_config(family, network)
-    return Part(config, _convert(family, VAE, config, found, place.name)), sources
+    return Part(config, _convert(family, VAE, config, found, weight_source.name)), sources

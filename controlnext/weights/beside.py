@@ -11,12 +11,12 @@ from controlnext.families import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
 from controlnext.weights.choices import choose_trained_beside, others, stands_for
-from controlnext.weights.places import Place, choose_weights
+from controlnext.weights.weight_source import WeightSource, choose_weights
 
 log = logging.getLogger(__name__)
 
 
-def trained_beside(family: Family, control: Place) -> Place | None:
+def trained_beside(family: Family, control: WeightSource) -> WeightSource | None:
     """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
     given as a folder or as the file in it; None if there are none."""
     folder, file = _folder(family, control), _file(control)
@@ -38,25 +38,25 @@ def trained_beside(family: Family, control: Place) -> Place | None:
     return None
 
 
-def _folder(family: Family, control: Place) -> Place:
+def _folder(family: Family, control: WeightSource) -> WeightSource:
     """Where the tensors of the denoiser lie that go with a ``control``: in its folder, or, where that has
     none, in that of the file which a link in it leads to."""
     own = control.folder if control.path.is_file() else control
     if _trained_files(family, own) or not _file(control).is_symlink():
         return own
     target = _file(control).resolve()
-    led = Place(target, target.name).folder
+    led = WeightSource(target, target.name).folder
     return led if _trained_files(family, led) else own
 
 
-def _file(control: Place) -> Path:
+def _file(control: WeightSource) -> Path:
     """The file of a control that is given as a file or as a folder."""
     if control.path.is_file():
         return control.path
     return control.path / choose_weights(_names(control.path), control_weights.STEMS)[0]
 
 
-def _trained_files(family: Family, folder: Place) -> list[Path]:
+def _trained_files(family: Family, folder: WeightSource) -> list[Path]:
     return [folder.path / name for name in choose_trained_beside(family, _names(folder.path))]
 
 
@@ -64,9 +64,9 @@ def _names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place]) -> None:
+def tell_unused(family: Family, controls: Sequence[WeightSource], given: Sequence[WeightSource]) -> None:
     """Warn of trained tensors beside the ``controls`` whose place those ``given`` take."""
-    used = {place.path.resolve() for place in given}
+    used = {weight_source.path.resolve() for weight_source in given}
     for folder in (_folder(family, control) for control in controls):
         files = _trained_files(family, folder)
         if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
@@ -77,13 +77,13 @@ def tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place
             )
 
 
-def tell_other_controls(family: Family, control: Place) -> None:
+def tell_other_controls(family: Family, control: WeightSource) -> None:
     """Warn of weight files in a control's folder that are neither its own nor the denoiser's."""
     if control.path.is_dir():
         _tell_others(control, [_file(control)], lambda name: not name.startswith(family.denoiser))
 
 
-def tell_other_trained(family: Family, given: Place) -> None:
+def tell_other_trained(family: Family, given: WeightSource) -> None:
     """Warn of weight files in a folder of trained tensors that are neither read nor a control's."""
     if not given.path.is_dir():
         return
@@ -94,7 +94,7 @@ def tell_other_trained(family: Family, given: Place) -> None:
     _tell_others(given, taken, lambda name: not shared or name.startswith(family.denoiser))
 
 
-def _tell_others(folder: Place, taken: Sequence[Path], mine: Callable[[str], bool]) -> None:
+def _tell_others(folder: WeightSource, taken: Sequence[Path], mine: Callable[[str], bool]) -> None:
     left = [name for name in others(_names(folder.path), [file.name for file in taken]) if mine(name)]
     if left:
         log.warning(

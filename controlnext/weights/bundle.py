@@ -22,7 +22,7 @@ from controlnext.tensor_spec import numbered_controls
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.control import empty_control
 from controlnext.weights.json_files import read_json
-from controlnext.weights.lazy import LazyTensor, LazyTensors, held
+from controlnext.weights.lazy import LazyTensor, LazyTensors
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER
 
@@ -125,4 +125,4 @@ def _network(
 
 def _zeros(names: set[str], shapes: Mapping[str, Shape]) -> dict[str, LazyTensor]:
     """For what a network's graphs leave out, since no output depends on it: a text encoder's last layer."""
-    return {name: held(torch.zeros(()).expand(shapes[name])) for name in names}
+    return {name: LazyTensor.from_tensor(torch.zeros(()).expand(shapes[name])) for name in names}

@@ -9,8 +9,8 @@ from controlnext.families import Family, Network
 from controlnext.weights import control, trained
 from controlnext.weights.json_files import INDEX
 from controlnext.weights.lazy import is_weight_file
-from controlnext.weights.places import choose_weights
 from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
+from controlnext.weights.weight_source import choose_weights
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
 """Names of a network's weights in its folder of a diffusers checkpoint, by the library that it is of."""

@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 _VERSION = "_diffusers_version"
 
 
-def check_network(network: Network, config: Mapping[str, Any], place: str = "", *, warn: bool = True) -> None:
+def check_network(
+    network: Network, config: Mapping[str, Any], checkpoint: str = "", *, warn: bool = True
+) -> None:
     """Refuse what the configuration file of ``network`` asks for and its graphs do not do, and values that
-    are none; ``place``: the name of the checkpoint that it is of, for the message.
+    are none; ``checkpoint``: the name of the checkpoint that it is of, for the message.
 
     A key that no rule and no version of the class that is installed knows is warned of; transformers' files
     are full of such keys that mean nothing, which pass. ``warn``: not where that was done before. Raises
@@ -33,7 +35,7 @@ def check_network(network: Network, config: Mapping[str, Any], place: str = "", 
     """
     if network.cls not in NETWORKS:
         return
-    what = f"{place}: its {network.folder}" if place else f"its {network.folder}"
+    what = f"{checkpoint}: its {network.folder}" if checkpoint else f"its {network.folder}"
     rules = NETWORKS[network.cls]
     if network.library == "diffusers":
         rules = {**OF_NETWORKS, **rules}

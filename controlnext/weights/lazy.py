@@ -36,10 +36,10 @@ class LazyTensor:
         shape = function(torch.empty(self.shape, device="meta")).shape
         return LazyTensor(tuple(shape), lambda: function(self.read()))
 
-
-def held(tensor: Tensor) -> LazyTensor:
-    """A tensor that is there already."""
-    return LazyTensor(tuple(tensor.shape), lambda: tensor)
+    @staticmethod
+    def from_tensor(tensor: Tensor) -> LazyTensor:
+        """Return a tensor that is in memory already as a lazy one."""
+        return LazyTensor(tuple(tensor.shape), lambda: tensor)
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -99,7 +99,9 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
     if is_safetensors(path.name):
         return _unwrapped(_SafetensorsFile(path).tensors())
     if is_weight_file(path.name):
-        return _unwrapped({name: held(tensor.detach()) for name, tensor in _read_pickle(path).items()})
+        return _unwrapped(
+            {name: LazyTensor.from_tensor(tensor.detach()) for name, tensor in _read_pickle(path).items()}
+        )
     raise CheckpointError(
         f"{path} is no weight file; accepted are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
     )

@@ -29,9 +29,9 @@ from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
 from controlnext.weights.markers import is_marker, marked_settings
 from controlnext.weights.networks import shapes_of
-from controlnext.weights.places import Place, locate, read_weights, weight_files
 from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.shipped import original_layout
+from controlnext.weights.weight_source import WeightSource, read_weights, resolve, weight_files
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +74,15 @@ def load_checkpoint(
         return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
     with blames("control"):
-        places = [locate(one, *choices) for one in _each(control)]
-        controls, sources = _read_controls(family, variant, places)
+        weight_sources = [resolve(one, *choices) for one in _each(control)]
+        controls, sources = _read_controls(family, variant, weight_sources)
     with blames("base"):
         loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
     with blames("control"):
         for one in controls:
             check_width(one, family, loaded.parts[family.denoiser].config)
     with blames("unet_weights" if unet_weights else "control"):
-        sources += _find_trained(family, loaded, places, _each(unet_weights), unet_increments)
+        sources += _find_trained(family, loaded, weight_sources, _each(unet_weights), unet_increments)
     with blames("lora"):
         sources += apply_loras(family, loaded, lora)
     return _assemble(family, loaded, controls, sources, random=False)
@@ -95,9 +95,9 @@ def _each(given: Given | Sequence[Given] | None) -> list[Given]:
 
 
 def _read_controls(
-    family: Family, variant: str, places: Sequence[Place]
+    family: Family, variant: str, weight_sources: Sequence[WeightSource]
 ) -> tuple[list[ControlWeights], list[Source]]:
-    if not places:
+    if not weight_sources:
         note = f"; {family.note}" if family.note else ""
         raise InputError(
             "no control weights are given; give `control` a file, a folder or a hub id"
@@ -105,11 +105,11 @@ def _read_controls(
         )
     controls: list[ControlWeights] = []
     sources: list[Source] = []
-    for number, place in enumerate(places):
+    for number, weight_source in enumerate(weight_sources):
         role = _numbered("control", number)
-        found, files = read_weights(place, place.path, control_weights.STEMS, role)
-        controls.append(match_control(found, family, variant, place.name))
-        tell_other_controls(family, place)
+        found, files = read_weights(weight_source, weight_source.path, control_weights.STEMS, role)
+        controls.append(match_control(found, family, variant, weight_source.name))
+        tell_other_controls(family, weight_source)
         sources += files
     check_one_variant(controls)
     return controls, sources
@@ -121,17 +121,19 @@ def _numbered(role: str, number: int) -> str:
 
 
 def _find_trained(
-    family: Family, base: Base, controls: Sequence[Place], given: Sequence[Given], increments: bool
+    family: Family, base: Base, controls: Sequence[WeightSource], given: Sequence[Given], increments: bool
 ) -> list[Source]:
     """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
     if given:
-        places = [locate(one, partial(choose_trained, family)) for one in given]
-        tell_unused(family, controls, places)
-        for place in places:
-            tell_other_trained(family, place)
-        return _apply_trained(family, base, dict(enumerate(places)), increments)
+        weight_sources = [resolve(one, partial(choose_trained, family)) for one in given]
+        tell_unused(family, controls, weight_sources)
+        for weight_source in weight_sources:
+            tell_other_trained(family, weight_source)
+        return _apply_trained(family, base, dict(enumerate(weight_sources)), increments)
     beside = {
-        number: folder for number, place in enumerate(controls) if (folder := trained_beside(family, place))
+        number: folder
+        for number, weight_source in enumerate(controls)
+        if (folder := trained_beside(family, weight_source))
     }
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
@@ -143,24 +145,29 @@ def _find_trained(
     return []
 
 
-def _apply_trained(family: Family, base: Base, places: Mapping[int, Place], increments: bool) -> list[Source]:
-    """Apply the trained tensors in ``places``, by the number of the control or of the option they came with.
+def _apply_trained(
+    family: Family, base: Base, weight_sources: Mapping[int, WeightSource], increments: bool
+) -> list[Source]:
+    """Apply the trained tensors in ``weight_sources``, by the number of the control or of the option they
+    came with.
 
     A file that comes twice counts once: the same control may be given for two pictures.
     """
     part = base.parts[family.denoiser]
-    given: list[trained.Trained] = []
+    given: list[trained.FineTunedWeights] = []
     sources: list[Source] = []
-    for number, place in places.items():
+    for number, weight_source in weight_sources.items():
         role = _numbered(f"{family.denoiser} {'increments' if increments else 'values'}", number)
-        found, files = read_weights(place, place.path, (family.denoiser, *trained.STEMS), role)
+        found, files = read_weights(
+            weight_source, weight_source.path, (family.denoiser, *trained.STEMS), role
+        )
         if {file.sha256 for file in files} <= {source.sha256 for source in sources}:
-            log.info("%s: the %s were applied already", place.name, role)
+            log.info("%s: the %s were applied already", weight_source.name, role)
             continue
-        for file in weight_files(place.path, (family.denoiser, *trained.STEMS), role):
+        for file in weight_files(weight_source.path, (family.denoiser, *trained.STEMS), role):
             base.scheduler.check_marked(family, marked_settings(family, file, found), file.name)
         weights = {name: tensor for name, tensor in found.items() if not is_marker(name)}
-        given.append(trained.Trained(place.name, weights))
+        given.append(trained.FineTunedWeights(weight_source.name, weights))
         sources += files
     layout = original_layout(family, family.denoiser, part.config)
     part.tensors = trained.apply_trained(part.tensors, given, layout, increments)

@@ -32,7 +32,7 @@ from controlnext.weights.base import Base, Part
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
 from controlnext.weights.networks import canonical, empty_module, listing
-from controlnext.weights.places import Place, choose_weights, locate
+from controlnext.weights.weight_source import WeightSource, choose_weights, resolve
 
 log = logging.getLogger(__name__)
 
@@ -87,19 +87,21 @@ def _split(given: str) -> tuple[str, float]:
 
 
 def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
-    place = locate(given, _choose)
-    file = _weight_file(place)
+    weight_source = resolve(given, _choose)
+    file = _weight_file(weight_source)
     found = read_file(file)
     settings = _settings(file)
-    for name, matrices in _by_network(family, base, _matrices(found, place.name), place.name).items():
+    for name, matrices in _by_network(
+        family, base, _matrices(found, weight_source.name), weight_source.name
+    ).items():
         if name in base.parts:
             network, part = family.networks[name], base.parts[name]
-            pairs = _pairs(network, part, matrices, f"{place.name} does not fit the base's {name}")
+            pairs = _pairs(network, part, matrices, f"{weight_source.name} does not fit the base's {name}")
             strength = {key: settings[f"{name}.{key}"] for key in _STRENGTH if f"{name}.{key}" in settings}
             _fuse(network, part, pairs, strength, scale)
         else:
-            log.warning("%s: what it has for %s is left out; the base has none", place.name, name)
-    source = place.source("lora", file)
+            log.warning("%s: what it has for %s is left out; the base has none", weight_source.name, name)
+    source = weight_source.source("lora", file)
     detail = ", ".join(filter(None, (source.detail, f"scale {scale:g}")))
     return msgspec.structs.replace(source, detail=detail)
 
@@ -112,18 +114,18 @@ def _choose(names: Sequence[str]) -> list[str]:
     return choose_weights(top, _STEMS) or (files if len(files) == 1 else [])
 
 
-def _weight_file(place: Place) -> Path:
-    if place.path.is_file():
-        return place.path
-    names = sorted(path.name for path in place.path.iterdir())
+def _weight_file(weight_source: WeightSource) -> Path:
+    if weight_source.path.is_file():
+        return weight_source.path
+    names = sorted(path.name for path in weight_source.path.iterdir())
     chosen = _choose(names)
     if not chosen:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
-            f"{place.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
+            f"{weight_source.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
             f" {', '.join(weights[:8]) or 'none'}; give the LoRA's file itself"
         )
-    return place.path / chosen[0]
+    return weight_source.path / chosen[0]
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.weights.config_check import check_network
-from controlnext.weights.lazy import LazyTensor, first_line, held
+from controlnext.weights.lazy import LazyTensor, first_line
 
 Shape = tuple[int, ...]
 
@@ -114,7 +114,11 @@ def shapes_of(module: nn.Module) -> dict[str, Shape]:
 
 def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
     """The tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
-    return {name: held(tensor) for name, tensor in module.state_dict().items() if not tensor.is_meta}
+    return {
+        name: LazyTensor.from_tensor(tensor)
+        for name, tensor in module.state_dict().items()
+        if not tensor.is_meta
+    }
 
 
 def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: str) -> dict[str, LazyTensor]:

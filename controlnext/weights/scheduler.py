@@ -21,8 +21,8 @@ from controlnext.weights.config_check import check_network, check_unknown, check
 from controlnext.weights.json_files import read_json
 from controlnext.weights.model_index import check_index
 from controlnext.weights.networks import public
-from controlnext.weights.places import Place
 from controlnext.weights.shipped import SCHEDULER
+from controlnext.weights.weight_source import WeightSource
 
 CLASS = "_class_name"
 
@@ -142,20 +142,25 @@ def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
 
 
 def checked_scheduler(
-    family: Family, place: Place, settings: Mapping[str, Any], parts: Collection[str]
+    family: Family, weight_source: WeightSource, settings: Mapping[str, Any], parts: Collection[str]
 ) -> Scheduler:
     """The scheduler of a folder, after its configurations were found to ask for nothing that is not there.
 
     ``parts``: the :func:`~controlnext.weights.model_index.part_names` of the whole family. Raises one
     :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
     """
-    scheduler = read_scheduler(family, place.path, Setting("base", place.name)).given(family, settings)
-    checks = [partial(check_index, family, place.path, parts), partial(scheduler.check, family, place.name)]
+    scheduler = read_scheduler(family, weight_source.path, Setting("base", weight_source.name)).given(
+        family, settings
+    )
+    checks = [
+        partial(check_index, family, weight_source.path, parts),
+        partial(scheduler.check, family, weight_source.name),
+    ]
     for network in family.networks.values():
-        file = place.path / network.folder / "config.json"
+        file = weight_source.path / network.folder / "config.json"
         config = read_json(file) if file.is_file() else {}
         if config.get(CLASS, network.cls) == network.cls:
-            checks.append(partial(check_network, network, config, place.name))
+            checks.append(partial(check_network, network, config, weight_source.name))
     problems: list[str] = []
     for check in checks:
         try:

@@ -24,7 +24,7 @@ _PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
 
 
 @dataclass(frozen=True)
-class Trained:
+class FineTunedWeights:
     """Trained tensors as they were found: where, and by name."""
 
     name: str
@@ -32,7 +32,7 @@ class Trained:
 
 
 def apply_trained(
-    base: Mapping[str, LazyTensor], given: Sequence[Trained], layout: Layout, increments: bool
+    base: Mapping[str, LazyTensor], given: Sequence[FineTunedWeights], layout: Layout, increments: bool
 ) -> dict[str, LazyTensor]:
     """``base`` with the tensors ``given`` in place of its own, or added to them in order and in float32.
 
@@ -55,7 +55,9 @@ def apply_trained(
     return {name: changed.get(name, tensor) for name, tensor in base.items()}
 
 
-def _match(base: Mapping[str, LazyTensor], trained: Trained, layout: Layout) -> dict[str, LazyTensor]:
+def _match(
+    base: Mapping[str, LazyTensor], trained: FineTunedWeights, layout: Layout
+) -> dict[str, LazyTensor]:
     named = _plain_names(trained.tensors)
     if not base.keys() & named.keys():
         named = from_original(named, layout, base)

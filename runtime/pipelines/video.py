@@ -13,7 +13,7 @@ from PIL import Image
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.image_processing import clip_pixels
+from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.pipelines.base import Pictures, Pipeline
 from controlnext.runtime.pipelines.clip import Clip, read_one
 from controlnext.runtime.random import TorchGenerator
@@ -254,7 +254,9 @@ class VideoPipeline(Pipeline, task="video"):
         with blames("image"):
             bands = read_one("image", request.image, ImageReader("image"))
             (own,) = control_array([bands], *bands[0].size[::-1])
-            clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
+            clip = preprocess_for_clip(
+                own, options["image_mean"], options["image_std"], int(pixels.shape[-1])
+            )
         embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
         sample = control_array([bands], height, width) * np.float32(2) - np.float32(1)
         sample = sample + np.float32(request.noise_aug_strength) * generator.randn(sample.shape)

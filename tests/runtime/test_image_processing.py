@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPImageProcessor
 
 from controlnext.errors import InputError
-from controlnext.runtime.image_processing import clip_pixels, resize_antialiased
+from controlnext.runtime.image_processing import preprocess_for_clip, resize_antialiased
 from support.recipe import rand
 
 # values are in [-1, 1]; measured: 1.4e-6
@@ -81,6 +81,6 @@ def test_the_pixels_are_those_of_the_stock_pipeline(size: tuple[int, int]) -> No
     embeds = pipeline._encode_image(Image.fromarray(pixels), "cpu", 1, do_classifier_free_guidance=False)
     wanted = embeds.numpy().reshape(1, 3, 224, 224)
     picture = pixels.transpose(2, 0, 1).astype(np.float32) / 255
-    got = clip_pixels(picture, extractor.image_mean, extractor.image_std, 224)
+    got = preprocess_for_clip(picture, extractor.image_mean, extractor.image_std, 224)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)

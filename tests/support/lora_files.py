@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from controlnext.families import Family, get_family
 from controlnext.weights.base import Base, Part
-from controlnext.weights.lazy import held
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.shipped import original_layout
 from support.recipe import fill, tiny_networks
 
@@ -66,7 +66,7 @@ def base_of(family: Family, modules: dict[str, nn.Module]) -> Base:
     base = Base({}, {})
     for name, module in modules.items():
         config = dict(module.config) if name == family.denoiser else module.config.to_dict()
-        tensors = {key: held(value.clone()) for key, value in module.state_dict().items()}
+        tensors = {key: LazyTensor.from_tensor(value.clone()) for key, value in module.state_dict().items()}
         base.parts[name] = Part(config, tensors)
     return base
 

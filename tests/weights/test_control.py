@@ -19,7 +19,7 @@ from controlnext.weights import load as loading
 from controlnext.weights.base import Base, Part
 from controlnext.weights.control import ControlWeights, check_width, match_control
 from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor, held
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.scheduler import Scheduler
 from controlnext.weights.variants import arguments
 from support.recipe import GOLDEN, numbers
@@ -59,11 +59,14 @@ def shapes_of(layout: str) -> dict[str, tuple[int, ...]]:
 
 def published(layout: str) -> dict[str, LazyTensor]:
     """The full-size control module of that layout, without memory for its weights."""
-    return {name: held(torch.empty(shape, device="meta")) for name, shape in shapes_of(layout).items()}
+    return {
+        name: LazyTensor.from_tensor(torch.empty(shape, device="meta"))
+        for name, shape in shapes_of(layout).items()
+    }
 
 
 def hollow(*names: str) -> dict[str, LazyTensor]:
-    return {name: held(torch.empty(1)) for name in names}
+    return {name: LazyTensor.from_tensor(torch.empty(1)) for name in names}
 
 
 def take(found: dict[str, LazyTensor], family: Family, variant: str) -> ControlWeights:
@@ -196,7 +199,7 @@ def test_random_weights_have_the_published_control(
 def test_a_narrowed_module_is_rebuilt_with_its_own_widths(variant: str, spec: ControlSpec) -> None:
     family = next(family for family in FAMILIES.values() if variant in family.variants)
     module = ControlModule(spec)
-    found = {name: held(tensor) for name, tensor in module.state_dict().items()}
+    found = {name: LazyTensor.from_tensor(tensor) for name, tensor in module.state_dict().items()}
     control = match_control(found, family, "auto", "small")
     assert (control.spec, control.variant.name) == (spec, variant)
 
@@ -252,7 +255,7 @@ def test_an_unknown_architecture_is_described(control: Path, load) -> None:
 def test_groups_that_do_not_divide_the_widths_are_one_error() -> None:
     found = published("sdxl")
     odd = {f"down_res.{index}.conv1.weight": (20, 8, 3, 3) for index in (0, 1)}
-    found |= {name: held(torch.empty(shape, device="meta")) for name, shape in odd.items()}
+    found |= {name: LazyTensor.from_tensor(torch.empty(shape, device="meta")) for name, shape in odd.items()}
     with pytest.raises(CheckpointError, match="no control module has these widths"):
         match_control(found, SDXL, "auto", "odd")
 

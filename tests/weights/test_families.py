@@ -145,11 +145,11 @@ def test_networks_that_are_left_out_are_not_fetched(
     of_t5 = {"text_encoder_3/model-00001-of-00001.safetensors", "tokenizer_3/spiece.model"}
     chosen: set[str] = set()
 
-    def locate(_given: str, choice: Callable[[list[str]], list[str]]) -> None:
+    def resolve(_given: str, choice: Callable[[list[str]], list[str]]) -> None:
         chosen.update(choice([*files, *of_t5, "README.md", "safety_checker/model.safetensors"]))
         raise CheckpointError("nothing is downloaded here")
 
-    monkeypatch.setattr(bases, "locate", locate)
+    monkeypatch.setattr(bases, "resolve", resolve)
     with pytest.raises(CheckpointError, match="nothing is downloaded here"):
         read_base(get_family("sd3"), "somebody/model", None, leave_out)
     assert chosen == (files if leave_out else files | of_t5)

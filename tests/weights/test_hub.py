@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.choices import choose_base
-from controlnext.weights.places import locate
+from controlnext.weights.weight_source import resolve
 from support import stub_hub
 from support.cli import Cli
 from support.stub_hub import GATED, Repository, StubHub, commit_of
@@ -91,7 +91,7 @@ def load(
 
 def base_files(place: str = f"{MODEL}/base") -> tuple[list[str], str]:
     """Which files of a base are found, and their commit."""
-    found = locate(place, partial(choose_base, SDXL, ()))
+    found = resolve(place, partial(choose_base, SDXL, ()))
     names = [path.relative_to(found.path).as_posix() for path in found.path.rglob("*") if path.is_file()]
     return choose_base(SDXL, (), sorted(names)), found.revision
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from controlnext.weights.kinds import kind_of
-from controlnext.weights.lazy import LazyTensor, held
+from controlnext.weights.lazy import LazyTensor
 from support.cli import Cli, assert_refused
 from support.recipe import numbers
 
@@ -53,7 +53,10 @@ def towards(base: dict[str, Tensor], size: float, cosine: float) -> dict[str, Te
 
 
 def kind(base: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    lazy = [{name: held(tensor) for name, tensor in tensors.items()} for tensors in (base, found)]
+    lazy = [
+        {name: LazyTensor.from_tensor(tensor) for name, tensor in tensors.items()}
+        for tensors in (base, found)
+    ]
     return kind_of(*lazy)[0]
 
 
@@ -114,7 +117,10 @@ def test_a_few_reads_of_a_large_network_are_enough() -> None:
     names = [
         f"blocks.{number}.{part}.weight" for number in range(64) for part in ("to_q", "to_k", "ff", "out")
     ]
-    assert kind_of(dict.fromkeys(names, held(base)), {name: lazy(name) for name in names})[0] == "values"
+    assert (
+        kind_of(dict.fromkeys(names, LazyTensor.from_tensor(base)), {name: lazy(name) for name in names})[0]
+        == "values"
+    )
     assert len(reads) == 64
     counts = [sum(part in name for name in reads) for part in ("to_q", "to_k", "ff", "out")]
     assert min(counts) >= 8

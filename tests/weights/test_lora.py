@@ -16,9 +16,9 @@ from controlnext.bundle.files import sha256
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family, get_family
 from controlnext.weights.base import Base
-from controlnext.weights.lazy import LazyTensor, held
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.lora import apply_loras
-from controlnext.weights.trained import Trained, apply_trained
+from controlnext.weights.trained import FineTunedWeights, apply_trained
 from support.lora_files import (
     RANK,
     SD3,
@@ -100,7 +100,9 @@ def test_two_loras_of_different_scales_on_top_of_increments(tmp_path: Path) -> N
     part, unet = base.parts["unet"], modules["unet"].state_dict()
     increments = {name: 0.01 * torch.ones_like(unet[name]) for name in list(unet)[:40]}
 
-    trained = Trained("increments", {name: held(tensor) for name, tensor in increments.items()})
+    trained = FineTunedWeights(
+        "increments", {name: LazyTensor.from_tensor(tensor) for name, tensor in increments.items()}
+    )
     part.tensors = apply_trained(part.tensors, [trained], sgm_of(modules), increments=True)
     sources = apply_loras(SDXL, base, [f"{file}:{scale}" for file, scale in files.items()])
 

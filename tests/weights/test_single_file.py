@@ -18,7 +18,7 @@ from controlnext.families import FAMILIES, Family, get_family
 from controlnext.weights import base as bases
 from controlnext.weights import shipped
 from controlnext.weights.base import Base, read_base
-from controlnext.weights.lazy import held
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import canonical, empty_module, match, shapes_of
 from controlnext.weights.original import Layout, from_original
 from controlnext.weights.shipped import original_layout, section, shipped_config
@@ -193,7 +193,7 @@ def test_the_original_names_of_svd(name: str) -> None:
 @pytest.mark.export
 def test_full_size_checkpoint_fits_strictly(family: Family) -> None:
     full = full_size(family.name)
-    lazy = {name: held(tensor) for name, tensor in full.checkpoint.items()}
+    lazy = {name: LazyTensor.from_tensor(tensor) for name, tensor in full.checkpoint.items()}
     for name, module in full.modules.items():
         expected = shapes_of(module)
         found = from_original(section(family, name, lazy), full.layouts[name], expected)
@@ -318,7 +318,7 @@ LOOKS = {
 def test_a_checkpoint_of_another_family_is_refused_and_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, given: str
 ) -> None:
-    lazy = {name: held(tensor) for name, tensor in full_size(given).checkpoint.items()}
+    lazy = {name: LazyTensor.from_tensor(tensor) for name, tensor in full_size(given).checkpoint.items()}
     monkeypatch.setattr(bases, "read_weights", lambda *_arguments: (lazy, []))
     file = tmp_path / "single.safetensors"
     file.touch()

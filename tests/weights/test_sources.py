@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, lazy, load_checkpoint
-from controlnext.weights.lazy import LazyTensors, held, is_finite, read_file
-from controlnext.weights.places import choose_weights
+from controlnext.weights.lazy import LazyTensor, LazyTensors, is_finite, read_file
+from controlnext.weights.weight_source import choose_weights
 from support.weights_models import SDXL
 
 
@@ -158,7 +158,7 @@ def test_a_tensor_with_nan_or_infinity_is_named_on_access(folder: Path, value: f
 def test_finiteness_is_known_for_every_type_that_is_stored(dtype: torch.dtype) -> None:
     assert is_finite(torch.ones(3).to(dtype))
     assert is_finite(torch.ones(0).to(dtype))
-    assert LazyTensors({"x": held(torch.ones(2, dtype=dtype))}, "test")["x"].dtype == dtype
+    assert LazyTensors({"x": LazyTensor.from_tensor(torch.ones(2, dtype=dtype))}, "test")["x"].dtype == dtype
 
 
 def test_a_large_file_is_mapped_anew_from_time_to_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from controlnext.families import ControlSpec, Family, GraphSpec, get_family
 from controlnext.models.control_module import ControlModule
 from controlnext.weights import Checkpoint, NetworkWeights, bundle_checkpoint, load_checkpoint
 from controlnext.weights.bundle import _network
-from controlnext.weights.lazy import held
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import empty_module, shapes_of
 from controlnext.weights.shipped import shipped_config
 from support.recipe import numbers
@@ -58,7 +58,11 @@ def test_what_no_output_depends_on_is_zero() -> None:
     network = SDXL.networks["text_encoder"]
     config = {**shipped_config(SDXL, network), "hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
     shapes = shapes_of(empty_module(network, config))
-    found = {name: held(torch.ones(shape)) for name, shape in shapes.items() if "layers.1." not in name}
+    found = {
+        name: LazyTensor.from_tensor(torch.ones(shape))
+        for name, shape in shapes.items()
+        if "layers.1." not in name
+    }
     weights = _network(Path("bundle"), "text_encoder", network, config, found)
     assert list(weights.tensors) == list(shapes)
     assert all(bool((tensor == ("layers.1." not in name)).all()) for name, tensor in weights.tensors.items())

@@ -1,4 +1,4 @@
-"""A stock denoiser steered by its controls while a stock pipeline runs."""
+"""Controls added to a stock denoiser while a stock pipeline runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from controlnext.windows import Window
 
 
 @dataclass(frozen=True)
-class Steering:
+class ControlInput:
     """One control over a run.
 
     ``image``: (1 or N, 3, H, W) in [0, 1], of a clip (1, frames, 3, H, W); repeated to the rows of a guided
@@ -39,14 +39,14 @@ class Steering:
 
 
 @contextmanager
-def steered(
+def with_control(
     denoiser: nn.Module,
     injection: Injection,
-    steerings: Sequence[Steering],
+    control_inputs: Sequence[ControlInput],
     windows: Sequence[Window] | None = None,
     **fixed: Tensor,
 ) -> Iterator[None]:
-    """While the context lasts, each call of ``denoiser`` is one more step of a steered run.
+    """While the context lasts, each call of ``denoiser`` is one more step of a run with control.
 
     With ``windows`` a call gets a whole clip (B, frames, ...), which is denoised window by window.
     ``fixed``: arguments that take the place of the caller's, one row for all.
@@ -57,7 +57,7 @@ def steered(
 
     def predict(arguments: dict[str, Any], sample: Tensor, frames: Sequence[int] | None) -> Tensor:
         rows, timestep = len(sample), arguments["timestep"]
-        controls = [steering.control(step, rows, timestep, frames) for steering in steerings]
+        controls = [control_input.control(step, rows, timestep, frames) for control_input in control_inputs]
         with inject(denoiser, normalization, controls):
             return stock(**{**arguments, sample_name: sample, "return_dict": False})[0]
 

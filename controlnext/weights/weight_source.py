@@ -27,7 +27,7 @@ Beside = Callable[[str, Sequence[str]], Iterable[str]]
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightSource:
     """A local file or folder, and the name that a manifest may tell: never its path."""
 
     path: Path
@@ -41,13 +41,13 @@ class Place:
         return Source(role, self.name, sha256(file), inside + revision)
 
     @property
-    def folder(self) -> Place:
+    def folder(self) -> WeightSource:
         """The folder that a file is in."""
         name = self.name.rpartition("/")[0] or self.path.parent.resolve().name
-        return Place(self.path.parent, name, self.revision)
+        return WeightSource(self.path.parent, name, self.revision)
 
 
-def locate(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> Place:
+def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> WeightSource:
     """The place that ``given`` names: an existing path, else a hub id,
     ``owner/name[@revision][/folder or file]``.
 
@@ -57,7 +57,7 @@ def locate(given: str | Path, choice: Choice, beside: Beside = lambda _file, _na
     path = Path(given).expanduser()
     if path.exists():
         # what a link leads to may be named by a digest, as in the hub's cache
-        return Place(path, path.name if path.name not in ("", "..") else path.resolve().name)
+        return WeightSource(path, path.name if path.name not in ("", "..") else path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))
     if not match:
         raise CheckpointError(
@@ -68,7 +68,7 @@ def locate(given: str | Path, choice: Choice, beside: Beside = lambda _file, _na
         folder, commit = fetch(repository, revision, partial(_wanted, repository, inside, choice, beside))
     except CheckpointError as error:
         raise CheckpointError(f"{given}: no such file or folder here, and {error}") from error
-    return Place(folder / inside, str(given), commit)
+    return WeightSource(folder / inside, str(given), commit)
 
 
 def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]) -> list[str]:
@@ -126,14 +126,15 @@ def _give_one(folder: Path) -> str:
 
 
 def read_weights(
-    place: Place, folder: Path, stems: Sequence[str], role: str
+    weight_source: WeightSource, folder: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
-    """The tensors of the weight files in ``folder``, which is ``place`` or in it, or a file itself."""
+    """The tensors of the weight files in ``folder``, which is ``weight_source`` or in it, or a file
+    itself."""
     files = weight_files(folder, stems, role)
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         tensors.update(read_file(file))
-    return tensors, [place.source(role, file) for file in files]
+    return tensors, [weight_source.source(role, file) for file in files]
 
 
 def weight_files(folder: Path, stems: Sequence[str], role: str) -> list[Path]:
