@@ -10,7 +10,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.engines.auto import AutoBackend
 from controlnext.engines.base import Backend, BoundEngine, Engine
 from controlnext.engines.onnxruntime.backend import OrtBackend
-from controlnext.engines.tensorrt.run import TrtBackend
+from controlnext.engines.tensorrt.backend import TrtBackend
 from controlnext.errors import InputError
 from controlnext.types import Feed
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.onnxruntime.backend import OrtBackend
+from controlnext.engines.tensorrt.backend import TrtBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.engines.tensorrt.store import has_engine
 from controlnext.errors import ControlNeXtError, MissingDependencyError
 

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine
 from controlnext.engines.onnxruntime.backend import OrtBackend
+from controlnext.engines.tensorrt.backend import TrtBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
 from controlnext.errors import InputError
 

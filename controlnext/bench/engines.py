@@ -56,7 +56,7 @@ class EngineRunner:
     def _select(self) -> Backend:
         """The backend, which imports the library behind it."""
         from controlnext.engines import select_backend
-        from controlnext.engines.tensorrt.run import TrtBackend
+        from controlnext.engines.tensorrt.backend import TrtBackend
 
         if self.cuda_graphs:
             return select_backend(self.backend, self.device, self.provider, self.threads)

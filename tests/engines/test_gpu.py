@@ -16,9 +16,9 @@ import pytest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine
 from controlnext.engines.built import usable_backends
+from controlnext.engines.tensorrt.backend import TrtBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.families import CHANGING

@@ -12,8 +12,8 @@ import pytest
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine, select_backend
+from controlnext.engines.tensorrt.backend import TrtBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
 from support.recipe import rand
@@ -289,7 +289,7 @@ def test_the_processor_and_gpus_that_are_not_there(bundle: Path, monkeypatch: py
         select_backend("tensorrt", "cpu")
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         select_backend("tensorrt", "gpu")
-    monkeypatch.setattr("controlnext.engines.tensorrt.run.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(
         InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver or give"
     ):
