@@ -11,9 +11,9 @@ from threading import Lock
 
 import numpy as np
 
-from controlnext import tensor_spec as specs
+from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import InputError
 from controlnext.types import Feed
 
@@ -29,7 +29,7 @@ def device_index(device: str) -> int | None:
     return int(cuda[1]) if cuda else None
 
 
-class Engine(Closing):
+class Engine(Closeable):
     """One graph of a bundle, ready to run. A context manager: leaving it closes it.
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, at the edges float32 or int64
@@ -74,7 +74,7 @@ class Engine(Closing):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back the memory; the engine cannot run any more."""
+        """Release the engine's resources; it cannot run any more."""
 
 
 class BoundEngine:
@@ -87,10 +87,10 @@ class BoundEngine:
         self._engine = engine
         self._kept: dict[str, np.ndarray] = {}
         self._replaced: set[str] = set()
-        self.keep(constants)
+        self.set_inputs(constants)
 
-    def keep(self, feed: Feed) -> None:
-        """Let these inputs stay, in place of those of the same names.
+    def set_inputs(self, feed: Feed) -> None:
+        """Set inputs that stay from run to run, in place of those of the same names.
 
         Raises :class:`~controlnext.errors.InputError` where they contradict the specs or each other.
         """
@@ -99,14 +99,16 @@ class BoundEngine:
         if unknown:
             names = sorted(spec.name for spec in engine.inputs)
             raise InputError(f"{engine.folder}: inputs unknown {unknown}; it takes {names}")
-        self._sizes = specs.bind([spec for spec in engine.inputs if spec.name in kept], kept, engine.folder)
+        self._sizes = tensor_spec.bind(
+            [spec for spec in engine.inputs if spec.name in kept], kept, engine.folder
+        )
         self._rest = [spec for spec in engine.inputs if spec.name not in kept]
         self._kept = kept
         self._replaced |= set(feed)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Outputs by name for the inputs that are not kept; raises as :meth:`Engine.run`."""
-        specs.bind(self._rest, feed, self._engine.folder, self._sizes)
+        tensor_spec.bind(self._rest, feed, self._engine.folder, self._sizes)
         outputs = self._engine.run_bound(self, {**self._kept, **feed}, self._replaced | feed.keys())
         self._replaced.clear()
         return outputs

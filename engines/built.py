@@ -46,7 +46,7 @@ def usable_backends(bundle: Path, manifest: Manifest) -> dict[str, BuiltBackend]
         if gpu is None or not built:
             continue
         try:
-            wanted = flavor.wanted(gpu)
+            wanted = flavor.requirements(gpu)
             stored = {folder: find_engine(bundle, manifest, folder, wanted) for folder in built}
         except InputError as error:
             logger.warning("the engines of %s are left out: %s", name, error)

@@ -16,7 +16,7 @@ from controlnext.errors import CheckpointError
 from controlnext.export.passes import (
     fuse_attention,
     fuse_groups,
-    fuse_products,
+    fuse_matmul_integer,
     split_prologue,
     use_uint8_activations,
     use_uint8_weights,
@@ -71,7 +71,7 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool, precisi
     for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
         if part is None:
             continue
-        ir.save(use_uint8_activations(fuse_products(part)), folder / name)
+        ir.save(use_uint8_activations(fuse_matmul_integer(part)), folder / name)
         if precision == "int8":
             ir.save(use_uint8_weights(part), folder / uint8_name)
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Step
@@ -26,7 +26,7 @@ TASKS: Mapping[str, Callable[[Bundle], Task]] = MappingProxyType({"image": Image
 """What a family's ``task`` in the registry may be."""
 
 
-class Pipeline(Closing):
+class Pipeline(Closeable):
     """A bundle ready to make pictures or clips. A context manager: leaving it gives back the engines' memory.
 
     An engine is opened when it is first needed and kept until then.

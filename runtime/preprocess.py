@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError, MissingDependencyError
+from controlnext.errors import InputError
 from controlnext.image_input import ImageReader
+from controlnext.optional import extra
 
 _SIGMA = 0.33
 
@@ -39,10 +40,6 @@ def preprocess(name: str, image: Image.Image, reader: ImageReader | None = None)
 
 
 def _import_cv2() -> Any:
-    try:
+    with extra("preprocess", "OpenCV"):
         import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'OpenCV is not installed; run pip install "controlnext[preprocess]" ({error})'
-        ) from error
     return cv2

@@ -20,7 +20,7 @@ import msgspec
 from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Task, Turn, Work
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
 Samples = dict[str, list[Seconds]]
@@ -55,7 +55,7 @@ class Log:
     turns: list[str] = field(default_factory=list)
 
 
-class Child(Closing):
+class Child(Closeable):
     """The process of a contestant."""
 
     def __init__(self, contestant: Contestant, threads: int) -> None:

@@ -32,8 +32,9 @@ from controlnext.engines.onnxruntime.providers import (
     runs_parts,
 )
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
-from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
+from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError
 from controlnext.families import get_family
+from controlnext.optional import extra
 
 logger = logging.getLogger(__name__)
 
@@ -223,11 +224,6 @@ class OrtBackend(Backend):
 
 
 def _import_onnxruntime() -> Any:
-    try:
+    with extra("cpu", "ONNX Runtime", otherwise='"controlnext[gpu]" for NVIDIA'):
         import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            'ONNX Runtime is not installed; run pip install "controlnext[cpu]", or "controlnext[gpu]" for'
-            f" NVIDIA ({error})"
-        ) from error
     return onnxruntime

@@ -57,7 +57,7 @@ class TrtBackend(Backend):
                 f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver or give backend"
                 " onnxruntime"
             )
-        stored = find_engine(bundle, manifest, folder, flavor.wanted(gpu))
+        stored = find_engine(bundle, manifest, folder, flavor.requirements(gpu))
         if stored.entry.key.options.get("strip_weights"):
             for name in manifest.files:
                 if name.startswith(f"{folder}/"):

@@ -8,7 +8,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from controlnext.engines import artifact_cache as cache
+from controlnext.engines import artifact_cache
 from controlnext.engines.tensorrt.flavors import Flavor
 from controlnext.engines.tensorrt.store import StoredEngine
 from controlnext.errors import WorkError
@@ -70,7 +70,7 @@ class Loaded:
         return WorkError(f"{self._plan.flavor.title} cannot {what} {self._plan.stored.path}: {reasons}")
 
     def close(self) -> None:
-        """Give back the memory, what was made last first."""
+        """Release resources, what was made last first."""
         if self._kernels is not None:
             self._kernels.save()
         self.context = self._kernels = self._engine = self._runtime = None
@@ -85,7 +85,7 @@ class _Kernels:
     def __init__(self, config: Any, folder: Path | None) -> None:
         self._folder, self._content = folder, b""
         self._cache = config.create_runtime_cache()
-        if folder is not None and cache.is_intact(folder):
+        if folder is not None and artifact_cache.is_intact(folder):
             content = (folder / _KERNELS).read_bytes()
             if self._cache.deserialize(content):
                 self._content = content
@@ -99,7 +99,7 @@ class _Kernels:
         if self._folder is None or content == self._content:
             return
         try:
-            with cache.store(self._folder) as made:
+            with artifact_cache.store(self._folder) as made:
                 (made / _KERNELS).write_bytes(content)
         except OSError as error:
             logger.info("the kernels are not kept in %s: %s", self._folder, error)

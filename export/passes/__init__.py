@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from controlnext.export.passes.dimensions import name_dimensions
 from controlnext.export.passes.groups import fuse_groups
-from controlnext.export.passes.matmul_integer import fuse_products
+from controlnext.export.passes.matmul_integer import fuse_matmul_integer
 from controlnext.export.passes.multihead import fuse_attention
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
@@ -22,7 +22,7 @@ __all__ = [
     "finish_graph",
     "fuse_attention",
     "fuse_groups",
-    "fuse_products",
+    "fuse_matmul_integer",
     "lower_to_float16",
     "name_dimensions",
     "name_nodes",

@@ -23,7 +23,7 @@ from controlnext.export.passes.unsigned import OFFSET
 _ZERO = "products.zero_point"
 
 
-def fuse_products(model: ir.Model) -> ir.Model:
+def fuse_matmul_integer(model: ir.Model) -> ir.Model:
     """The model with its products of int8 matrices as ONNX Runtime's own operator."""
     graph = model.graph
     found = [node for node in graph if node.op_type == "MatMul" and _is_int8(node)]

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from controlnext.engines import artifact_cache as cache
+from controlnext.engines import artifact_cache
 
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file that counts as large."""
-    monkeypatch.setattr(cache, "_LARGE", 1 << 20)
+    monkeypatch.setattr(artifact_cache, "_LARGE", 1 << 20)
     folder = tmp_path / "kept"
-    with cache.store(folder) as made:
+    with artifact_cache.store(folder) as made:
         (made / "large").write_bytes(os.urandom(1 << 22))
         (made / "small").write_bytes(b"small")
     return folder
@@ -24,9 +24,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_large_file_that_nobody_wrote_to_is_not_read(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    checksum = cache.sha256
-    monkeypatch.setattr(cache, "sha256", lambda path: read.append(path.name) or checksum(path))
-    assert cache.is_intact(kept)
+    checksum = artifact_cache.sha256
+    monkeypatch.setattr(artifact_cache, "sha256", lambda path: read.append(path.name) or checksum(path))
+    assert artifact_cache.is_intact(kept)
     assert read == ["small"]
 
 
@@ -39,11 +39,11 @@ def test_a_flipped_bit_is_noticed_whatever_its_time(kept: Path, name: str) -> No
         file.seek(0)
         file.write(bytes([first ^ 1]))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert cache.find_damage(kept) == f"{name}: not the checksum of when it was made"
+    assert artifact_cache.find_damage(kept) == f"{name}: not the checksum of when it was made"
 
 
 def test_a_copy_goes_by_its_checksums(kept: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(kept, tmp_path / "copy")
-    assert cache.is_intact(copy)
+    assert artifact_cache.is_intact(copy)
     (copy / "large").write_bytes(os.urandom(1 << 22))
-    assert not cache.is_intact(copy)
+    assert not artifact_cache.is_intact(copy)

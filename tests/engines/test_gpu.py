@@ -112,7 +112,7 @@ def test_inputs_that_stay_on_the_gpu(
         changing = {name: feed.pop(name) for name in CHANGING}
         bound = engine.bind(feed)
         for scale in (1.0, 0.5):
-            bound.keep({"control_scale": feed["control_scale"] * np.float32(scale)})
+            bound.set_inputs({"control_scale": feed["control_scale"] * np.float32(scale)})
             for step in range(4):
                 changing["sample"] = changing["sample"] * np.float32(0.9)
                 changing["timestep"] = np.full_like(changing["timestep"], 900 - 100 * step)

@@ -22,7 +22,7 @@ from controlnext.engines import open_engine
 from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.int8 import UINT8_INT8, UINT8_UINT8, int8_form
 from controlnext.errors import BundleError, WorkError
-from controlnext.export.passes import fuse_products, quantize, use_uint8_activations, use_uint8_weights
+from controlnext.export.passes import fuse_matmul_integer, quantize, use_uint8_activations, use_uint8_weights
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.quantize import LEVELS
 from controlnext.export.passes.simplify import infer_types
@@ -88,7 +88,7 @@ def test_the_largest_numbers_come_out_right(form: str, kind: str) -> None:
     """In the form that this processor runs; uint8 x uint8 is right on every one."""
     model, x = layer(kind)
     (wanted,) = literal(model).run(None, {"x": x})
-    found = run(FORMS[form](fuse_products(model.clone())), x=x)
+    found = run(FORMS[form](fuse_matmul_integer(model.clone())), x=x)
     if form in (UINT8_UINT8, int8_form()):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
     else:
@@ -104,7 +104,7 @@ def test_a_processor_without_vnni_is_told_and_right(tmp_path: Path) -> None:
         np.save(tmp_path / f"{kind}.x.npy", x)
         np.save(tmp_path / f"{kind}.y.npy", literal(model).run(None, {"x": x})[0])
         for form, change in FORMS.items():
-            ir.save(change(fuse_products(model.clone())), tmp_path / f"{kind}:{form}.onnx")
+            ir.save(change(fuse_matmul_integer(model.clone())), tmp_path / f"{kind}:{form}.onnx")
     command = [str(EMULATOR), "-cpu", "Haswell", sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -127,7 +127,7 @@ def test_the_product_that_processors_are_asked_is_this_one() -> None:
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
-    assert model.SerializeToString() == int8._PRODUCT
+    assert model.SerializeToString() == int8._MATMUL_INTEGER
 
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from controlnext.export.passes import fuse_products
+from controlnext.export.passes import fuse_matmul_integer
 from support.graphs import graph, run
 from support.recipe import rand
 
@@ -44,7 +44,7 @@ def _operators(model: ir.Model) -> list[str]:
 
 def test_the_bias_goes_in_and_the_numbers_stay() -> None:
     whole = _layer()
-    fused = fuse_products(whole.clone())
+    fused = fuse_matmul_integer(whole.clone())
     assert _operators(fused) == ["QuantizeLinear", "MatMulIntegerToFloat"]
     assert [value.name for value in fused.graph.outputs] == ["y"]
     x = rand(3, 2, 5, 6)
@@ -54,13 +54,15 @@ def test_the_bias_goes_in_and_the_numbers_stay() -> None:
 def test_beyond_the_grid_numbers_are_cut_off_at_the_same_place() -> None:
     whole = _layer()
     x = 100 * rand(3, 1, 5, 6)
-    np.testing.assert_allclose(run(fuse_products(whole.clone()), x=x), run(whole, x=x), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        run(fuse_matmul_integer(whole.clone()), x=x), run(whole, x=x), rtol=0, atol=1e-6
+    )
 
 
 def test_a_product_that_is_read_twice_keeps_its_bias_outside() -> None:
     text = LAYER.replace("y = Add(bias, product)", "more = Add(bias, product)\n y = Mul(more, product)")
     whole = _layer(text)
-    fused = fuse_products(whole.clone())
+    fused = fuse_matmul_integer(whole.clone())
     assert _operators(fused) == ["QuantizeLinear", "MatMulIntegerToFloat", "Add", "Mul"]
     x = rand(3, 2, 5, 6)
     np.testing.assert_allclose(run(fused, x=x), run(whole, x=x), rtol=0, atol=1e-5)
@@ -79,7 +81,7 @@ def test_a_product_that_is_read_twice_keeps_its_bias_outside() -> None:
 def test_other_grids_stay(old: str, new: str, change: dict[str, np.ndarray | int]) -> None:
     model = _layer(LAYER.replace(old, new), **change)  # type: ignore[arg-type]
     before = _operators(model)
-    assert _operators(fuse_products(model)) == before
+    assert _operators(fuse_matmul_integer(model)) == before
 
 
 def test_onnxruntime_itself_leaves_the_bias_outside(tmp_path: object) -> None:
