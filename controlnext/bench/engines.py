@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlnext.bench.messages import Holds, Seconds, Task, Work
+from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
 
 if TYPE_CHECKING:
     from controlnext.engines import Backend
@@ -62,7 +62,7 @@ class EngineRunner:
             return select_backend(self.backend, self.device, self.provider, self.threads)
         return TrtBackend(self.backend, self.device, graphs=False)
 
-    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         from controlnext.bench.requests import picture_arguments, seconds_of
         from controlnext.bench.timeline import picture_timeline
 
@@ -104,7 +104,7 @@ class GraphRunner:
         self.session = onnxruntime.InferenceSession(self.graph, options, providers=PROVIDERS[provider])
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
-    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         import numpy as np
 
         from controlnext.bench.requests import seconds_of, step_feed

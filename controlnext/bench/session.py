@@ -10,10 +10,10 @@ import msgspec
 
 from controlnext.bench.contestants import MEASURES, PICTURES, STEPS, line_up
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
-from controlnext.bench.messages import Contestant, Task, Work
+from controlnext.bench.messages import Contestant, TurnKind, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
-from controlnext.bench.turns import Log, Plan, run_cold, run_loads, run_warm
+from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines.base import device_index
@@ -23,7 +23,7 @@ from controlnext.families import get_family
 
 SIDE = 512
 """Pixels: the largest height and width that are taken unless others are asked for."""
-Item = tuple[str, Task, Work]
+Item = tuple[str, TurnKind, Work]
 """A measure, what is run for it, at what size."""
 _FREE = 0.9
 """Of the free memory, what processes that are open at the same time may take."""
@@ -64,7 +64,7 @@ def measure(
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
     contestants = _choose(bundles, settings, made)
-    plan = Plan(
+    plan = TurnPlan(
         threads=settings.threads or core_count(),
         rounds=settings.rounds,
         runs=settings.runs,
@@ -85,7 +85,7 @@ def _run_pictures(
     contestants: Sequence[Contestant],
     main: Work,
     settings: Settings,
-    plan: Plan,
+    plan: TurnPlan,
     report: Callable[[str, float], None],
     log: Log,
 ) -> None:

@@ -16,7 +16,7 @@ from controlnext.types import Progress
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """Engines to build: with one library, for shapes in these ranges (those left out have a default).
 
     ``arguments`` are the options of the command line that say the same.
@@ -71,7 +71,7 @@ def make_plan(
     workspace: int | None = None,
     strip_weights: bool = False,
     targets: Sequence[str] = (),
-) -> Plan | None:
+) -> BuildPlan | None:
     """The plan that the options ask for; None where they name neither TensorRT nor TensorRT-RTX.
 
     ``accepted``: the backends that may be named. ``sizes``: ranges as the command line has them, by name.
@@ -98,7 +98,7 @@ def make_plan(
     flavor = FLAVORS[names[0]]
     hardware = flavor.hardware(targets)
     options = BuildOptions(hardware, optimization_level, workspace and workspace << 20, strip_weights)
-    return Plan(flavor, ranges, options, _arguments(ranges, options, targets))
+    return BuildPlan(flavor, ranges, options, _arguments(ranges, options, targets))
 
 
 def _arguments(ranges: Mapping[str, Range], options: BuildOptions, targets: Sequence[str]) -> list[str]:

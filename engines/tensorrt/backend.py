@@ -15,7 +15,7 @@ from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.tensorrt.cuda import Cuda
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.load import Loaded, Plan
+from controlnext.engines.tensorrt.load import Loaded, LoadOptions
 from controlnext.engines.tensorrt.profile import SIZES
 from controlnext.engines.tensorrt.store import Profile, build_command, find_engine
 from controlnext.errors import InputError, WorkError
@@ -63,10 +63,10 @@ class TrtBackend(Backend):
                 if name.startswith(f"{folder}/"):
                     check_file(bundle, manifest, name)
         kernels = stored.path.parent / "kernels" if cache else None
-        plan = Plan(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
+        options = LoadOptions(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
         cuda = Cuda(self._index, flavor.extra)
         try:
-            loaded = Loaded(plan)
+            loaded = Loaded(options)
         except BaseException:
             cuda.close()
             raise
