@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from threading import Lock
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
 from controlnext.errors import InputError
+from controlnext.optional import is_installed
 from controlnext.types import Feed
 
 
@@ -27,6 +29,11 @@ def device_index(device: str) -> int | None:
     if not cuda and device not in ("auto", "cpu"):
         raise InputError(f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...")
     return int(cuda[1]) if cuda else None
+
+
+def device_kind(device: str) -> str:
+    """``"auto"``, ``"cpu"`` or ``"cuda"``: the device without its number; raises as :func:`device_index`."""
+    return device if device_index(device) is None else "cuda"
 
 
 class Engine(Closeable):
@@ -72,9 +79,15 @@ class Engine(Closeable):
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         """Outputs for all inputs, of which those not in ``replaced`` are the arrays of the run before."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Release the engine's resources; it cannot run any more."""
+        """Release the engine's resources, after the run of another thread if there is one; it cannot run any
+        more."""
+        with self._turn:
+            self._close()
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release what the engine holds; called again it does nothing."""
 
 
 class BoundEngine:
@@ -115,7 +128,49 @@ class BoundEngine:
 
 
 class Backend(ABC):
-    """A library that runs graphs, set up for one device."""
+    """A library that runs graphs, set up for one device.
+
+    What the class says of itself is all that others know of it: ``name`` is what users give, ``title`` what
+    they read, ``module`` the Python module of its library and ``extra`` what installs that. ``devices``: the
+    kinds of device that it runs on. ``needs_build``: it runs engines that were built before and lie in the
+    bundle, not the graph itself.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    module: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    needs_build: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
+        """Set the library up for ``device``; ``threads``: how many compute on the processor.
+
+        Raises :class:`~controlnext.errors.InputError` for a device that it does not run on, and
+        :class:`~controlnext.errors.MissingDependencyError` without the library.
+        """
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the library is installed; it is not imported."""
+        return is_installed(cls.module)
+
+    @classmethod
+    def supports(cls, device: str) -> bool:
+        """Whether it runs on ``device``, of which ``"auto"`` is any; raises as :func:`device_index`."""
+        return device_kind(device) in ("auto", *cls.devices)
+
+    @classmethod
+    def has_engine(cls, bundle: Path, folder: str) -> bool:  # noqa: ARG003
+        """Whether the bundle has what the graph ``folder`` is run from, be it right or not: none is read."""
+        return not cls.needs_build
+
+    @classmethod
+    def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:  # noqa: ARG003
+        """The ways in which it runs a graph on a device of this kind that are worth a comparison, by title:
+        what each takes besides ``backend`` and ``device``."""
+        return {cls.title: {}}
 
     @abstractmethod
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
+from controlnext.engines.base import device_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -157,7 +158,7 @@ class PipelineRunner:
 
     def _wait(self) -> None:
         """Until the device has done what it was given."""
-        if self.device != "cpu":
+        if device_kind(self.device) == "cuda":
             import torch
 
             torch.cuda.synchronize(self.device)

@@ -16,8 +16,7 @@ from controlnext.bench.results import Missing, Results
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines.base import device_index
-from controlnext.engines.tensorrt.gpu import find_gpu
+from controlnext.engines.tensorrt.gpu import gpu_of
 from controlnext.errors import InputError
 from controlnext.families import get_family
 
@@ -157,7 +156,7 @@ def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Con
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
         raise InputError(f"unknown --measure {unknown[0]}; accepted: {', '.join(MEASURES)}")
-    gpu = settings.device != "cpu" and find_gpu(device_index(settings.device) or 0) is not None
+    gpu = gpu_of(settings.device) is not None
     everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
     chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ from controlnext.errors import InputError, WorkError
 from controlnext.optional import extra
 
 OLDEST_PORTABLE = 80
+_CHOOSING = Lock()
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Flavor:
         with extra(self.extra, "Polygraphy"):
             from polygraphy import config
         # Polygraphy chooses the library when its modules are imported, which happens once
-        if "polygraphy.backend.trt" not in sys.modules:
-            config.USE_TENSORRT_RTX = self.ahead_of_time
-        loaded = importlib.import_module("polygraphy.backend.trt")
+        with _CHOOSING:
+            if "polygraphy.backend.trt" not in sys.modules:
+                config.USE_TENSORRT_RTX = self.ahead_of_time
+            loaded = importlib.import_module("polygraphy.backend.trt")
         chosen = loaded.util.trt.__name__
         if chosen != self.module:
             raise InputError(

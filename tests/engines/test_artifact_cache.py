@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,31 @@ def test_a_copy_goes_by_its_checksums(kept: Path, tmp_path: Path) -> None:
     assert artifact_cache.is_intact(copy)
     (copy / "large").write_bytes(os.urandom(1 << 22))
     assert not artifact_cache.is_intact(copy)
+
+
+def _write(folder: Path, text: str) -> None:
+    with artifact_cache.store(folder) as made:
+        for name in ("a", "b"):
+            (made / name).write_text(text)
+
+
+def test_threads_that_store_at_once_leave_one_whole_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another is put in place between the two renames of one."""
+    folder, moved = tmp_path / "made", Path.rename
+    _write(folder, "old")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        done = moved(path, target)
+        if path == folder:
+            monkeypatch.setattr(Path, "rename", moved)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(partial(_write, folder), ("1", "2", "3", "4")))
+        return done
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    _write(folder, "0")
+    assert artifact_cache.is_intact(folder)
+    assert (folder / "a").read_text() == (folder / "b").read_text() != "old"
+    assert list(tmp_path.iterdir()) == [folder]

@@ -41,7 +41,7 @@ class _Recorder(Engine):
         assert feed.keys() == {spec.name for spec in self.inputs}
         return {"noise_pred": feed["sample"]}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

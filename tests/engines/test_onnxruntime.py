@@ -85,7 +85,10 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "openvino"}, "unknown backend 'openvino'; accepted: onnxruntime, tensorrt, tens"),
+        (
+            {"backend": "openvino"},
+            "unknown backend 'openvino'; accepted: auto, tensorrt, tensorrt-rtx",
+        ),
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
             {"device": "cuda:0"},
@@ -103,7 +106,7 @@ def test_unknown_backends_and_devices_are_refused(
 
 def test_missing_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[cpu\]"'):
         select_backend()
 

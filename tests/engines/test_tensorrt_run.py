@@ -12,7 +12,7 @@ import pytest
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine, select_backend
-from controlnext.engines.tensorrt.backend import TrtBackend
+from controlnext.engines.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
@@ -151,7 +151,7 @@ def test_work_that_cannot_be_recorded_runs_without(
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs: bool) -> None:
-    backend = TrtBackend("tensorrt-rtx", graphs=graphs)
+    backend = TensorRtRtxBackend(graphs=graphs)
     with backend.open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
             _check(engine, _feed(seed=seed))
@@ -160,7 +160,7 @@ def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs
 
 
 def test_graphs_can_be_left_out(bundle: Path, machine: Machine) -> None:
-    with TrtBackend("tensorrt", graphs=False).open(bundle, read_manifest(bundle), "unet") as engine:
+    with TensorRtBackend(graphs=False).open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
             _check(engine, _feed(seed=seed))
     assert machine.cuda.counts["record"] == 0
