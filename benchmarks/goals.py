@@ -21,6 +21,7 @@ import msgspec
 
 from controlnext.bench.contestants import OFFLOADED, WITHOUT_CONTROL
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
+from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"
 
@@ -79,7 +80,7 @@ def _step(name: str, engine: str, against: str, at_most: float, family: str, sid
 
 def _engines(make: Callable[[str], Goal]) -> list[Goal]:
     """The goal of each of our engines by itself."""
-    return [make(f"engine {precision}") for precision in ("fp32", "fp16", "int8")]
+    return [make(f"engine {precision}") for precision in Precision]
 
 
 SMALL = int(0.5e9)
@@ -96,7 +97,7 @@ GOALS = (
             family,
         )
         for family, at_most in (("sd15", 1.10), ("sdxl", 1.05))
-        for precision in ("fp32", "fp16", "int8")
+        for precision in Precision
     ),
     *_engines(
         lambda engine: Goal(

@@ -1,18 +1,29 @@
-"""The one error tree. The command line turns an error into one line and its exit status."""
+"""The one error tree.
+
+A message names arguments in backticks, by the names that the Python functions take; each user interface turns
+them into its own, as the command line does into options.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class ControlNeXtError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose.
 
-    exit_status = 1
+    ``argument``: the argument at fault, by its Python name; None where it is not clearly one.
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
 
 
 class InputError(ControlNeXtError):
     """What was given cannot be used: the message says what was given, what is accepted, how to mend it."""
-
-    exit_status = 2
 
 
 class CheckpointError(InputError):
@@ -21,6 +32,21 @@ class CheckpointError(InputError):
 
 class BundleError(InputError):
     """A bundle that is missing, damaged, incomplete or of a newer schema."""
+
+
+class EngineError(BundleError):
+    """A built engine that is missing, damaged, or not for this bundle, machine or size.
+
+    ``problem``: what is wrong, without what helps; ``bundle``: its folder; ``build``: by name the arguments
+    with which an engine that is right is built (``backend``, sizes, ``workspace`` in bytes, ...).
+    """
+
+    def __init__(
+        self, problem: str, bundle: Path, build: Mapping[str, object], *, argument: str | None = None
+    ) -> None:
+        settings = ", ".join(f"`{name}` {value}" for name, value in build.items())
+        super().__init__(f"{problem}; build one with {settings}", argument=argument)
+        self.problem, self.bundle, self.build = problem, bundle, build
 
 
 class MissingDependencyError(InputError):
@@ -38,12 +64,23 @@ class OutOfMemoryError(WorkError):
     """
 
     def __init__(self, width: int, height: int, savers: tuple[str, ...], reason: str) -> None:
+        changes = ", ".join(f"`{name}`" for name in ("height", "width", *savers))
         super().__init__(
-            f"there is not enough memory for {width} x {height} pixels ({reason}); less is needed with a"
-            f" smaller height and width, or with {', '.join(savers)}"
+            f"there is not enough memory for {width} x {height} pixels ({reason}); to need less, change"
+            f" {changes}"
         )
         self.savers = savers
 
 
 class ParityError(WorkError):
     """The engine's outputs differ from the PyTorch reference's by more than is allowed."""
+
+
+@contextmanager
+def blames(argument: str) -> Iterator[None]:
+    """An error of the block that names no argument at fault gets this one."""
+    try:
+        yield
+    except ControlNeXtError as error:
+        error.argument = error.argument or argument
+        raise

@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 FloatArray = NDArray[np.float32]
 Feed = Mapping[str, np.ndarray]
 """Arrays by the names of a graph's inputs."""
 Progress = Callable[[str, float], None]
 """Takes what is being done and how much is done of all, from 0 to 1."""
+
+
+class Precision(StrEnum):
+    """Arithmetic of a graph: a string, as users type it and manifests hold it, with what follows from it.
+
+    ``weights``: the type that weights are stored as. ``calibrated``: which of the denoiser's layers have it,
+    and on which grids, is decided on sampling runs; everything else is exported in another precision, the
+    manifest's ``compute``. ``integer_products``: layers multiply integers, for which ONNX Runtime has
+    operators on processors alone, and those without VNNI need another form of the graph.
+    """
+
+    weights: np.dtype
+    calibrated: bool
+    integer_products: bool
+
+    FP32 = "fp32", np.float32
+    FP16 = "fp16", np.float16
+    INT8 = "int8", np.int8, True, True
+
+    def __new__(
+        cls, name: str, weights: DTypeLike, calibrated: bool = False, integer_products: bool = False
+    ) -> Precision:
+        precision = str.__new__(cls, name)
+        precision._value_ = name
+        precision.weights = np.dtype(weights)
+        precision.calibrated = calibrated
+        precision.integer_products = integer_products
+        return precision
+
+
+COMPUTES = tuple(precision for precision in Precision if not precision.calibrated)
+"""What a calibrated precision may leave everything else in: float32 for processors, float16 for GPUs."""

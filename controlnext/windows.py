@@ -24,14 +24,21 @@ def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
     that frame has to lie in the window before. Raises :class:`InputError` where none can be made.
     """
     if size < 1:
-        raise InputError(f"frames_per_batch is {size}; give a whole number from 1 on")
+        raise InputError(
+            f"frames_per_batch is {size}; give a whole number from 1 on", argument="frames_per_batch"
+        )
     if frames <= size:
         return [Window(0, frames, 0)]
     if size == 1:
-        raise InputError(f"frames_per_batch is 1 for a clip of {frames}: windows overlap; give 2 or more")
+        raise InputError(
+            f"frames_per_batch is 1 for a clip of {frames}: windows overlap; give 2 or more",
+            argument="frames_per_batch",
+        )
     if not 1 <= overlap < size:
         raise InputError(
-            f"overlap is {overlap} for windows of {size} frames over a clip of {frames}; give 1 to {size - 1}"
+            f"overlap is {overlap} for windows of {size} frames over a clip of {frames}; give 1 to"
+            f" {size - 1}",
+            argument="overlap",
         )
     starts = [*range(0, frames - size, size - overlap), frames - size]
     return [Window(start, start + size, start + 1 if start else 0) for start in starts]

@@ -29,11 +29,13 @@ def select_backend(
     """
     backends: dict[str, type[Backend]] = {AutoBackend.name: AutoBackend, **registry.BACKENDS}
     if backend not in backends:
-        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(backends)}")
+        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(backends)}", argument="backend")
     if provider == "auto":
         return backends[backend](device, threads=threads)
     if backend not in (AutoBackend.name, OrtBackend.name):
-        raise InputError(f"backend {backend} has no provider {provider}; leave one of them out")
+        raise InputError(
+            f"backend {backend} has no provider {provider}; leave one of them out", argument="provider"
+        )
     return OrtBackend(device, threads=threads, provider=provider)
 
 

@@ -27,7 +27,9 @@ def device_index(device: str) -> int | None:
     """
     cuda = re.fullmatch(r"cuda:(\d+)", device)
     if not cuda and device not in ("auto", "cpu"):
-        raise InputError(f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...")
+        raise InputError(
+            f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...", argument="device"
+        )
     return int(cuda[1]) if cuda else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from controlnext.bundle.format import MODEL, list_files
 from controlnext.bundle.manifest import (
     SCHEMA,
     Graph,
-    Int8,
     Manifest,
     ParityRow,
+    Quantization,
     TensorEntry,
     write_manifest,
 )
@@ -30,20 +30,18 @@ from controlnext.errors import InputError, ParityError
 from controlnext.export.adapters import wrap
 from controlnext.export.passes import finish_graph, quantize
 from controlnext.export.quantization.calibrate import Denoise, calibrate
-from controlnext.export.tracing import make_hollow, trace
+from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
+from controlnext.export.tracing import materialize_meta_parameters, trace
 from controlnext.export.writer import attach_weights, write_graph, write_parts
-from controlnext.families import CHANGING, Family, GraphSpec
+from controlnext.families import PER_STEP_INPUTS, Family, GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
 from controlnext.tensor_spec import TensorSpec
-from controlnext.types import Progress
+from controlnext.types import COMPUTES, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Measure = Callable[[Path], list[ParityRow]]
 """Called with the folder of the finished graphs; its rows become the manifest's ``parity``."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
-COMPUTES = ("fp32", "fp16")
-"""Arithmetic of what an int8 bundle leaves out: float32 for processors, float16 for GPUs."""
 SampleWith = Callable[[Path, Denoise], None]
 """Runs a denoiser through sampling runs from the (unfinished) bundle in a folder."""
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
@@ -54,30 +52,31 @@ def export_bundle(
     precision: str,
     output: Path,
     *,
-    compute: str = "fp32",
+    compute: str = Precision.FP32,
     sample: SampleWith | None = None,
-    calibrated: Int8 | None = None,
+    calibrated: Quantization | None = None,
+    calibration: CalibrationSettings = DEFAULT,
     force: bool = False,
     progress: Progress = lambda _stage, _fraction: None,
     measure: Measure | None = None,
 ) -> Manifest:
     """Export every graph of ``checkpoint`` into the new folder ``output`` and return its manifest.
 
-    ``precision`` is one of :data:`PRECISIONS`. In an int8 bundle the denoiser's layers are int8 as far as
-    :mod:`controlnext.export.quantization.calibrate` finds, with ``sample`` for the sampling runs, or as was
-    found before (``calibrated``); ``compute``, one of :data:`COMPUTES`, is the arithmetic of everything else.
+    ``precision`` is a :class:`~controlnext.types.Precision` or its name. With a calibrated one the denoiser's
+    layers have it as far as :mod:`controlnext.export.quantization.calibrate` finds, with ``sample`` for the
+    sampling runs, or as was found before (``calibrated``), by ``calibration``; ``compute``, one of
+    :data:`~controlnext.types.COMPUTES`, is the arithmetic of everything else.
     The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
     passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
     existing bundle.
     """
-    for name, given, accepted in (("precision", precision, PRECISIONS), ("compute", compute, COMPUTES)):
-        if given not in accepted:
-            raise InputError(f"unknown {name} {given!r}; accepted: {', '.join(accepted)}")
-    if precision == "int8" and sample is None and calibrated is None:
-        raise InputError("int8 is calibrated on sampling runs; give export_bundle a function sample")
+    precision, compute = _known("precision", precision, Precision), _known("compute", compute, COMPUTES)
+    if precision.calibrated and sample is None and calibrated is None:
+        message = f"{precision} is calibrated on sampling runs; give export_bundle a function sample"
+        raise InputError(message, argument="sample")
     family = checkpoint.family
     specs = checkpoint.graphs
-    plain = precision if precision != "int8" else compute
+    plain = compute if precision.calibrated else precision
     with new_folder(output, force) as folder:
         graphs: dict[str, Graph] = {}
         _write_texts(checkpoint, folder)
@@ -86,10 +85,10 @@ def export_bundle(
             step = _Step(progress, spec.folder, index / len(specs), 1 / len(specs))
             config = checkpoint.networks[spec.network].config
             job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
-            if precision == "int8" and spec.wrapper == "denoiser":
+            if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
-                int8 = calibrated or _calibrate(job, traced, graphs, sample)
-                graphs[spec.folder] = _export_int8(job, traced, int8)
+                found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
+                graphs[spec.folder] = _export_quantized(job, traced, found, precision)
             else:
                 graphs[spec.folder] = _export_graph(job)
         manifest = msgspec.structs.replace(
@@ -104,7 +103,14 @@ def export_bundle(
     return manifest
 
 
-def _manifest(checkpoint: Checkpoint, precision: str, graphs: dict[str, Graph]) -> Manifest:
+def _known(what: str, name: str, accepted: Iterable[Precision]) -> Precision:
+    for precision in accepted:
+        if precision == name:
+            return precision
+    raise InputError(f"unknown {what} {name!r}; accepted: {', '.join(accepted)}", argument=what)
+
+
+def _manifest(checkpoint: Checkpoint, precision: Precision, graphs: dict[str, Graph]) -> Manifest:
     return Manifest(
         schema=SCHEMA,
         family=checkpoint.family.name,
@@ -128,9 +134,11 @@ def check_parity(rows: list[ParityRow]) -> None:
         raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(texts)}")
 
 
-def graph_precision(family: Family, spec: GraphSpec, precision: str, config: Mapping[str, object]) -> str:
-    """``precision``, or ``"fp32"`` for a VAE that overflows in float16."""
-    return "fp32" if spec.network == "vae" and family.float32_vae(config) else precision
+def graph_precision(
+    family: Family, spec: GraphSpec, precision: Precision, config: Mapping[str, object]
+) -> Precision:
+    """``precision``, or float32 for a VAE that overflows in float16."""
+    return Precision.FP32 if spec.network == "vae" and family.float32_vae(config) else precision
 
 
 class _Step:
@@ -149,7 +157,7 @@ class _Job:
 
     checkpoint: Checkpoint
     spec: GraphSpec
-    precision: str
+    precision: Precision
     folder: Path
     step: _Step
 
@@ -167,9 +175,9 @@ class _Job:
 
     def traced(self) -> ir.Model:
         self.step("tracing", 0.0)
-        return trace(_hollow_module(self.checkpoint, self.spec), self.spec, self.sizes)
+        return trace(_meta_module(self.checkpoint, self.spec), self.spec, self.sizes)
 
-    def finished(self, traced: ir.Model, precision: str) -> ir.Model:
+    def finished(self, traced: ir.Model, precision: Precision) -> ir.Model:
         """The graph that is shipped, with its weights."""
         self.step("simplifying", 0.6)
         model = finish_graph(traced, self.inputs, self.outputs, precision, self.spec.float32)
@@ -180,12 +188,12 @@ class _Job:
             model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
         )
 
-    def ship(self, model: ir.Model, precision: str) -> None:
+    def ship(self, model: ir.Model, precision: Precision) -> None:
         self.write(model)
         if self.spec.wrapper == "denoiser":
-            write_parts(self.folder / self.spec.folder, CHANGING, self.spec.prologue, precision)
+            write_parts(self.folder / self.spec.folder, PER_STEP_INPUTS, self.spec.prologue, precision)
 
-    def entry(self, precision: str) -> Graph:
+    def entry(self, precision: Precision) -> Graph:
         return Graph(
             network=self.spec.network,
             precision=precision,
@@ -199,28 +207,34 @@ def _export_graph(job: _Job) -> Graph:
     return job.entry(job.precision)
 
 
-def _export_int8(job: _Job, traced: ir.Model, int8: Int8) -> Graph:
-    job.ship(quantize(job.finished(traced, job.precision), int8.layers), "int8")
-    return msgspec.structs.replace(job.entry("int8"), compute=job.precision, int8=int8)
+def _export_quantized(job: _Job, traced: ir.Model, found: Quantization, precision: Precision) -> Graph:
+    job.ship(quantize(job.finished(traced, job.precision), found.layers), precision)
+    return msgspec.structs.replace(job.entry(precision), compute=job.precision, quantization=found)
 
 
-def _calibrate(job: _Job, traced: ir.Model, others: Mapping[str, Graph], sample: SampleWith | None) -> Int8:
-    """What of the denoiser is to be int8, found with the denoiser in float32, which is written for that."""
+def _calibrate(
+    job: _Job,
+    traced: ir.Model,
+    others: Mapping[str, Graph],
+    sample: SampleWith | None,
+    settings: CalibrationSettings,
+) -> Quantization:
+    """What of the denoiser is to be quantized, found with it in float32, which is written for that."""
     assert sample is not None
     target = job.folder / job.spec.folder
-    job.write(job.finished(traced.clone(), "fp32"))
-    graphs = {**others, job.spec.folder: job.entry("fp32")}
+    job.write(job.finished(traced.clone(), Precision.FP32))
+    graphs = {**others, job.spec.folder: job.entry(Precision.FP32)}
     files = list_files(job.folder, without=job.spec.folder)
-    unfinished = msgspec.structs.replace(_manifest(job.checkpoint, "fp32", graphs), files=files)
+    unfinished = msgspec.structs.replace(_manifest(job.checkpoint, Precision.FP32, graphs), files=files)
     write_manifest(job.folder, unfinished)
-    int8 = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step)
+    found = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step, settings)
     shutil.rmtree(target)
-    return int8
+    return found
 
 
-def _hollow_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
-    network = make_hollow(checkpoint.networks[spec.network].meta_module(traced=True))
-    controls = [make_hollow(control.meta_module()) for control in checkpoint.controls]
+def _meta_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
+    network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
+    controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
     return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
 
 

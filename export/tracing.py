@@ -21,7 +21,7 @@ OPSET = 23
 """Here attention and group normalization are single standard operators (Attention, GroupNormalization)."""
 
 
-def make_hollow(module: nn.Module) -> nn.Module:
+def materialize_meta_parameters(module: nn.Module) -> nn.Module:
     """Replace parameters on the meta device by CPU tensors of one repeated zero: a shape without memory."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):

@@ -21,6 +21,7 @@ from controlnext.export.passes import (
     use_uint8_activations,
     use_uint8_weights,
 )
+from controlnext.types import Precision
 from controlnext.weights import is_finite
 
 
@@ -56,15 +57,15 @@ def write_graph(
         raise _first_cause(error) from error
 
 
-def write_parts(folder: Path, changing: Collection[str], prologue: bool, precision: str) -> None:
+def write_parts(folder: Path, changing: Collection[str], prologue: bool, precision: Precision) -> None:
     """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
 
     The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
-    is the rest. Of an int8 graph there is a second form, its weights on unsigned grids too: which of them is
-    right depends on the processor that runs it.
+    is the rest. Where integers are multiplied there is a second form, its weights on unsigned grids too:
+    which of them is right depends on the processor that runs it.
     """
     step = fuse_attention(ir.load(folder / MODEL))
-    if precision == "int8":
+    if precision.integer_products:
         # elsewhere its rounding would be seen
         step = fuse_groups(step)
     once, step = split_prologue(step, changing) if prologue else (None, step)
@@ -72,7 +73,7 @@ def write_parts(folder: Path, changing: Collection[str], prologue: bool, precisi
         if part is None:
             continue
         ir.save(use_uint8_activations(fuse_matmul_integer(part)), folder / name)
-        if precision == "int8":
+        if precision.integer_products:
             ir.save(use_uint8_weights(part), folder / uint8_name)
 
 
@@ -86,7 +87,7 @@ def _read(
     tensor = reader().to(getattr(torch, np.dtype(dtype.numpy()).name)).reshape(shape).contiguous()
     if not is_finite(tensor):
         raise CheckpointError(
-            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with --precision fp32,"
+            f"tensor {name} has values that {dtype.name.lower()} cannot hold; export with `precision` fp32,"
             " or check the checkpoint for damage"
         )
     return ir.Tensor(tensor.numpy(), name=name)

@@ -40,7 +40,10 @@ class Conditioner:
         made = self._embeddings(request, *names, texts(request.negative_prompt, len(positive.hidden)))
         for name, one, other in zip(names, made, positive, strict=True):
             if one is not None and other is not None and one.shape != other.shape:
-                raise InputError(f"{name} has shape {one.shape}, the prompt's {other.shape}; they must agree")
+                raise InputError(
+                    f"{name} has shape {one.shape}, the prompt's {other.shape}; they must agree",
+                    argument=name,
+                )
         return made
 
     def _embeddings(self, request: Request, name: str, pooled_name: str, prompts: list[str]) -> Embeddings:
@@ -51,17 +54,23 @@ class Conditioner:
             hidden, pooled = _checked(name, given, ("batch", "tokens", self._width)), None
         if self._pooled_width is None:
             if given_pooled is not None:
-                raise InputError(f"{pooled_name} was given, but this model takes none; leave it out")
+                raise InputError(
+                    f"{pooled_name} was given, but this model takes none; leave it out", argument=pooled_name
+                )
             return Embeddings(hidden, None)
         if given_pooled is not None:
             pooled = _checked(pooled_name, given_pooled, (len(hidden), self._pooled_width))
         if pooled is None:
-            raise InputError(f"{name} was given without {pooled_name}; this model needs both")
+            raise InputError(
+                f"{name} was given without {pooled_name}; this model needs both", argument=pooled_name
+            )
         return Embeddings(hidden, pooled)
 
 
 def _checked(name: str, array: FloatArray, expected: tuple[int | str, ...]) -> FloatArray:
     sizes = zip(array.shape, expected, strict=False)
     if array.ndim != len(expected) or not array.size or any(b != a for a, b in sizes if isinstance(b, int)):
-        raise InputError(f"{name} has shape {array.shape}, expected ({', '.join(map(str, expected))})")
+        raise InputError(
+            f"{name} has shape {array.shape}, expected ({', '.join(map(str, expected))})", argument=name
+        )
     return array

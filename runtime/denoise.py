@@ -44,7 +44,7 @@ def denoise(
         if not np.isfinite(noise).all():
             raise WorkError(
                 f"the denoiser's output at step {index + 1} of {total} is not finite: float16 overflows with"
-                " these weights; export them with --precision fp32"
+                " these weights; export them with `precision` fp32"
             )
         latents = sampler.step(noise, index, latents, generator)
         yield Step(index, total, float(timestep), latents)

@@ -118,7 +118,9 @@ class Pipeline(Closeable):
         ``vae_tiling``: as in a call.
         """
         if output_type not in ("pil", "np"):
-            raise InputError(f"unknown output_type {output_type!r} for pictures; accepted: pil, np")
+            raise InputError(
+                f"unknown output_type {output_type!r} for pictures; accepted: pil, np", argument="output_type"
+            )
         pictures = list(self._decoded(latents, chunk, vae_tiling))
         if output_type == "np":
             return self.task.arrange(np.concatenate(pictures))
@@ -133,7 +135,7 @@ class Pipeline(Closeable):
     def _decoded(self, latents: FloatArray, chunk: int | None, vae_tiling: bool) -> Iterator[FloatArray]:
         size = self.task.request.default_chunk if chunk is None else chunk
         if not is_whole(size) or size < 1:
-            raise InputError(f"chunk is {chunk!r}; give a whole number from 1 on")
+            raise InputError(f"chunk is {chunk!r}; give a whole number from 1 on", argument="chunk")
         rows = latents.reshape(-1, *latents.shape[-3:])
         config = self.bundle.manifest.configs["vae"]
         tiles = self.task.tiles(vae_tiling)

@@ -44,9 +44,11 @@ class TorchGenerator:
 
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-            raise InputError(f"seed must be a whole number, not {seed!r}")
+            raise InputError(f"seed must be a whole number, not {seed!r}", argument="seed")
         if not _SEED_MIN <= seed <= _SEED_MAX:
-            raise InputError(f"seed {seed} is out of range: give a whole number from -2**63 to 2**64 - 1")
+            raise InputError(
+                f"seed {seed} is out of range: give a whole number from -2**63 to 2**64 - 1", argument="seed"
+            )
         self._stream = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._kept: float | None = None
 

@@ -62,16 +62,21 @@ class CommonRequest:
                 object.__setattr__(self, name, as_floats(name, getattr(self, name)))
         if self.latents is not None and self.latents.ndim != len(self.latent_shape):
             raise InputError(
-                f"latents have shape {self.latents.shape}, expected ({', '.join(self.latent_shape)})"
+                f"latents have shape {self.latents.shape}, expected ({', '.join(self.latent_shape)})",
+                argument="latents",
             )
         start, end = self.control_start, self.control_end
         if not (is_finite(start, end) and 0 <= start < end <= 1):
             raise InputError(
                 f"control_start is {start!r} and control_end {end!r};"
-                " give 0 <= control_start < control_end <= 1"
+                " give 0 <= control_start < control_end <= 1",
+                argument="control_end" if is_finite(start) and 0 <= start < 1 else "control_start",
             )
         if self.output_type not in OUTPUT_TYPES:
-            raise InputError(f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}")
+            raise InputError(
+                f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}",
+                argument="output_type",
+            )
 
     @property
     def chunk(self) -> int:
@@ -126,10 +131,13 @@ class Request(CommonRequest):
         super().__post_init__()
         if not is_whole(self.num_images_per_prompt) or self.num_images_per_prompt < 1:
             raise InputError(
-                f"num_images_per_prompt is {self.num_images_per_prompt!r}; give a whole number from 1 on"
+                f"num_images_per_prompt is {self.num_images_per_prompt!r}; give a whole number from 1 on",
+                argument="num_images_per_prompt",
             )
         if self.guidance_scale is not None and not is_finite(self.guidance_scale):
-            raise InputError(f"guidance_scale is {self.guidance_scale!r}; give a finite number")
+            raise InputError(
+                f"guidance_scale is {self.guidance_scale!r}; give a finite number", argument="guidance_scale"
+            )
         self._check_prompts()
 
     def _check_prompts(self) -> None:
@@ -139,15 +147,18 @@ class Request(CommonRequest):
             if getattr(self, text) is not None:
                 _check_texts(text, getattr(self, text))
                 if getattr(self, embeds) is not None:
-                    raise InputError(f"both {text} and {embeds} were given; give one of the two")
+                    raise InputError(
+                        f"both {text} and {embeds} were given; give one of the two", argument=text
+                    )
         if self.prompt is None and self.prompt_embeds is None:
-            raise InputError("no prompt was given; give prompt or prompt_embeds")
+            raise InputError("no prompt was given; give prompt or prompt_embeds", argument="prompt")
         if isinstance(self.negative_prompt, Sequence) and not isinstance(self.negative_prompt, str):
             count = self.prompt_count
             if len(self.negative_prompt) != count:
                 raise InputError(
                     f"negative_prompt has {len(self.negative_prompt)} texts for a batch of {count}; give one,"
-                    f" or {count}"
+                    f" or {count}",
+                    argument="negative_prompt",
                 )
 
     @property
@@ -199,13 +210,13 @@ class VideoRequest(CommonRequest):
         for name in ("num_frames", "frames_per_batch", "overlap", "decode_chunk_size"):
             value, lowest = getattr(self, name), 0 if name == "overlap" else 1
             if not self._left(name) and (not is_whole(value) or value < lowest):
-                raise InputError(f"{name} is {value!r}; give a whole number from {lowest} on")
+                raise InputError(f"{name} is {value!r}; give a whole number from {lowest} on", argument=name)
         for name in ("min_guidance_scale", "max_guidance_scale", "noise_aug_strength"):
             value = getattr(self, name)
             if not self._left(name) and not is_finite(value):
-                raise InputError(f"{name} is {value!r}; give a finite number")
+                raise InputError(f"{name} is {value!r}; give a finite number", argument=name)
         if self.image is None:
-            raise InputError("no reference picture was given; give image")
+            raise InputError("no reference picture was given; give image", argument="image")
 
     def _left(self, name: str) -> bool:
         """Whether an argument that may be None is."""
@@ -226,17 +237,17 @@ def as_floats(name: str, values: object) -> FloatArray:
     try:
         array = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is no array of numbers: {error}") from error
+        raise InputError(f"{name} is no array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))
     if wrong:
-        raise InputError(f"{name} has {wrong} values of {array.size} that are NaN or infinite")
+        raise InputError(f"{name} has {wrong} values of {array.size} that are NaN or infinite", argument=name)
     return array
 
 
 def _check_texts(name: str, prompt: object) -> None:
     several = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(text, str) for text in prompt)
     if not isinstance(prompt, str) and not several:
-        raise InputError(f"{name} is {prompt!r}; give a text or a list of texts")
+        raise InputError(f"{name} is {prompt!r}; give a text or a list of texts", argument=name)
 
 
 def is_whole(value: object) -> bool:

@@ -46,10 +46,11 @@ def _checked(family: Family, config: Mapping[str, Any], name: str, size: object,
     if not is_whole(size) or size < family.size_multiple or size % family.size_multiple:  # type: ignore[operator]
         raise InputError(
             f"{given}; give height and width as multiples of {family.size_multiple}"
-            f"{family.nearest_sizes(size)}"
+            f"{family.nearest_sizes(size)}",
+            argument=name,
         )
     if size > (largest := family.largest_size(config)):  # type: ignore[operator]
-        raise InputError(f"{name} is {size}; this model takes at most {largest:g}")
+        raise InputError(f"{name} is {size}; this model takes at most {largest:g}", argument=name)
     return int(size)  # type: ignore[call-overload]
 
 

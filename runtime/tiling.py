@@ -35,7 +35,8 @@ class Tiles:
         if not isinstance(sample_size, int) or sample_size < 1 or sample_size % (4 * factor):
             raise InputError(
                 f"vae_tiling was given, but the sample_size of this VAE is {sample_size!r}; tiles need a"
-                f" multiple of {4 * factor}: leave vae_tiling out"
+                f" multiple of {4 * factor}: leave vae_tiling out",
+                argument="vae_tiling",
             )
         return cls(sample_size // factor, factor)
 

@@ -82,7 +82,7 @@ def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
     samples = decoder.run({"latent_sample": latents})["sample"]
     if not np.isfinite(samples).all():
         raise WorkError(
-            "the decoded picture is not finite: this VAE overflows in float16; export with --precision"
+            "the decoded picture is not finite: this VAE overflows in float16; export with `precision`"
             " fp32 or with the VAE that is made for float16"
         )
     return samples

@@ -22,9 +22,8 @@ DEFAULT_MEASURES = ("step", "picture", "first", "load", "memory")
 WITHOUT_CONTROL = "without control"
 OFFLOADED = "offloaded"
 
-_BYTES: Mapping[str, int] = MappingProxyType({"fp32": 4, "fp16": 2, "int8": 1})
-"""Of a weight in a graph of a precision."""
 _DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
+"""PyTorch's, and bytes of a weight."""
 _COMPILED = ("float32", "bfloat16")
 _COPIES = 1.2
 """What an engine holds, against its graph's file: some weights are packed another way besides."""
@@ -152,5 +151,5 @@ def _weights(manifest: Manifest, *folders: str) -> int:
     total = 0.0
     for name, entry in manifest.files.items():
         folder = name.partition("/")[0]
-        total += entry.bytes / _BYTES[manifest.graphs[folder].precision] if folder in folders else 0
+        total += entry.bytes / manifest.graphs[folder].precision.weights.itemsize if folder in folders else 0
     return int(total)

@@ -75,13 +75,13 @@ class EngineRunner:
 
     def _bound_step(self, work: Work) -> Callable[[], Any]:
         from controlnext.bench.requests import step_feed
-        from controlnext.families import CHANGING
+        from controlnext.families import PER_STEP_INPUTS
 
         bundle, feed = self.pipeline.bundle, step_feed(self.bundle, work)
         bound = bundle.engine(bundle.family.denoiser).bind(
-            {name: array for name, array in feed.items() if name not in CHANGING}
+            {name: array for name, array in feed.items() if name not in PER_STEP_INPUTS}
         )
-        changing = {name: feed[name] for name in CHANGING}
+        changing = {name: feed[name] for name in PER_STEP_INPUTS}
         return partial(bound.run, changing)
 
 

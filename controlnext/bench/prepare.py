@@ -22,6 +22,7 @@ from controlnext.bundle.format import check_size
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, WorkError
 from controlnext.hints import silence_hints
+from controlnext.types import Precision
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
@@ -72,17 +73,17 @@ def export_uncontrolled(origin: Path, target: Path) -> None:
     manifest, checkpoint = read_manifest(origin), bundle_checkpoint(origin)
     family, controls = checkpoint.family, [n for n, w in checkpoint.networks.items() if w.spec is None]
     graph = manifest.graphs[family.denoiser]
-    int8 = graph.int8
-    if int8 is not None:
-        layers = {n: scales for n, scales in int8.layers.items() if n.partition(".")[0] not in controls}
-        int8 = msgspec.structs.replace(int8, layers=layers)
+    quantization = graph.quantization
+    if quantization is not None:
+        layers = {n: s for n, s in quantization.layers.items() if n.partition(".")[0] not in controls}
+        quantization = msgspec.structs.replace(quantization, layers=layers)
     denoiser = tuple(spec for spec in family.graphs if spec.folder == family.denoiser)
     export_bundle(
         replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
         manifest.precision,
         target,
-        compute=graph.compute or "fp32",
-        calibrated=int8,
+        compute=graph.compute or Precision.FP32,
+        calibrated=quantization,
         force=True,
     )
 

@@ -71,7 +71,7 @@ class TorchRunner:
         import torch
 
         from controlnext.bench.requests import step_feed
-        from controlnext.families import CHANGING
+        from controlnext.families import PER_STEP_INPUTS
 
         feed = step_feed(self.bundle, work)
 
@@ -84,7 +84,7 @@ class TorchRunner:
 
         def run() -> Any:
             with torch.inference_mode():
-                stay.update({name: placed(name) for name in CHANGING})
+                stay.update({name: placed(name) for name in PER_STEP_INPUTS})
                 return self.module(*stay.values()).float().cpu().numpy()
 
         return run

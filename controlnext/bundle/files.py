@@ -24,13 +24,17 @@ def sha256(path: Path) -> str:
 def check_replaceable(target: Path, force: bool) -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or a bundle that ``force`` may replace."""
     if target.is_file():
-        raise InputError(f"output {target} is a file; give the path of a folder")
+        raise InputError(f"output {target} is a file; give the path of a folder", argument="output")
     if not target.exists() or not any(target.iterdir()):
         return
     if not (target / MANIFEST).exists():
-        raise InputError(f"output {target} holds other files and no bundle; give a new or empty folder")
+        raise InputError(
+            f"output {target} holds other files and no bundle; give a new or empty folder", argument="output"
+        )
     if not force:
-        raise InputError(f"output {target} holds a bundle already; give --force to replace it")
+        raise InputError(
+            f"output {target} holds a bundle already; give `force` to replace it", argument="force"
+        )
 
 
 def check_writable(target: Path) -> None:
@@ -103,7 +107,10 @@ def _explain(error: OSError, target: Path) -> Exception:
         errno.EEXIST,
         errno.ENAMETOOLONG,
     ):
-        return InputError(f"cannot write to {target}: {error.strerror}; give --output a place you may write")
+        return InputError(
+            f"cannot write to {target}: {error.strerror}; give `output` a place you may write",
+            argument="output",
+        )
     if error.errno is None:
         # so NumPy reports that a file took less than was written
         return WorkError(f"writing {target} failed: {error}; is the disk full? Nothing was written there")

@@ -9,8 +9,10 @@ import msgspec
 
 from controlnext.bundle.files import MANIFEST
 from controlnext.tensor_spec import TensorSpec
+from controlnext.types import Precision
 
-SCHEMA = 1
+SCHEMA = 2
+"""Of manifests that are written; :mod:`controlnext.bundle.schema` reads earlier ones."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -42,12 +44,13 @@ class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
     normalized: bool = False
 
 
-class Int8(msgspec.Struct, frozen=True):
+class Quantization(msgspec.Struct, frozen=True):
     """What was decided about a graph's layers, by node name, and what it was decided on.
 
     ``left_out``: layers that stay as they are, with the relative error of the graph's output that each alone
-    would cause in int8. ``expected_error``: the same of all others together. ``float_share``: the share of
-    the layers' multiplications that is left out. ``steps``: how many denoising steps were looked at.
+    would cause if it were quantized. ``expected_error``: the same of all others together. ``float_share``:
+    the share of the layers' multiplications that is left out. ``steps``: how many denoising steps were looked
+    at.
     """
 
     layers: dict[str, LayerScales]
@@ -60,15 +63,16 @@ class Int8(msgspec.Struct, frozen=True):
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<folder>/model.onnx``) and the configuration of its network.
 
-    ``precision`` is "fp32", "fp16" or "int8"; ``compute`` the arithmetic of what an int8 graph leaves out.
+    ``compute`` and ``quantization`` are there where the ``precision`` is a calibrated one: the arithmetic of
+    everything that it leaves out, and what was decided.
     """
 
     network: str
-    precision: str
+    precision: Precision
     inputs: list[TensorEntry]
     outputs: list[TensorEntry]
-    compute: str = ""
-    int8: Int8 | None = None
+    compute: Precision | None = None
+    quantization: Quantization | None = None
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -112,7 +116,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int
     family: str
     variant: str
-    precision: str
+    precision: Precision
     graphs: dict[str, Graph]
     configs: dict[str, dict[str, Any]]
     options: dict[str, Any]

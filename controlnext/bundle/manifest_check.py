@@ -13,8 +13,6 @@ from controlnext.families.values import alike
 if TYPE_CHECKING:
     from controlnext.bundle.manifest import Graph, Manifest
 
-_PRECISIONS = ("fp32", "fp16", "int8")
-
 
 def check_manifest(manifest: Manifest) -> None:
     """Raise :class:`BundleError` for the first entry that is unknown to the family or that one refers to and
@@ -24,7 +22,6 @@ def check_manifest(manifest: Manifest) -> None:
     family = registry.FAMILIES[manifest.family]
     if manifest.variant not in family.variants:
         raise BundleError(f"unknown variant {manifest.variant!r}; accepted: {', '.join(family.variants)}")
-    _check_precision("precision", manifest.precision)
     known = {spec.folder: spec for spec in family.graphs}
     for name, graph in manifest.graphs.items():
         if name not in known:
@@ -50,15 +47,9 @@ def check_complete(manifest: Manifest, family: Family) -> None:
             raise BundleError(f"options.{name} is {manifest.options[name]!r}; expected one like {default!r}")
 
 
-def _check_precision(what: str, value: str) -> None:
-    if value not in _PRECISIONS:
-        raise BundleError(f"{what} is {value!r}; known: {', '.join(_PRECISIONS)}")
-
-
 def _check_graph(name: str, graph: Graph, spec: GraphSpec) -> None:
     if graph.network != spec.network:
         raise BundleError(f"graphs.{name}.network is {graph.network!r}; expected {spec.network!r}")
-    _check_precision(f"graphs.{name}.precision", graph.precision)
 
 
 def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:

@@ -10,7 +10,8 @@ import msgspec
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import SCHEMA, Manifest
 from controlnext.bundle.manifest_check import check_manifest
-from controlnext.errors import BundleError
+from controlnext.bundle.schema import check_precisions, upgrade
+from controlnext.errors import BundleError, blames
 from controlnext.families.values import did_you_mean
 
 
@@ -18,6 +19,7 @@ class _Header(msgspec.Struct):
     schema: int
 
 
+@blames("bundle")
 def read_manifest(bundle: Path) -> Manifest:
     """Read and validate the manifest of the bundle in folder ``bundle``.
 
@@ -28,21 +30,30 @@ def read_manifest(bundle: Path) -> Manifest:
     if not path.is_file():
         raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}; make one with controlnext export")
     try:
-        content = path.read_bytes()
-        schema = msgspec.json.decode(content, type=_Header).schema
-        if schema > SCHEMA:
-            raise BundleError(
-                f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
-            )
-        _check_known(path, msgspec.json.decode(content))
-        manifest = msgspec.json.decode(content, type=Manifest)
+        content = msgspec.json.decode(path.read_bytes())
+        _check_schema(path, msgspec.convert(content, _Header).schema)
+        _check_known(path, content)
+        manifest = _typed(path, upgrade(content))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
+    return manifest
+
+
+def _typed(path: Path, content: dict[str, Any]) -> Manifest:
     try:
+        check_precisions(content)
+        manifest = msgspec.convert(content, Manifest)
         check_manifest(manifest)
     except BundleError as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from error
     return manifest
+
+
+def _check_schema(path: Path, schema: int) -> None:
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
+        )
 
 
 def _check_known(path: Path, content: dict[str, Any]) -> None:

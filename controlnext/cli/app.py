@@ -12,15 +12,19 @@ from controlnext.cli.bench import bench
 from controlnext.cli.build import build
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
+from controlnext.cli.option_names import OptionFormatter, OptionNames
 from controlnext.cli.run import run
 from controlnext.cli.verify import verify
-from controlnext.errors import ControlNeXtError, WorkError
+from controlnext.errors import ControlNeXtError, InputError
 from controlnext.hints import silence_hints
+
+FAILED, BAD_INPUT = 1, 2
+"""Exit statuses: the work failed, and what was given cannot be used."""
 
 
 def main() -> None:
     """Console script ``controlnext``."""
-    sys.exit(call(_application(), sys.argv[1:], "controlnext"))
+    sys.exit(call(make_application(), sys.argv[1:], "controlnext"))
 
 
 def export_main() -> None:
@@ -35,20 +39,24 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
 
     A user's mistake and work that failed become one line on stderr; any other exception is a bug and passes.
     """
-    logging.basicConfig(format="controlnext: %(message)s", level=logging.WARNING)
+    names = OptionNames(make_application())
+    handler = logging.StreamHandler()
+    handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     silence_hints()
     command = typer.main.get_command(application)
     try:
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
-        return _fail(str(error), error.exit_status)
+        return _fail(names.describe(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
     except MemoryError as error:
-        return _fail(f"there is not enough memory ({error})", WorkError.exit_status)
+        return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
 
 
-def _application() -> typer.Typer:
+def make_application() -> typer.Typer:
+    """The command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
     for command in (export, build, run, verify, bench, inspect):

@@ -18,13 +18,13 @@ from controlnext.engines.base import device_index
 from controlnext.errors import InputError
 from controlnext.families import FAMILIES, get_family
 from controlnext.optional import extra
-from controlnext.types import Progress
+from controlnext.types import Precision, Progress
 
 if TYPE_CHECKING:
     from controlnext.bench.results import Results
 
 SIZES, BATCHES, FRAMES = (256, 512, 768, 1024), (1, 2, 4), (2, 4, 8)
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = (Precision.FP32, Precision.INT8)
 """Of ``--model``, unless others are asked for."""
 
 Numbers = list[int] | None
@@ -58,7 +58,7 @@ def bench(
     variant: Annotated[str, typer.Option(help="Release of that family.")] = "auto",
     random_weights: options.RandomWeights = None,
     precision: Annotated[
-        list[str] | None,
+        list[Precision] | None,
         typer.Option(help="Of --model; may be repeated.", show_default=", ".join(PRECISIONS)),
     ] = None,
     measure: Annotated[
@@ -158,7 +158,7 @@ def bench(
 
 
 def _check_choice(
-    bundles: list[Path], model: str | None, random_weights: int | None, precision: list[str] | None
+    bundles: list[Path], model: str | None, random_weights: int | None, precision: list[Precision] | None
 ) -> None:
     if (model is None) == (not bundles):
         what = "both bundles and --model" if bundles else "neither a bundle nor --model"
@@ -173,7 +173,7 @@ def _check_choice(
 
 
 def _export(
-    model: str, variant: str, seed: int, precisions: list[str], made: Path, report: Progress
+    model: str, variant: str, seed: int, precisions: list[Precision], made: Path, report: Progress
 ) -> list[Path]:
     from controlnext.bench.prepare import export_random
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from controlnext.bundle.manifest import Manifest
+from controlnext.cli.option_names import MIB
 from controlnext.engines.tensorrt.build import BuildOptions, Built, build_engine
 from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
 from controlnext.engines.tensorrt.profile import Range, check_sizes, choose_ranges, parse_range
@@ -17,15 +18,11 @@ from controlnext.types import Progress
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Engines to build: with one library, for shapes in these ranges (those left out have a default).
-
-    ``arguments`` are the options of the command line that say the same.
-    """
+    """Engines to build: with one library, for shapes in these ranges (those left out have a default)."""
 
     flavor: Flavor
     ranges: Mapping[str, Range]
     options: BuildOptions
-    arguments: Sequence[str] = field(default=())
 
     def build(
         self,
@@ -53,7 +50,6 @@ class BuildPlan:
                     self.flavor,
                     ranges,
                     self.options,
-                    arguments=self.arguments,
                     force=force,
                     report=_part(report, name, before, share),
                 )
@@ -97,20 +93,8 @@ def make_plan(
         return None
     flavor = FLAVORS[names[0]]
     hardware = flavor.hardware(targets)
-    options = BuildOptions(hardware, optimization_level, workspace and workspace << 20, strip_weights)
-    return BuildPlan(flavor, ranges, options, _arguments(ranges, options, targets))
-
-
-def _arguments(ranges: Mapping[str, Range], options: BuildOptions, targets: Sequence[str]) -> list[str]:
-    """The command line's options that say what differs from the defaults."""
-    arguments = [text for name, size in ranges.items() for text in (f"--{name}", str(size))]
-    if options.optimization_level != BuildOptions.optimization_level:
-        arguments += ["--optimization-level", str(options.optimization_level)]
-    if options.workspace is not None:
-        arguments += ["--workspace", str(options.workspace >> 20)]
-    if options.strip_weights:
-        arguments.append("--strip-weights")
-    return arguments + [text for target in targets for text in ("--compute-capability", target)]
+    options = BuildOptions(hardware, optimization_level, workspace and workspace * MIB, strip_weights)
+    return BuildPlan(flavor, ranges, options)
 
 
 def engine_row(bundle: Path, built: Built) -> dict[str, object]:

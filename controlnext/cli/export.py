@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -25,17 +25,22 @@ from controlnext.evaluation.calibration_data import (
 )
 from controlnext.families import FAMILIES, get_family
 from controlnext.optional import extra
+from controlnext.types import COMPUTES, Precision
 
 BACKENDS = ("onnx", *FLAVORS)
+
+
+def _check_compute(name: str | None) -> str | None:
+    if name is not None and name not in COMPUTES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(COMPUTES)}")
+    return name
 
 
 @takes_sources
 def export(
     model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Arithmetic of the graphs.")
-    ] = "fp16",
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the graphs.")] = Precision.FP16,
     variant: Annotated[
         str, typer.Option(help="Release of the family; auto reads it off the control weights.")
     ] = "auto",
@@ -49,8 +54,10 @@ def export(
         ),
     ] = None,
     compute: Annotated[
-        Literal["fp32", "fp16"] | None,
+        str | None,
         typer.Option(
+            callback=_check_compute,
+            metavar=f"<{'|'.join(COMPUTES)}>",
             help="Arithmetic of what int8 leaves out.",
             show_default="fp16 for TensorRT engines, else fp32, which processors compute in",
         ),
@@ -85,8 +92,9 @@ def export(
     sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
     plan = make_plan(backend or (), BACKENDS, family, sizes)
     check_replaceable(output, force)
-    if precision != "int8" and (calibration or compute):
-        raise InputError("--calibration and --compute belong to --precision int8; leave them out")
+    if not precision.calibrated and (calibration or compute):
+        calibrated = " or ".join(known for known in Precision if known.calibrated)
+        raise InputError(f"--calibration and --compute belong to --precision {calibrated}; leave them out")
     examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
         from controlnext.evaluation.parity import measure
@@ -107,7 +115,7 @@ def export(
                 checkpoint,
                 precision,
                 output,
-                compute=compute or ("fp32" if plan is None else "fp16"),
+                compute=compute or (Precision.FP32 if plan is None else Precision.FP16),
                 sample=lambda bundle, denoise: run_trajectories(bundle, denoise, examples, report),
                 force=force,
                 progress=report,

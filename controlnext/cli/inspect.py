@@ -25,7 +25,7 @@ def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
             check_file(bundle, manifest, name)
             report("checksums", done / len(manifest.files))
     if as_json:
-        here = {"int8_form": known_int8_form()} if manifest.precision == "int8" else {}
+        here = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(manifest)
@@ -34,7 +34,7 @@ def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
 
 def _print(manifest: Manifest) -> None:
     print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
-    if manifest.precision == "int8" and (form := known_int8_form()):
+    if manifest.precision.integer_products and (form := known_int8_form()):
         print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
     print_table(
         "Graphs", ("graph", "precision", "inputs", "outputs"), [_graph(*g) for g in manifest.graphs.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from PIL import Image
 
 from controlnext.cli import options
 from controlnext.cli.console import print_json, progress
-from controlnext.errors import InputError, OutOfMemoryError, WorkError
+from controlnext.cli.option_names import ARGUMENTS
+from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime.media.image_files import Change, PictureFiles
 from controlnext.runtime.media.video_files import ClipFiles
@@ -31,20 +31,6 @@ Files = PictureFiles | ClipFiles
 
 FILES: Mapping[str, type[Files]] = MappingProxyType({"image": PictureFiles, "video": ClipFiles})
 """By a family's ``task`` in the registry."""
-
-ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "control_image": ("control_image", "control_images"),
-        "decode_chunk": ("decode_chunk_size",),
-        "frames": ("num_frames",),
-        "guidance": ("guidance_scale", "max_guidance_scale"),
-        "min_guidance": ("min_guidance_scale",),
-        "num_images": ("num_images_per_prompt",),
-        "scale": ("control_scale",),
-        "steps": ("num_inference_steps",),
-    }
-)
-"""What the pipelines call an option, where it is not the same."""
 
 HOW = ("bundle", "backend", "device", "threads", "offload", "as_json")
 """What is run, by what, and what is printed: nothing of what is asked of the pipeline."""
@@ -186,7 +172,6 @@ def run(
     with (
         Pipeline.load(bundle, backend, device, threads=threads, offload=offload) as pipeline,
         progress(quiet=as_json) as report,
-        _naming_options(),
     ):
         report("loading", 0.0)
         task = pipeline.task
@@ -260,17 +245,6 @@ def _argument(option: str, task: Task) -> str | None:
     """What this bundle's pipeline calls an option; None where it knows no such thing."""
     known = {field.name for field in fields(task.request)}
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in known), None)
-
-
-@contextmanager
-def _naming_options() -> Iterator[None]:
-    """Adds the options to an error that names arguments of the pipeline."""
-    try:
-        yield
-    except OutOfMemoryError as error:
-        options = {argument: option for option, arguments in ARGUMENTS.items() for argument in arguments}
-        names = [options.get(name, name) for name in ("height", "width", *error.savers)]
-        raise WorkError(f"{error} ({_flags(names)})") from error
 
 
 def _one_or_all(values: list[Any]) -> Any:

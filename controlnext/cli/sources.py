@@ -79,7 +79,9 @@ def _check_sampler(checkpoint: Checkpoint) -> None:
         with np.errstate(all="ignore"):
             make_sampler(family.default_sampler, checkpoint.scheduler, family.default_steps)
     except InputError as error:
-        raise CheckpointError(f"the scheduler of this base, with what --scheduler gives: {error}") from error
+        raise CheckpointError(
+            f"the scheduler of this base, with what --scheduler gives: {error}", argument="scheduler"
+        ) from error
 
 
 _NEXT_SETTING = re.compile(r",(?=\s*\w+\s*=)")

@@ -24,7 +24,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import Arrays, graph_feeds
 from controlnext.evaluation.metrics import relative_l2
-from controlnext.types import Progress
+from controlnext.types import Precision, Progress
 
 GROUP = 128
 """So many tensors are computed at a time: they are what memory is needed for, besides one graph."""
@@ -54,7 +54,7 @@ class GraphDifferences(msgspec.Struct, frozen=True):
 
 
 def compare_layers(
-    bundle: Path, other: Path, tolerances: Mapping[str, float], progress: Progress
+    bundle: Path, other: Path, tolerances: Mapping[Precision, float], progress: Progress
 ) -> list[GraphDifferences]:
     """Compare every graph of ``bundle`` with the same one of ``other``; those that are equal are left out.
 

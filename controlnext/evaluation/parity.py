@@ -36,7 +36,7 @@ from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Progress
+from controlnext.types import Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Arrays]]
@@ -53,12 +53,12 @@ class Limits:
 
 # With room above the worst that was measured on the tiny models of the tests and the small trained one.
 # A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
-LIMITS = {
+LIMITS: Mapping[Precision, Limits] = {
     # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
-    "fp32": Limits(graph=1e-4, latents=2e-4, picture=60),
+    Precision.FP32: Limits(graph=1e-4, latents=2e-4, picture=60),
     # 11 bits a number: 1.9e-3 a graph, 2.2e-3 a run, 76 dB
-    "fp16": Limits(graph=4e-3, latents=1e-2, picture=40),
-    "int8": Limits(graph=0.1, latents=0.35, picture=20),
+    Precision.FP16: Limits(graph=4e-3, latents=1e-2, picture=40),
+    Precision.INT8: Limits(graph=0.1, latents=0.35, picture=20),
 }
 
 

@@ -17,7 +17,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.evaluation.inputs import Arrays, SamplingRun, run_arguments
 from controlnext.evaluation.metrics import relative_l2
-from controlnext.export.passes.attention import open_attention
+from controlnext.export.passes.attention import decompose_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
 from controlnext.runtime import Pipeline
@@ -92,7 +92,7 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
 
 def open_graph(bundle: Path, folder: str) -> ir.Model:
     """The bundle's graph with its attentions taken apart; its weights stay in their file."""
-    return open_attention(ir.load(bundle / folder / MODEL))
+    return decompose_attention(ir.load(bundle / folder / MODEL))
 
 
 def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:

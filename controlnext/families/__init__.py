@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from controlnext.errors import InputError
 from controlnext.families.schema import (
-    CHANGING,
+    PER_STEP_INPUTS,
     ControlNet,
     ControlSpec,
     Family,
@@ -25,8 +25,8 @@ from controlnext.families.sdxl import SDXL
 from controlnext.families.svd import SVD
 
 __all__ = [
-    "CHANGING",
     "FAMILIES",
+    "PER_STEP_INPUTS",
     "ControlNet",
     "ControlSpec",
     "Family",
@@ -43,5 +43,5 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (SD15, SDX
 def get_family(name: str) -> Family:
     """The family of that name; raises :class:`InputError` naming those that exist."""
     if name not in FAMILIES:
-        raise InputError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}")
+        raise InputError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}", argument="family")
     return FAMILIES[name]

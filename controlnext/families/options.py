@@ -99,7 +99,7 @@ def step_numbers() -> Option:
     return Option((), accepts, "a list of step numbers")
 
 
-_OF_A_RUN = "run with another sampler, or export again with --scheduler {key}=VALUE, one of those accepted"
+_OF_A_RUN = "run with another sampler, or export again with `scheduler` {key}=VALUE, one of those accepted"
 
 
 def read_options(
@@ -127,7 +127,8 @@ def read_options(
         if not option.accepts(value):
             raise InputError(
                 f"sampler '{sampler}' does not support the scheduler option {key}={value!r} (accepted: "
-                f"{option.accepted}); {remedy.format(key=key)}"
+                f"{option.accepted}); {remedy.format(key=key)}",
+                argument="sampler",
             )
         values[key] = value
     return MappingProxyType(values)

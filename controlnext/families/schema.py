@@ -14,7 +14,7 @@ from controlnext.tensor_spec import TensorSpec
 
 Config = Mapping[str, Any]
 
-CHANGING = ("sample", "timestep")
+PER_STEP_INPUTS = ("sample", "timestep")
 """A denoiser's inputs that are new at every step."""
 
 
@@ -38,9 +38,9 @@ class Injection:
     """The feature is a sequence of tokens (B, tokens, C) that ``module`` makes of its input (B, C', H, W) in
     patches: the control is pooled to the grid of patches and flattened."""
     gain: float = 1.0
-    squash: bool = False
-    """``strength`` is ``gain * s``, or ``gain * sigmoid(s)`` with ``squash``; ``s`` is the control scale,
-    times the control module's learned scale where it has one."""
+    use_sigmoid: bool = False
+    """``strength`` is ``gain * s``, or ``gain * sigmoid(s)`` with ``use_sigmoid``; ``s`` is the control
+    scale, times the control module's learned scale where it has one."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class GraphSpec:
     """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
-    """Whether ONNX Runtime computes once a picture what does not depend on :data:`CHANGING`. The results stay
-    in memory: of a clip that would be the features of every frame."""
+    """Whether ONNX Runtime computes once a picture what does not depend on :data:`PER_STEP_INPUTS`. The
+    results stay in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
         """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...
@@ -234,5 +234,8 @@ class Family:
     def variant(self, name: str) -> Variant:
         """The variant of that name; raises :class:`InputError` naming those that exist."""
         if name not in self.variants:
-            raise InputError(f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}")
+            raise InputError(
+                f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}",
+                argument="variant",
+            )
         return self.variants[name]

@@ -159,5 +159,5 @@ SD3 = Family(
         options={"num_layers": 6},
         picture="control_image",
     ),
-    note="no control weights were ever published for SD3; give --control your own",
+    note="no control weights were ever published for SD3; give `control` your own",
 )

@@ -71,7 +71,7 @@ SVD = Family(
                 1e-5,
                 width=lambda config: config["block_out_channels"][-1],
                 gain=1.3,
-                squash=True,
+                use_sigmoid=True,
             ),
             unconditional_scale=0.0,
             # sigmoid(0) is one half; of this it is 0, as the learned scale is positive

@@ -87,7 +87,7 @@ class CrossNormalization(nn.Module):
 
     def _factor(self, control: Control) -> Tensor:
         scale = control.scale if control.learned is None else control.learned * control.scale
-        return scale.sigmoid() if self.injection.squash else scale
+        return scale.sigmoid() if self.injection.use_sigmoid else scale
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,14 @@ from controlnext import families as registry
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
 from controlnext.weights.json_files import read_json
-from controlnext.weights.layouts import TRAINED_OPTION, VAE_OPTION, looks_like, option_for
+from controlnext.weights.layouts import argument_for, looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import complete_config
 from controlnext.weights.shipped import section
 
 VAE = "vae"
 """Name of the network that may be given apart from the base."""
-GIVE_VAE = f"; {VAE_OPTION} takes another: a folder, a file or a hub id"
+GIVE_VAE = "; `vae` takes another: a folder, a file or a hub id"
 
 # UNets that no family has, told by their configurations
 _OTHER_BASES = (
@@ -32,7 +32,7 @@ def other_base(family: Family, folder: Path) -> str:
     for other in registry.FAMILIES.values():
         if _has_denoiser(other, folder):
             return (
-                f"; it looks like a base of {other.name} ({other.title}): give --model {other.name},"
+                f"; it looks like a base of {other.name} ({other.title}): give `family` {other.name},"
                 f" or a base of {family.name} ({family.title})"
             )
     unet = folder / "unet" / "config.json"
@@ -56,20 +56,22 @@ def network_alone(family: Family, folder: Path) -> str:
     """What helps where a base's folder is that of its denoiser or VAE; nothing if it is not."""
     config = folder / "config.json"
     cls = read_json(config).get("_class_name") if config.is_file() else None
-    for name, option in ((family.denoiser, TRAINED_OPTION), (VAE, VAE_OPTION)):
+    for name, argument in ((family.denoiser, "unet_weights"), (VAE, "vae")):
         if name in family.networks and cls == family.networks[name].cls:
-            return f"; it is a {name} alone: give it with {option}, and with --base a base that has the rest"
+            return (
+                f"; it is a {name} alone: give it with `{argument}`, and with `base` a base that has the rest"
+            )
     return ""
 
 
 def lacking(family: Family, name: str, found: Mapping[str, LazyTensor], path: Path) -> str:
     """What is the matter with a single-file checkpoint that lacks a network, and what helps."""
-    title, option = looks_like(found), option_for(found)
+    title, argument = looks_like(found), argument_for(found)
     if name == VAE:
         return f"{path} {_without_vae(family, found)}"
-    if option:
+    if argument:
         return (
-            f"{path} is no {family.name} checkpoint but {title}: give it with {option}, and with --base a"
+            f"{path} is no {family.name} checkpoint but {title}: give it with `{argument}`, and with `base` a"
             " complete checkpoint, a diffusers folder or a hub id"
         )
     return (
@@ -84,7 +86,7 @@ def _without_vae(family: Family, found: Mapping[str, LazyTensor]) -> str:
         return f"has no {VAE}{GIVE_VAE}"
     embeddings = all(network.optional for network in rest.values())
     return (
-        f"has a {family.denoiser} alone and no {', '.join((VAE, *rest))}: give it with {TRAINED_OPTION},"
-        " and with --base a base that has the rest"
-        + (f"; or give {VAE_OPTION} too, for a bundle that takes embeddings" if embeddings else "")
+        f"has a {family.denoiser} alone and no {', '.join((VAE, *rest))}: give it with `unet_weights`,"
+        " and with `base` a base that has the rest"
+        + ("; or give `vae` too, for a bundle that takes embeddings" if embeddings else "")
     )

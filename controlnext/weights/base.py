@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from controlnext.bundle.manifest import Setting, Source
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, blames
 from controlnext.families import Family, Network
 from controlnext.families.schema import Config
 from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
@@ -89,7 +89,8 @@ def read_base(
     else:
         base = _read_folder(own, place, scheduler, parts)
     if vae is not None:
-        base.parts[VAE], sources = _read_vae(family, vae, place)
+        with blames("vae"):
+            base.parts[VAE], sources = _read_vae(family, vae, place)
         base.sources += sources
         base.parts = {name: base.parts[name] for name in family.networks if name in base.parts}
     return base
@@ -135,7 +136,7 @@ def _read_folder(family: Family, place: Place, settings: Config, parts: Collecti
     try:
         scheduler = checked_scheduler(family, place, settings, parts)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{other_base(family, folder)}") from error
+        raise CheckpointError(f"{error}{other_base(family, folder)}", argument=error.argument) from error
     base = Base(scheduler, read_options(family, folder), folder=folder)
     for name, network in family.networks.items():
         inside = folder / network.folder
@@ -149,7 +150,7 @@ def _read_folder(family: Family, place: Place, settings: Config, parts: Collecti
             base.parts[name], sources = _read_network(network, place, inside)
         except CheckpointError as error:
             hint = other_base(family, folder) or (GIVE_VAE if name == VAE else "")
-            raise CheckpointError(f"{error}{hint}") from error
+            raise CheckpointError(f"{error}{hint}", argument=error.argument) from error
         base.sources += sources
         if network.tokenizer:
             content = read_tokenizer(folder / network.tokenizer, network, base.parts[name].config)
@@ -200,7 +201,7 @@ def _read_network(
     try:
         config = complete_config(network, read_json(folder / "config.json"), warn)
     except CheckpointError as error:
-        raise CheckpointError(f"{place.name}: {error}") from error
+        raise CheckpointError(f"{place.name}: {error}", argument=error.argument) from error
     found, sources = read_weights(place, folder, STEMS[network.library], network.folder)
     expected = shapes_of(empty_module(network, config))
     return Part(config, match(found, expected, f"{place.name}: {network.folder}")), sources
@@ -221,7 +222,7 @@ def _read_single_file(family: Family, place: Place, settings: Config) -> Base:
         if tokenizer is None:
             log.warning(
                 "%s: its %s is left out, as the vocabulary of that is not shipped; give a diffusers folder to"
-                " keep it, or --no-t5 to do without this line",
+                " keep it, or `leave_out` to do without this line",
                 place.name,
                 name,
             )
@@ -244,7 +245,9 @@ def _convert(
     try:
         return match(converted, expected, f"{what}: {name}")
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; the file looks like {looks_like(found)}") from error
+        raise CheckpointError(
+            f"{error}; the file looks like {looks_like(found)}", argument=error.argument
+        ) from error
 
 
 def _read_vae(family: Family, given: str | Path, base: Place) -> tuple[Part, list[Source]]:

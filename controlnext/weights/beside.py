@@ -31,7 +31,7 @@ def trained_beside(family: Family, control: Place) -> Place | None:
     if files:
         log.warning(
             "%s: %s beside it is not used, as it may belong to another control; if it was trained with this"
-            " one, give it with --unet-weights (and --unet-increments, if it holds differences to the base)",
+            " one, give it with `unet_weights` (and `unet_increments`, if it holds differences to the base)",
             control.name,
             files[0].name,
         )
@@ -71,7 +71,7 @@ def tell_unused(family: Family, controls: Sequence[Place], given: Sequence[Place
         files = _trained_files(family, folder)
         if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
             log.warning(
-                "%s: the %s tensors beside the control module are not used, --unet-weights takes their place",
+                "%s: the %s tensors beside the control module are not used, `unet_weights` takes their place",
                 folder.name,
                 family.denoiser,
             )

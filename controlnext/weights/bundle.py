@@ -118,7 +118,7 @@ def _network(
     try:
         tensors = match(found, expected, f"{bundle}: {name}")
     except CheckpointError as error:
-        raise BundleError(f"{error}; export the bundle again") from error
+        raise BundleError(f"{error}; export the bundle again", argument="bundle") from error
     return NetworkWeights(spec, config, LazyTensors(tensors, name))
 
 

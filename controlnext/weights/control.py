@@ -14,7 +14,7 @@ from controlnext.models.control_module import meta_control
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line
 from controlnext.weights.networks import match, shapes_of
-from controlnext.weights.variants import Architecture, candidates, narrow, options, read_spec, title
+from controlnext.weights.variants import Architecture, arguments, candidates, narrow, read_spec, title
 
 PUBLISHED = ("controlnet", "controlnext")
 STEMS = (*PUBLISHED, "diffusion_pytorch_model", "model")
@@ -54,17 +54,19 @@ def match_control(found: Mapping[str, LazyTensor], family: Family, variant: str,
     for candidate in wanted:
         if Architecture.of(candidate.control) == Architecture.of(read):
             spec = narrow(candidate.control, read)
-            tensors = match(found, shapes_of(empty_control(spec)), f"{name} as {options(family, candidate)}")
+            tensors = match(
+                found, shapes_of(empty_control(spec)), f"{name} as {arguments(family, candidate)}"
+            )
             return ControlWeights(name, candidate, spec, tensors)
     raise CheckpointError(_mismatch(read, family, wanted, name))
 
 
 def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name: str) -> str:
-    asked = options(family, wanted[0]) if len(wanted) == 1 else f"--model {family.name}"
+    asked = arguments(family, wanted[0]) if len(wanted) == 1 else f"`family` {family.name}"
     found = candidates(read)
     own = [(f, v) for f, v in found if f == family]
     if own:
-        return f"{name} does not fit {asked}: it is {title(own)}; give that, or leave --variant out"
+        return f"{name} does not fit {asked}: it is {title(own)}; give that, or leave `variant` out"
     if found:
         return f"{name} does not fit {asked}: it is {title(found)}; give that, or weights of {family.name}"
     expected = "; or ".join(str(Architecture.of(variant.control)) for variant in wanted)

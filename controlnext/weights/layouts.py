@@ -37,14 +37,13 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a text or image encoder", (r"encoder\.(layers|block)\.\d|resblocks\.\d",)),
 )
 
-TRAINED_OPTION, VAE_OPTION = "--unet-weights", "--vae"
-# what takes files that are no base: the end of their title, and the option
-_OPTIONS = (
-    ("UNet", TRAINED_OPTION),
-    ("UNet under its original names", TRAINED_OPTION),
-    ("transformer", TRAINED_OPTION),
-    ("VAE", VAE_OPTION),
-    ("LoRA", "--lora"),
+# what takes files that are no base: the end of their title, and the argument of load_checkpoint
+_ARGUMENTS = (
+    ("UNet", "unet_weights"),
+    ("UNet under its original names", "unet_weights"),
+    ("transformer", "unet_weights"),
+    ("VAE", "vae"),
+    ("LoRA", "lora"),
 )
 
 
@@ -62,12 +61,12 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
     return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
 
 
-def option_for(found: Mapping[str, LazyTensor]) -> str:
-    """The option that takes such tensors, if they are a part of a model and no base; else nothing."""
+def argument_for(found: Mapping[str, LazyTensor]) -> str:
+    """The argument of load_checkpoint that takes such tensors, a part of a model; empty if they are none."""
     if read_spec(found):
-        return "--control"
+        return "control"
     title = looks_like(found)
-    return next((option for end, option in _OPTIONS if title.endswith(end)), "")
+    return next((argument for end, argument in _ARGUMENTS if title.endswith(end)), "")
 
 
 def _fits(pattern: str, names: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from controlnext.bundle.manifest import Source
-from controlnext.errors import InputError
+from controlnext.errors import InputError, blames
 from controlnext.families import Family
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
@@ -72,19 +72,18 @@ def load_checkpoint(
         _refuse_files([key for key, value in given.items() if value])
         return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
-    places = [locate(one, *choices) for one in _each(control)]
-    if not places:
-        note = f"; {family.note}" if family.note else ""
-        raise InputError(
-            "no control weights are given; give --control a file, a folder or a hub id"
-            f" (or --random-weights a seed, to try the architecture){note}"
-        )
-    controls, sources = _read_controls(family, variant, places)
-    loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
-    for one in controls:
-        check_width(one, family, loaded.parts[family.denoiser].config)
-    sources += _find_trained(family, loaded, places, _each(unet_weights), unet_increments)
-    sources += apply_loras(family, loaded, lora)
+    with blames("control"):
+        places = [locate(one, *choices) for one in _each(control)]
+        controls, sources = _read_controls(family, variant, places)
+    with blames("base"):
+        loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
+    with blames("control"):
+        for one in controls:
+            check_width(one, family, loaded.parts[family.denoiser].config)
+    with blames("unet_weights" if unet_weights else "control"):
+        sources += _find_trained(family, loaded, places, _each(unet_weights), unet_increments)
+    with blames("lora"):
+        sources += apply_loras(family, loaded, lora)
     return _assemble(family, loaded, controls, sources, random=False)
 
 
@@ -97,6 +96,12 @@ def _each(given: Given | Sequence[Given] | None) -> list[Given]:
 def _read_controls(
     family: Family, variant: str, places: Sequence[Place]
 ) -> tuple[list[ControlWeights], list[Source]]:
+    if not places:
+        note = f"; {family.note}" if family.note else ""
+        raise InputError(
+            "no control weights are given; give `control` a file, a folder or a hub id"
+            f" (or `random_seed` a seed, to try the architecture){note}"
+        )
     controls: list[ControlWeights] = []
     sources: list[Source] = []
     for number, place in enumerate(places):
@@ -130,7 +135,10 @@ def _find_trained(
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
     if increments:
-        raise InputError("--unet-increments says how to apply --unet-weights, which are not given; give both")
+        raise InputError(
+            "`unet_increments` says how to apply `unet_weights`, which are not given; give both",
+            argument="unet_weights",
+        )
     return []
 
 
@@ -184,9 +192,10 @@ def _assemble(
 
 def _refuse_files(given: Sequence[str]) -> None:
     if given:
-        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        names = ", ".join(f"`{name}`" for name in given)
         raise InputError(
-            f"random weights take the place of every file: leave {options} or --random-weights out"
+            f"random weights take the place of every file: leave {names} or `random_seed` out",
+            argument="random_seed",
         )
 
 

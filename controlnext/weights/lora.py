@@ -58,7 +58,8 @@ def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source
     """
     if loras and not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
-            f"{family.name} takes no LoRA: diffusers' {family.pipeline_class} has none; leave --lora out"
+            f"{family.name} takes no LoRA: diffusers' {family.pipeline_class} has none; leave `lora` out",
+            argument="lora",
         )
     return [_apply(family, base, *_split(given)) for given in loras]
 
@@ -79,7 +80,9 @@ def _split(given: str) -> tuple[str, float]:
             return given, 1.0
         scale = math.nan
     if not math.isfinite(scale):
-        raise InputError(f"--lora {given}: {last!r} is no finite number; give PATH or PATH:SCALE")
+        raise InputError(
+            f"`lora` {given}: {last!r} is no finite number; give PATH or PATH:SCALE", argument="lora"
+        )
     return path, scale
 
 

@@ -69,7 +69,8 @@ class Scheduler:
             ours = ",".join(f"{key}={_written(self.config.get(key, known[key].default))}" for key in others)
             raise CheckpointError(
                 f"{what} asks for {asked} (by {', '.join(dict.fromkeys(others.values()))}), the base's"
-                f" scheduler has {ours}; give --scheduler {asked}, or --scheduler {ours} to keep the base's"
+                f" scheduler has {ours}; give `scheduler` {asked}, or `scheduler` {ours} to keep the base's",
+                argument="scheduler",
             )
 
     def given(self, family: Family, values: Mapping[str, Any]) -> Scheduler:
@@ -84,13 +85,15 @@ class Scheduler:
                 known = {key for sampler in family.samplers for key in SAMPLER_SPECS[sampler].options}
                 raise InputError(
                     f"scheduler has the unknown key {key!r}; {family.title} accepts"
-                    f" {', '.join(sorted(known))}{did_you_mean(key, known)}"
+                    f" {', '.join(sorted(known))}{did_you_mean(key, known)}",
+                    argument="scheduler",
                 )
             if not any(option.accepts(value) for option in options):
                 accepted = dict.fromkeys(option.accepted for option in options)
                 raise InputError(
                     f"scheduler has {key}={value!r}, which no sampler of {family.title} takes; accepted:"
-                    f" {'; or '.join(accepted)}"
+                    f" {'; or '.join(accepted)}",
+                    argument="scheduler",
                 )
         origins = {key: Setting("option") for key in values if not key.startswith("_")}
         return Scheduler(self.config | dict(values), self.settings | origins)
@@ -114,18 +117,19 @@ class Scheduler:
         try:
             options = read_options(name, known, self.config, _GIVE)
         except InputError as error:
-            raise CheckpointError(f"{what}: {error}") from error
+            raise CheckpointError(f"{what}: {error}", argument="scheduler") from error
         blind = options.get("rescale_betas_zero_snr") and options["prediction_type"] == "epsilon"
         if blind and self.settings["rescale_betas_zero_snr"].origin in ("marker", "option"):
             raise CheckpointError(
                 f"{what}: a schedule that ends without signal (rescale_betas_zero_snr) needs"
-                " prediction_type=v_prediction, and nothing says so; export with --scheduler"
-                " prediction_type=v_prediction, or with --scheduler rescale_betas_zero_snr=false"
+                " prediction_type=v_prediction, and nothing says so; export with `scheduler`"
+                " prediction_type=v_prediction, or with `scheduler` rescale_betas_zero_snr=false",
+                argument="scheduler",
             )
 
 
 def _written(value: Any) -> str:
-    """A value as ``--scheduler`` takes it."""
+    """A value in the text of a message."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -178,7 +182,7 @@ def _class_meant(family: Family, cls: Any) -> str:
     return "" if there else did_you_mean(cls, family.schedulers)
 
 
-_GIVE = "give --scheduler {key}=VALUE, one of those accepted, or another base"
+_GIVE = "give `scheduler` {key}=VALUE, one of those accepted, or another base"
 
 
 def _remedy(family: Family, key: str) -> str:

@@ -111,8 +111,9 @@ def _check_apart(givers: Mapping[str, str], named: Mapping[str, LazyTensor], wha
     if both:
         raise CheckpointError(
             f"{givers[both[0]]} and {what} both hold values of {listing({'tensors': both})};"
-            " values cannot be joined: give --unet-weights for one of them, or their differences to the base"
-            " with --unet-increments"
+            " values cannot be joined: give `unet_weights` for one of them, or their differences to the base"
+            " with `unet_increments`",
+            argument="unet_weights",
         )
 
 
@@ -130,10 +131,12 @@ def _check_kind(
     if increments and kind == "values":
         raise CheckpointError(
             f"{what} holds values, not increments: they are near the base's ({measured}); give it with"
-            " --unet-weights and without --unet-increments"
+            " `unet_weights` and without `unet_increments`",
+            argument="unet_increments",
         )
     if not increments and kind == "increments":
         raise CheckpointError(
             f"{what} holds increments, not values: they are unlike the base's ({measured}); give"
-            " --unet-increments, or, if they are values, the base that they were trained on"
+            " `unet_increments`, or, if they are values, the base that they were trained on",
+            argument="unet_increments",
         )

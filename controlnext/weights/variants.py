@@ -88,13 +88,13 @@ def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
 
 
 def title(variants: Iterable[tuple[Family, Variant]]) -> str:
-    """``"the control module of --model sd15 --variant mid"``, or of several that look the same."""
-    names = [options(family, variant) for family, variant in variants]
+    """``"the control module of `family` sd15 `variant` mid"``, or of several that look the same."""
+    names = [arguments(family, variant) for family, variant in variants]
     if len(names) == 1:
         return f"the control module of {names[0]}"
     return f"the control module of {', '.join(names[:-1])} or {names[-1]}, which share names and shapes"
 
 
-def options(family: Family, variant: Variant) -> str:
-    """The options that ask for a variant: ``"--model sd15 --variant down"``."""
-    return f"--model {family.name}" + (f" --variant {variant.name}" if len(family.variants) > 1 else "")
+def arguments(family: Family, variant: Variant) -> str:
+    """What asks for a variant: ``"`family` sd15 `variant` down"``."""
+    return f"`family` {family.name}" + (f" `variant` {variant.name}" if len(family.variants) > 1 else "")

@@ -34,6 +34,7 @@ from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, fi
 from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError
 from controlnext.families import get_family
 from controlnext.optional import extra
+from controlnext.types import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class OrtBackend(Backend):
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
             raise InputError(
-                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out"
+                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out",
+                argument="threads",
             )
         self.ort = _import_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
@@ -139,14 +141,14 @@ class OrtBackend(Backend):
         if parts == UINT8_PARTS and not there:
             raise BundleError(
                 f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
-                " multiplies int8 without VNNI; export it again with controlnext export --precision int8, or"
-                " run it on a processor with VNNI"
+                " multiplies int8 without VNNI; export it again by controlnext export with `precision`"
+                " int8, or run it on a processor with VNNI"
             )
         return there if there and PROVIDERS[self.provider].runs_parts(precision) else [MODEL]
 
-    def _int8_form(self, precision: str) -> str:
-        """How this processor multiplies a graph of that precision; empty where it is not int8 or not here."""
-        return int8.int8_form() if precision == "int8" and self.provider == CPU else ""
+    def _int8_form(self, precision: Precision) -> str:
+        """How this processor multiplies int8 in a graph of that precision; empty where nothing does."""
+        return int8.int8_form() if precision.integer_products and self.provider == CPU else ""
 
     def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
         """Where what is slow to make for this graph is kept."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from controlnext.bundle.format import PARTS, UINT8_PARTS
 from controlnext.optional import is_installed
+from controlnext.types import Precision
 
 UINT8_INT8, UINT8_UINT8 = "uint8 x int8", "uint8 x uint8"
 """The forms: activations by weights. The first is faster, where it is right."""
@@ -43,6 +44,6 @@ def known_int8_form() -> str:
     return int8_form() if is_installed("onnxruntime") else ""
 
 
-def parts_for(precision: str) -> tuple[str, str]:
+def parts_for(precision: Precision) -> tuple[str, str]:
     """The files of a denoiser's prologue and step that are right on this processor."""
-    return UINT8_PARTS if precision == "int8" and int8_form() == UINT8_UINT8 else PARTS
+    return UINT8_PARTS if precision.integer_products and int8_form() == UINT8_UINT8 else PARTS

@@ -10,6 +10,7 @@ from typing import Any
 
 from controlnext.engines.base import device_kind
 from controlnext.errors import InputError
+from controlnext.types import Precision
 
 CPU, CUDA, TENSORRT, TENSORRT_RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 
@@ -19,24 +20,24 @@ class Provider:
     """An execution provider. ``names``: ONNX Runtime's, its own first, then of those for what it cannot do.
 
     ``device``: the kind of device that it computes on, ``"cpu"`` or ``"cuda"``. ``builds``: it builds engines
-    of its own from the graph, for the sizes that it sees. ``parts``, ``int8_parts``: it has the operators of
-    ONNX Runtime's form of a denoiser (docs/backends.md), and those of an int8 one.
+    of its own from the graph, for the sizes that it sees. ``parts``, ``integer_parts``: it has the operators
+    of ONNX Runtime's form of a denoiser (docs/backends.md), and those that multiply integers.
     """
 
     names: tuple[str, ...]
     device: str
     builds: bool = False
     parts: bool = False
-    int8_parts: bool = False
+    integer_parts: bool = False
 
-    def runs_parts(self, precision: str) -> bool:
+    def runs_parts(self, precision: Precision) -> bool:
         """Whether it has the operators of ONNX Runtime's form of a graph of that precision."""
-        return self.int8_parts if precision == "int8" else self.parts
+        return self.integer_parts if precision.integer_products else self.parts
 
 
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(
     {
-        CPU: Provider(("CPUExecutionProvider",), "cpu", parts=True, int8_parts=True),
+        CPU: Provider(("CPUExecutionProvider",), "cpu", parts=True, integer_parts=True),
         CUDA: Provider(("CUDAExecutionProvider", "CPUExecutionProvider"), "cuda", parts=True),
         TENSORRT: Provider(
             ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -59,7 +60,9 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
     """
     kind = device_kind(device)
     if provider not in ("auto", *PROVIDERS):
-        raise InputError(f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}")
+        raise InputError(
+            f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}", argument="provider"
+        )
     there = [name for name, one in PROVIDERS.items() if one.names[0] in available]
     wish = f"device {device}" if provider == "auto" else f"provider {provider}"
     if CUDA not in there and (provider == CUDA or (provider == "auto" and kind == "cuda")):
@@ -75,12 +78,14 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
             " these, or install another build of it"
         )
     if kind not in ("auto", PROVIDERS[provider].device):
-        raise InputError(f"provider {provider} does not run on device {device}; leave one of them out")
+        raise InputError(
+            f"provider {provider} does not run on device {device}; leave one of them out", argument="provider"
+        )
     return provider
 
 
 def provider_options(
-    provider: str, index: int, precision: str, kept: Path | None
+    provider: str, index: int, precision: Precision, kept: Path | None
 ) -> list[tuple[str, dict[str, Any]]]:
     """The ``providers`` argument of a session, on the GPU of that number.
 
@@ -92,8 +97,8 @@ def provider_options(
         CUDA: {**device, "use_tf32": 0},
         TENSORRT: {
             **device,
-            "trt_fp16_enable": precision != "fp32",
-            "trt_int8_enable": precision == "int8",
+            "trt_fp16_enable": precision != Precision.FP32,
+            "trt_int8_enable": precision.integer_products,
         },
         TENSORRT_RTX: dict(device),
     }

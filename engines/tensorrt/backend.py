@@ -17,8 +17,8 @@ from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.load import Loaded, LoadOptions
 from controlnext.engines.tensorrt.profile import SIZES
-from controlnext.engines.tensorrt.store import Profile, build_command, find_engine, has_engine
-from controlnext.errors import InputError, WorkError
+from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
+from controlnext.errors import EngineError, InputError, WorkError
 from controlnext.tensor_spec import TensorSpec, split_dim
 from controlnext.types import Feed
 
@@ -53,7 +53,8 @@ class TrtBackend(Backend):
         self._graphs = graphs
         if not super().supports(device):
             raise InputError(
-                f"{self.title} does not run on the processor; give device cuda:0 or leave it out"
+                f"{self.title} does not run on the processor; give device cuda:0 or leave it out",
+                argument="device",
             )
         self._index = device_index(device) or 0
         self.flavor.library()
@@ -116,7 +117,7 @@ class TrtBackend(Backend):
         except BaseException:
             cuda.close()
             raise
-        limits = _Limits(stored.entry.key.profile, build_command(bundle, flavor.name))
+        limits = _Limits(stored.entry.key.profile, bundle, flavor.name)
         backend = f"{flavor.name} on {where} ({gpu.name})"
         records = self._graphs and not flavor.ahead_of_time
         return TrtEngine(manifest, folder, backend, loaded, cuda, limits, records)
@@ -262,25 +263,29 @@ class _Work:
 
 
 class _Limits:
-    """The shapes that an engine was built for, and the command that builds it."""
+    """The shapes that a bundle's engine was built for by ``backend``."""
 
-    def __init__(self, profile: Profile, command: str) -> None:
-        self._profile, self._command = profile, command
+    def __init__(self, profile: Profile, bundle: Path, backend: str) -> None:
+        self._profile, self._bundle, self._backend = profile, bundle, backend
 
     def check(self, specs: Collection[TensorSpec], shapes: Shapes, folder: str) -> None:
-        """Raise :class:`InputError` for shapes beyond the limits."""
+        """Raise :class:`InputError` for shapes beyond the limits, its subclass :class:`EngineError` where
+        another engine can take them."""
         for spec in specs:
             smallest, _, largest = self._profile[spec.name]
             sizes = zip(spec.shape, shapes[spec.name], smallest, largest, strict=True)
             wrong = [split_dim(str(dim))[1] for dim, size, low, high in sizes if not low <= size <= high]
             if wrong:
-                raise InputError(
+                raise self._refusal(
                     f"{folder}: {spec.name} has shape {shapes[spec.name]}, but the engine was built for"
-                    f" {tuple(smallest)} to {tuple(largest)}; {self._remedy(wrong)}give backend onnxruntime"
+                    f" {tuple(smallest)} to {tuple(largest)}",
+                    wrong,
                 )
 
-    def _remedy(self, symbols: Collection[str]) -> str:
-        """How to build an engine that takes more of these sizes, where that is possible."""
+    def _refusal(self, problem: str, symbols: Collection[str]) -> InputError:
         names = [symbol.removeprefix("control_").partition("_")[0] for symbol in symbols]
-        options = [f"--{name} MIN:OPT:MAX" for name in dict.fromkeys(names) if name in SIZES]
-        return f"build one that takes it: {self._command} {' '.join(options)}; or " if options else ""
+        ranges = {name: "MIN:OPT:MAX" for name in names if name in SIZES}
+        if not ranges:
+            return InputError(f"{problem}; set `backend` to onnxruntime", argument="backend")
+        problem += ", while `backend` onnxruntime takes any size"
+        return EngineError(problem, self._bundle, {"backend": self._backend, **ranges}, argument="backend")

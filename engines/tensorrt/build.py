@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +69,13 @@ def build_engine(
     ranges: Mapping[str, Range],
     options: BuildOptions,
     *,
-    arguments: Sequence[str] = (),
     force: bool = False,
     report: Progress = lambda _what, _done: None,
 ) -> Built:
     """Build the engine of the graph ``folder`` into the bundle, unless the same one is there.
 
-    ``ranges``: those of :func:`~controlnext.engines.tensorrt.profile.choose_ranges`. ``arguments``: kept
-    beside the engine, to tell how it is built again. ``force``: build in any case. A process that builds the
-    same engine is waited for.
+    ``ranges``: those of :func:`~controlnext.engines.tensorrt.profile.choose_ranges`. ``force``: build in
+    any case. A process that builds the same engine is waited for.
 
     Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses,
     :class:`~controlnext.errors.BundleError` for a missing or damaged graph file.
@@ -108,7 +106,8 @@ def build_engine(
         with new_engine(place) as made:
             with (made / ENGINE).open("wb") as file:
                 _build(graph, flavor, key, place.parent, report, file)
-            entry = Entry(key, list(arguments), round(time.monotonic() - started, 1))
+            sizes = {name: str(size) for name, size in ranges.items()}
+            entry = Entry(key, round(time.monotonic() - started, 1), sizes)
             write_entry(made, entry)
     report("done", 1.0)
     return Built(StoredEngine(place / ENGINE, entry), new=True)

@@ -75,7 +75,9 @@ class Flavor:
         self.library()
         if not self.ahead_of_time:
             if targets:
-                raise InputError(f"{self.title} builds for the GPU at hand; leave --compute-capability out")
+                raise InputError(
+                    f"{self.title} builds for the GPU at hand; leave `targets` out", argument="targets"
+                )
             return own_hardware(self._gpu())
         names = {self._gpu().architecture if t == "current" else _architecture(t) for t in targets}
         known = self.architectures()
@@ -83,7 +85,8 @@ class Flavor:
             accepted = ", ".join(_dotted(one) for one in known)
             raise InputError(
                 f"{self.title} {self.version()} does not build for compute capability {_dotted(name)};"
-                f" accepted: {accepted}, current"
+                f" accepted: {accepted}, current",
+                argument="targets",
             )
         return "+".join(sorted(names, key=known.index)) or PORTABLE
 
@@ -125,7 +128,8 @@ def _architecture(text: str) -> str:
     found = re.fullmatch(r"(?:sm)?(\d+)\.?(\d)", text.lower())
     if found is None:
         raise InputError(
-            f"compute capability {text!r} is none; give one as 8.6, or current for the GPU at hand"
+            f"compute capability {text!r} is none; give one as 8.6, or current for the GPU at hand",
+            argument="targets",
         )
     return f"sm{found[1]}{found[2]}"
 

@@ -39,11 +39,12 @@ def parse_range(name: str, text: str) -> Range:
     parts = text.split(":")
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
         raise InputError(
-            f"{name} is {text!r}; give a whole number from 1 on, or a range as MIN:OPT:MAX (512:1024:1280)"
+            f"{name} is {text!r}; give a whole number from 1 on, or a range as MIN:OPT:MAX (512:1024:1280)",
+            argument=name,
         )
     found = Range(*map(int, parts * 3 if len(parts) == 1 else parts))
     if list(found) != sorted(found):
-        raise InputError(f"{name} is {text}; give a range as MIN:OPT:MAX, the smallest first")
+        raise InputError(f"{name} is {text}; give a range as MIN:OPT:MAX, the smallest first", argument=name)
     return found
 
 
@@ -52,12 +53,13 @@ def check_sizes(family: Family, wishes: Mapping[str, Range]) -> None:
     symbols = {s for graph in family.graphs for tensor in graph.inputs for s in tensor.symbols()}
     for name, wish in wishes.items():
         if name not in symbols:
-            raise InputError(f"{family.title} has no {name}; leave --{name} out")
+            raise InputError(f"{family.title} has no {name}; leave `{name}` out", argument=name)
         wrong = [size for size in wish if size % family.size_multiple] if name in PIXELS else []
         if wrong:
             raise InputError(
                 f"{name} is {wish}; {family.title} takes multiples of {family.size_multiple}"
-                f"{family.nearest_sizes(wrong[0])}"
+                f"{family.nearest_sizes(wrong[0])}",
+                argument=name,
             )
 
 
@@ -78,7 +80,7 @@ def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, 
     ranges = {name: _default_range(name, family, config) for name in SIZES if name in symbols} | dict(wishes)
     for name in PIXELS:
         if ranges[name].largest > largest:
-            raise InputError(f"{name} is {ranges[name]}; this model takes at most {largest:g}")
+            raise InputError(f"{name} is {ranges[name]}; this model takes at most {largest:g}", argument=name)
     return ranges
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import msgspec
 from controlnext.bundle.format import DATA, MODEL
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import artifact_cache
-from controlnext.errors import BundleError, WorkError
+from controlnext.errors import BundleError, EngineError, WorkError
 
 ENGINE = "model.engine"
 ENTRY = "entry.json"
@@ -49,13 +48,21 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, int | bool | None]
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept beside an engine. ``arguments``: the options of ``controlnext build`` that it was built
-    with; ``seconds``: how long that took."""
+class Entry(msgspec.Struct, frozen=True):
+    """What is kept beside an engine. ``seconds``: how long it took to build; ``ranges``: by name the sizes
+    that it is for (``"512:1024:1280"``), none where an earlier version built it."""
 
     key: Key
-    arguments: list[str]
     seconds: float
+    ranges: dict[str, str] = {}
+
+    def build(self) -> dict[str, object]:
+        """By name, the arguments of a build that makes such an engine again."""
+        named = re.fullmatch(r"sm\d+(\+sm\d+)*", self.key.hardware)
+        targets = self.key.hardware.split("+") if named else None
+        options = {**self.key.options, "targets": targets}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        return {"backend": self.key.backend, **self.ranges, **given}
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,14 @@ def engine_folder(bundle: Path, backend: str, hardware: str, folder: str) -> Pat
 def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: EngineRequirements) -> StoredEngine:
     """The engine of the graph ``folder``; one for few GPUs goes before one for many.
 
-    Raises :class:`~controlnext.errors.BundleError` where there is none, where it is damaged or was made of or
-    for something else. The message says what differs, and the command that builds it.
+    Raises :class:`~controlnext.errors.EngineError` where there is none, where it is damaged or was made of or
+    for something else. The message says what differs, and with which arguments it is built.
     """
     needed = {**graph_key(manifest, folder), "backend": wanted.backend, "version": wanted.version}
     entries = _entries(bundle, folder, wanted.backend)
     if not entries:
-        command = build_command(bundle, wanted.backend)
-        raise BundleError(f"{bundle} has no {wanted.backend} engine of {folder}; build it: {command}")
+        problem = f"{bundle} has no {wanted.backend} engine of {folder}"
+        raise EngineError(problem, bundle, {"backend": wanted.backend}, argument="backend")
     suiting = {place: entry for place, entry in entries.items() if wanted.suits(entry.key.hardware)}
     for place, entry in suiting.items():
         if not differences(entry.key, needed):
@@ -116,10 +123,12 @@ def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: EngineReq
     if not suiting:
         wrong.insert(0, f"hardware is {entry.key.hardware}, wanted {wanted.hardware}")
     # an engine for other hardware stays: it is right where that is
-    arguments = entry.arguments if suiting else ()
-    raise BundleError(
-        f"the engine in {place} is not for this bundle and machine: {'; '.join(wrong)};"
-        f" build one: {build_command(bundle, wanted.backend, arguments)}"
+    build = {**entry.build(), "backend": wanted.backend} if suiting else {"backend": wanted.backend}
+    raise EngineError(
+        f"the engine in {place} is not for this bundle and machine: {'; '.join(wrong)}",
+        bundle,
+        build,
+        argument="backend",
     )
 
 
@@ -146,10 +155,8 @@ def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
         try:
             entries[place] = _read_entry(place)
         except (OSError, ValueError, msgspec.DecodeError) as error:
-            raise BundleError(
-                f"the engine in {place} is damaged: {ENTRY}: {error};"
-                f" build it again: {build_command(bundle, backend)}"
-            ) from error
+            problem = f"the engine in {place} is damaged: {ENTRY}: {error}"
+            raise EngineError(problem, bundle, {"backend": backend}, argument="backend") from error
     return dict(sorted(entries.items(), key=lambda item: (_breadth(item[1]), item[0])))
 
 
@@ -172,8 +179,8 @@ def _read_entry(place: Path) -> Entry:
 def _undamaged(bundle: Path, place: Path, entry: Entry) -> StoredEngine:
     damage = artifact_cache.find_damage(place)
     if damage:
-        command = build_command(bundle, entry.key.backend, entry.arguments)
-        raise BundleError(f"the engine in {place} is damaged: {damage}; build it again: {command}")
+        problem = f"the engine in {place} is damaged: {damage}"
+        raise EngineError(problem, bundle, entry.build(), argument="backend")
     return StoredEngine(place / ENGINE, entry)
 
 
@@ -181,11 +188,6 @@ def differences(found: Key, wanted: Mapping[str, object]) -> list[str]:
     """In words, the parts of the key in which an engine is not as ``wanted``."""
     parts = [(name, getattr(found, name), value) for name, value in wanted.items()]
     return [f"{name} is {_text(is_)}, wanted {_text(want)}" for name, is_, want in parts if is_ != want]
-
-
-def build_command(bundle: Path, backend: str, arguments: Sequence[str] = ()) -> str:
-    """The command line that builds the bundle's engines."""
-    return shlex.join(["controlnext", "build", str(bundle), "--backend", backend, *arguments])
 
 
 @contextmanager

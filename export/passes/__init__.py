@@ -17,6 +17,7 @@ from controlnext.export.passes.quantize import quantize
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.export.passes.unsigned import use_uint8_activations, use_uint8_weights
 from controlnext.tensor_spec import TensorSpec
+from controlnext.types import Precision
 
 __all__ = [
     "finish_graph",
@@ -38,7 +39,7 @@ def finish_graph(
     model: ir.Model,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-    precision: str,
+    precision: Precision,
     float32: Collection[str] = (),
 ) -> ir.Model:
     """From a traced graph to the one that is shipped.
@@ -47,7 +48,7 @@ def finish_graph(
     passes merge nodes of different scopes.
     """
     model = infer_types(model)
-    if precision == "fp16":
+    if precision == Precision.FP16:
         model = lower_to_float16(model, float32)
     model = simplify(model)
     model = infer_types(model)

@@ -22,7 +22,7 @@ from controlnext.errors import WorkError
 _LOWEST = float(np.finfo(np.float16).min)
 
 
-def open_attention(model: ir.Model) -> ir.Model:
+def decompose_attention(model: ir.Model) -> ir.Model:
     """The model without Attention nodes; raises :class:`WorkError` for one that these rules do not cover."""
     for node in list(model.graph):
         if node.op_type == "Attention":

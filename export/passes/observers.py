@@ -24,13 +24,13 @@ SAMPLE, LARGEST, SIZE = ":sample", ":largest", ":size"
 STRIDE, LIMIT = 61, 65536
 
 
-def tap(model: ir.Model, names: Collection[str]) -> ir.Model:
+def observe(model: ir.Model, names: Collection[str]) -> ir.Model:
     """The model with the three outputs of every value in ``names``."""
     graph = model.graph
     values = {f"{value.name}": value for node in graph for value in node.outputs}
     values |= {f"{value.name}": value for value in graph.inputs}
     row, start, end, axis, stride = (
-        add_constant(graph, f"tap.{name}", np.array([number]))
+        add_constant(graph, f"observed.{name}", np.array([number]))
         for name, number in (
             ("row", -1),
             ("start", 0),

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from controlnext.bundle.manifest import Int8, LayerScales
+from controlnext.bundle.manifest import LayerScales, Quantization
 from controlnext.errors import WorkError
-from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, tap
+from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, observe
 from controlnext.export.passes.quantize import Layer, layers
-from controlnext.export.quantization.histogram import Magnitudes
+from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
+from controlnext.export.quantization.histogram import HistogramObserver
 from controlnext.export.quantization.sensitivity import mapped_session, measure_errors
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed, Progress
@@ -23,52 +24,46 @@ Denoise = Callable[[Feed], dict[str, np.ndarray]]
 Sampling = Callable[[Denoise], None]
 """Runs a denoiser through sampling runs: prompts, control pictures, timesteps, guidance as in use."""
 
-TARGET = 0.03
-"""Expected relative error of the denoiser's output, by the sum of what single layers cause on small steps. On
-whole sampling runs of full-size SD1.5 it came out at three quarters of that: below 3 %."""
-FREE_SHARE = 0.05
-"""Up to this share of the multiplications stays as it is in any case: those that err most for it."""
-FLOAT_SHARE = 0.15
-"""At most this share of the multiplications stays as it is, whatever the error: int8 has to be worth it."""
-CROP = 16
-"""Largest height and width, in the tensor specs' units, of the steps that layers are measured on."""
-NORMALIZED = 0.5
-"""A convolution is normalized where that at least halves the squared error of its grids."""
-MEASURED = 3
-"""So many steps of the sampling runs, from early to late."""
 
-
-def calibrate(graph: Path, inputs: Sequence[TensorSpec], sampling: Sampling, progress: Progress) -> Int8:
+def calibrate(
+    graph: Path,
+    inputs: Sequence[TensorSpec],
+    sampling: Sampling,
+    progress: Progress,
+    settings: CalibrationSettings = DEFAULT,
+) -> Quantization:
     """Measure the float32 ``graph`` (a model.onnx of finished passes) while ``sampling`` uses it.
 
     Raises :class:`WorkError` where a sampling run gives numbers that are not finite, or none ran.
     """
-    taps = _Taps(graph)
-    sampling(taps)
-    if not taps.feeds:
+    observed = _ObservedDenoiser(graph)
+    sampling(observed)
+    if not observed.feeds:
         raise WorkError("the calibration ran no step; give it a prompt and a control picture")
-    scales, work = taps.scales(), taps.work()
-    steps = [round(at) for at in np.linspace(0, len(taps.feeds) - 1, MEASURED + 2)[1:-1]]
-    feeds = [crop(taps.feeds[step], inputs) for step in steps]
-    taps.close()
-    errors = measure_errors(graph, scales, work, feeds, TARGET, progress)
-    kept = choose(errors, work)
+    scales, work = observed.scales(settings.normalized), observed.work()
+    steps = [round(at) for at in np.linspace(0, len(observed.feeds) - 1, settings.measured_steps + 2)[1:-1]]
+    feeds = [crop(observed.feeds[step], inputs, settings.crop) for step in steps]
+    observed.close()
+    errors = measure_errors(graph, scales, work, feeds, settings, progress)
+    kept = choose(errors, work, settings)
     quantized = [name for name in scales if name not in kept]
-    return Int8(
+    return Quantization(
         layers={name: scales[name] for name in quantized},
         left_out={name: float(f"{errors[name]:.2e}") for name in kept},
         expected_error=float(f"{_total(errors, quantized):.2e}"),
         float_share=float(f"{sum(work[name] for name in kept) / sum(work.values()):.2e}"),
-        steps=len(taps.feeds),
+        steps=len(observed.feeds),
     )
 
 
-def choose(errors: Mapping[str, float], work: Mapping[str, float]) -> list[str]:
+def choose(
+    errors: Mapping[str, float], work: Mapping[str, float], settings: CalibrationSettings = DEFAULT
+) -> list[str]:
     """The layers that stay as they are: those with the most squared error for their work, first.
 
-    The first of them, up to :data:`FREE_SHARE` of the work, are left out in any case: that costs little and
-    spares the most. Then layers are left out until the expected error is within :data:`TARGET`, unless that
-    takes more than :data:`FLOAT_SHARE`. Errors of layers add up like independent noise: squared.
+    The first of them, up to ``free_share`` of the work, are left out in any case: that costs little and
+    spares the most. Then layers are left out until the expected error is within ``target``, unless that takes
+    more than ``float_share``. Errors of layers add up like independent noise: squared.
     """
     order = sorted(errors, key=lambda name: errors[name] ** 2 / work[name], reverse=True)
     total = sum(work.values())
@@ -82,32 +77,35 @@ def choose(errors: Mapping[str, float], work: Mapping[str, float]) -> list[str]:
         return sum(work[other] for other in (*kept, *needed, name)) / total
 
     for name in order:
-        if share(name) <= FREE_SHARE:
+        if share(name) <= settings.free_share:
             kept.append(name)
     for name in order:
-        if name not in kept and left() > TARGET**2 and share(name) <= FLOAT_SHARE:
+        if name not in kept and left() > settings.target**2 and share(name) <= settings.float_share:
             needed.append(name)
     # the last ones may have done more than was needed
     for name in sorted(needed, key=lambda name: work[name], reverse=True):
-        if left() + errors[name] ** 2 <= TARGET**2:
+        if left() + errors[name] ** 2 <= settings.target**2:
             needed.remove(name)
     return kept + needed
 
 
-def crop(feed: Feed, inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """The conditional row of a step in the upper left corner: the same numbers, but fewer."""
+def crop(feed: Feed, inputs: Sequence[TensorSpec], largest: int) -> dict[str, np.ndarray]:
+    """Return the conditional row of a step in the upper left corner: the same numbers, but fewer.
+
+    ``largest``: height and width at most, in the specs' units.
+    """
     small = {}
     for spec in inputs:
         array = feed[spec.name][-1:]
         for axis, dim in enumerate(spec.shape):
             factor, _, symbol = str(dim).rpartition("*")
             if symbol in ("height", "width"):
-                array = array.take(range(min(array.shape[axis], CROP * int(factor or 1))), axis)
+                array = array.take(range(min(array.shape[axis], largest * int(factor or 1))), axis)
         small[spec.name] = array
     return small
 
 
-class _Taps:
+class _ObservedDenoiser:
     """The denoiser, with a look at what its layers read and write at every step."""
 
     def __init__(self, graph: Path) -> None:
@@ -117,14 +115,16 @@ class _Taps:
         self.layers = {n: la for n, la in self.layers.items() if not la.node.outputs[0].is_graph_output()}
         self.inputs = {name: f"{_source(layer).name}" for name, layer in self.layers.items()}
         self.outputs = {name: f"{layer.node.outputs[0].name}" for name, layer in self.layers.items()}
-        self.magnitudes = {name: Magnitudes() for name in {*self.inputs.values(), *self.outputs.values()}}
+        self.magnitudes = {
+            name: HistogramObserver() for name in {*self.inputs.values(), *self.outputs.values()}
+        }
         convolutions = [name for name, layer in self.layers.items() if layer.node.op_type == "Conv"]
-        self.normalized = {name: (Magnitudes(), Magnitudes()) for name in convolutions}
+        self.normalized = {name: (HistogramObserver(), HistogramObserver()) for name in convolutions}
         self.counts: dict[str, int] = {}
         self.feeds: list[Feed] = []
-        self.path = graph.with_name("tapped.onnx")
+        self.path = graph.with_name("observed.onnx")
         self.names = [f"{value.name}" for value in model.graph.outputs]
-        ir.save(tap(model, sorted(self.magnitudes)), self.path)
+        ir.save(observe(model, sorted(self.magnitudes)), self.path)
         self.session = mapped_session(self.path)
 
     def __call__(self, feed: Feed) -> dict[str, np.ndarray]:
@@ -142,9 +142,9 @@ class _Taps:
                 magnitudes.add(found[value + SAMPLE] / unit, found[value + LARGEST] / unit)
         return {name: found[name] for name in self.names}
 
-    def scales(self) -> dict[str, LayerScales]:
-        """The grids of every layer."""
-        best = {name: magnitudes.best_step() for name, magnitudes in self.magnitudes.items()}
+    def scales(self, normalized: float) -> dict[str, LayerScales]:
+        """Return the grids of every layer; ``normalized``: as in the settings."""
+        best = {name: magnitudes.mse_optimal_scale() for name, magnitudes in self.magnitudes.items()}
         scales = {}
         for name in self.layers:
             (step, error), (output_step, output_error) = best[self.inputs[name]], best[self.outputs[name]]
@@ -152,8 +152,8 @@ class _Taps:
                 scales[name] = LayerScales(step)
                 continue
             scales[name] = LayerScales(step, output_step)
-            inside, outside = (magnitudes.best_step() for magnitudes in self.normalized[name])
-            if inside[1] + outside[1] < NORMALIZED * (error + output_error):
+            inside, outside = (magnitudes.mse_optimal_scale() for magnitudes in self.normalized[name])
+            if inside[1] + outside[1] < normalized * (error + output_error):
                 scales[name] = LayerScales(inside[0], outside[0], normalized=True)
         return scales
 

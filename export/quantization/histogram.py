@@ -10,7 +10,7 @@ _PER_OCTAVE = 32
 _OCTAVES = (-40, 40)
 
 
-class Magnitudes:
+class HistogramObserver:
     """How often a tensor's magnitudes fall into which of many classes, each 2 % wide.
 
     What is rounded off counts relative to its step: latents may grow along a sampling run, and a grid for the
@@ -34,7 +34,7 @@ class Magnitudes:
         self.counts += np.bincount(classes, minlength=len(self.counts)) / energy
         self.largest = max(self.largest, float(largest))
 
-    def best_step(self) -> tuple[float, float]:
+    def mse_optimal_scale(self) -> tuple[float, float]:
         """The step of the symmetric grid with the least squared error, and that error: relative, a mean.
 
         A finer grid rounds less and cuts more off: within the grid the error of a number is that of rounding,

@@ -15,10 +15,9 @@ from controlnext.bundle.manifest import LayerScales
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import layers
 from controlnext.export.passes.switches import SWITCHES, switch
+from controlnext.export.quantization.config import CalibrationSettings
 from controlnext.types import Feed, Progress
 
-GROUP = 10
-"""So many matrix products in a row are measured together first."""
 _LATENTS = "sample"
 
 
@@ -27,21 +26,21 @@ def measure_errors(
     scales: Mapping[str, LayerScales],
     work: Mapping[str, float],
     feeds: Sequence[Feed],
-    target: float,
+    settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, float]:
     """Relative error of the output with a layer alone in int8, by layer: root mean square over ``feeds``.
 
-    ``target``: the error that all layers together may cause. Matrix products are many and mostly harmless: a
-    group of them is taken apart only where its squared error is more than twice what its share of the
-    ``work`` allows it; else each gets its share of the error.
+    Matrix products are many and mostly harmless: a group of them is taken apart only where its squared error
+    is more than twice what its share of the ``work`` allows it of the error that all layers together may
+    cause, the settings' ``target``; else each gets its share of the error.
     """
     error = _SwitchedError(graph, scales, feeds)
-    groups, total = _groups(scales), sum(work.values())
+    groups, total = _groups(scales, settings.group), sum(work.values())
     squares: dict[str, float] = {}
     for number, group in enumerate(groups):
         together, share = error(group), sum(work[name] for name in group)
-        apart = len(group) > 1 and together > 2 * target**2 * share / total
+        apart = len(group) > 1 and together > 2 * settings.target**2 * share / total
         for name in group:
             squares[name] = error([name]) if apart else together * work[name] / share
         progress("measuring layers", (number + 1) / len(groups))
@@ -49,13 +48,13 @@ def measure_errors(
     return {name: math.sqrt(squares[name]) for name in scales}
 
 
-def _groups(scales: Mapping[str, LayerScales]) -> list[list[str]]:
+def _groups(scales: Mapping[str, LayerScales], largest: int) -> list[list[str]]:
     """Each convolution by itself, matrix products that follow each other together."""
     groups: list[list[str]] = []
     open_group = False
     for name, scale in scales.items():
         product = scale.output is None
-        if product and open_group and len(groups[-1]) < GROUP:
+        if product and open_group and len(groups[-1]) < largest:
             groups[-1].append(name)
         else:
             groups.append([name])

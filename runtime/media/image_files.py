@@ -25,7 +25,7 @@ def read_picture(path: Path, change: Change | None = None) -> Image.Image:
     try:
         return (change or ImageReader(str(path)).read_rgb)(image)
     except InputError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}", argument=error.argument) from error
 
 
 class PictureFiles(Closeable):
@@ -42,11 +42,14 @@ class PictureFiles(Closeable):
     def __init__(self, output: Path | None) -> None:
         self.output = Path("picture.png") if output is None else output
         if self.output.is_dir():
-            raise InputError(f"output {output} is a folder; give the name of a picture file")
+            raise InputError(
+                f"output {output} is a folder; give the name of a picture file", argument="output"
+            )
         formats = Image.registered_extensions()
         if formats.get(self.output.suffix.lower()) not in Image.SAVE:
             raise InputError(
-                f"output {output} names no kind of picture; accepted: .png, .jpg, .webp and others"
+                f"output {output} names no kind of picture; accepted: .png, .jpg, .webp and others",
+                argument="output",
             )
         check_writable(self.output)
 

@@ -156,8 +156,9 @@ class ClipFiles(Closeable):
         highest = kind.highest_fps if kind else HIGHEST_FPS
         if not LOWEST_FPS <= fps <= highest:
             raise InputError(
-                f"{self.output} cannot have {float(fps):g} frames a second; give --fps from {LOWEST_FPS} to"
-                f" {highest}"
+                f"{self.output} cannot have {float(fps):g} frames a second; give `fps` from {LOWEST_FPS} to"
+                f" {highest}",
+                argument="fps",
             )
         return Fraction(fps).limit_denominator(1001)
 
@@ -165,11 +166,16 @@ class ClipFiles(Closeable):
 def _check_name(output: Path) -> None:
     if not output.suffix:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise InputError(f"output {output} is there already; give a new or empty folder, or {_ENDINGS}")
+            raise InputError(
+                f"output {output} is there already; give a new or empty folder, or {_ENDINGS}",
+                argument="output",
+            )
     elif output.suffix.lower() not in FORMATS:
-        raise InputError(f"output {output} names no kind of clip; accepted: {_ENDINGS}, or a folder")
+        raise InputError(
+            f"output {output} names no kind of clip; accepted: {_ENDINGS}, or a folder", argument="output"
+        )
     elif output.is_dir():
-        raise InputError(f"output {output} is a folder; give the name of a file")
+        raise InputError(f"output {output} is a folder; give the name of a file", argument="output")
 
 
 def _listed(folder: Path) -> list[Path]:

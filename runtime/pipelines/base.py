@@ -89,7 +89,8 @@ class Task(ABC):
             return [value]
         if not isinstance(value, (list, tuple)) or len(value) != len(self.controls):
             raise InputError(
-                f"this bundle has {len(self.controls)} controls; give {name} as a list of as many"
+                f"this bundle has {len(self.controls)} controls; give {name} as a list of as many",
+                argument=name,
             )
         return list(value)
 
@@ -125,7 +126,10 @@ class Task(ABC):
         family, steps = self.family, request.num_inference_steps
         name = family.default_sampler if request.sampler is None else request.sampler
         if name not in family.samplers:
-            raise InputError(f"unknown sampler {name!r}; {family.title} takes {', '.join(family.samplers)}")
+            raise InputError(
+                f"unknown sampler {name!r}; {family.title} takes {', '.join(family.samplers)}",
+                argument="sampler",
+            )
         return make_sampler(name, self._scheduler, family.default_steps if steps is None else steps)
 
     def tiles(self, vae_tiling: bool) -> Tiles | None:
@@ -134,13 +138,14 @@ class Task(ABC):
         Raises :class:`InputError` where the VAE cannot decode in tiles.
         """
         if not isinstance(vae_tiling, (bool, np.bool_)):
-            raise InputError(f"vae_tiling is {vae_tiling!r}; give True or False")
+            raise InputError(f"vae_tiling is {vae_tiling!r}; give True or False", argument="vae_tiling")
         if not vae_tiling:
             return None
         if not self.family.vae_tiling:
             raise InputError(
                 f"vae_tiling was given, but the VAE of {self.family.title} does not decode in tiles; leave it"
-                " out"
+                " out",
+                argument="vae_tiling",
             )
         return Tiles.of(self.bundle.manifest.configs["vae"].get("sample_size"), self.family.vae_factor)
 
@@ -149,7 +154,9 @@ class Task(ABC):
         if request.latents is None:
             return generator.randn(shape)
         if request.latents.shape != shape:
-            raise InputError(f"latents have shape {request.latents.shape}, expected {shape}")
+            raise InputError(
+                f"latents have shape {request.latents.shape}, expected {shape}", argument="latents"
+            )
         return request.latents
 
     def conditioning(self, height: int, width: int, rows: int) -> dict[str, np.ndarray]:

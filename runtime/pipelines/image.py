@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError
+from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
@@ -100,12 +100,17 @@ class ImageTask(Task):
 
 def _control_pictures(given: Any, request: Request) -> list[Bands]:
     if given is None:
-        raise InputError("no control picture was given; give control_image (control_scale=0 switches it off)")
-    pictures = read_pictures(given, ImageReader("control_image"))
+        raise InputError(
+            "no control picture was given; give control_image (control_scale=0 switches it off)",
+            argument="control_image",
+        )
+    with blames("control_image"):
+        pictures = read_pictures(given, ImageReader("control_image"))
     if len(pictures) not in (1, request.prompt_count):
         raise InputError(
             f"{len(pictures)} control pictures were given for {request.prompt_count} prompts; give one, or"
-            f" {request.prompt_count}"
+            f" {request.prompt_count}",
+            argument="control_image",
         )
     return pictures
 
@@ -114,5 +119,8 @@ def _control_scale(given: float | Sequence[float] | FloatArray, request: Request
     """One scale for every picture, (N,) float32."""
     scale, count = as_floats("control_scale", given), request.prompt_count
     if scale.shape not in ((), (1,), (count,)):
-        raise InputError(f"control_scale has shape {scale.shape} for {count} prompts; give one, or {count}")
+        raise InputError(
+            f"control_scale has shape {scale.shape} for {count} prompts; give one, or {count}",
+            argument="control_scale",
+        )
     return np.repeat(np.broadcast_to(scale, count), request.num_images_per_prompt)

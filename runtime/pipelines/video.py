@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError
+from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.denoise import Step, denoise, guide
 from controlnext.runtime.image_processing import clip_pixels
@@ -113,10 +113,11 @@ class VideoTask(Task):
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
         """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
         bundle, options = self.bundle, self.bundle.manifest.options
-        bands = _picture("image", request.image, ImageReader("image"))
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
-        (own,) = control_array([bands], *bands[0].size[::-1])
-        clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
+        with blames("image"):
+            bands = _picture("image", request.image, ImageReader("image"))
+            (own,) = control_array([bands], *bands[0].size[::-1])
+            clip = clip_pixels(own, options["image_mean"], options["image_std"], int(pixels.shape[-1]))
         embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
         sample = control_array([bands], height, width) * np.float32(2) - np.float32(1)
         sample = sample + np.float32(request.noise_aug_strength) * generator.randn(sample.shape)
@@ -133,13 +134,19 @@ class Clip:
 
     def __init__(self, given: Any) -> None:
         if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
-            raise InputError("no control clip was given; give control_images, a sequence of pictures")
+            raise InputError(
+                "no control clip was given; give control_images, a sequence of pictures",
+                argument="control_images",
+            )
         if isinstance(given, np.ndarray) and given.ndim != 4:
             raise InputError(
-                f"control_images is an array of shape {given.shape}; give (frames, height, width, 3)"
+                f"control_images is an array of shape {given.shape}; give (frames, height, width, 3)",
+                argument="control_images",
             )
         if not len(given):
-            raise InputError("control_images is empty; give one picture for every frame")
+            raise InputError(
+                "control_images is empty; give one picture for every frame", argument="control_images"
+            )
         self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
         # of the pictures, not of this object: it would keep itself alive, and the last frames with it
         read = partial(_frame_array, given, self._reader)
@@ -164,7 +171,8 @@ def _frame_array(clip: Any, reader: ImageReader, number: int, height: int, width
 
 
 def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
-    return _picture(f"frame {number} of control_images", clip[number], reader)
+    with blames("control_images"):
+        return _picture(f"frame {number} of control_images", clip[number], reader)
 
 
 def _picture(name: str, given: Any, reader: ImageReader) -> Bands:
@@ -172,7 +180,7 @@ def _picture(name: str, given: Any, reader: ImageReader) -> Bands:
     try:
         pictures = read_pictures(given, reader)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {error}", argument=error.argument) from error
     if len(pictures) > 1:
         raise InputError(f"{name} holds {len(pictures)} pictures; give one")
     return pictures[0]
@@ -183,12 +191,15 @@ def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
     frames = shortest if request.num_frames is None else request.num_frames
     if frames > shortest:
         raise InputError(
-            f"num_frames is {frames}, the control has {shortest}; give a picture for every frame"
+            f"num_frames is {frames}, the control has {shortest}; give a picture for every frame",
+            argument="num_frames",
         )
     return frames
 
 
 def _single(scale: FloatArray) -> FloatArray:
     if scale.size != 1:
-        raise InputError(f"control_scale has shape {scale.shape}; give one number for the clip")
+        raise InputError(
+            f"control_scale has shape {scale.shape}; give one number for the clip", argument="control_scale"
+        )
     return scale.reshape(1)

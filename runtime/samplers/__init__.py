@@ -53,5 +53,5 @@ def make_sampler(name: str, config: Mapping[str, Any], num_inference_steps: int)
         InputError: an unknown name, a number of steps or an option that is not supported.
     """
     if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: take one of {', '.join(SAMPLERS)}")
+        raise InputError(f"unknown sampler {name!r}: take one of {', '.join(SAMPLERS)}", argument="sampler")
     return SAMPLERS[name](config, num_inference_steps)

@@ -53,12 +53,16 @@ class Sampler(ABC):
 
     def _checked_steps(self, steps: int) -> int:
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-            raise InputError(f"num_inference_steps is {steps!r}: give a whole number from 1 on")
+            raise InputError(
+                f"num_inference_steps is {steps!r}: give a whole number from 1 on",
+                argument="num_inference_steps",
+            )
         most = self.options["num_train_timesteps"]
         if self.limits_steps and steps > most:
             raise InputError(
                 f"num_inference_steps is {steps}: sampler '{self.name}' takes 1 to {most} steps with this "
-                "scheduler configuration (its num_train_timesteps); ask for fewer"
+                "scheduler configuration (its num_train_timesteps); ask for fewer",
+                argument="num_inference_steps",
             )
         return int(steps)
 
@@ -125,6 +129,7 @@ class Sampler(ABC):
             raise InputError(
                 f"sampler '{self.name}' cannot run this scheduler configuration at "
                 f"{self.num_inference_steps} steps: its noise schedule repeats a level or divides by zero "
-                "(diffusers gives NaN); ask for another number of steps, or export with other --scheduler "
-                "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr"
+                "(diffusers gives NaN); ask for another number of steps, or export with other `scheduler` "
+                "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr",
+                argument="num_inference_steps",
             )

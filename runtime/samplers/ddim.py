@@ -28,7 +28,8 @@ class AlphaBarSampler(Sampler):
         if visited.max() >= len(table):
             raise InputError(
                 f"the first timestep of {steps} steps is {visited.max()}, beyond the {len(table)} training "
-                "timesteps: ask for fewer steps, or export with --scheduler steps_offset=0"
+                "timesteps: ask for fewer steps, or export with `scheduler` steps_offset=0",
+                argument="num_inference_steps",
             )
         self.timesteps = visited.astype(np.float32)
         self._visited, self._alpha_bar_table = visited, table

@@ -46,13 +46,13 @@ def beta_table(options: Options) -> FloatArray:
     if not np.all((betas >= 0) & (betas <= 1)):
         raise InputError(
             f"the scheduler configuration's betas range from {betas.min():g} to {betas.max():g}: they must "
-            "lie between 0 and 1; export with other --scheduler settings: beta_start, beta_end, trained_betas"
+            "lie between 0 and 1; export with other `scheduler` settings: beta_start, beta_end, trained_betas"
         )
     if len(betas) != steps:
         raise InputError(
             f"the scheduler configuration has {len(betas)} trained_betas for {steps} training timesteps: it "
-            f"must have as many; export with --scheduler num_train_timesteps={len(betas)} or "
-            "--scheduler trained_betas=null"
+            f"must have as many; export with `scheduler` num_train_timesteps={len(betas)} or "
+            "`scheduler` trained_betas=null"
         )
     return betas
 
@@ -155,14 +155,14 @@ def replacement_sigmas(options: Options, highest: float, lowest: float, steps: i
     if karras and exponential:
         raise InputError(
             "the scheduler configuration has use_karras_sigmas and use_exponential_sigmas on: turn one off, "
-            "export with --scheduler use_exponential_sigmas=false or --scheduler use_karras_sigmas=false"
+            "export with `scheduler` use_exponential_sigmas=false or `scheduler` use_karras_sigmas=false"
         )
     highest = highest if options["sigma_max"] is None else options["sigma_max"]
     lowest = lowest if options["sigma_min"] is None else options["sigma_min"]
     if (karras or exponential) and (lowest <= 0 or not math.isfinite(highest)):
         raise InputError(
             f"use_karras_sigmas and use_exponential_sigmas need positive, finite noise levels, not "
-            f"{highest:g} to {lowest:g}: export with --scheduler sigma_min=VALUE,sigma_max=VALUE, or with "
+            f"{highest:g} to {lowest:g}: export with `scheduler` sigma_min=VALUE,sigma_max=VALUE, or with "
             "other betas"
         )
     if karras:

@@ -92,7 +92,7 @@ def test_the_uncontrolled_engine_is_the_base_model(
     feed = step_feed(folder, WORK)
     assert set(feed) == {"sample", "timestep", "encoder_hidden_states"}
     assert list(manifest.graphs) == ["unet"]
-    assert bool(manifest.graphs["unet"].int8) == (precision == "int8")
+    assert bool(manifest.graphs["unet"].quantization) == (precision == "int8")
     with open_engine(folder, manifest, "unet", device="cpu", cache=False) as engine:
         noise = engine.run(feed)["noise_pred"]
     unet = bundle_checkpoint(origin).networks["unet"].module()

@@ -19,7 +19,7 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import ParityRow
 from controlnext.cli import export_main
 from controlnext.cli.console import progress
-from controlnext.export import PRECISIONS
+from controlnext.types import Precision
 from support.cli import Cli, Done, assert_refused
 
 
@@ -46,9 +46,9 @@ def test_version(cli: Cli) -> None:
     assert cli("--version") == Done(0, f"{controlnext.__version__}\n", "")
 
 
-def test_the_accepted_precisions_are_those_of_the_exporter(cli: Cli, tmp_path: Path) -> None:
+def test_the_accepted_precisions_are_listed(cli: Cli, tmp_path: Path) -> None:
     done = cli("export", "--model", "sdxl", "--precision", "int4", "--output", tmp_path / "new")
-    assert_refused(done, "int4", *PRECISIONS)
+    assert_refused(done, "int4", *Precision)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ import pytest
 from controlnext.bundle.files import sha256
 from controlnext.bundle.manifest import FileEntry, Manifest, write_manifest
 from controlnext.bundle.reader import read_manifest
+from controlnext.cli.app import make_application
+from controlnext.cli.option_names import OptionNames
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.engines.tensorrt.store import find_engine
-from controlnext.errors import BundleError, WorkError
+from controlnext.errors import EngineError, WorkError
 from support.cli import Cli, assert_refused
 
 RTX = FLAVORS["tensorrt-rtx"]
@@ -60,9 +62,10 @@ def test_a_damaged_engine_is_built_again(cli: Cli, bundle: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     manifest, wanted = read_manifest(bundle), RTX.requirements(ADA)
-    with pytest.raises(BundleError, match=r"is damaged: model\.engine") as refusal:
+    with pytest.raises(EngineError, match=r"is damaged: model\.engine") as refusal:
         find_engine(bundle, manifest, "vae_encoder", wanted)
-    command = str(refusal.value).rpartition("build it again: controlnext ")[2].split()
+    message = OptionNames(make_application()).describe(refusal.value)
+    command = message.rpartition("build one: controlnext ")[2].split()
     assert cli(*command, "--graph", "vae_encoder").status == 0
     assert find_engine(bundle, manifest, "vae_encoder", wanted).path == path
 

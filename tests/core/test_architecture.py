@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from controlnext.types import Precision
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
     "controlnext": ROOT / "controlnext",
@@ -108,6 +110,19 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 owners.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert not {name: paths for name, paths in owners.items() if len(paths) > 1}
+
+
+def test_precisions_are_named_in_one_file() -> None:
+    """Elsewhere code goes by what :class:`Precision` knows of each: a new one is an entry there."""
+    named = {
+        f"{module} names {node.value}"
+        for module, path in _modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in [*Precision]
+        # how schema 1 called what was decided about a graph's layers
+        if module not in ("controlnext.types", "controlnext.bundle.schema")
+    }
+    assert not named
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_free_or_empty_folder_may_be_written(tmp_path: Path) -> None:
 
 def test_a_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
     bundle = _bundle(tmp_path / "bundle")
-    with pytest.raises(InputError, match="holds a bundle already; give --force"):
+    with pytest.raises(InputError, match="holds a bundle already; give `force`"):
         check_replaceable(bundle, force=False)
     check_replaceable(bundle, force=True)
 

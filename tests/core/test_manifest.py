@@ -144,7 +144,7 @@ def test_a_row_passes_within_its_limit(value: float, limit: float, at_least: boo
     [
         ({"family": "sd9"}, "unknown model 'sd9'; accepted: sd15"),
         ({"variant": "up"}, "unknown variant 'up'; accepted: sdxl"),
-        ({"precision": "fp8"}, "precision is 'fp8'; known: fp32"),
+        ({"precision": "fp8"}, "precision is 'fp8'; known: fp32, fp16, int8"),
         ({"configs": {"unett": {}}}, "configs has no unet, .* needs; it has unett"),
         ({"configs": {"unet": {}}}, "configs.unet has no sample_size"),
         ({"configs": {"unet": {"sample_size": "large"}}}, "configs.unet.sample_size is 'large'"),
@@ -171,7 +171,8 @@ def test_graphs_are_those_of_the_family(bundle: Path) -> None:
     for graphs, message in (
         ({"unett": graph}, "graphs has unett, which Stable Diffusion XL has not"),
         ({"unet": {**graph, "network": "vae"}}, "graphs.unet.network is 'vae'; expected 'unet'"),
-        ({"unet": {**graph, "precision": "fp7"}}, "graphs.unet.precision is 'fp7'"),
+        ({"unet": {**graph, "precision": "fp7"}}, "graphs.unet.precision is 'fp7'; known: fp32, fp16, int8"),
+        ({"unet": {**graph, "compute": "fp7"}}, "graphs.unet.compute is 'fp7'; known: fp32, fp16, int8"),
     ):
         _change(bundle, graphs=graphs)
         with pytest.raises(BundleError, match=message):

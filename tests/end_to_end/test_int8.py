@@ -11,13 +11,13 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from controlnext.bundle.manifest import Int8
+from controlnext.bundle.manifest import Quantization
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import read_examples
 from controlnext.evaluation.inputs import graph_feeds
-from controlnext.export.quantization.calibrate import FLOAT_SHARE, FREE_SHARE, TARGET
+from controlnext.export.quantization.config import DEFAULT
 from controlnext.families import get_family
 from controlnext.weights import bundle_checkpoint
 from support.cli import Cli, assert_refused
@@ -25,10 +25,10 @@ from support.exports import CALIBRATION_STEPS, export_tiny, load_tiny
 from support.recipe import FAMILY_VARIANTS
 
 
-def _plan(bundle: Path) -> tuple[str, Int8]:
+def _plan(bundle: Path) -> tuple[str, Quantization]:
     manifest = read_manifest(bundle)
     folder = get_family(manifest.family).denoiser
-    plan = manifest.graphs[folder].int8
+    plan = manifest.graphs[folder].quantization
     assert plan is not None
     return folder, plan
 
@@ -57,8 +57,8 @@ def test_the_manifest_tells_what_was_decided(variant: str, tiny: Callable[..., P
     rounded = {str(node.name).partition(".input/")[0] for node in graph if node.op_type == "QuantizeLinear"}
     assert {name for name in rounded if ".output/" not in name} == plan.layers.keys()
     assert not plan.layers.keys() & plan.left_out.keys()
-    assert plan.float_share <= FLOAT_SHARE
-    assert plan.expected_error <= TARGET or plan.float_share > FREE_SHARE
+    assert plan.float_share <= DEFAULT.float_share
+    assert plan.expected_error <= DEFAULT.target or plan.float_share > DEFAULT.free_share
     assert plan.steps == 2 * CALIBRATION_STEPS + 1
     kept = {str(layer.name) for layer in graph if layer.op_type in ("Conv", "MatMul")}
     assert plan.layers.keys() | plan.left_out.keys() <= kept
@@ -94,7 +94,7 @@ def test_float16_is_for_what_int8_leaves_out(
     checkpoint = tiny_checkpoint("sd15")
     export_tiny("sd15", checkpoint, "int8", tmp_path / "bundle", compute="fp16", calibrated=plan)
     manifest = read_manifest(tmp_path / "bundle")
-    assert manifest.graphs["unet"].int8 == plan
+    assert manifest.graphs["unet"].quantization == plan
     assert (manifest.graphs["unet"].precision, manifest.graphs["unet"].compute) == ("int8", "fp16")
     graph = ir.load(tmp_path / "bundle" / "unet" / "model.onnx").graph
     steps = {node.inputs[1].dtype for node in graph if node.op_type == "QuantizeLinear"}

@@ -79,7 +79,7 @@ TOY = Family(
         "early": Variant(
             "early",
             EARLY,
-            Injection("conv_in", "output", "normalize, pool", 1e-3, gain=0.7, squash=True),
+            Injection("conv_in", "output", "normalize, pool", 1e-3, gain=0.7, use_sigmoid=True),
             unconditional_scale=0.5,
             off_scale=-1e6,
         ),
@@ -207,7 +207,7 @@ def test_the_control_weights_tell_the_variant(files: Path, checkpoint: Checkpoin
     late = load_checkpoint(TOY, base=files / "base", control=files / "late")
     assert (checkpoint.variant.name, late.variant.name) == ("early", "late")
     with pytest.raises(
-        CheckpointError, match=r"not fit --model toy --variant late: .* --variant early; give"
+        CheckpointError, match=r"not fit `family` toy `variant` late: .* `variant` early; give"
     ):
         load_checkpoint(TOY, variant="late", base=files / "base", control=files / "early")
 
@@ -215,9 +215,9 @@ def test_the_control_weights_tell_the_variant(files: Path, checkpoint: Checkpoin
 def test_other_families_messages_know_it(files: Path, tiny_checkpoint_dir: Path) -> None:
     """And its messages know the others."""
     base, control = tiny_checkpoint_dir / "base", tiny_checkpoint_dir / "control.safetensors"
-    with pytest.raises(CheckpointError, match="the control module of --model toy --variant early"):
+    with pytest.raises(CheckpointError, match="the control module of `family` toy `variant` early"):
         load_checkpoint(get_family("sdxl"), base=base, control=files / "early")
-    with pytest.raises(CheckpointError, match=r"does not fit --model toy: .* --model sdxl"):
+    with pytest.raises(CheckpointError, match=r"does not fit `family` toy: .* `family` sdxl"):
         load_checkpoint(TOY, base=files / "base", control=control)
     with pytest.raises(CheckpointError, match=r"it looks like a base of toy \(Toy Diffusion\)"):
         load_checkpoint(get_family("sdxl"), base=files / "base", control=control)

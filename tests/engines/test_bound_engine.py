@@ -16,11 +16,10 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine, open_engine
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine
 from controlnext.errors import InputError, WorkError
-from controlnext.families import CHANGING
+from controlnext.families import PER_STEP_INPUTS
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.types import Feed
-from support.exports import PRECISIONS
+from controlnext.types import Feed, Precision
 from support.fake_bundle import write_fake_bundle
 from support.feeds import make_feed, split
 from support.idle_clips import idle_pipeline, no_noise
@@ -61,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_fake_bundle(tmp_path_factory.mktemp("bound") / "bundle", text_encoders=False)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("variant", ["sdxl", "svd"])
 def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: Callable[..., Path]) -> None:
     """Over several steps, and after a kept input was replaced."""
@@ -80,7 +79,7 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
         assert not np.array_equal(scaled, wanted)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("parts", [(MODEL,), (PROLOGUE, STEP)], ids=["whole", "parts"])
 def test_onnxruntime_with_inputs_that_stay_on_a_device(
     parts: tuple[str, ...], precision: str, tiny: Callable[..., Path]
@@ -194,7 +193,7 @@ def test_a_run_gives_the_denoiser_what_stays_once(bundle: Path) -> None:
     pipe(**arguments, control_start=0.3, control_end=0.7)
     first, *others = backend.denoiser.runs
     assert first == {spec.name for spec in backend.denoiser.inputs}
-    scaled, changing = {*CHANGING, "control_scale"}, set(CHANGING)
+    scaled, changing = {*PER_STEP_INPUTS, "control_scale"}, set(PER_STEP_INPUTS)
     assert others == [changing, scaled, changing, scaled, changing]
     backend.denoiser.runs.clear()
     pipe(**arguments)
@@ -222,6 +221,6 @@ def test_a_clip_of_one_window_gives_its_control_once(frames: int, windows: int, 
         overlap=1,
         output_type="latent",
     )
-    steps = dict.fromkeys(CHANGING, 3 * windows)
+    steps = dict.fromkeys(PER_STEP_INPUTS, 3 * windows)
     controls = {"control_image": 1 if windows == 1 else 3 * windows, "control_scale": 1}
     assert given == {**steps, **controls, "encoder_hidden_states": 1, "added_time_ids": 1}

@@ -21,10 +21,10 @@ from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.inputs import graph_feeds
-from controlnext.families import CHANGING
+from controlnext.families import PER_STEP_INPUTS
 from controlnext.runtime import Pipeline
+from controlnext.types import Precision
 from support.cli import Cli
-from support.exports import PRECISIONS
 from support.recipe import VARIANTS
 
 GPU = find_gpu()
@@ -71,7 +71,7 @@ def _denoiser(bundle: Path, backend: str) -> tuple[Engine, dict[str, np.ndarray]
     return engine, dict(graph_feeds(bundle, manifest, profiles)["unet"][1])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", ALL)
 def test_parity_with_pytorch(
@@ -110,7 +110,7 @@ def test_inputs_that_stay_on_the_gpu(
     """Give what sending everything gives, with what was replaced in between."""
     engine, feed = _denoiser(_bundle(tiny("sdxl", "fp16"), tmp_path, backend, cli), backend)
     with engine:
-        changing = {name: feed.pop(name) for name in CHANGING}
+        changing = {name: feed.pop(name) for name in PER_STEP_INPUTS}
         bound = engine.bind(feed)
         for scale in (1.0, 0.5):
             bound.set_inputs({"control_scale": feed["control_scale"] * np.float32(scale)})

@@ -122,7 +122,7 @@ def test_a_clip_has_frames_and_one_token(tiny: Callable[..., Path]) -> None:
     [
         ("sdxl", {"height": Range(512, 1020, 1024)}, "height is 512:1020:1024; .* takes multiples of 8"),
         ("sd3", {"width": Range(520, 520, 520)}, "width is 520; .* takes multiples of 16"),
-        ("sdxl", {"frames": Range(1, 2, 3)}, "Stable Diffusion XL has no frames; leave --frames out"),
+        ("sdxl", {"frames": Range(1, 2, 3)}, "Stable Diffusion XL has no frames; leave `frames` out"),
         ("sd3", {"height": Range(512, 1024, 4096)}, "this model takes at most 3072"),
     ],
 )

@@ -62,7 +62,7 @@ def _store(bundle: Path, **changes: object) -> Path:
     place = engine_folder(bundle, "tensorrt-rtx", key.hardware, "unet")
     with new_engine(place) as made:
         (made / ENGINE).write_bytes(CONTENT)
-        write_entry(made, Entry(key, ["--height", "64:128:192"], 1.0))
+        write_entry(made, Entry(key, 1.0, {"height": "64:128:192"}))
     return place
 
 
@@ -96,8 +96,8 @@ def test_a_stale_or_foreign_engine_is_refused_with_the_part_that_differs(
         _find(bundle)
     message = str(refusal.value)
     # an engine for other hardware is right elsewhere: what it was built with is no advice here
-    options = "" if part == "hardware" else " --height 64:128:192"
-    assert message.endswith(f": controlnext build {bundle} --backend tensorrt-rtx{options}"), message
+    settings = "" if part == "hardware" else ", `height` 64:128:192, `optimization_level` 3"
+    assert message.endswith(f"; build one with `backend` tensorrt-rtx{settings}"), message
     for text in texts:
         assert text in message
     others = {"graph", "weights", "precision", "backend", "version", "hardware"} - {part}
@@ -123,8 +123,8 @@ def test_a_build_keeps_only_what_equals_it_in_every_part(bundle: Path, part: str
     assert kept_engine(place, _key(bundle, **{part: value})) is None
 
 
-def test_a_missing_engine_names_the_command(bundle: Path) -> None:
-    with pytest.raises(BundleError, match=r"has no tensorrt-rtx engine of unet; build it: controlnext build"):
+def test_a_missing_engine_names_the_backend_to_build_with(bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"has no tensorrt-rtx engine of unet; build one with `backend`"):
         _find(bundle)
 
 
@@ -149,6 +149,15 @@ def test_a_stale_engine_does_not_hide_a_good_one(bundle: Path) -> None:
     assert _find(bundle).entry.key.hardware == "portable"
 
 
+def test_an_engine_that_an_earlier_version_built_is_found(bundle: Path) -> None:
+    """Its entry has the options that it was built with in place of ranges."""
+    entry = {"key": _key(bundle), "arguments": ["--height", "64:128:192"], "seconds": 1.0}
+    with new_engine(engine_folder(bundle, "tensorrt-rtx", "portable", "unet")) as made:
+        (made / ENGINE).write_bytes(CONTENT)
+        (made / ENTRY).write_bytes(msgspec.json.encode(entry))
+    assert _find(bundle).entry == Entry(_key(bundle), 1.0)
+
+
 @pytest.mark.parametrize("name", [ENGINE, ENTRY, "checksums.json"])
 @pytest.mark.parametrize("position", [0, -3])
 @pytest.mark.parametrize("bit", [0, 7])
@@ -157,7 +166,7 @@ def test_a_flipped_bit_is_noticed(bundle: Path, name: str, position: int, bit: i
     content = bytearray((place / name).read_bytes())
     content[position] ^= 1 << bit
     (place / name).write_bytes(content)
-    with pytest.raises(BundleError, match=r"build it again: controlnext build|build one: controlnext build"):
+    with pytest.raises(BundleError, match="build one with `backend` tensorrt-rtx"):
         _find(bundle)
     assert kept_engine(place, _key(bundle)) is None
 
@@ -165,7 +174,7 @@ def test_a_flipped_bit_is_noticed(bundle: Path, name: str, position: int, bit: i
 def test_a_truncated_engine_is_noticed(bundle: Path) -> None:
     place = _store(bundle)
     (place / ENGINE).write_bytes(CONTENT[:-1])
-    with pytest.raises(BundleError, match=rf"is damaged: {ENGINE}.*--height 64:128:192"):
+    with pytest.raises(BundleError, match=rf"is damaged: {ENGINE}.*`height` 64:128:192"):
         _find(bundle)
 
 

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from controlnext.errors import WorkError
-from controlnext.export.passes.attention import open_attention
+from controlnext.export.passes.attention import decompose_attention
 from controlnext.export.passes.emulate import emulate_float16
 from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
@@ -80,7 +80,7 @@ def test_attention_taken_apart_gives_the_same(kind: str):
         numbers = draw.standard_normal((5, 5)).astype(np.float32)
         feed["mask"] = numbers if kind == "float" else numbers > -1
     wanted = run(model, **feed)
-    opened = open_attention(model)
+    opened = decompose_attention(model)
     assert "Attention" not in {node.op_type for node in opened.graph}
     np.testing.assert_allclose(run(opened, **feed), wanted, rtol=1e-5, atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_attention_taken_apart_gives_the_same(kind: str):
 def test_scores_are_scaled_before_they_are_summed():
     """As TensorRT wants it: scores that fit float16 only when scaled stay finite."""
     text = ATTENTION.format(mask="", call=MASKS[""])
-    model = emulate_float16(open_attention(half(text)))
+    model = emulate_float16(decompose_attention(half(text)))
     feed = {name: np.full((1, 2, 3, 16), 90.0, np.float32) for name in "qkv"}
     assert 16 * 90 * 90 > 65504 > 16 * 90 * 90 / 4
     np.testing.assert_allclose(run(model, **feed), 90, rtol=1e-3)
@@ -99,7 +99,7 @@ def test_scores_are_scaled_before_they_are_summed():
 def test_an_attention_of_another_kind_is_an_error():
     text = ATTENTION.format(mask="", call="Attention <is_causal: int = 1> (q, k, v)")
     with pytest.raises(WorkError, match="Attention"):
-        open_attention(infer_types(graph(text)))
+        decompose_attention(infer_types(graph(text)))
 
 
 def test_a_graph_tells_how_far_its_numbers_reach():

@@ -15,8 +15,8 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine
 from controlnext.errors import WorkError
 from controlnext.export.passes import fuse_attention, simplify, split_prologue
-from controlnext.families import CHANGING, FAMILIES, get_family
-from support.exports import PRECISIONS
+from controlnext.families import FAMILIES, PER_STEP_INPUTS, get_family
+from controlnext.types import Precision
 from support.feeds import make_feed, split
 from support.graphs import graph, literal, run
 from support.recipe import rand
@@ -88,7 +88,7 @@ def test_a_graph_in_which_everything_changes_is_refused() -> None:
         split_prologue(graph(PROMPT, w=rand(0, 2, 2)), ["sample", "prompt"])
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", Precision)
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_parts_compute_what_the_whole_graph_does(
     family: str, precision: str, tiny: Callable[..., Path]
@@ -109,7 +109,7 @@ def test_the_parts_compute_what_the_whole_graph_does(
             bound = engine.bind(split(feed)[0])
             for new in ("sample", "control_image", "control_scale", "encoder_hidden_states"):
                 feed[new] = rand(50, *feed[new].shape)
-                if new not in CHANGING:
+                if new not in PER_STEP_INPUTS:
                     bound.set_inputs({new: feed[new]})
                 given = bound.run(split(feed)[1])["noise_pred"]
                 (wanted,) = whole.run(None, feed)

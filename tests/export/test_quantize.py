@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from controlnext.bundle.manifest import LayerScales
 from controlnext.errors import WorkError
 from controlnext.export.passes.names import name_nodes
-from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, tap
+from controlnext.export.passes.observers import LARGEST, SAMPLE, SIZE, observe
 from controlnext.export.passes.quantize import LEVELS, layers, quantize, to_int8, weight_scales
 from controlnext.export.passes.simplify import infer_types
 from controlnext.export.passes.switches import SWITCHES, switch
-from controlnext.export.quantization.calibrate import FLOAT_SHARE, FREE_SHARE, TARGET, choose, crop
-from controlnext.export.quantization.histogram import Magnitudes
+from controlnext.export.quantization.calibrate import choose, crop
+from controlnext.export.quantization.config import DEFAULT
+from controlnext.export.quantization.histogram import HistogramObserver
 from controlnext.tensor_spec import TensorSpec
 from support.graphs import graph, literal
 
@@ -194,7 +195,7 @@ def test_switched_off_nothing_changes_and_switched_on_it_errs_as_the_int8_graph(
 
 
 def test_taps_tell_sample_largest_and_size() -> None:
-    model = tap(attended(), ["hidden", "tokens"])
+    model = observe(attended(), ["hidden", "tokens"])
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"x": X}), strict=True))
@@ -208,20 +209,20 @@ def test_taps_tell_sample_largest_and_size() -> None:
 def test_the_best_step_has_the_least_error(tail: float) -> None:
     """Against trying steps on the numbers themselves."""
     numbers = RNG.normal(size=20000) if np.isinf(tail) else RNG.standard_t(tail, size=20000)
-    magnitudes = Magnitudes()
+    magnitudes = HistogramObserver()
     magnitudes.add(numbers.astype(np.float32), np.abs(numbers).max())
 
     def error(step: float) -> float:
         return float(np.mean((np.rint(numbers / step).clip(-LEVELS, LEVELS) * step - numbers) ** 2))
 
     steps = np.abs(numbers).max() / LEVELS * np.geomspace(1, 1 / 64, 400)
-    assert error(magnitudes.best_step()[0]) <= 1.02 * min(map(error, steps))
+    assert error(magnitudes.mse_optimal_scale()[0]) <= 1.02 * min(map(error, steps))
 
 
 def test_a_tensor_of_zeros_has_a_grid() -> None:
-    magnitudes = Magnitudes()
+    magnitudes = HistogramObserver()
     magnitudes.add(np.zeros(5, np.float32), 0.0)
-    assert magnitudes.best_step() == (1.0, 0.0)
+    assert magnitudes.mse_optimal_scale() == (1.0, 0.0)
 
 
 @given(st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1, 1e3)), min_size=1, max_size=40))
@@ -232,12 +233,12 @@ def test_what_is_left_out_is_worth_it(measured: list[tuple[float, float]]) -> No
     kept = choose(errors, work)
     share = sum(work[name] for name in kept) / sum(work.values())
     left = sum(error**2 for name, error in errors.items() if name not in kept)
-    assert share <= FLOAT_SHARE + 1e-9
-    if left > TARGET**2 + 1e-12:
+    assert share <= DEFAULT.float_share + 1e-9
+    if left > DEFAULT.target**2 + 1e-12:
         smallest = min(amount for name, amount in work.items() if name not in kept)
-        assert share + smallest / sum(work.values()) > FLOAT_SHARE
-    elif share > FREE_SHARE:
-        assert all(left + errors[name] ** 2 > TARGET**2 for name in kept[-1:])
+        assert share + smallest / sum(work.values()) > DEFAULT.float_share
+    elif share > DEFAULT.free_share:
+        assert all(left + errors[name] ** 2 > DEFAULT.target**2 for name in kept[-1:])
 
 
 def test_weights_that_float16_can_hardly_hold_keep_a_grid() -> None:
@@ -257,7 +258,7 @@ def test_a_step_is_cropped_to_its_last_row_and_a_corner() -> None:
         "control_image": np.zeros((1, 3, 320, 96), np.float32),
         "timestep": np.float32([1, 2]),
     }
-    small = crop(feed, inputs)
+    small = crop(feed, inputs, DEFAULT.crop)
     assert small["sample"].shape == (1, 4, 16, 12)
     assert small["control_image"].shape == (1, 3, 128, 96)
     assert small["timestep"].tolist() == [2]

@@ -309,9 +309,11 @@ def test_sizes(pipe: Pipeline) -> None:
     ],
 )
 def test_bad_arguments_are_one_clear_error(pipe: Pipeline, changes: dict[str, Any], message: str) -> None:
+    """With the argument at fault: of two that do not go together one, of a missing one its name."""
     with pytest.raises(InputError, match=message) as caught:
         pipe.stream(**_arguments(**changes))
     assert "\n" not in str(caught.value)
+    assert caught.value.argument in {*changes, "height", "prompt", "negative_pooled_prompt_embeds"}
 
 
 @pytest.mark.parametrize(

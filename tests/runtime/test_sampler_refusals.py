@@ -105,7 +105,7 @@ def test_a_refused_option_says_how_to_go_on() -> None:
     with pytest.raises(InputError) as caught:
         make_sampler("euler_a", config(prediction_type="sample"), 10)
     assert str(caught.value).endswith(
-        "; run with another sampler, or export again with --scheduler prediction_type=VALUE, one of those"
+        "; run with another sampler, or export again with `scheduler` prediction_type=VALUE, one of those"
         " accepted"
     )
 

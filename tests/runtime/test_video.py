@@ -223,10 +223,11 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
     ],
 )
 def test_bad_arguments_are_one_clear_error(pipe: Pipeline, changes: dict[str, Any], message: str) -> None:
-    """Before the first step."""
+    """Before the first step, with the argument at fault; a control of odd size asks for a height."""
     with pytest.raises(InputError, match=message) as caught:
         pipe.stream(**_arguments(**changes))
     assert "\n" not in str(caught.value)
+    assert caught.value.argument in {*changes, "height"}
 
 
 def test_a_bad_frame_is_named(pipe: Pipeline) -> None:
@@ -235,5 +236,6 @@ def test_a_bad_frame_is_named(pipe: Pipeline) -> None:
     for bad, message in (("5.png", ".* of type str"), (two, "holds 2 pictures; give one")):
         clip = [*_arguments()["control_images"], bad]
         steps = pipe.stream(**_arguments(control_images=clip))
-        with pytest.raises(InputError, match=f"frame 5 of control_images:? {message}"):
+        with pytest.raises(InputError, match=f"frame 5 of control_images:? {message}") as caught:
             next(steps)
+        assert caught.value.argument == "control_images"

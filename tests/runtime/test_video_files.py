@@ -255,9 +255,9 @@ def test_the_first_video_sets_the_pace(tmp_path: Path) -> None:
         ("clip.webm", None, r"names no kind of clip; accepted: \.mp4, \.gif, or a folder"),
         ("folder.mp4", None, "is a folder"),
         ("full", None, "is there already; give a new or empty folder"),
-        ("clip.mp4", 0, "cannot have 0 frames a second; give --fps from 0.1 to 240"),
+        ("clip.mp4", 0, "cannot have 0 frames a second; give `fps` from 0.1 to 240"),
         ("clip.mp4", float("nan"), "nan frames"),
-        ("clip.gif", 60, "cannot have 60 frames a second; give --fps from 0.1 to 50"),
+        ("clip.gif", 60, "cannot have 60 frames a second; give `fps` from 0.1 to 50"),
         ("frames", float("inf"), "inf frames"),
     ],
 )

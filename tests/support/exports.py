@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes" / "model"
 
-
-PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_STEPS = 3
 """Of the first of the two runs that a tiny model is calibrated on; the second has one more."""
 
@@ -53,17 +51,16 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
     from controlnext.evaluation import calibration_data as sampling
     from controlnext.evaluation.calibration_data import default_examples, run_trajectories
     from controlnext.export import export_bundle
-    from controlnext.export.quantization import calibrate as calibration
+    from controlnext.export.quantization.config import CalibrationSettings
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "MEASURED", 1)
-        patch.setattr(calibration, "CROP", 8)
         patch.setattr(sampling, "STEPS", CALIBRATION_STEPS)
         export_bundle(
             load_tiny(variant, checkpoint_dir),
             precision,
             bundle,
             sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
+            calibration=CalibrationSettings(measured_steps=1, crop=8),
             **options,
         )
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, write_manifest
+from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, TensorEntry, write_manifest
 from controlnext.families import Family, get_family
 from controlnext.tensor_spec import TensorSpec
 
@@ -94,7 +94,7 @@ def write_fake_bundle(
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
-        schema=1,
+        schema=SCHEMA,
         family=family.name,
         variant=next(iter(family.variants)),
         precision="fp32",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from controlnext.engines import Engine
-from controlnext.families import CHANGING
+from controlnext.families import PER_STEP_INPUTS
 from controlnext.types import Feed
 from support.recipe import rand
 
@@ -25,5 +25,5 @@ def make_feed(engine: Engine, seed: int = 0, height: int = 8, sequence: int = 7)
 
 def split(feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What stays over a run of a denoiser, what changes with every step."""
-    changing = {name: feed[name] for name in CHANGING}
-    return {name: array for name, array in feed.items() if name not in CHANGING}, changing
+    changing = {name: feed[name] for name in PER_STEP_INPUTS}
+    return {name: array for name, array in feed.items() if name not in PER_STEP_INPUTS}, changing

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry, write_manifest
+from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, TensorEntry, write_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.families import get_family
 from controlnext.runtime import Pipeline
@@ -73,7 +73,7 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
     (folder / "scheduler").mkdir(parents=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
-        schema=1,
+        schema=SCHEMA,
         family=family.name,
         variant=variant,
         precision="fp32",

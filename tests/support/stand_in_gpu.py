@@ -286,5 +286,5 @@ def write_engine(
     place = engine_folder(bundle, backend, key.hardware, folder)
     with new_engine(place) as made:
         (made / ENGINE).write_bytes(b"an engine")
-        write_entry(made, Entry(key, [], 1.0))
+        write_entry(made, Entry(key, 1.0))
     return place

@@ -24,7 +24,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         # not ``trace`` itself, which a session's fixture replaces for good while this patch may be in force
-        patch.setattr("controlnext.export.exporter._hollow_module", _refuse)
+        patch.setattr("controlnext.export.exporter._meta_module", _refuse)
         return (yield)
 
 

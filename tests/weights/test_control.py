@@ -21,19 +21,21 @@ from controlnext.weights.control import ControlWeights, check_width, match_contr
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, held
 from controlnext.weights.scheduler import Scheduler
-from controlnext.weights.variants import options
+from controlnext.weights.variants import arguments
 from support.recipe import GOLDEN, numbers
 from support.weights_models import SDXL
 
-SHARED = "--model sd15 --variant down, --model sdxl or --model svd --variant v2, which share names and shapes"
+SHARED = (
+    "`family` sd15 `variant` down, `family` sdxl or `family` svd `variant` v2, which share names and shapes"
+)
 # layout of a control checkpoint -> the variants that take it, and what it looks like to the others
 LAYOUTS = {
     "sd15": (("down", "sdxl", "v2"), SHARED),
     "sdxl": (("down", "sdxl", "v2"), SHARED),
     "svd": (("down", "sdxl", "v2"), SHARED),
-    "sd15-mid": (("mid",), "--model sd15 --variant mid"),
-    "svd-v1": (("v1",), "--model svd --variant v1"),
-    "sd3": (("sd3",), "--model sd3"),
+    "sd15-mid": (("mid",), "`family` sd15 `variant` mid"),
+    "svd-v1": (("v1",), "`family` svd `variant` v1"),
+    "sd3": (("sd3",), "`family` sd3"),
 }
 # what of the bases' configurations tells the width of their features
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -103,7 +105,7 @@ def test_a_published_control_fits_its_own_variants_and_is_named_to_others(
     with pytest.raises(CheckpointError) as caught:
         take(found, family, asked)
     own = [variant for name, variant in family.variants.items() if name in variants]
-    assert f"the control module of {options(family, own[0]) if own else title}" in str(caught.value)
+    assert f"the control module of {arguments(family, own[0]) if own else title}" in str(caught.value)
     assert str(caught.value).startswith("control.bin ")
     assert "\n" not in str(caught.value)
 
@@ -112,8 +114,8 @@ def test_another_variant_than_the_one_asked_for_is_named_with_the_way_out() -> N
     with pytest.raises(CheckpointError) as caught:
         match_control(published("sd15-mid"), get_family("sd15"), "down", "controlnet.safetensors")
     assert str(caught.value) == (
-        "controlnet.safetensors does not fit --model sd15 --variant down: it is the control module of"
-        " --model sd15 --variant mid; give that, or leave --variant out"
+        "controlnet.safetensors does not fit `family` sd15 `variant` down: it is the control module of"
+        " `family` sd15 `variant` mid; give that, or leave `variant` out"
     )
 
 
@@ -271,8 +273,9 @@ def test_an_unknown_variant_is_refused(control: Path, load) -> None:
 
 
 def test_no_control_is_refused(tiny_checkpoint_dir: Path) -> None:
-    with pytest.raises(InputError, match="--control"):
+    with pytest.raises(InputError, match="give `control`") as caught:
         load_checkpoint(SDXL, base=tiny_checkpoint_dir / "base")
+    assert caught.value.argument == "control"
 
 
 def test_where_no_control_was_published_the_message_says_so() -> None:

@@ -207,7 +207,7 @@ def test_a_base_of_another_family_is_refused_and_named(
     tiny_checkpoint: Callable[[str], Path], wanted: str, given: str
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=f"it looks like a base of {given} .*give --model {given}"
+        CheckpointError, match=f"it looks like a base of {given} .*give `family` {given}"
     ) as caught:
         read_base(get_family(wanted), tiny_checkpoint(given) / "base", None)
     assert "\n" not in str(caught.value)

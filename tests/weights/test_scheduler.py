@@ -196,7 +196,7 @@ def test_settings_given_as_options_come_before_those_of_the_base(load: Callable[
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type=.*accepted: dpmsolver"),
         (
             {"prediction_type": "original_sample"},
-            "'unipc' does not support .*'original_sample'.*; give --scheduler prediction_type=VALUE, one of",
+            "'unipc' does not support .*'original_sample'.*; give `scheduler` prediction_type=VALUE, one of",
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_the_command_line_refuses_an_unknown_setting(
     ("setting", "message"),
     [
         ("beta_end=2", "with what --scheduler gives: .* betas range from .*lie between 0 and 1"),
-        ("use_karras_sigmas=true,use_exponential_sigmas=true", "--scheduler use_karras_sigmas=false"),
+        ("use_karras_sigmas=true,use_exponential_sigmas=true", "`scheduler` use_karras_sigmas=false"),
         ("trained_betas=[0.1]", "1 trained_betas for 1000 training timesteps"),
     ],
 )
@@ -275,7 +275,7 @@ def test_settings_that_do_not_go_together_are_refused_at_load(
     [
         ({"_class_name": "EulerDiscreteSheduler"}, "are read; .*; did you mean EulerDiscreteScheduler?"),
         ({"_class_name": "LCMScheduler"}, "are read; give a base that was trained for one .*config.json$"),
-        ({"use_beta_sigmas": True}, "accepted: false.; give --scheduler use_beta_sigmas=VALUE, one of"),
+        ({"use_beta_sigmas": True}, "accepted: false.; give `scheduler` use_beta_sigmas=VALUE, one of"),
         (
             {"sigma_data": 0.5},
             "no sampler does .accepted: null.; give another base, or, .*take it out of its",

@@ -266,7 +266,7 @@ def test_t5_of_a_single_file_is_left_out_and_the_remedy_named(
     assert "text_encoder_3" not in base.parts
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("controlnext")]
     assert "text_encoder_3 is left out" in message
-    assert "give a diffusers folder to keep it, or --no-t5" in message
+    assert "give a diffusers folder to keep it, or `leave_out`" in message
     caplog.clear()
     assert (
         "text_encoder_3"

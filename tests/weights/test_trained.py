@@ -180,7 +180,7 @@ def test_what_may_belong_to_another_control_is_warned_of(
     shutil.copy(folder / "control.safetensors", folder / "published" / name)
     check(load(folder, f"published/{name}"), unet, {})
     assert f"{name}: unet.safetensors beside it is not used" in caplog.text
-    assert "give it with --unet-weights (and --unet-increments" in caplog.text
+    assert "give it with `unet_weights` (and `unet_increments" in caplog.text
     caplog.clear()
     options = {"unet_weights": folder / "published/unet.safetensors", "unet_increments": True}
     sums = {name: unet[name] + tensor for name, tensor in increments.items()}
@@ -241,8 +241,8 @@ def test_markers_of_trained_tensors_are_held_against_the_bases_scheduler(
     with pytest.raises(CheckpointError) as caught:
         load(folder, unet_weights=file)
     assert str(caught.value).startswith("trained.safetensors asks for ")
-    assert f"{asked}, the base's scheduler has {ours}; give --scheduler " in str(caught.value)
-    given = parse_settings([str(caught.value).rpartition("or --scheduler ")[2].partition(" ")[0]])
+    assert f"{asked}, the base's scheduler has {ours}; give `scheduler` " in str(caught.value)
+    given = parse_settings([str(caught.value).rpartition("or `scheduler` ")[2].partition(" ")[0]])
     checkpoint = load(folder, unet_weights=file, scheduler=given)
     check(checkpoint, unet, values)
     assert checkpoint.scheduler.items() >= given.items()
@@ -260,7 +260,7 @@ def test_markers_of_trained_tensors_that_the_base_agrees_with_pass(folder: Path,
 
 def test_increments_given_as_values_are_noticed(folder: Path, increments) -> None:
     save_file(increments, folder / "trained.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds increments, not values.*give --unet-increments"):
+    with pytest.raises(CheckpointError, match=r"holds increments, not values.*give `unet_increments`"):
         load(folder, unet_weights=folder / "trained.safetensors")
 
 
@@ -272,7 +272,7 @@ def test_values_given_as_increments_are_noticed(folder: Path, unet, increments) 
 
 
 def test_increments_without_weights_are_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="--unet-weights, which are not given"):
+    with pytest.raises(InputError, match="`unet_weights`, which are not given"):
         load(folder, unet_increments=True)
 
 
@@ -286,7 +286,7 @@ def test_tensors_that_the_unet_does_not_have_are_listed(folder: Path, increments
 
 
 def test_another_kind_of_file_says_what_it_looks_like(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="it looks like the control module of --model sd15"):
+    with pytest.raises(CheckpointError, match="it looks like the control module of `family` sd15"):
         load(folder, unet_weights=folder / "control.safetensors")
 
 
@@ -347,7 +347,7 @@ def test_two_values_for_the_same_tensor_are_refused(folder: Path, unet, incremen
     ) as caught:
         load(folder, unet_weights=files)
     assert "values of 3 tensors (conv_in.weight, mid_block.resnets.1.norm2.weight, " in str(caught.value)
-    assert "--unet-increments" in str(caught.value)
+    assert "`unet_increments`" in str(caught.value)
 
 
 def test_given_weights_take_the_place_of_those_beside_the_control(

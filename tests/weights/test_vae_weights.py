@@ -81,11 +81,11 @@ def test_a_folder_without_a_vae_takes_one(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_vae_is_refused_with_the_option(base: Path, tmp_path: Path) -> None:
-    assert "it lacks vae/config.json; --vae takes another" in refusal(SDXL, base)
+    assert "it lacks vae/config.json; `vae` takes another" in refusal(SDXL, base)
     (base / "vae").mkdir()
     shutil.copy(tmp_path / "vae/config.json", base / "vae")
     assert "no weights of the vae" in (message := refusal(SDXL, base))
-    assert "--vae takes another" in message
+    assert "`vae` takes another" in message
 
 
 def test_a_vae_that_is_replaced_is_not_looked_at(base: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_single_file_without_a_vae_takes_one_and_names_the_option(
     alone = Path(shutil.copy(vae / "diffusion_pytorch_model.safetensors", path.parent / "my.safetensors"))
     check_vae(read_base(family, path, alone, family.prompt_encoders), vae)
     assert refusal(family, path).endswith(
-        "single.safetensors has no vae; --vae takes another: a folder, a file or a hub id"
+        "single.safetensors has no vae; `vae` takes another: a folder, a file or a hub id"
     )
 
 
@@ -124,13 +124,13 @@ def test_a_file_with_the_denoiser_alone_says_what_else_is_needed(
     rest = [key for key in family.networks if key not in (family.denoiser, "vae")]
     message = refusal(family, path)
     assert f"has a {family.denoiser} alone and no {', '.join(('vae', *rest))}: give it with" in message
-    assert "--unet-weights, and with --base a base that has the rest" in message
+    assert "`unet_weights`, and with `base` a base that has the rest" in message
     assert ("for a bundle that takes embeddings" in message) is (name != "svd")
     prefix = PREFIXES[name][family.denoiser]
     save_file({k.removeprefix(prefix): v for k, v in load_file(path).items()}, path)
     for given in (path, path.parent / f"base/{family.denoiser}/diffusion_pytorch_model.safetensors"):
         message = refusal(family, given, path.parent / "base/vae")
-        assert "give it with --unet-weights, and with --base a complete checkpoint" in message
+        assert "give it with `unet_weights`, and with `base` a complete checkpoint" in message
 
 
 def test_a_unet_alone_and_a_vae_are_a_base_that_takes_embeddings(
@@ -140,17 +140,17 @@ def test_a_unet_alone_and_a_vae_are_a_base_that_takes_embeddings(
     assert list(read_base(family, path, path.parent / "base/vae").parts) == ["unet", "vae"]
 
 
-@pytest.mark.parametrize(("inside", "option"), [("unet", "--unet-weights"), ("vae", "--vae")])
-def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside: str, option: str) -> None:
+@pytest.mark.parametrize(("inside", "argument"), [("unet", "unet_weights"), ("vae", "vae")])
+def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside: str, argument: str) -> None:
     message = refusal(SDXL, tiny_checkpoint_dir / "base" / inside)
-    assert f"it is a {inside} alone: give it with {option}, and with --base" in message
+    assert f"it is a {inside} alone: give it with `{argument}`, and with `base`" in message
 
 
-def test_other_files_given_as_a_base_name_their_option(tiny_checkpoint_dir: Path) -> None:
+def test_other_files_given_as_a_base_name_their_argument(tiny_checkpoint_dir: Path) -> None:
     vae = tiny_checkpoint_dir / "base/vae/diffusion_pytorch_model.safetensors"
-    assert "no sdxl checkpoint but a VAE: give it with --vae" in refusal(SDXL, vae)
+    assert "no sdxl checkpoint but a VAE: give it with `vae`" in refusal(SDXL, vae)
     control = tiny_checkpoint_dir / "control.safetensors"
-    assert "give it with --control, and with --base" in refusal(SDXL, control)
+    assert "give it with `control`, and with `base`" in refusal(SDXL, control)
 
 
 def test_a_lightning_checkpoint_is_read_as_a_base(single: Callable[..., tuple[Family, Path]]) -> None:

@@ -1,0 +1,94 @@
+"""What the libraries' arguments are called on the command line, in errors and in warnings.
+
+The libraries' messages name arguments in backticks; here they are the options that give them.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import shlex
+from collections.abc import Mapping
+from functools import cached_property
+from types import MappingProxyType
+
+import typer
+
+from controlnext.errors import ControlNeXtError, EngineError
+
+ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "compute_capability": ("targets",),
+        "control_image": ("control_image", "control_images"),
+        "decode_chunk": ("decode_chunk_size",),
+        "frames": ("num_frames",),
+        "guidance": ("guidance_scale", "max_guidance_scale"),
+        "min_guidance": ("min_guidance_scale",),
+        "model": ("family",),
+        "no_t5": ("leave_out",),
+        "num_images": ("num_images_per_prompt",),
+        "random_weights": ("random_seed",),
+        "scale": ("control_scale",),
+        "steps": ("num_inference_steps",),
+    }
+)
+"""What the libraries call an option's argument, where it is not the same."""
+
+MIB = 1 << 20
+"""``--workspace`` counts these, the libraries bytes."""
+
+_NAMED = re.compile(r"`(\w+)`")
+
+
+class OptionNames:
+    """The options of all subcommands of an ``application``, by the libraries' names of what they give."""
+
+    def __init__(self, application: typer.Typer) -> None:
+        self._application = application
+
+    @cached_property
+    def _options(self) -> dict[str, str]:
+        group = typer.main.get_command(self._application)
+        assert isinstance(group, typer.core.TyperGroup)
+        parameters = [parameter for command in group.commands.values() for parameter in command.params]
+        options = {p.name: p.opts[0] for p in parameters if p.name and p.param_type_name == "option"}
+        differing = {argument: options[name] for name, several in ARGUMENTS.items() for argument in several}
+        return options | differing
+
+    def translate(self, text: str) -> str:
+        """``text`` with the option in place of every argument in backticks that one gives."""
+        return _NAMED.sub(lambda found: self._options.get(found[1], found[0]), text)
+
+    def describe(self, error: ControlNeXtError) -> str:
+        """The message of an error; an engine's has the command that builds the right one."""
+        if isinstance(error, EngineError):
+            return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
+        return self.translate(str(error))
+
+    def _build_command(self, error: EngineError) -> str:
+        words = ["controlnext", "build", str(error.bundle)]
+        build = dict(error.build)
+        if isinstance(workspace := build.get("workspace"), int):
+            build["workspace"] = workspace // MIB
+        for name, value in build.items():
+            for one in value if isinstance(value, list) else [value]:
+                words += [self._options[name], *([] if one is True else [str(one)])]
+        return shlex.join(words)
+
+
+class OptionFormatter(logging.Formatter):
+    """Formats what the libraries log with the names of options."""
+
+    def __init__(self, names: OptionNames, pattern: str) -> None:
+        super().__init__(pattern)
+        self._names = names
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the base class; an error among the record's arguments is described as one that ends the work."""
+        if isinstance(given := record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(
+                self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
+            )
+        return self._names.translate(super().format(record))

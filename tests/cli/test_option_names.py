@@ -1,0 +1,139 @@
+"""Errors and warnings on the command line: options in place of the libraries' arguments, exit statuses."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from controlnext.cli.app import call, make_application
+from controlnext.cli.option_names import ARGUMENTS, OptionFormatter, OptionNames
+from controlnext.errors import (
+    BundleError,
+    CheckpointError,
+    ControlNeXtError,
+    EngineError,
+    InputError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    ParityError,
+    WorkError,
+)
+
+ENGINE = EngineError(
+    "no engine",
+    Path("a bundle"),
+    {
+        "backend": "tensorrt-rtx",
+        "height": "64:128:192",
+        "optimization_level": 0,
+        "workspace": 512 << 20,
+        "strip_weights": True,
+        "targets": ["sm86", "sm89"],
+    },
+)
+BUILD = (
+    "no engine; build one: controlnext build 'a bundle' --backend tensorrt-rtx --height 64:128:192"
+    " --optimization-level 0 --workspace 512 --strip-weights --compute-capability sm86"
+    " --compute-capability sm89"
+)
+
+
+@pytest.fixture(scope="module")
+def names() -> OptionNames:
+    return OptionNames(make_application())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("give `unet_weights` and `unet_increments`", "give --unet-weights and --unet-increments"),
+        ("set `precision` to fp32", "set --precision to fp32"),
+        ("`family` sd15 `variant` mid", "--model sd15 --variant mid"),
+        ("`leave_out` or `random_seed`", "--no-t5 or --random-weights"),
+        ("`num_inference_steps`, `control_images`", "--steps, --control-image"),
+        ("set `bundle` or `calibrated`", "set `bundle` or `calibrated`"),
+        ("log in with `hf auth login`", "log in with `hf auth login`"),
+        ("precision is fp8", "precision is fp8"),
+    ],
+)
+def test_arguments_that_an_option_gives_become_that_option(names: OptionNames, text: str, shown: str) -> None:
+    assert names.translate(text) == shown
+
+
+def test_every_entry_of_the_table_is_an_option(names: OptionNames) -> None:
+    for option, arguments in ARGUMENTS.items():
+        for argument in arguments:
+            assert names.translate(f"`{argument}`") == f"--{option.replace('_', '-')}"
+
+
+def test_an_engine_that_does_not_fit_comes_with_the_command_that_builds_one(names: OptionNames) -> None:
+    assert names.describe(ENGINE) == BUILD
+
+
+def test_the_command_that_builds_an_engine_is_one_that_the_command_line_takes(names: OptionNames) -> None:
+    """No value is refused: the next thing that is wrong is the bundle, which is not there."""
+    command = shlex.split(names.describe(ENGINE).partition("build one: ")[2])
+    with pytest.raises(BundleError, match="a bundle is no bundle"):
+        typer.main.get_command(make_application()).main(command[1:], standalone_mode=False)
+
+
+def test_what_libraries_log_is_shown_with_options_and_other_handlers_get_it_as_it_was(
+    names: OptionNames,
+) -> None:
+    record = logging.makeLogRecord(
+        {"msg": "going on without %s: %s; set `precision`", "args": ("`vae`", ENGINE)}
+    )
+    shown = OptionFormatter(names, "controlnext: %(message)s").format(record)
+    assert shown == f"controlnext: going on without --vae: {BUILD}; set --precision"
+    assert record.args == ("`vae`", ENGINE)
+
+
+_LOGS = """
+import logging, sys, typer
+from controlnext.cli.app import call
+from controlnext.errors import InputError
+
+application = typer.Typer()
+
+@application.command()
+def work():
+    logging.getLogger("controlnext.weights.beside").warning("%s: give it with `unet_weights`", "a file")
+    raise InputError("give `control` a file")
+
+sys.exit(call(application, [], "work"))
+"""
+
+
+def test_warnings_and_errors_of_a_command_name_options() -> None:
+    """In an interpreter of its own: here pytest has the log."""
+    done = subprocess.run([sys.executable, "-c", _LOGS], capture_output=True, text=True, check=False)
+    warning, error = "a file: give it with --unet-weights", "error: give --control a file"
+    assert done.stderr == f"controlnext: {warning}\ncontrolnext: {error}\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        *((cls("bad"), 2) for cls in (InputError, CheckpointError, BundleError, MissingDependencyError)),
+        (ENGINE, 2),
+        *((cls("failed"), 1) for cls in (ControlNeXtError, WorkError, ParityError)),
+        (OutOfMemoryError(8, 8, ("offload",), "no room"), 1),
+    ],
+)
+def test_the_exit_status_is_2_for_bad_input_and_1_for_work_that_failed(
+    error: ControlNeXtError, status: int
+) -> None:
+    application = typer.Typer()
+
+    @application.command()
+    def work() -> None:
+        raise error
+
+    assert call(application, [], "work") == status
