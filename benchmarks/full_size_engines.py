@@ -24,7 +24,7 @@ from controlnext.bundle.files import MANIFEST
 
 
 @dataclass(frozen=True)
-class Trial:
+class EngineTrial:
     """An export and the sizes that its engines are built for, as the command line takes both."""
 
     name: str
@@ -37,11 +37,11 @@ _SD3 = ("--height", "512:1024:1280", "--width", "512:1024:1280", "--batch", "1:1
 _SD15 = ("--height", "256:512:768", "--width", "256:512:768", "--batch", "1:1:4")
 _SVD = ("--height", "320:576:576", "--width", "512:1024:1024", "--frames", "1:14:24")
 TRIALS = (
-    Trial("sd15-fp16", ("--model", "sd15", "--precision", "fp16"), _SD15),
-    Trial("sd15-int8", ("--model", "sd15", "--precision", "int8"), _SD15),
-    Trial("svd-fp16", ("--model", "svd", "--precision", "fp16"), _SVD),
-    Trial("sd3-fp16", ("--model", "sd3", "--precision", "fp16", "--no-t5"), _SD3),
-    Trial("sdxl-fp16", ("--model", "sdxl", "--precision", "fp16"), _SDXL),
+    EngineTrial("sd15-fp16", ("--model", "sd15", "--precision", "fp16"), _SD15),
+    EngineTrial("sd15-int8", ("--model", "sd15", "--precision", "int8"), _SD15),
+    EngineTrial("svd-fp16", ("--model", "svd", "--precision", "fp16"), _SVD),
+    EngineTrial("sd3-fp16", ("--model", "sd3", "--precision", "fp16", "--no-t5"), _SD3),
+    EngineTrial("sdxl-fp16", ("--model", "sdxl", "--precision", "fp16"), _SDXL),
 )
 COLUMNS = ("engine", "largest batch", "build, s", "peak, GB", "graph, GB", "engine, GB")
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.rmtree(folder)
 
 
-def measure(trial: Trial, bundle: Path, all_graphs: bool) -> None:
+def measure(trial: EngineTrial, bundle: Path, all_graphs: bool) -> None:
     """Build the engines of a bundle and print their rows."""
     manifest = json.loads((bundle / MANIFEST).read_text())
     graphs = [name for name in manifest["graphs"] if all_graphs or name in ("unet", "transformer")]

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from controlnext.bundle.manifest import Manifest
+from controlnext.engines import registry
 from controlnext.engines.auto import AutoBackend
 from controlnext.engines.base import Backend, BoundEngine, Engine
 from controlnext.engines.onnxruntime.backend import OrtBackend
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError
 from controlnext.types import Feed
 
-BACKENDS: Mapping[str, Callable[[str, int | None], Backend]] = MappingProxyType(
-    {
-        "onnxruntime": lambda device, threads: OrtBackend(device, threads=threads),
-        "tensorrt": lambda device, _threads: TrtBackend("tensorrt", device),
-        "tensorrt-rtx": lambda device, _threads: TrtBackend("tensorrt-rtx", device),
-        "auto": AutoBackend,
-    }
-)
-"""What can run a graph, by name; each takes the name of a device and how many of the processor's threads it
-may use."""
-
-__all__ = ["BACKENDS", "Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_backend"]
+__all__ = ["Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_backend"]
 
 
 def select_backend(
@@ -40,15 +27,16 @@ def select_backend(
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(BACKENDS)}", argument="backend")
+    backends: dict[str, type[Backend]] = {AutoBackend.name: AutoBackend, **registry.BACKENDS}
+    if backend not in backends:
+        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(backends)}", argument="backend")
     if provider == "auto":
-        return BACKENDS[backend](device, threads)
-    if backend not in ("auto", "onnxruntime"):
+        return backends[backend](device, threads=threads)
+    if backend not in (AutoBackend.name, OrtBackend.name):
         raise InputError(
             f"backend {backend} has no provider {provider}; leave one of them out", argument="provider"
         )
-    return OrtBackend(device, provider, threads)
+    return OrtBackend(device, threads=threads, provider=provider)
 
 
 def open_engine(

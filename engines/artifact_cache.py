@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -73,8 +74,8 @@ def _stamp(path: Path) -> list[int]:
 def store(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes ``folder`` when the block ends well, replacing what was there.
 
-    Several processes may do so at once: one of the results stays. Raises :class:`OSError` where nothing can
-    be written.
+    Several threads and processes may do so at once: one of the results stays. Raises
+    :class:`OSError` where nothing can be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
@@ -83,9 +84,18 @@ def store(folder: Path) -> Iterator[Path]:
         yield made
         entries = {path.name: _entry(path) for path in sorted(made.iterdir())}
         (made / CHECKSUMS).write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n")
-        if folder.exists():
-            folder.rename(Path(scratch) / "replaced")
+        _replace(folder, made, Path(scratch) / "replaced")
+
+
+def _replace(folder: Path, made: Path, replaced: Path) -> None:
+    """Let ``made`` be ``folder``, or leave what another thread or process has just put there."""
+    with suppress(FileNotFoundError):
+        folder.rename(replaced)
+    try:
         made.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def discard(folder: Path) -> None:

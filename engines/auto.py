@@ -1,62 +1,66 @@
-"""The fastest that works, graph by graph: a built engine, else ONNX Runtime."""
+"""The fastest that works, graph by graph: a built engine, else what runs the graph itself."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from pathlib import Path
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.engines.base import Backend, Engine, device_index
-from controlnext.engines.onnxruntime.backend import OrtBackend
-from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
-from controlnext.engines.tensorrt.store import has_engine
-from controlnext.errors import ControlNeXtError, MissingDependencyError
+from controlnext.engines import registry
+from controlnext.engines.base import Backend, Engine, device_kind
+from controlnext.errors import ControlNeXtError, InputError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
 
 
 class AutoBackend(Backend):
-    """Built engines that suit this bundle, machine and library; for other graphs ONNX Runtime on ``device``
-    with ``threads``.
+    """Built engines that suit this bundle, machine and library, by the first backend of the table that has
+    one; other graphs by the first that is installed and runs them as they are, with ``threads``.
 
-    Raises as :class:`~controlnext.engines.onnxruntime.backend.OrtBackend` does. Without ONNX Runtime a GPU
-    and a library that runs built engines are enough to begin with.
+    Raises as that backend does, :class:`~controlnext.errors.MissingDependencyError` where none is installed.
+    Without any, a GPU and a library that runs built engines are enough to begin with.
     """
 
-    def __init__(self, device: str = "auto", threads: int | None = None) -> None:
-        self._device = device
-        self._gpu = 0 if device == "auto" else device_index(device)
-        self._onnxruntime: OrtBackend | MissingDependencyError
+    name = "auto"
+
+    def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
+        device_kind(device)
+        self._device, self._threads = device, threads
+        there = [backend for backend in registry.BACKENDS.values() if backend.supports(device)]
+        self._built = [backend for backend in there if backend.needs_build]
+        self._general: Backend | MissingDependencyError
         try:
-            self._onnxruntime = OrtBackend(device, threads=threads)
+            self._general = self._first_general(there)
         except MissingDependencyError as error:
-            if not self._has_gpu() or not any(importlib.util.find_spec(f.module) for f in FLAVORS.values()):
+            if not any(backend.available() for backend in self._built):
                 raise
-            self._onnxruntime = error
+            self._general = error
+
+    def _first_general(self, there: list[type[Backend]]) -> Backend:
+        """Of those that need no built engine the first that is installed."""
+        general = [backend for backend in there if not backend.needs_build]
+        if not general:
+            raise InputError(f"no backend runs on device {self._device}; give device auto")
+        chosen = next((backend for backend in general if backend.available()), general[0])
+        return chosen(self._device, threads=self._threads)
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
         engine = self._open_built(bundle, manifest, folder, cache)
         if engine is None:
-            if isinstance(self._onnxruntime, MissingDependencyError):
-                raise self._onnxruntime
-            engine = self._onnxruntime.open(bundle, manifest, folder, cache=cache)
+            if isinstance(self._general, MissingDependencyError):
+                raise self._general
+            engine = self._general.open(bundle, manifest, folder, cache=cache)
         logger.info("%s runs by %s", folder, engine.backend)
         return engine
 
     def _open_built(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> Engine | None:
         """The first built engine that works; of those that do not a warning says why."""
-        built = [name for name in FLAVORS if has_engine(bundle, folder, name)]
-        if not built or not self._has_gpu():
-            return None
-        for name in built:
+        for backend in self._built:
+            if not backend.has_engine(bundle, folder):
+                continue
             try:
-                return TrtBackend(name, self._device).open(bundle, manifest, folder, cache=cache)
+                chosen = backend(self._device, threads=self._threads)
+                return chosen.open(bundle, manifest, folder, cache=cache)
             except ControlNeXtError as error:
-                logger.warning("going on without the %s engine of %s: %s", name, folder, error)
+                logger.warning("going on without the %s engine of %s: %s", backend.name, folder, error)
         return None
-
-    def _has_gpu(self) -> bool:
-        return self._gpu is not None and find_gpu(self._gpu) is not None

@@ -8,26 +8,26 @@ from pathlib import Path
 from types import MappingProxyType
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.engines import Backend, Engine
+from controlnext.engines import Backend, Engine, registry
 from controlnext.engines.onnxruntime.backend import OrtBackend
-from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
-from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
+from controlnext.engines.tensorrt.backend import TrtBackend
+from controlnext.engines.tensorrt.store import Profile
 from controlnext.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
 class BuiltBackend(Backend):
-    """The engines that were built with the library ``name``; ONNX Runtime for all other graphs.
+    """The engines that ``built`` runs; ONNX Runtime for all other graphs.
 
     ``profiles``: the shapes that those engines take, by the folder of their graph.
     """
 
-    def __init__(self, name: str = "", profiles: Mapping[str, Profile] = MappingProxyType({})) -> None:
+    def __init__(
+        self, built: Backend | None = None, profiles: Mapping[str, Profile] = MappingProxyType({})
+    ) -> None:
         self.profiles = profiles
-        self._built = TrtBackend(name) if name else None
+        self._built = built
         self._others = OrtBackend()
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
@@ -40,17 +40,15 @@ def usable_backends(bundle: Path, manifest: Manifest) -> dict[str, BuiltBackend]
 
     Of engines that do not suit a warning says why.
     """
-    gpu, backends = find_gpu(), {}
-    for name, flavor in FLAVORS.items():
-        built = [folder for folder in manifest.graphs if has_engine(bundle, folder, name)]
-        if gpu is None or not built:
+    backends = {}
+    for name, backend in registry.BACKENDS.items():
+        if not issubclass(backend, TrtBackend):
             continue
         try:
-            wanted = flavor.wanted(gpu)
-            stored = {folder: find_engine(bundle, manifest, folder, wanted) for folder in built}
+            profiles = backend.profiles(bundle, manifest)
         except InputError as error:
             logger.warning("the engines of %s are left out: %s", name, error)
             continue
-        profiles = {folder: engine.entry.key.profile for folder, engine in stored.items()}
-        backends[name] = BuiltBackend(name, profiles)
+        if profiles:
+            backends[name] = BuiltBackend(backend(), profiles)
     return backends

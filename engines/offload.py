@@ -64,11 +64,11 @@ class _OffloadedEngine(Engine):
         return self._loaded
 
     def _leave(self) -> None:
-        if self._loaded is not None:
-            self._loaded.close()
-        self._loaded = self._place.holder = None
+        loaded, self._loaded, self._place.holder = self._loaded, None, None
+        if loaded is not None:
+            loaded.close()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         with self._place.turn:
             self._load = None
             if self._loaded is not None:

@@ -10,14 +10,14 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.format import check_file, check_size
 from controlnext.bundle.manifest_check import check_complete
 from controlnext.bundle.reader import read_manifest
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import BundleError, InputError
 from controlnext.families import get_family
 
 
-class Bundle(Closing):
+class Bundle(Closeable):
     """The bundle in folder ``path``, complete as far as sizes tell. A context manager: leaving it closes it.
 
     An engine is opened when it is first asked for and kept until the bundle is closed.
@@ -76,7 +76,7 @@ class Bundle(Closing):
         return {folder: engine.backend for folder, engine in dict(self._engines or {}).items()}
 
     def close(self) -> None:
-        """Give back the engines' memory."""
+        """Release the engines' resources."""
         with self._opening:
             for engine in (self._engines or {}).values():
                 engine.close()

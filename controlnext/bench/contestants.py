@@ -11,9 +11,7 @@ from controlnext.bench.messages import Contestant, Option
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines.onnxruntime.providers import CPU, PROVIDERS
-from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.store import has_engine
+from controlnext.engines import registry
 from controlnext.families import get_family
 
 STEPS = ("step", "batch", "size", "frames")
@@ -48,7 +46,7 @@ def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum
     for path, name in _names(manifests).items():
         ours.append(replace(_engine(path, f"{name} {OFFLOADED}", device, offload=True), measures=PICTURES))
     for path, name in _names(manifests).items():
-        ours += _on_gpu(path, name, device) if gpu else []
+        ours += _variants(path, name, device, "cuda" if gpu else "cpu")
     return [*ours, *_theirs(bundles[0], made, device, optimum)]
 
 
@@ -80,19 +78,16 @@ def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
     return replace(engine, bundle=str(target), measures=STEPS, maker="uncontrolled", origin=str(path))
 
 
-def _on_gpu(path: Path, name: str, device: str) -> Iterator[Contestant]:
-    """Every way in which the bundle's denoiser can run on a GPU, whatever ``auto`` would choose."""
-    for provider in PROVIDERS:
-        if provider != CPU:
-            engine = _engine(path, f"{name}, ONNX Runtime {provider}", device, provider=provider)
-            yield replace(engine, measures=STEPS)
+def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Contestant]:
+    """Every way in which the bundle's denoiser can run on such a device, whatever ``auto`` chooses."""
     folder = get_family(read_manifest(path).family).denoiser
-    for flavor in FLAVORS.values():
-        if has_engine(path, folder, flavor.name):
-            for graphs in (True, False):
-                title = f"{name}, {flavor.title}{'' if graphs else ' without CUDA graphs'}"
-                options: dict[str, Option] = {"backend": flavor.name, "cuda_graphs": graphs}
-                yield replace(_engine(path, title, device, **options), measures=STEPS)
+    for backend in registry.BACKENDS.values():
+        ready = backend.has_engine(path, folder) and (backend.needs_build or backend.available())
+        if kind not in backend.devices or not ready:
+            continue
+        for title, options in backend.variants(kind).items():
+            engine = _engine(path, f"{name}, {title}", device, backend=backend.name, **options)
+            yield replace(engine, measures=STEPS)
 
 
 def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contestant]:

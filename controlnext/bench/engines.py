@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlnext.bench.messages import Holds, Seconds, Task, Work
+from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
 
 if TYPE_CHECKING:
     from controlnext.engines import Backend
@@ -55,14 +55,15 @@ class EngineRunner:
 
     def _select(self) -> Backend:
         """The backend, which imports the library behind it."""
-        from controlnext.engines import select_backend
-        from controlnext.engines.tensorrt.run import TrtBackend
+        from controlnext.engines import registry, select_backend
+        from controlnext.engines.tensorrt.backend import TrtBackend
 
-        if self.cuda_graphs:
-            return select_backend(self.backend, self.device, self.provider, self.threads)
-        return TrtBackend(self.backend, self.device, graphs=False)
+        chosen = registry.BACKENDS.get(self.backend)
+        if not self.cuda_graphs and chosen and issubclass(chosen, TrtBackend):
+            return chosen(self.device, graphs=False)
+        return select_backend(self.backend, self.device, self.provider, self.threads)
 
-    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         from controlnext.bench.requests import picture_arguments, seconds_of
         from controlnext.bench.timeline import picture_timeline
 
@@ -101,10 +102,10 @@ class GraphRunner:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         provider = choose_provider(onnxruntime.get_available_providers(), self.device, "auto")
-        self.session = onnxruntime.InferenceSession(self.graph, options, providers=PROVIDERS[provider])
+        self.session = onnxruntime.InferenceSession(self.graph, options, providers=PROVIDERS[provider].names)
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
-    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         import numpy as np
 
         from controlnext.bench.requests import seconds_of, step_feed

@@ -12,7 +12,7 @@ Seconds = dict[str, float]
 Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
 """What a process opens at its beginning: what steps need, nothing before a picture needs it, every graph."""
-Task = Literal["step", "picture"]
+TurnKind = Literal["step", "picture"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Turn(msgspec.Struct, frozen=True, tag=True):
     The answer has a sample for each counted run.
     """
 
-    task: Task
+    task: TurnKind
     work: Work
     runs: int
     cold: bool = False

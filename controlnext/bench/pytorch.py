@@ -10,7 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controlnext.bench.messages import Holds, Seconds, Task, Work
+from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
+from controlnext.engines.base import device_kind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +61,7 @@ class TorchRunner:
         self.module: Any = torch.compile(module, dynamic=False) if self._compiled else module
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
-    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         from controlnext.bench.requests import seconds_of
 
         step = self._step(work)
@@ -149,7 +150,7 @@ class PipelineRunner:
             "decode": [vae.decoder],
         }
 
-    def turn(self, _task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         from controlnext.bench.requests import picture_arguments
 
         arguments = picture_arguments(self.manifest, work)
@@ -157,7 +158,7 @@ class PipelineRunner:
 
     def _wait(self) -> None:
         """Until the device has done what it was given."""
-        if self.device != "cpu":
+        if device_kind(self.device) == "cuda":
             import torch
 
             torch.cuda.synchronize(self.device)
@@ -186,7 +187,7 @@ class ControlNetRunner(PipelineRunner):
         self.clock = ModuleClock({**self._parts(), "controlnet": [controlnet]}, self._wait)
         return {**seconds, "load": seconds["load"] + time.perf_counter() - started}
 
-    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         if task == "picture":
             picture = partial(self.pipeline, **self._arguments(work, work.steps), output_type="np")
             return [self.clock.split(picture) for _ in range(runs)]

@@ -10,21 +10,20 @@ import msgspec
 
 from controlnext.bench.contestants import MEASURES, PICTURES, STEPS, line_up
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
-from controlnext.bench.messages import Contestant, Task, Work
+from controlnext.bench.messages import Contestant, TurnKind, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
-from controlnext.bench.turns import Log, Plan, run_cold, run_loads, run_warm
+from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines.base import device_index
-from controlnext.engines.tensorrt.gpu import find_gpu
+from controlnext.engines.tensorrt.gpu import gpu_of
 from controlnext.errors import InputError
 from controlnext.families import get_family
 from controlnext.types import Progress
 
 SIDE = 512
 """Pixels: the largest height and width that are taken unless others are asked for."""
-Item = tuple[str, Task, Work]
+Item = tuple[str, TurnKind, Work]
 """A measure, what is run for it, at what size."""
 _FREE = 0.9
 """Of the free memory, what processes that are open at the same time may take."""
@@ -63,7 +62,7 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
     contestants = _choose(bundles, settings, made)
-    plan = Plan(
+    plan = TurnPlan(
         threads=settings.threads or core_count(),
         rounds=settings.rounds,
         runs=settings.runs,
@@ -84,7 +83,7 @@ def _run_pictures(
     contestants: Sequence[Contestant],
     main: Work,
     settings: Settings,
-    plan: Plan,
+    plan: TurnPlan,
     report: Progress,
     log: Log,
 ) -> None:
@@ -156,7 +155,7 @@ def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Con
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
         raise InputError(f"unknown --measure {unknown[0]}; accepted: {', '.join(MEASURES)}")
-    gpu = settings.device != "cpu" and find_gpu(device_index(settings.device) or 0) is not None
+    gpu = gpu_of(settings.device) is not None
     everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
     chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:

@@ -49,7 +49,7 @@ class _TimedEngine(Engine):
         self._running[self.folder] += time.perf_counter() - started
         return outputs
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._engine.close()
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Task, Turn, Work
+from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Turn, TurnKind, Work
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
 Samples = dict[str, list[Seconds]]
@@ -34,7 +34,7 @@ LIBRARIES = int(0.6e9)
 
 
 @dataclass(frozen=True)
-class Plan:
+class TurnPlan:
     """``rounds`` of turns of ``runs`` counted runs, ``threads`` in each process, ``room`` bytes of memory for
     all that are open at the same time. ``report`` is told who has its turn."""
 
@@ -55,7 +55,7 @@ class Log:
     turns: list[str] = field(default_factory=list)
 
 
-class Child(Closing):
+class Child(Closeable):
     """The process of a contestant."""
 
     def __init__(self, contestant: Contestant, threads: int) -> None:
@@ -126,8 +126,8 @@ def _size(contestant: Contestant, holds: Holds) -> int:
 def run_warm(
     contestants: Sequence[Contestant],
     holds: Holds,
-    items: Sequence[tuple[str, Task, Work]],
-    plan: Plan,
+    items: Sequence[tuple[str, TurnKind, Work]],
+    plan: TurnPlan,
     log: Log,
 ) -> None:
     """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
@@ -147,7 +147,7 @@ def run_warm(
                 _take_turns(children, measure, Turn(task, work, plan.runs), plan, log)
 
 
-def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: Plan, log: Log) -> None:
+def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: TurnPlan, log: Log) -> None:
     takers = {child.contestant.name: partial(_take_turn, child, measure, turn) for child in children}
     _rounds(takers, (measure,), turn.work, plan, log)
 
@@ -157,7 +157,7 @@ def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
 
 
 def run_cold(
-    contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: Plan, log: Log
+    contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
 ) -> None:
     """From the start of a process to its ``first`` picture, and the most ``memory`` it had until then."""
 
@@ -173,7 +173,7 @@ def run_cold(
     _rounds(takers, measures, work, plan, log, warm_up=1)
 
 
-def run_loads(contestants: Sequence[Contestant], folder: Path, plan: Plan, log: Log) -> None:
+def run_loads(contestants: Sequence[Contestant], folder: Path, plan: TurnPlan, log: Log) -> None:
     """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
 
     def take(contestant: Contestant, copy: Path) -> Samples:
@@ -200,7 +200,7 @@ def _rounds(
     takers: Mapping[str, Callable[[], Samples]],
     measures: Sequence[str],
     work: Work | None,
-    plan: Plan,
+    plan: TurnPlan,
     log: Log,
     warm_up: int = 0,
 ) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Task, Turn, Work
+from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Turn, TurnKind, Work
 
 RUNNERS: Mapping[str, str] = MappingProxyType(
     {
@@ -41,7 +41,7 @@ class Runner(Protocol):
     def begin(self, holds: Holds) -> Seconds:
         """Import what it needs and open it; gives the seconds of both: ``import`` and ``load``."""
 
-    def turn(self, task: Task, work: Work, runs: int) -> list[Seconds]:
+    def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         """The seconds of the parts of each of ``runs`` runs."""
 
 

@@ -17,7 +17,7 @@ from controlnext.types import Progress
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """Engines to build: with one library, for shapes in these ranges (those left out have a default)."""
 
     flavor: Flavor
@@ -67,7 +67,7 @@ def make_plan(
     workspace: int | None = None,
     strip_weights: bool = False,
     targets: Sequence[str] = (),
-) -> Plan | None:
+) -> BuildPlan | None:
     """The plan that the options ask for; None where they name neither TensorRT nor TensorRT-RTX.
 
     ``accepted``: the backends that may be named. ``sizes``: ranges as the command line has them, by name.
@@ -94,7 +94,7 @@ def make_plan(
     flavor = FLAVORS[names[0]]
     hardware = flavor.hardware(targets)
     options = BuildOptions(hardware, optimization_level, workspace and workspace * MIB, strip_weights)
-    return Plan(flavor, ranges, options)
+    return BuildPlan(flavor, ranges, options)
 
 
 def engine_row(bundle: Path, built: Built) -> dict[str, object]:

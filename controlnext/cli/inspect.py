@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import msgspec
 
 from controlnext.bundle.format import check_file
@@ -10,6 +13,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.tables import print_parity
+from controlnext.engines import registry
 from controlnext.engines.onnxruntime.int8 import known_int8_form
 
 
@@ -25,6 +29,7 @@ def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(manifest)
+        print_table("Backends", ("backend", "installed", "graphs"), list(_backends(bundle, manifest)))
 
 
 def _print(manifest: Manifest) -> None:
@@ -55,6 +60,14 @@ def _print(manifest: Manifest) -> None:
         print_parity(manifest.parity)
     else:
         print("The export was not compared with PyTorch; controlnext verify does that.")
+
+
+def _backends(bundle: Path, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
+    """What could run which of the graphs, whether or not that is right for this machine."""
+    for name, backend in registry.BACKENDS.items():
+        graphs = [folder for folder in manifest.graphs if backend.has_engine(bundle, folder)]
+        installed = "yes" if backend.available() else f"no: controlnext[{backend.extra}]"
+        yield name, installed, ", ".join(graphs) or "none; controlnext build makes engines"
 
 
 def _graph(folder: str, graph: Graph) -> tuple[str, str, str, str]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from controlnext.engines import registry
+
 
 def _check_seed(seed: int | None) -> int | None:
     if seed is not None and seed < 0:
@@ -109,7 +111,7 @@ RunBackend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="What runs it: onnxruntime, tensorrt or tensorrt-rtx; auto takes the fastest that works.",
+        help=f"What runs it: {', '.join(registry.BACKENDS)}; auto takes the fastest that works.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]

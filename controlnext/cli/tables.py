@@ -10,7 +10,7 @@ from controlnext.cli.console import print_table
 from controlnext.evaluation.table import PARITY_COLUMNS, parity_cells
 
 if TYPE_CHECKING:
-    from controlnext.evaluation.layer_diff import Comparison
+    from controlnext.evaluation.layer_diff import GraphDifferences
     from controlnext.evaluation.ranges import Ranges, TensorRange
 
 SHOWN = 20
@@ -22,7 +22,7 @@ def print_parity(rows: Sequence[ParityRow]) -> None:
     print_table("Engine against PyTorch", PARITY_COLUMNS, [parity_cells(row) for row in rows])
 
 
-def print_layers(found: list[Comparison]) -> None:
+def print_layers(found: list[GraphDifferences]) -> None:
     """A table for each graph on stdout."""
     for graph in found:
         first = "none" if graph.first is None else f"{graph.first.node} ({graph.first.error:.1e})"

@@ -140,5 +140,5 @@ class _Function(Engine):
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         return self.function(feed)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Nothing is held."""

@@ -32,7 +32,7 @@ WORST = 10
 _WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 
-class Layer(msgspec.Struct, frozen=True):
+class LayerDifference(msgspec.Struct, frozen=True):
     """A tensor: the node that computes it in the bundle, how far it is from the other bundle's (relative L2;
     infinite where either is not finite), and the largest number in the latter."""
 
@@ -42,20 +42,20 @@ class Layer(msgspec.Struct, frozen=True):
     largest: float
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class GraphDifferences(msgspec.Struct, frozen=True):
     """Of one graph: how many tensors were compared, the first one beyond ``tolerance`` in the order in which
     they are computed, and those with the largest errors."""
 
     graph: str
     compared: int
     tolerance: float
-    first: Layer | None
-    worst: list[Layer]
+    first: LayerDifference | None
+    worst: list[LayerDifference]
 
 
 def compare_layers(
     bundle: Path, other: Path, tolerances: Mapping[Precision, float], progress: Progress
-) -> list[Comparison]:
+) -> list[GraphDifferences]:
     """Compare every graph of ``bundle`` with the same one of ``other``; those that are equal are left out.
 
     Both run by ONNX Runtime on the processor, operator by operator as the graphs have them. ``tolerances``:
@@ -75,7 +75,7 @@ def compare_layers(
         tolerance = tolerances[manifest.graphs[folder].precision]
         first = next((layer for layer in layers if layer.error > tolerance), None)
         worst = sorted(layers, key=lambda layer: layer.error, reverse=True)[:WORST]
-        found.append(Comparison(folder, len(layers), tolerance, first, worst))
+        found.append(GraphDifferences(folder, len(layers), tolerance, first, worst))
     return found
 
 
@@ -107,7 +107,7 @@ def _report(progress: Progress, folder: str, index: int, count: int, done: float
     progress(f"{folder}: layers", (index + done) / count)
 
 
-def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[Layer]:
+def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[LayerDifference]:
     """The tensors of both graphs with floating point numbers, in the order of ``graph``."""
     nodes = _nodes(graph)
     names = [name for name in nodes if name in _nodes(other)]
@@ -120,7 +120,7 @@ def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[Layer
             results = Comparator.run(runners, data_loader=[feed])
             errors: dict[str, tuple[float, float]] = {}
             Comparator.compare_accuracy(results, compare_func=partial(_compare, errors))
-        yield from (Layer(name, nodes[name], *errors[name]) for name in group if name in errors)
+        yield from (LayerDifference(name, nodes[name], *errors[name]) for name in group if name in errors)
 
 
 def _nodes(graph: Path) -> dict[str, str]:

@@ -140,7 +140,7 @@ class _Engine(Engine):
         for name, peak, flushed in zip(self._names, *self._measures.tolist(), strict=True):
             yield TensorRange(self.folder, name, name.partition(":")[0] in self.float16, peak, flushed)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._session = None
 
 

@@ -8,7 +8,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
-from controlnext.errors import CheckpointError, MissingDependencyError
+from controlnext.errors import CheckpointError
 from controlnext.families import Network
+from controlnext.optional import is_installed, not_installed
 from controlnext.weights.json_files import INDEX, read_json_if_there
 from controlnext.weights.lazy import first_line
 from controlnext.weights.tokenizer_config import asked_ids, check_tokenizer_config, class_of
@@ -45,8 +45,8 @@ def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) ->
     encoder with this ``config``. What it gives was found equal to what transformers gives for :func:`_texts`.
 
     Raises :class:`CheckpointError` for a damaged tokenizer, for one that asks for what the runtime cannot do,
-    and for one of more tokens than the text encoder knows, and :class:`MissingDependencyError` where a
-    library is needed to read it.
+    and for one of more tokens than the text encoder knows, and
+    :class:`~controlnext.errors.MissingDependencyError` where a library is needed to read it.
     """
     _check_encoder(folder, config)
     _check_readable(folder)
@@ -200,9 +200,10 @@ def _check_readable(folder: Path) -> None:
             f"{folder} has no vocabulary: neither tokenizer.json, nor {' with '.join(_OF_BYTES)}, nor a"
             " .model file; get the folder again"
         )
-    if only and not find_spec("sentencepiece"):
-        raise MissingDependencyError(
-            f"{folder} has {only[0]} and no tokenizer.json; to read it, run: pip install sentencepiece"
+    if only and not is_installed("sentencepiece"):
+        raise not_installed(
+            f"{folder} has {only[0]} and no tokenizer.json; sentencepiece, which reads it, is not installed",
+            "sentencepiece",
         )
 
 

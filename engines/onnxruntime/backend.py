@@ -11,8 +11,9 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from controlnext import processor
@@ -25,15 +26,14 @@ from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.providers import (
     CPU,
     CUDA,
-    OWN_ENGINES,
     PROVIDERS,
     choose_provider,
     provider_options,
-    runs_parts,
 )
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
-from controlnext.errors import BundleError, ControlNeXtError, InputError, MissingDependencyError, WorkError
+from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError
 from controlnext.families import get_family
+from controlnext.optional import extra
 from controlnext.types import Precision
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,10 @@ class OrtBackend(Backend):
     may use.
     """
 
-    def __init__(self, device: str = "auto", provider: str = "auto", threads: int | None = None) -> None:
+    name, title, module, extra = "onnxruntime", "ONNX Runtime", "onnxruntime", "cpu"
+    devices = ("cpu", "cuda")
+
+    def __init__(self, device: str = "auto", *, threads: int | None = None, provider: str = "auto") -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
             raise InputError(
@@ -72,30 +75,46 @@ class OrtBackend(Backend):
         self.index = device_index(device) or 0
         self.threads = threads
         self._may_use_cpu = device == provider == "auto"
+        # the provider changes where the GPU does not start
+        self._opening = Lock()
+
+    @classmethod
+    def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:
+        """A provider each on a GPU; on the processor there is one, which ``auto`` takes anyway."""
+        return {
+            f"{cls.title} {name}": {"provider": name}
+            for name, provider in PROVIDERS.items()
+            if provider.device == kind != "cpu"
+        }
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
         """Sessions of the graph in ``<bundle>/<folder>``; only the files that are read are checked."""
         if folder not in manifest.graphs:
             raise BundleError(f"{bundle} has no graph {folder}; it has {', '.join(manifest.graphs)}")
+        with self._opening:
+            sessions, provider = self._open_or_fall_back(bundle, manifest, folder, cache), self.provider
+        if PROVIDERS[provider].device == "cpu":
+            form = self._int8_form(manifest.graphs[folder].precision)
+            where = f"onnxruntime on cpu{form and f', int8 as {form}'}"
+            return OrtEngine(sessions, manifest, folder, where)
+        name = "" if provider == CUDA else f" with {provider}"
+        device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
+        return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+
+    def _open_or_fall_back(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
+        """As :meth:`_open`; on the processor where the GPU does not start and nobody asked for it."""
         try:
-            sessions = self._open(bundle, manifest, folder, cache)
+            return self._open(bundle, manifest, folder, cache)
         except _ProviderError as error:
             if not self._may_use_cpu:
                 raise WorkError(str(error)) from error
             logger.warning("going on without the GPU: %s", error)
             self.provider = CPU
-            sessions = self._open(bundle, manifest, folder, cache)
-        if self.provider == CPU:
-            form = self._int8_form(manifest.graphs[folder].precision)
-            where = f"onnxruntime on cpu{form and f', int8 as {form}'}"
-            return OrtEngine(sessions, manifest, folder, where)
-        name = "" if self.provider == CUDA else f" with {self.provider}"
-        device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
-        return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+            return self._open(bundle, manifest, folder, cache)
 
     def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
         precision, kept = manifest.graphs[folder].precision, self._kept(bundle, manifest, folder)
-        own = self.provider in OWN_ENGINES
+        own = PROVIDERS[self.provider].builds
         providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
         if cache and not own:
             sessions = self._cached_sessions(bundle, manifest, folder, providers)
@@ -125,7 +144,7 @@ class OrtBackend(Backend):
                 " multiplies int8 without VNNI; export it again by controlnext export with `precision`"
                 " int8, or run it on a processor with VNNI"
             )
-        return there if there and runs_parts(self.provider, precision) else [MODEL]
+        return there if there and PROVIDERS[self.provider].runs_parts(precision) else [MODEL]
 
     def _int8_form(self, precision: Precision) -> str:
         """How this processor multiplies int8 in a graph of that precision; empty where nothing does."""
@@ -161,7 +180,7 @@ class OrtBackend(Backend):
         """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
         files = manifest.files.items()
         graphs = {name: entry.sha256 for name, entry in files if name.split("/")[0] in manifest.graphs}
-        provider = PROVIDERS[self.provider][0]
+        provider = PROVIDERS[self.provider].names[0]
         parts = [graphs, self.ort.__version__, provider, describe_processor(), "ORT_ENABLE_ALL"]
         # an emulated processor may have the description of the real one
         parts += filter(None, [self._int8_form(manifest.precision)])
@@ -225,11 +244,6 @@ class OrtBackend(Backend):
 
 
 def _import_onnxruntime() -> Any:
-    try:
+    with extra("cpu", "ONNX Runtime", otherwise='"controlnext[gpu]" for NVIDIA'):
         import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            'ONNX Runtime is not installed; run pip install "controlnext[cpu]", or "controlnext[gpu]" for'
-            f" NVIDIA ({error})"
-        ) from error
     return onnxruntime

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 
 import numpy as np
 
 from controlnext.bundle.format import PARTS, UINT8_PARTS
+from controlnext.optional import is_installed
 from controlnext.types import Precision
 
 UINT8_INT8, UINT8_UINT8 = "uint8 x int8", "uint8 x uint8"
 """The forms: activations by weights. The first is faster, where it is right."""
 
-_PRODUCT = (
+_MATMUL_INTEGER = (
     b'\x08\x08:>\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04\n\x02\x08\x02'
     b"Z\t\n\x01b\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\r"
 )
@@ -23,7 +23,7 @@ _TERMS = 64
 
 @cache
 def int8_form() -> str:
-    """The fastest form in which int8 products are right on this processor. Needs ONNX Runtime.
+    """The fastest form in which MatMulInteger is right on this processor. Needs ONNX Runtime.
 
     x86 processors without VNNI add two products of uint8 and int8 in 16 bits and cut off what does not fit.
     ONNX Runtime itself is asked, with the largest numbers there are: its choice of kernels is what counts,
@@ -33,7 +33,7 @@ def int8_form() -> str:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(_PRODUCT, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_MATMUL_INTEGER, options, providers=["CPUExecutionProvider"])
     largest = {"a": np.full((1, _TERMS), 255, np.uint8), "b": np.full((_TERMS, 1), 127, np.int8)}
     (product,) = session.run(None, largest)
     return UINT8_INT8 if product == 255 * 127 * _TERMS else UINT8_UINT8
@@ -41,7 +41,7 @@ def int8_form() -> str:
 
 def known_int8_form() -> str:
     """As :func:`int8_form`; empty where ONNX Runtime is not installed."""
-    return int8_form() if importlib.util.find_spec("onnxruntime") else ""
+    return int8_form() if is_installed("onnxruntime") else ""
 
 
 def parts_for(precision: Precision) -> tuple[str, str]:

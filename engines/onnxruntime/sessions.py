@@ -45,7 +45,7 @@ class OrtEngine(Engine):
         session, names = step
         return session.run(self._names, _chosen({**feed, **self._once}, names))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._sessions = ()
         self._once = {}
 
@@ -90,9 +90,9 @@ class DeviceEngine(OrtEngine):
         binding.clear_binding_outputs()
         return outputs
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._bindings = ()
-        super().close()
+        super()._close()
 
 
 def _bind(binding: Any, values: Mapping[str, Any], names: Collection[str]) -> bool:

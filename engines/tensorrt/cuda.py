@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.closing import Closing
-from controlnext.errors import InputError, MissingDependencyError, WorkError
+from controlnext.closeable import Closeable
+from controlnext.errors import InputError, WorkError
+from controlnext.optional import extra
 
 
-class Cuda(Closing):
+class Cuda(Closeable):
     """A stream of the GPU of this number; all that is done comes one after the other on it.
 
     Every method raises :class:`~controlnext.errors.WorkError` where CUDA refuses.
     """
 
-    def __init__(self, index: int, extra: str) -> None:
-        """``extra``: of this package, whose library is to run here.
+    def __init__(self, index: int, extra_name: str) -> None:
+        """``extra_name``: the extra of this package whose library is to run here.
 
         Raises :class:`~controlnext.errors.MissingDependencyError` where CUDA's bindings are not installed,
         and :class:`~controlnext.errors.InputError` where there is no such GPU.
         """
-        self._runtime = _import_runtime(extra)
+        self._runtime = _import_runtime(extra_name)
         self.index = index
         error, count = self._runtime.cudaGetDeviceCount()
         if error.value or index >= count:
@@ -74,7 +75,7 @@ class Cuda(Closing):
         self._call("cudaGraphLaunch", recorded, self.stream)
 
     def forget(self, recorded: Any) -> None:
-        """Give back what :meth:`record` made."""
+        """Release what :meth:`record` made."""
         self._call("cudaGraphExecDestroy", recorded)
 
     def close(self) -> None:
@@ -95,11 +96,7 @@ class Cuda(Closing):
         return text.decode()
 
 
-def _import_runtime(extra: str) -> Any:
-    try:
+def _import_runtime(name: str) -> Any:
+    with extra(name, "CUDA's Python binding"):
         from cuda.bindings import runtime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'the bindings of CUDA are not installed; run pip install "controlnext[{extra}]" ({error})'
-        ) from error
     return runtime

@@ -7,14 +7,17 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
 from controlnext.engines.tensorrt.gpu import Gpu, find_gpu
-from controlnext.engines.tensorrt.store import PORTABLE, Wanted
-from controlnext.errors import InputError, MissingDependencyError, WorkError
+from controlnext.engines.tensorrt.store import PORTABLE, EngineRequirements
+from controlnext.errors import InputError, WorkError
+from controlnext.optional import extra
 
 OLDEST_PORTABLE = 80
+_CHOOSING = Lock()
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,8 @@ class Flavor:
 
     def library(self) -> Any:
         """The Python module; raises :class:`~controlnext.errors.MissingDependencyError` without it."""
-        try:
+        with extra(self.extra, self.title):
             return importlib.import_module(self.module)
-        except ImportError as error:
-            raise MissingDependencyError(
-                f'{self.title} is not installed; run pip install "controlnext[{self.extra}]" ({error})'
-            ) from error
 
     def version(self) -> str:
         """The library's version; raises as :meth:`library` does."""
@@ -50,16 +49,13 @@ class Flavor:
         and :class:`~controlnext.errors.InputError` where this process uses it with the other library.
         """
         self.library()
-        try:
+        with extra(self.extra, "Polygraphy"):
             from polygraphy import config
-        except ImportError as error:
-            raise MissingDependencyError(
-                f'Polygraphy is not installed; run pip install "controlnext[{self.extra}]" ({error})'
-            ) from error
         # Polygraphy chooses the library when its modules are imported, which happens once
-        if "polygraphy.backend.trt" not in sys.modules:
-            config.USE_TENSORRT_RTX = self.ahead_of_time
-        loaded = importlib.import_module("polygraphy.backend.trt")
+        with _CHOOSING:
+            if "polygraphy.backend.trt" not in sys.modules:
+                config.USE_TENSORRT_RTX = self.ahead_of_time
+            loaded = importlib.import_module("polygraphy.backend.trt")
         chosen = loaded.util.trt.__name__
         if chosen != self.module:
             raise InputError(
@@ -107,11 +103,11 @@ class Flavor:
             return int(gpu.architecture.removeprefix("sm")) >= OLDEST_PORTABLE
         return gpu.architecture in hardware.split("+")
 
-    def wanted(self, gpu: Gpu) -> Wanted:
+    def requirements(self, gpu: Gpu) -> EngineRequirements:
         """What an engine has to be to run on ``gpu``, for
         :func:`~controlnext.engines.tensorrt.store.find_engine`."""
         hardware = f"{gpu.architecture} ({gpu.name})"
-        return Wanted(self.name, self.version(), hardware, lambda built: self.suits(built, gpu))
+        return EngineRequirements(self.name, self.version(), hardware, lambda built: self.suits(built, gpu))
 
     def _gpu(self) -> Gpu:
         gpu = find_gpu()

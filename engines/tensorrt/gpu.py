@@ -6,6 +6,8 @@ import ctypes
 import sys
 from typing import NamedTuple
 
+from controlnext.engines.base import device_index, device_kind
+
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _CAPABILITY = (75, 76)
@@ -34,3 +36,8 @@ def find_gpu(index: int = 0) -> Gpu | None:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         digits.append(str(value.value))
     return Gpu(name.value.decode(), f"sm{''.join(digits)}")
+
+
+def gpu_of(device: str) -> Gpu | None:
+    """The GPU that ``device`` means, of which ``"auto"`` is the first; None where there is none."""
+    return None if device_kind(device) == "cpu" else find_gpu(device_index(device) or 0)

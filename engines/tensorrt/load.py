@@ -8,7 +8,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from controlnext.engines import artifact_cache as cache
+from controlnext.engines import artifact_cache
 from controlnext.engines.tensorrt.flavors import Flavor
 from controlnext.engines.tensorrt.store import StoredEngine
 from controlnext.errors import WorkError
@@ -19,7 +19,7 @@ _KERNELS = "kernels.bin"
 
 
 @dataclass
-class Plan:
+class LoadOptions:
     """What is loaded: the engine, the bundle's ``graph`` that it was built from, the folder in which
     ``kernels`` are kept (None: nowhere), and whether the library itself repeats runs as CUDA graphs."""
 
@@ -36,18 +36,18 @@ class Loaded:
     Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan, library = plan, plan.flavor.library()
+    def __init__(self, options: LoadOptions) -> None:
+        self._options, library = options, options.flavor.library()
         self._log = _make_log(library)
         self._runtime: Any = library.Runtime(self._log)
-        with plan.stored.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        with options.stored.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             self._engine: Any = self._runtime.deserialize_cuda_engine(content)
         self._check(self._engine, "load")
-        if plan.stored.entry.key.options.get("strip_weights"):
+        if options.stored.entry.key.options.get("strip_weights"):
             self._refit(library)
         config = self._engine.create_runtime_config()
-        self._kernels = _Kernels(config, plan.kernels) if plan.flavor.ahead_of_time else None
-        if plan.flavor.ahead_of_time and plan.graphs:
+        self._kernels = _Kernels(config, options.kernels) if options.flavor.ahead_of_time else None
+        if options.flavor.ahead_of_time and options.graphs:
             config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self.context: Any = self._engine.create_execution_context(config)
         self._check(self.context, "start")
@@ -56,7 +56,7 @@ class Loaded:
         """Put in the weights that were left out when the engine was built."""
         refitter = library.Refitter(self._engine, self._log)
         parser = library.OnnxParserRefitter(refitter, self._log)
-        done = parser.refit_from_file(str(self._plan.graph)) and refitter.refit_cuda_engine()
+        done = parser.refit_from_file(str(self._options.graph)) and refitter.refit_cuda_engine()
         self._check(done or None, "put the weights into")
 
     def _check(self, made: Any, what: str) -> None:
@@ -67,10 +67,10 @@ class Loaded:
         """That the library cannot do ``what`` to the engine; with its reasons since the last time."""
         reasons = "; ".join(dict.fromkeys(self._log.errors)) or "it gives no reason"
         self._log.errors.clear()
-        return WorkError(f"{self._plan.flavor.title} cannot {what} {self._plan.stored.path}: {reasons}")
+        return WorkError(f"{self._options.flavor.title} cannot {what} {self._options.stored.path}: {reasons}")
 
     def close(self) -> None:
-        """Give back the memory, what was made last first."""
+        """Release resources, what was made last first."""
         if self._kernels is not None:
             self._kernels.save()
         self.context = self._kernels = self._engine = self._runtime = None
@@ -85,7 +85,7 @@ class _Kernels:
     def __init__(self, config: Any, folder: Path | None) -> None:
         self._folder, self._content = folder, b""
         self._cache = config.create_runtime_cache()
-        if folder is not None and cache.is_intact(folder):
+        if folder is not None and artifact_cache.is_intact(folder):
             content = (folder / _KERNELS).read_bytes()
             if self._cache.deserialize(content):
                 self._content = content
@@ -99,7 +99,7 @@ class _Kernels:
         if self._folder is None or content == self._content:
             return
         try:
-            with cache.store(self._folder) as made:
+            with artifact_cache.store(self._folder) as made:
                 (made / _KERNELS).write_bytes(content)
         except OSError as error:
             logger.info("the kernels are not kept in %s: %s", self._folder, error)

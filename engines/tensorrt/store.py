@@ -18,7 +18,7 @@ import msgspec
 
 from controlnext.bundle.format import DATA, MODEL
 from controlnext.bundle.manifest import Manifest
-from controlnext.engines import artifact_cache as cache
+from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
 
 ENGINE = "model.engine"
@@ -74,7 +74,7 @@ class StoredEngine:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EngineRequirements:
     """What an engine has to be for: a library of this version, and hardware that ``suits`` tells.
 
     ``hardware`` names that of this machine in messages.
@@ -103,7 +103,7 @@ def engine_folder(bundle: Path, backend: str, hardware: str, folder: str) -> Pat
     return bundle / "engines" / f"{backend}-{hardware}" / folder
 
 
-def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: Wanted) -> StoredEngine:
+def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: EngineRequirements) -> StoredEngine:
     """The engine of the graph ``folder``; one for few GPUs goes before one for many.
 
     Raises :class:`~controlnext.errors.EngineError` where there is none, where it is damaged or was made of or
@@ -143,7 +143,9 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
         entry = _read_entry(place)
     except (OSError, ValueError, msgspec.DecodeError):
         return None
-    return StoredEngine(place / ENGINE, entry) if entry.key == key and cache.is_intact(place) else None
+    return (
+        StoredEngine(place / ENGINE, entry) if entry.key == key and artifact_cache.is_intact(place) else None
+    )
 
 
 def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
@@ -175,7 +177,7 @@ def _read_entry(place: Path) -> Entry:
 
 
 def _undamaged(bundle: Path, place: Path, entry: Entry) -> StoredEngine:
-    damage = cache.find_damage(place)
+    damage = artifact_cache.find_damage(place)
     if damage:
         problem = f"the engine in {place} is damaged: {damage}"
         raise EngineError(problem, bundle, entry.build(), argument="backend")
@@ -218,7 +220,7 @@ def new_engine(place: Path) -> Iterator[Path]:
     Raises :class:`~controlnext.errors.WorkError` where it cannot be written.
     """
     try:
-        with cache.store(place) as made:
+        with artifact_cache.store(place) as made:
             yield made
     except OSError as error:
         raise WorkError(f"the engine cannot be written to {place}: {error}") from error

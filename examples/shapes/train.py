@@ -48,7 +48,7 @@ TRAINED_UNET = ("down_blocks.0.", "up_blocks.1.", "up_blocks.2.")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How long and how fast one stage trains."""
 
     steps: int
@@ -60,10 +60,10 @@ class Plan:
     """The last part of the steps, in which the rate falls linearly to zero."""
 
 
-VAE_PLAN = Plan(steps=1250, batch=16, rate=2e-3, drawings=40_000, cool_down=0.3)
-DECODER_PLAN = Plan(steps=450, batch=16, rate=1.5e-3, drawings=16_000, averaging=0.98, cool_down=0.9)
-BASE_PLAN = Plan(steps=1900, batch=32, rate=1e-3, drawings=40_000, averaging=0.99)
-CONTROL_PLAN = Plan(steps=1500, batch=16, rate=1e-3, drawings=16_000, averaging=0.99, cool_down=0.4)
+VAE_PLAN = TrainingPlan(steps=1250, batch=16, rate=2e-3, drawings=40_000, cool_down=0.3)
+DECODER_PLAN = TrainingPlan(steps=450, batch=16, rate=1.5e-3, drawings=16_000, averaging=0.98, cool_down=0.9)
+BASE_PLAN = TrainingPlan(steps=1900, batch=32, rate=1e-3, drawings=40_000, averaging=0.99)
+CONTROL_PLAN = TrainingPlan(steps=1500, batch=16, rate=1e-3, drawings=16_000, averaging=0.99, cool_down=0.4)
 EMPTY_PROMPTS = 0.1
 NOISE_OFFSET = 0.3
 """As for SDXL, the noise has a random mean: else the mean colour shows through it, and prompts go unread."""
@@ -78,7 +78,7 @@ NOISES_PER_DRAWING = 2
 """In a batch of the control stage: the control module costs thrice as much as the frozen UNet."""
 
 
-def train_vae(data: Drawings, plan: Plan, model: Path) -> None:
+def train_vae(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     """The autoencoder: squared and absolute error, and a light pull of the latents towards a unit normal."""
     vae = build_vae().to(memory_format=torch.channels_last)
     batches = data.batches(plan.batch, plan.steps, seed=0)
@@ -100,7 +100,7 @@ def train_vae(data: Drawings, plan: Plan, model: Path) -> None:
     fit(list(vae.parameters()), loss, plan, save)
 
 
-def train_decoder(data: Drawings, plan: Plan, model: Path) -> None:
+def train_decoder(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     """The VAE's decoder alone, on latents a little off as sampled ones are. Latents keep their meaning."""
     vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     vae.to(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def train_decoder(data: Drawings, plan: Plan, model: Path) -> None:
     fit(trained, loss, plan, lambda: save_half(vae, model / "base" / "vae"))
 
 
-def train_base(data: Drawings, plan: Plan, model: Path) -> None:
+def train_base(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     """UNet and text encoders together, without control."""
     vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     latents = encode(vae, data)
@@ -144,7 +144,7 @@ def train_base(data: Drawings, plan: Plan, model: Path) -> None:
     fit([p for network in (unet, *encoders) for p in network.parameters()], loss, plan, save)
 
 
-def train_control(data: Drawings, plan: Plan, model: Path) -> None:
+def train_control(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     """The control module with a few UNet tensors, relative to the base as shipped, in float16."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(model / "base", torch_dtype=torch.float32)
     control = ControlModule(control_spec())
@@ -201,7 +201,7 @@ class Noising:
 
 
 def fit(
-    parameters: list[nn.Parameter], loss: Callable[[], Tensor], plan: Plan, save: Callable[[], None]
+    parameters: list[nn.Parameter], loss: Callable[[], Tensor], plan: TrainingPlan, save: Callable[[], None]
 ) -> None:
     """AdamW; `save` sees the running average of the parameters if the plan has one."""
     optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
@@ -259,7 +259,7 @@ def prompt_table(pipeline: StableDiffusionXLPipeline, data: Drawings) -> tuple[T
     return torch.from_numpy(rows), embeds, pooled
 
 
-def _rate(step: int, plan: Plan) -> float:
+def _rate(step: int, plan: TrainingPlan) -> float:
     """Warm-up, a constant part, and the way down."""
     left = 1 - step / plan.steps
     return min((step + 1) / WARM_UP, 1.0, left / plan.cool_down if plan.cool_down else 1.0)

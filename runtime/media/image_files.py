@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from controlnext.bundle.files import check_writable, new_file
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
 
@@ -28,7 +28,7 @@ def read_picture(path: Path, change: Change | None = None) -> Image.Image:
         raise type(error)(f"{path}: {error}", argument=error.argument) from error
 
 
-class PictureFiles(Closing):
+class PictureFiles(Closeable):
     """The files of a run that makes pictures: ``output``, or numbered ones beside it where there are several.
 
     Raises :class:`InputError` unless ``output`` can be written as a picture: a known ending, no folder.

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from controlnext.bundle.files import check_writable, new_file, new_folder
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.optional import extra
@@ -108,7 +108,7 @@ def write_clip(path: Path, images: Iterator[Image.Image], fps: Fraction) -> None
         raise WorkError(f"cannot encode {path}: {error.strerror}") from error
 
 
-class ClipFiles(Closing):
+class ClipFiles(Closeable):
     """The files of a run that makes a clip: ``output`` is a .mp4 or .gif, or a new folder of PNG files.
 
     ``fps``: frames a second, by default those of the first control that is a video; ``frames``: how many are

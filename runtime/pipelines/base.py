@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
@@ -30,7 +30,7 @@ from controlnext.types import Feed, FloatArray
 Pictures = list[Image.Image] | list[list[Image.Image]] | FloatArray
 
 
-class Pipeline(Closing):
+class Pipeline(Closeable):
     """A bundle ready to make pictures or clips. A context manager: leaving it gives back the engines' memory.
 
     An engine is opened when it is first needed and kept until then. :meth:`load` gives an

@@ -213,7 +213,7 @@ class ImagePipeline(Pipeline, task="image"):
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
             if index in strengths:
-                denoiser.keep(strengths[index])
+                denoiser.set_inputs(strengths[index])
             rows = np.concatenate([sample] * halves)
             changing = {"sample": rows, "timestep": np.full(len(rows), timestep, np.float32)}
             noise = denoiser.run(changing)["noise_pred"]

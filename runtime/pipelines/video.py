@@ -227,7 +227,7 @@ class VideoPipeline(Pipeline, task="video"):
 
         def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
             if index in strengths:
-                denoiser.keep(strengths[index])
+                denoiser.set_inputs(strengths[index])
             total, count = np.zeros_like(sample), np.zeros((1, frames, 1, 1, 1), np.float32)
             for window in windows:
                 noise = noise_of(sample, timestep, window)

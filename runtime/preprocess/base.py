@@ -6,11 +6,11 @@ from abc import abstractmethod
 
 from PIL import Image
 
-from controlnext.closing import Closing
+from controlnext.closeable import Closeable
 from controlnext.image_input import ImageReader
 
 
-class Preprocessor(Closing):
+class Preprocessor(Closeable):
     """Makes control images. A context manager: leaving it closes it.
 
     Options are keyword arguments of the constructor. Weights are such an option, the path of a file or

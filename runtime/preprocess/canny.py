@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnext.errors import MissingDependencyError
+from controlnext.optional import extra
 from controlnext.runtime.preprocess.base import Preprocessor
 
 _SIGMA = 0.33
@@ -28,10 +28,6 @@ class Canny(Preprocessor):
 
 
 def _import_cv2() -> Any:
-    try:
+    with extra("preprocess", "OpenCV"):
         import cv2
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'OpenCV is not installed; run pip install "controlnext[preprocess]" ({error})'
-        ) from error
     return cv2

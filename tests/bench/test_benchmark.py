@@ -20,14 +20,14 @@ from controlnext.bench.messages import Contestant, Turn, Work
 from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
 from controlnext.bench.timeline import PARTS
-from controlnext.bench.turns import Child, Log, Plan, in_groups, run_cold, run_loads, run_warm
+from controlnext.bench.turns import Child, Log, TurnPlan, in_groups, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
 from support.cli import Cli, assert_refused
 
 WORK = Work(height=64, width=64, steps=2)
-PLAN = Plan(threads=1, rounds=2, runs=2, room=1e12)
+PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_a_damaged_engine_is_built_again(cli: Cli, bundle: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    manifest, wanted = read_manifest(bundle), RTX.wanted(ADA)
+    manifest, wanted = read_manifest(bundle), RTX.requirements(ADA)
     with pytest.raises(EngineError, match=r"is damaged: model\.engine") as refusal:
         find_engine(bundle, manifest, "vae_encoder", wanted)
     message = OptionNames(make_application()).describe(refusal.value)
@@ -77,7 +77,7 @@ def test_two_builds_at_once(bundle: Path) -> None:
     answers = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(json.loads(answer)["engines"][0]["new"] for answer in answers) == [False, True]
-    find_engine(bundle, read_manifest(bundle), "vae_encoder", RTX.wanted(ADA))
+    find_engine(bundle, read_manifest(bundle), "vae_encoder", RTX.requirements(ADA))
     assert [path.name for path in bundle.glob("engines/*/*") if path.is_dir()] == ["vae_encoder"]
 
 

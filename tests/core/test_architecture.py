@@ -101,6 +101,17 @@ def test_no_file_imports_itself_by_others() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    """In the whole tree: who searches for it finds one definition."""
+    scripts = [path for folder in ("benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    owners: dict[str, list[str]] = {}
+    for path in [*(path for _, path in _modules()), *scripts]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in owners.items() if len(paths) > 1}
+
+
 def test_precisions_are_named_in_one_file() -> None:
     """Elsewhere code goes by what :class:`Precision` knows of each: a new one is an entry there."""
     named = {

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from controlnext.engines import artifact_cache as cache
+from controlnext.engines import artifact_cache
 
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a file that counts as large."""
-    monkeypatch.setattr(cache, "_LARGE", 1 << 20)
+    monkeypatch.setattr(artifact_cache, "_LARGE", 1 << 20)
     folder = tmp_path / "kept"
-    with cache.store(folder) as made:
+    with artifact_cache.store(folder) as made:
         (made / "large").write_bytes(os.urandom(1 << 22))
         (made / "small").write_bytes(b"small")
     return folder
@@ -24,9 +26,9 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_large_file_that_nobody_wrote_to_is_not_read(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    checksum = cache.sha256
-    monkeypatch.setattr(cache, "sha256", lambda path: read.append(path.name) or checksum(path))
-    assert cache.is_intact(kept)
+    checksum = artifact_cache.sha256
+    monkeypatch.setattr(artifact_cache, "sha256", lambda path: read.append(path.name) or checksum(path))
+    assert artifact_cache.is_intact(kept)
     assert read == ["small"]
 
 
@@ -39,11 +41,39 @@ def test_a_flipped_bit_is_noticed_whatever_its_time(kept: Path, name: str) -> No
         file.seek(0)
         file.write(bytes([first ^ 1]))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert cache.find_damage(kept) == f"{name}: not the checksum of when it was made"
+    assert artifact_cache.find_damage(kept) == f"{name}: not the checksum of when it was made"
 
 
 def test_a_copy_goes_by_its_checksums(kept: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(kept, tmp_path / "copy")
-    assert cache.is_intact(copy)
+    assert artifact_cache.is_intact(copy)
     (copy / "large").write_bytes(os.urandom(1 << 22))
-    assert not cache.is_intact(copy)
+    assert not artifact_cache.is_intact(copy)
+
+
+def _write(folder: Path, text: str) -> None:
+    with artifact_cache.store(folder) as made:
+        for name in ("a", "b"):
+            (made / name).write_text(text)
+
+
+def test_threads_that_store_at_once_leave_one_whole_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another is put in place between the two renames of one."""
+    folder, moved = tmp_path / "made", Path.rename
+    _write(folder, "old")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        done = moved(path, target)
+        if path == folder:
+            monkeypatch.setattr(Path, "rename", moved)
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(partial(_write, folder), ("1", "2", "3", "4")))
+        return done
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    _write(folder, "0")
+    assert artifact_cache.is_intact(folder)
+    assert (folder / "a").read_text() == (folder / "b").read_text() != "old"
+    assert list(tmp_path.iterdir()) == [folder]

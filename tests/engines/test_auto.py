@@ -88,7 +88,7 @@ def test_without_its_gpu_an_engine_is_passed_over_silently(
     machine = put_in_place(monkeypatch, bundle)
     write_engine(bundle, "tensorrt-rtx")
     assert _backend(bundle, device="cpu") == "onnxruntime on cpu"
-    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     assert _backend(bundle) == "onnxruntime on cpu"
     assert not caplog.text
     assert not machine.cudas
@@ -112,7 +112,7 @@ def test_built_engines_need_no_onnxruntime(bundle: Path, monkeypatch: pytest.Mon
     assert _backend(bundle).startswith("tensorrt-rtx on")
     with Pipeline.load(bundle) as pipe, pytest.raises(MissingDependencyError, match=r"controlnext\[cpu\]"):
         pipe.decode(rand(0, 1, 4, 3, 5))
-    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r"controlnext\[cpu\]"):
         Pipeline.load(bundle)
 
@@ -126,7 +126,7 @@ def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) 
     done = cli(*asked, "--json", "--device", "cpu")
     assert json.loads(done.out)["backend"] == "onnxruntime on cpu"
     assert_refused(cli(*asked, "--backend", "tensorrt"), "no tensorrt engine of", "controlnext build")
-    assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: onnxruntime")
+    assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: auto")
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str, dict[str, object]]]]]:

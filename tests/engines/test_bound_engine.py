@@ -40,7 +40,7 @@ class _Recorder(Engine):
         assert feed.keys() == {spec.name for spec in self.inputs}
         return {"noise_pred": feed["sample"]}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 
@@ -73,7 +73,7 @@ def test_a_bound_engine_gives_the_same_bits(variant: str, precision: str, tiny: 
             wanted = engine.run({**constants, **changing})["noise_pred"]
             np.testing.assert_array_equal(bound.run(changing)["noise_pred"], wanted)
         scale = {"control_scale": np.full(2, 0.25, np.float32)}
-        bound.keep(scale)
+        bound.set_inputs(scale)
         scaled = engine.run({**constants, **changing, **scale})["noise_pred"]
         np.testing.assert_array_equal(bound.run(changing)["noise_pred"], scaled)
         assert not np.array_equal(scaled, wanted)
@@ -115,7 +115,7 @@ def test_what_stays_is_given_to_the_engine_once(bundle: Path) -> None:
     bound = engine.bind(constants)
     bound.run(changing)
     bound.run(changing)
-    bound.keep({"control_scale": constants["control_scale"] / 2})
+    bound.set_inputs({"control_scale": constants["control_scale"] / 2})
     bound.run(changing)
     bound.run(changing)
     everything = {*constants, *changing}
@@ -166,7 +166,7 @@ def test_what_contradicts_is_refused_before_anything_runs(
     bound = engine.bind(constants)
 
     def attempt() -> None:
-        bound.keep(kept)
+        bound.set_inputs(kept)
         bound.run({**changing, **given})
 
     with pytest.raises(InputError, match=f"unet: .*{message}"):

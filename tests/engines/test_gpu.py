@@ -16,9 +16,9 @@ import pytest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine
 from controlnext.engines.built import usable_backends
+from controlnext.engines.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.families import PER_STEP_INPUTS
@@ -49,6 +49,7 @@ def _on(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.skipif(bool(_missing(name)), reason=_missing(name) or "-"))
 
 
+TRT = {cls.name: cls for cls in (TensorRtBackend, TensorRtRtxBackend)}
 BUILT = [_on(name) for name in FLAVORS]
 ALL = [_on("onnxruntime"), *BUILT]
 
@@ -112,7 +113,7 @@ def test_inputs_that_stay_on_the_gpu(
         changing = {name: feed.pop(name) for name in PER_STEP_INPUTS}
         bound = engine.bind(feed)
         for scale in (1.0, 0.5):
-            bound.keep({"control_scale": feed["control_scale"] * np.float32(scale)})
+            bound.set_inputs({"control_scale": feed["control_scale"] * np.float32(scale)})
             for step in range(4):
                 changing["sample"] = changing["sample"] * np.float32(0.9)
                 changing["timestep"] = np.full_like(changing["timestep"], 900 - 100 * step)
@@ -133,7 +134,7 @@ def test_cuda_graphs_change_nothing(
     small, large = graph_feeds(bundle, manifest, profiles)["unet"]
     results = []
     for graphs in (True, False):
-        with TrtBackend(backend, graphs=graphs).open(bundle, manifest, "unet") as engine:
+        with TRT[backend](graphs=graphs).open(bundle, manifest, "unet") as engine:
             results.append([engine.run(feed)["noise_pred"] for feed in (small, small, large, large, small)])
     for with_graph, without in zip(*results, strict=True):
         np.testing.assert_allclose(with_graph, without, rtol=1e-3, atol=1e-3 * np.abs(without).max())

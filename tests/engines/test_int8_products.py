@@ -127,7 +127,7 @@ def test_the_product_that_processors_are_asked_is_this_one() -> None:
         opset_imports=[helper.make_opsetid("", 13)],
         ir_version=8,
     )
-    assert model.SerializeToString() == int8._PRODUCT
+    assert model.SerializeToString() == int8._MATMUL_INTEGER
 
 
 @pytest.mark.parametrize("variant", FAMILY_VARIANTS)

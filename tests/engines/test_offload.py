@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from controlnext.bundle.manifest import Manifest
@@ -36,7 +38,7 @@ class _Counted(Engine):
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         return self._engine._run(feed, replaced)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._loaded.remove(self.folder)
         self._engine.close()
 
@@ -109,3 +111,47 @@ def test_several_threads_take_turns(bundle: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for number, found in enumerate(pool.map(run, range(12))):
             np.testing.assert_array_equal(found, wanted[number % 3])
+
+
+def test_an_engine_is_closed_after_the_run_of_another_thread(bundle: Path) -> None:
+    """Its memory is not released under a run; runs that come later are refused."""
+    engine = select_backend("onnxruntime", "cpu").open(bundle, read_manifest(bundle), "unet")
+    feed = make_feed(engine)
+    running, may_end = Event(), Event()
+    inner = engine._run
+
+    def slow(feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        running.set()
+        assert may_end.wait(30)
+        return inner(feed, replaced)
+
+    engine._run = slow  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        run = pool.submit(engine.run, feed)
+        assert running.wait(30)
+        closed = pool.submit(engine.close)
+        with pytest.raises(TimeoutError):
+            closed.result(timeout=0.1)
+        may_end.set()
+        assert run.result(30).keys() == {"noise_pred"}
+        closed.result(30)
+    with pytest.raises(InputError, match="unet is closed"):
+        engine.run(feed)
+
+
+def test_threads_open_engines_of_one_backend_while_its_gpu_does_not_start(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All fall back to the processor, whichever thread notices first."""
+    there = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    session = onnxruntime.InferenceSession
+
+    def on_the_processor(path: str, options: object, **_: object) -> onnxruntime.InferenceSession:
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_processor)
+    backend, manifest = select_backend("onnxruntime"), read_manifest(bundle)
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: backend.open(bundle, manifest, "unet").backend, range(8)))
+    assert set(opened) == {"onnxruntime on cpu"}

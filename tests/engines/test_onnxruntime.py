@@ -16,8 +16,7 @@ import pytest
 from controlnext.bundle.format import list_files
 from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import artifact_cache as cache
-from controlnext.engines import open_engine, select_backend
+from controlnext.engines import artifact_cache, open_engine, select_backend
 from controlnext.engines.onnxruntime.sessions import OrtEngine
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
@@ -86,7 +85,10 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "openvino"}, "unknown backend 'openvino'; accepted: onnxruntime, tensorrt, tens"),
+        (
+            {"backend": "openvino"},
+            "unknown backend 'openvino'; accepted: auto, tensorrt, tensorrt-rtx",
+        ),
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
             {"device": "cuda:0"},
@@ -104,7 +106,7 @@ def test_unknown_backends_and_devices_are_refused(
 
 def test_missing_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[cpu\]"'):
         select_backend()
 
@@ -243,12 +245,12 @@ def test_an_optimized_graph_that_cannot_be_loaded_is_left_out(
 ) -> None:
     first = _run(bundle)
     folder = _optimized(bundle)
-    with cache.store(folder) as made:
+    with artifact_cache.store(folder) as made:
         (made / "model.onnx").write_bytes(b"whole, but no graph")
     np.testing.assert_array_equal(_run(bundle), first)
     assert "is not used" in caplog.text
     np.testing.assert_array_equal(_run(bundle), first)
-    assert cache.is_intact(folder)
+    assert artifact_cache.is_intact(folder)
 
 
 def test_where_nothing_can_be_written_it_works_without(
@@ -266,7 +268,7 @@ def test_several_at_once(bundle: Path) -> None:
         results = list(pool.map(lambda _: _run(bundle), range(8)))
     for result in results:
         np.testing.assert_array_equal(result, results[0])
-    assert cache.is_intact(_optimized(bundle))
+    assert artifact_cache.is_intact(_optimized(bundle))
     assert [path.name for path in _optimized(bundle).parent.iterdir()] == ["unet"]
 
 

@@ -17,10 +17,10 @@ from controlnext.engines.tensorrt.gpu import Gpu
 from controlnext.engines.tensorrt.store import (
     ENGINE,
     ENTRY,
+    EngineRequirements,
     Entry,
     Key,
     StoredEngine,
-    Wanted,
     engine_folder,
     exclusive,
     find_engine,
@@ -34,7 +34,7 @@ from support.fake_bundle import write_fake_bundle
 
 RTX = FLAVORS["tensorrt-rtx"]
 CONTENT = b"an engine"
-SM86 = Wanted(
+SM86 = EngineRequirements(
     "tensorrt-rtx", "1.7", "sm86 (NVIDIA RTX A4000)", lambda hardware: RTX.suits(hardware, Gpu("", "sm86"))
 )
 
@@ -66,7 +66,7 @@ def _store(bundle: Path, **changes: object) -> Path:
     return place
 
 
-def _find(bundle: Path, wanted: Wanted = SM86) -> StoredEngine:
+def _find(bundle: Path, wanted: EngineRequirements = SM86) -> StoredEngine:
     return find_engine(bundle, read_manifest(bundle), "unet", wanted)
 
 
@@ -132,7 +132,7 @@ def test_engines_of_the_two_libraries_are_kept_apart(bundle: Path) -> None:
     """The name of one begins with the other's."""
     _store(bundle)
     with pytest.raises(BundleError, match="has no tensorrt engine of unet"):
-        _find(bundle, Wanted("tensorrt", "1.7", "sm86", lambda _hardware: True))
+        _find(bundle, EngineRequirements("tensorrt", "1.7", "sm86", lambda _hardware: True))
 
 
 def test_an_engine_for_this_gpu_goes_before_one_for_many(bundle: Path) -> None:

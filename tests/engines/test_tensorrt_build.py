@@ -47,7 +47,7 @@ def test_every_graph_builds(variant: str, precision: str, tiny: Callable[..., Pa
     for folder in (denoiser,) if alone else tuple(manifest.graphs):
         built = build_engine(bundle, manifest, folder, RTX, ranges, options)
         assert built.new
-        found = find_engine(bundle, manifest, folder, RTX.wanted(AMPERE))
+        found = find_engine(bundle, manifest, folder, RTX.requirements(AMPERE))
         assert found == built.engine
         assert found.entry.key.precision == manifest.graphs[folder].precision
         weights = manifest.files[f"{folder}/model.onnx.data"].bytes

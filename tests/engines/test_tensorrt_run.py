@@ -12,8 +12,8 @@ import pytest
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Engine, open_engine, select_backend
+from controlnext.engines.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.engines.tensorrt.run import TrtBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
 from support.recipe import rand
@@ -151,7 +151,7 @@ def test_work_that_cannot_be_recorded_runs_without(
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs: bool) -> None:
-    backend = TrtBackend("tensorrt-rtx", graphs=graphs)
+    backend = TensorRtRtxBackend(graphs=graphs)
     with backend.open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
             _check(engine, _feed(seed=seed))
@@ -160,7 +160,7 @@ def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs
 
 
 def test_graphs_can_be_left_out(bundle: Path, machine: Machine) -> None:
-    with TrtBackend("tensorrt", graphs=False).open(bundle, read_manifest(bundle), "unet") as engine:
+    with TensorRtBackend(graphs=False).open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
             _check(engine, _feed(seed=seed))
     assert machine.cuda.counts["record"] == 0
@@ -291,7 +291,7 @@ def test_the_processor_and_gpus_that_are_not_there(bundle: Path, monkeypatch: py
         select_backend("tensorrt", "cpu")
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         select_backend("tensorrt", "gpu")
-    monkeypatch.setattr("controlnext.engines.tensorrt.run.find_gpu", lambda _index: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(
         InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver or give"
     ):

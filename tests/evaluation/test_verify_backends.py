@@ -87,6 +87,6 @@ def test_engines_that_cannot_run_here_are_left_out(
     assert "the engines of tensorrt are left out" in caplog.text
     assert "version is 1.0, wanted 1.2.3" in caplog.text
     caplog.clear()
-    monkeypatch.setattr("controlnext.engines.built.find_gpu", lambda: None)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda: None)
     assert not usable_backends(bundle, manifest)
     assert not caplog.text

@@ -110,7 +110,7 @@ def test_the_parts_compute_what_the_whole_graph_does(
             for new in ("sample", "control_image", "control_scale", "encoder_hidden_states"):
                 feed[new] = rand(50, *feed[new].shape)
                 if new not in PER_STEP_INPUTS:
-                    bound.keep({new: feed[new]})
+                    bound.set_inputs({new: feed[new]})
                 given = bound.run(split(feed)[1])["noise_pred"]
                 (wanted,) = whole.run(None, feed)
                 assert np.linalg.norm(given - wanted) <= limit * np.linalg.norm(wanted)
@@ -146,6 +146,6 @@ def test_steps_do_without_the_prologue(tiny: Callable[..., Path], monkeypatch: p
         bound = engine.bind(constants)
         bound.run(changing)
         bound.run(changing)
-        bound.keep({"control_image": constants["control_image"] / 2})
+        bound.set_inputs({"control_image": constants["control_image"] / 2})
         bound.run(changing)
     assert ran == [PROLOGUE, STEP, STEP, PROLOGUE, STEP]

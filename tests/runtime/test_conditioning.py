@@ -57,7 +57,7 @@ class _TorchEngine(Engine):
             tensors = self._module(torch.from_numpy(feed["input_ids"]))
         return {spec.name: tensor.numpy() for spec, tensor in zip(self.outputs, tensors, strict=True)}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

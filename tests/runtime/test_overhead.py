@@ -29,7 +29,7 @@ class _Idle(Engine):
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         return {"noise_pred": feed["sample"] * np.float32(0.1)}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

@@ -109,7 +109,7 @@ class _Decoder(Engine):
     def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

@@ -54,7 +54,7 @@ class _Decoder(Engine):
     def _run(self, feed: Any, replaced: Any) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

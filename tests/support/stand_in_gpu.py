@@ -256,10 +256,9 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "u
     machine = Machine(read_manifest(bundle), folder)
     for flavor in FLAVORS.values():
         monkeypatch.setitem(sys.modules, flavor.module, machine.library(flavor.module))
-    for module in ("engines.tensorrt.run", "engines.tensorrt.flavors", "engines.built"):
+    for module in ("engines.tensorrt.backend", "engines.tensorrt.flavors"):
         monkeypatch.setattr(f"controlnext.{module}.find_gpu", lambda _index=0: GPU)
-    monkeypatch.setattr("controlnext.engines.auto.find_gpu", lambda index=0: GPU if index == 0 else None)
-    monkeypatch.setattr("controlnext.engines.tensorrt.run.Cuda", machine.make_cuda)
+    monkeypatch.setattr("controlnext.engines.tensorrt.backend.Cuda", machine.make_cuda)
     return machine
 
 

@@ -136,7 +136,7 @@ def test_a_sentencepiece_vocabulary_alone_names_what_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "spiece.model").write_bytes(b"")
-    monkeypatch.setattr(tokenizers, "find_spec", lambda _name: None)
+    monkeypatch.setattr(tokenizers, "is_installed", lambda _name: False)
     with pytest.raises(MissingDependencyError, match=r"spiece.model and no tokenizer.json.*pip install"):
         read_tokenizer(tmp_path, T5, {"vocab_size": 160})
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from controlnext.bundle.format import MODEL, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.tensorrt.cuda import Cuda
-from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
 from controlnext.engines.tensorrt.gpu import find_gpu
-from controlnext.engines.tensorrt.load import Loaded, Plan
+from controlnext.engines.tensorrt.load import Loaded, LoadOptions
 from controlnext.engines.tensorrt.profile import SIZES
-from controlnext.engines.tensorrt.store import Profile, find_engine
+from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
 from controlnext.errors import EngineError, InputError, WorkError
 from controlnext.tensor_spec import TensorSpec, split_dim
 from controlnext.types import Feed
@@ -28,20 +28,66 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class TrtBackend(Backend):
-    """TensorRT or TensorRT-RTX on ``device``: ``"cuda:N"``, or ``"auto"``, which is the first GPU.
+    """Built engines of one of the two libraries, ``flavor``, on ``device``: ``"cuda:N"``, or ``"auto"``, the
+    first GPU.
 
-    ``graphs``: whether runs at sizes that stay the same are repeated as CUDA graphs.
+    ``graphs``: whether runs at sizes that stay the same are repeated as CUDA graphs. ``threads`` changes
+    nothing: all computes on the GPU.
     """
 
-    def __init__(self, name: str, device: str = "auto", graphs: bool = True) -> None:
-        self._flavor, self._graphs = FLAVORS[name], graphs
-        if device == "cpu":
+    flavor: ClassVar[Flavor]
+    devices = ("cuda",)
+    needs_build = True
+
+    def __init_subclass__(cls) -> None:
+        flavor = cls.flavor
+        cls.name, cls.title, cls.module, cls.extra = flavor.name, flavor.title, flavor.module, flavor.extra
+
+    def __init__(
+        self,
+        device: str = "auto",
+        *,
+        threads: int | None = None,  # noqa: ARG002
+        graphs: bool = True,
+    ) -> None:
+        self._graphs = graphs
+        if not super().supports(device):
             raise InputError(
-                f"{self._flavor.title} does not run on the processor; give device cuda:0 or leave it out",
+                f"{self.title} does not run on the processor; give device cuda:0 or leave it out",
                 argument="device",
             )
         self._index = device_index(device) or 0
-        self._flavor.library()
+        self.flavor.library()
+
+    @classmethod
+    def supports(cls, device: str) -> bool:
+        """Whether ``device`` is a GPU that is there."""
+        return super().supports(device) and find_gpu(device_index(device) or 0) is not None
+
+    @classmethod
+    def has_engine(cls, bundle: Path, folder: str) -> bool:
+        return has_engine(bundle, folder, cls.name)
+
+    @classmethod
+    def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:  # noqa: ARG003
+        """With CUDA graphs and without."""
+        return {
+            f"{cls.title}{suffix}": {"cuda_graphs": graphs}
+            for suffix, graphs in (("", True), (" without CUDA graphs", False))
+        }
+
+    @classmethod
+    def profiles(cls, bundle: Path, manifest: Manifest) -> dict[str, Profile]:
+        """The shapes that the built engines take, by graph; none without a GPU.
+
+        Raises as :func:`~controlnext.engines.tensorrt.store.find_engine`.
+        """
+        gpu, built = find_gpu(), [name for name in manifest.graphs if cls.has_engine(bundle, name)]
+        if gpu is None or not built:
+            return {}
+        requirements = cls.flavor.requirements(gpu)
+        stored = {name: find_engine(bundle, manifest, name, requirements) for name in built}
+        return {name: engine.entry.key.profile for name, engine in stored.items()}
 
     def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
         """The built engine of the graph ``folder``; ``cache``: whether the kernels that it compiles for this
@@ -51,23 +97,23 @@ class TrtBackend(Backend):
         :class:`~controlnext.errors.InputError` where there is no GPU and
         :class:`~controlnext.errors.WorkError` where the library cannot load the engine.
         """
-        flavor, where = self._flavor, f"cuda:{self._index}"
+        flavor, where = self.flavor, f"cuda:{self._index}"
         gpu = find_gpu(self._index)
         if gpu is None:
             raise InputError(
                 f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver or give backend"
                 " onnxruntime"
             )
-        stored = find_engine(bundle, manifest, folder, flavor.wanted(gpu))
+        stored = find_engine(bundle, manifest, folder, flavor.requirements(gpu))
         if stored.entry.key.options.get("strip_weights"):
             for name in manifest.files:
                 if name.startswith(f"{folder}/"):
                     check_file(bundle, manifest, name)
         kernels = stored.path.parent / "kernels" if cache else None
-        plan = Plan(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
+        options = LoadOptions(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
         cuda = Cuda(self._index, flavor.extra)
         try:
-            loaded = Loaded(plan)
+            loaded = Loaded(options)
         except BaseException:
             cuda.close()
             raise
@@ -75,6 +121,18 @@ class TrtBackend(Backend):
         backend = f"{flavor.name} on {where} ({gpu.name})"
         records = self._graphs and not flavor.ahead_of_time
         return TrtEngine(manifest, folder, backend, loaded, cuda, limits, records)
+
+
+class TensorRtBackend(TrtBackend):
+    """TensorRT."""
+
+    flavor = FLAVORS["tensorrt"]
+
+
+class TensorRtRtxBackend(TrtBackend):
+    """TensorRT-RTX."""
+
+    flavor = FLAVORS["tensorrt-rtx"]
 
 
 class TrtEngine(Engine):
@@ -140,7 +198,7 @@ class TrtEngine(Engine):
         assert self._loaded is not None
         return self._loaded.error(what)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._loaded is None:
             return
         self._cuda.use()

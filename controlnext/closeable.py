@@ -1,4 +1,4 @@
-"""Things that hold memory until they are closed."""
+"""What holds resources until it is closed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from types import TracebackType
 from typing import Self
 
 
-class Closing(ABC):
+class Closeable(ABC):
     """A context manager: leaving it closes it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back the memory."""
+        """Release resources."""
 
     def __enter__(self) -> Self:
         return self
