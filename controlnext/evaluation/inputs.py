@@ -22,7 +22,7 @@ from controlnext.tensor_spec import split_dim
 
 Arrays = dict[str, np.ndarray]
 Profiles = Mapping[str, Profile]
-"""The shapes that built engines take, by the folder of their graph."""
+"""The shapes that built engines take, by the name of their graph."""
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def denoiser_feed(
 
 def _tokens(family: Family) -> int:
     """How many tokens the embedding of a prompt has, or that of a picture where there are no prompts."""
-    following = [graph.network for graph in family.graphs if graph.folder == family.sequence_encoder]
+    following = [graph.network for graph in family.graphs if graph.name == family.sequence_encoder]
     return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
 
 
