@@ -132,7 +132,7 @@ def export_t5(bundle: Path) -> None:
     from controlnext.weights import load_checkpoint
 
     checkpoint = load_checkpoint(get_family("sd3"), random_seed=0)
-    graphs = tuple(graph for graph in checkpoint.family.graphs if graph.folder == "text_encoder_3")
+    graphs = tuple(graph for graph in checkpoint.family.graphs if graph.name == "text_encoder_3")
     export_bundle(replace(checkpoint, family=replace(checkpoint.family, graphs=graphs)), "fp16", bundle)
 
 

@@ -42,7 +42,7 @@ def select_backend(
 def open_engine(
     bundle: Path,
     manifest: Manifest,
-    folder: str,
+    graph_name: str,
     backend: str = "auto",
     device: str = "auto",
     *,
@@ -50,11 +50,12 @@ def open_engine(
     threads: int | None = None,
     cache: bool = True,
 ) -> Engine:
-    """The engine of the bundle's graph ``folder``.
+    """The engine of the bundle's graph ``graph_name``.
 
     ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether what is slow to make may be kept
-    in the bundle's ``engines`` folder for the next time. ``threads``: as for :func:`select_backend`. Raises
-    as that does, and :class:`~controlnext.errors.BundleError` for a missing or damaged graph file or built
-    engine.
+    in the bundle's ``engines`` directory for the next time. ``threads``: as for :func:`select_backend`.
+
+    Raises as that does, and :class:`~controlnext.errors.BundleError` for a missing or damaged graph file or
+    built engine.
     """
-    return select_backend(backend, device, provider, threads).open(bundle, manifest, folder, cache=cache)
+    return select_backend(backend, device, provider, threads).open(bundle, manifest, graph_name, cache=cache)

@@ -29,26 +29,26 @@ class _Entry(msgspec.Struct):
     stamp: list[int] | None
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether ``folder`` was made by :func:`store` and every file still is what it was; as
+def is_intact(directory: Path) -> bool:
+    """Whether ``directory`` was made by :func:`store` and every file still is what it was; as
     :func:`find_damage`."""
-    if not (folder / CHECKSUMS).is_file():
+    if not (directory / CHECKSUMS).is_file():
         return False
-    damage = find_damage(folder)
+    damage = find_damage(directory)
     if damage:
-        logger.warning("%s is damaged and made again: %s", folder, damage)
+        logger.warning("%s is damaged and made again: %s", directory, damage)
     return not damage
 
 
-def find_damage(folder: Path) -> str:
-    """What has happened to the files of ``folder`` since :func:`store` made it; empty where nothing has.
+def find_damage(directory: Path) -> str:
+    """What has happened to the files of ``directory`` since :func:`store` made it; empty where nothing has.
 
     A large file that has not been written to since, as its time of change says, is not read. Else this costs
     one reading: about a second a gigabyte.
     """
     try:
-        wanted = msgspec.json.decode((folder / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
-        damaged = [name for name, entry in wanted.items() if not _is_same(folder / name, entry)]
+        wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
+        damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
     except (OSError, ValueError) as error:
         return str(error)
     return f"{', '.join(damaged)}: not the checksum of when it was made" if damaged else ""
@@ -71,36 +71,36 @@ def _stamp(path: Path) -> list[int]:
 
 
 @contextmanager
-def store(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes ``folder`` when the block ends well, replacing what was there.
+def store(directory: Path) -> Iterator[Path]:
+    """A place to write into that becomes ``directory`` when the block ends well, replacing what was there.
 
     Several threads and processes may do so at once: one of the results stays. Raises
     :class:`OSError` where nothing can be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
         made = Path(scratch) / "made"
         made.mkdir()
         yield made
         entries = {path.name: _entry(path) for path in sorted(made.iterdir())}
         (made / CHECKSUMS).write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n")
-        _replace(folder, made, Path(scratch) / "replaced")
+        _replace(directory, made, Path(scratch) / "replaced")
 
 
-def _replace(folder: Path, made: Path, replaced: Path) -> None:
-    """Let ``made`` be ``folder``, or leave what another thread or process has just put there."""
+def _replace(directory: Path, made: Path, replaced: Path) -> None:
+    """Let ``made`` be ``directory``, or leave what another thread or process has just put there."""
     with suppress(FileNotFoundError):
-        folder.rename(replaced)
+        directory.rename(replaced)
     try:
-        made.rename(folder)
+        made.rename(directory)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 
-def discard(folder: Path) -> None:
+def discard(directory: Path) -> None:
     """Remove what :func:`store` made, as far as that is allowed."""
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def processor() -> str:

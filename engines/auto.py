@@ -40,27 +40,27 @@ class AutoBackend(Backend):
         """Of those that need no built engine the first that is installed."""
         general = [backend for backend in there if not backend.needs_build]
         if not general:
-            raise InputError(f"no backend runs on device {self._device}; give device auto")
+            raise InputError(f"no backend runs on device {self._device}; give device auto", argument="device")
         chosen = next((backend for backend in general if backend.available()), general[0])
         return chosen(self._device, threads=self._threads)
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        engine = self._open_built(bundle, manifest, folder, cache)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        engine = self._open_built(bundle, manifest, graph_name, cache)
         if engine is None:
             if isinstance(self._general, MissingDependencyError):
                 raise self._general
-            engine = self._general.open(bundle, manifest, folder, cache=cache)
-        logger.info("%s runs by %s", folder, engine.backend)
+            engine = self._general.open(bundle, manifest, graph_name, cache=cache)
+        logger.info("%s runs by %s", graph_name, engine.backend)
         return engine
 
-    def _open_built(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> Engine | None:
+    def _open_built(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> Engine | None:
         """The first built engine that works; of those that do not a warning says why."""
         for backend in self._built:
-            if not backend.has_engine(bundle, folder):
+            if not backend.has_engine(bundle, graph_name):
                 continue
             try:
                 chosen = backend(self._device, threads=self._threads)
-                return chosen.open(bundle, manifest, folder, cache=cache)
+                return chosen.open(bundle, manifest, graph_name, cache=cache)
             except ControlNeXtError as error:
-                logger.warning("going on without the %s engine of %s: %s", backend.name, folder, error)
+                logger.warning("going on without the %s engine of %s: %s", backend.name, graph_name, error)
         return None

@@ -46,10 +46,10 @@ class Engine(Closeable):
     one runs at a time.
     """
 
-    def __init__(self, manifest: Manifest, folder: str, backend: str = "") -> None:
-        self.folder, self.backend = folder, backend
-        self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].inputs)
-        self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[folder].outputs)
+    def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
+        self.graph_name, self.backend = graph_name, backend
+        self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].inputs)
+        self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].outputs)
         self._turn = Lock()
         self._latest: weakref.ref[BoundEngine] | None = None
 
@@ -113,9 +113,9 @@ class BoundEngine:
         unknown = sorted(set(feed) - {spec.name for spec in engine.inputs})
         if unknown:
             names = sorted(spec.name for spec in engine.inputs)
-            raise InputError(f"{engine.folder}: inputs unknown {unknown}; it takes {names}")
+            raise InputError(f"{engine.graph_name}: inputs unknown {unknown}; it takes {names}")
         self._sizes = tensor_spec.bind(
-            [spec for spec in engine.inputs if spec.name in kept], kept, engine.folder
+            [spec for spec in engine.inputs if spec.name in kept], kept, engine.graph_name
         )
         self._rest = [spec for spec in engine.inputs if spec.name not in kept]
         self._kept = kept
@@ -123,7 +123,7 @@ class BoundEngine:
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Outputs by name for the inputs that are not kept; raises as :meth:`Engine.run`."""
-        tensor_spec.bind(self._rest, feed, self._engine.folder, self._sizes)
+        tensor_spec.bind(self._rest, feed, self._engine.graph_name, self._sizes)
         outputs = self._engine.run_bound(self, {**self._kept, **feed}, self._replaced | feed.keys())
         self._replaced.clear()
         return outputs
@@ -164,8 +164,8 @@ class Backend(ABC):
         return device_kind(device) in ("auto", *cls.devices)
 
     @classmethod
-    def has_engine(cls, bundle: Path, folder: str) -> bool:  # noqa: ARG003
-        """Whether the bundle has what the graph ``folder`` is run from, be it right or not: none is read."""
+    def has_engine(cls, bundle: Path, graph_name: str) -> bool:  # noqa: ARG003
+        """Whether the bundle has what ``graph_name`` is run from, be it right or not: none is read."""
         return not cls.needs_build
 
     @classmethod
@@ -175,5 +175,5 @@ class Backend(ABC):
         return {cls.title: {}}
 
     @abstractmethod
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        """The engine of the graph ``folder``; all as in :func:`controlnext.engines.open_engine`."""
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """The engine of the graph ``graph_name``; all as in :func:`controlnext.engines.open_engine`."""

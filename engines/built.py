@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class BuiltBackend(Backend):
     """The engines that ``built`` runs; ONNX Runtime for all other graphs.
 
-    ``profiles``: the shapes that those engines take, by the folder of their graph.
+    ``profiles``: the shapes that those engines take, by the name of their graph.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class BuiltBackend(Backend):
         self._built = built
         self._others = OrtBackend()
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        backend = self._built if self._built is not None and folder in self.profiles else self._others
-        return backend.open(bundle, manifest, folder, cache=cache)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        backend = self._built if self._built is not None and graph_name in self.profiles else self._others
+        return backend.open(bundle, manifest, graph_name, cache=cache)
 
 
 def usable_backends(bundle: Path, manifest: Manifest) -> dict[str, BuiltBackend]:

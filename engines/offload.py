@@ -25,9 +25,9 @@ class OffloadBackend(Backend):
         self._backend = backend
         self._place = _Place()
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        load = partial(self._backend.open, bundle, manifest, folder, cache=cache)
-        return _OffloadedEngine(self._place, manifest, folder, load)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        load = partial(self._backend.open, bundle, manifest, graph_name, cache=cache)
+        return _OffloadedEngine(self._place, manifest, graph_name, load)
 
 
 class _Place:
@@ -39,8 +39,10 @@ class _Place:
 
 
 class _OffloadedEngine(Engine):
-    def __init__(self, place: _Place, manifest: Manifest, folder: str, load: Callable[[], Engine]) -> None:
-        super().__init__(manifest, folder)
+    def __init__(
+        self, place: _Place, manifest: Manifest, graph_name: str, load: Callable[[], Engine]
+    ) -> None:
+        super().__init__(manifest, graph_name)
         self._place = place
         self._load: Callable[[], Engine] | None = load
         self._loaded: Engine | None = None
@@ -55,7 +57,7 @@ class _OffloadedEngine(Engine):
     def _enter(self) -> Engine:
         """The engine, in memory; whichever was there gives way."""
         if self._load is None:
-            raise InputError(f"the engine of {self.folder} is closed; open it again")
+            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         if self._loaded is None:
             if self._place.holder is not None:
                 self._place.holder._leave()

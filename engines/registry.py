@@ -1,4 +1,4 @@
-"""The backends, as a table: what ``--backend`` takes besides ``auto``."""
+"""The backends, as a table: what runs graphs, by the name that users give."""
 
 from __future__ import annotations
 

@@ -82,17 +82,17 @@ def export_bundle(
         _write_texts(checkpoint, folder)
         # the denoiser comes last: to calibrate it takes the others
         for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
-            step = _Step(progress, spec.folder, index / len(specs), 1 / len(specs))
+            step = _Step(progress, spec.name, index / len(specs), 1 / len(specs))
             config = checkpoint.networks[spec.network].config
             job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
                 found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
-                graphs[spec.folder] = _export_quantized(job, traced, found, precision)
+                graphs[spec.name] = _export_quantized(job, traced, found, precision)
             else:
-                graphs[spec.folder] = _export_graph(job)
+                graphs[spec.name] = _export_graph(job)
         manifest = msgspec.structs.replace(
-            _manifest(checkpoint, precision, {spec.folder: graphs[spec.folder] for spec in specs}),
+            _manifest(checkpoint, precision, {spec.name: graphs[spec.name] for spec in specs}),
             files=list_files(folder),
         )
         write_manifest(folder, manifest)
@@ -184,14 +184,12 @@ class _Job:
         return attach_weights(model, _readers(self.checkpoint, self.spec))
 
     def write(self, model: ir.Model) -> None:
-        write_graph(
-            model, self.folder / self.spec.folder, lambda done: self.step("writing", 0.7 + 0.3 * done)
-        )
+        write_graph(model, self.folder / self.spec.name, lambda done: self.step("writing", 0.7 + 0.3 * done))
 
     def ship(self, model: ir.Model, precision: Precision) -> None:
         self.write(model)
         if self.spec.wrapper == "denoiser":
-            write_parts(self.folder / self.spec.folder, PER_STEP_INPUTS, self.spec.prologue, precision)
+            write_parts(self.folder / self.spec.name, PER_STEP_INPUTS, self.spec.prologue, precision)
 
     def entry(self, precision: Precision) -> Graph:
         return Graph(
@@ -221,10 +219,10 @@ def _calibrate(
 ) -> Quantization:
     """What of the denoiser is to be quantized, found with it in float32, which is written for that."""
     assert sample is not None
-    target = job.folder / job.spec.folder
+    target = job.folder / job.spec.name
     job.write(job.finished(traced.clone(), Precision.FP32))
-    graphs = {**others, job.spec.folder: job.entry(Precision.FP32)}
-    files = list_files(job.folder, without=job.spec.folder)
+    graphs = {**others, job.spec.name: job.entry(Precision.FP32)}
+    files = list_files(job.folder, without=job.spec.name)
     unfinished = msgspec.structs.replace(_manifest(job.checkpoint, Precision.FP32, graphs), files=files)
     write_manifest(job.folder, unfinished)
     found = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step, settings)

@@ -18,7 +18,7 @@ from controlnext.families import get_family
 
 
 class Bundle(Closeable):
-    """The bundle in folder ``path``, complete as far as sizes tell. A context manager: leaving it closes it.
+    """The bundle in directory ``path``, complete as far as sizes tell. A context manager that closes it.
 
     An engine is opened when it is first asked for and kept until the bundle is closed.
     """
@@ -59,21 +59,21 @@ class Bundle(Closeable):
         """The path of a file, after its checksum was found right."""
         return check_file(self.path, self.manifest, name)
 
-    def engine(self, folder: str) -> Engine:
-        """The engine of the graph ``folder``. Of several threads that ask at once, one opens it."""
+    def engine(self, graph_name: str) -> Engine:
+        """The engine of the graph ``graph_name``. Of several threads that ask at once, one opens it."""
         with self._opening:
             if self._engines is None:
                 raise InputError(f"the bundle {self.path} is closed; load it again")
-            if folder not in self._engines:
-                self._engines[folder] = self._backend.open(
-                    self.path, self.manifest, folder, cache=self._cache
+            if graph_name not in self._engines:
+                self._engines[graph_name] = self._backend.open(
+                    self.path, self.manifest, graph_name, cache=self._cache
                 )
-            return self._engines[folder]
+            return self._engines[graph_name]
 
     @property
     def backends(self) -> dict[str, str]:
-        """What runs each of the graphs that are open, by folder: ``"tensorrt-rtx on cuda:0 (...)"``."""
-        return {folder: engine.backend for folder, engine in dict(self._engines or {}).items()}
+        """What runs each of the graphs that are open, by name: ``"tensorrt-rtx on cuda:0 (...)"``."""
+        return {graph_name: engine.backend for graph_name, engine in dict(self._engines or {}).items()}
 
     def close(self) -> None:
         """Release the engines' resources."""

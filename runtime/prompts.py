@@ -81,7 +81,7 @@ class TextEncoders:
         width = denoiser_width(self._bundle, "encoder_hidden_states")
         if following is None:
             folder = self._family.sequence_encoder
-            (name,) = (graph.network for graph in self._family.graphs if graph.folder == folder)
+            (name,) = (graph.network for graph in self._family.graphs if graph.name == folder)
             following = np.zeros((len(hidden), self._family.networks[name].tokens, width), np.float32)
         padded = np.zeros((*hidden.shape[:2], width), np.float32)
         padded[..., : hidden.shape[-1]] = hidden[..., :width]

@@ -77,7 +77,7 @@ def export_uncontrolled(origin: Path, target: Path) -> None:
     if quantization is not None:
         layers = {n: s for n, s in quantization.layers.items() if n.partition(".")[0] not in controls}
         quantization = msgspec.structs.replace(quantization, layers=layers)
-    denoiser = tuple(spec for spec in family.graphs if spec.folder == family.denoiser)
+    denoiser = tuple(spec for spec in family.graphs if spec.name == family.denoiser)
     export_bundle(
         replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
         manifest.precision,

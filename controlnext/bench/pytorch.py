@@ -51,7 +51,7 @@ class TorchRunner:
         checkpoint = bundle_checkpoint(self.bundle)
         if not self._controlled:
             checkpoint = checkpoint.without_controls()
-        (self.spec,) = (graph for graph in checkpoint.graphs if graph.folder == checkpoint.family.denoiser)
+        (self.spec,) = (graph for graph in checkpoint.graphs if graph.name == checkpoint.family.denoiser)
         network, *controls = [
             weights.module(self.dtype)
             for weights in (checkpoint.networks[self.spec.network], *checkpoint.controls)

@@ -31,22 +31,22 @@ class TimedBackend(Backend):
         self.opening = 0.0
         self.running: dict[str, float] = defaultdict(float)
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
         started = time.perf_counter()
-        engine = self._backend.open(bundle, manifest, folder, cache=cache)
+        engine = self._backend.open(bundle, manifest, graph_name, cache=cache)
         self.opening += time.perf_counter() - started
         return _TimedEngine(engine, manifest, self.running)
 
 
 class _TimedEngine(Engine):
     def __init__(self, engine: Engine, manifest: Manifest, running: dict[str, float]) -> None:
-        super().__init__(manifest, engine.folder, engine.backend)
+        super().__init__(manifest, engine.graph_name, engine.backend)
         self._engine, self._running = engine, running
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         started = time.perf_counter()
         outputs = self._engine._run(feed, replaced)
-        self._running[self.folder] += time.perf_counter() - started
+        self._running[self.graph_name] += time.perf_counter() - started
         return outputs
 
     def _close(self) -> None:
@@ -74,8 +74,8 @@ def picture_timeline(
     deque(pipeline.images(last.latents, arguments.get("frames_per_batch")), maxlen=0)
     mark()
     prepared, sampled, drawn = np.diff(marks) - np.diff(loads)
-    ran = {folder: seconds - before.get(folder, 0.0) for folder, seconds in timed.running.items()}
-    encoded = sum(seconds for folder, seconds in ran.items() if folder not in (denoiser, DECODER))
+    ran = {graph_name: seconds - before.get(graph_name, 0.0) for graph_name, seconds in timed.running.items()}
+    encoded = sum(seconds for graph_name, seconds in ran.items() if graph_name not in (denoiser, DECODER))
     seconds = {
         "load": timed.opening - opened,
         "encode": encoded,

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there: checksums, and folders that are written aside and renamed."""
+"""Files that are complete or not there: checksums, and directories that are written aside and renamed."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def sha256(path: Path) -> str:
 def check_replaceable(target: Path, force: bool) -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or a bundle that ``force`` may replace."""
     if target.is_file():
-        raise InputError(f"output {target} is a file; give the path of a folder", argument="output")
+        raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):
         return
     if not (target / MANIFEST).exists():
         raise InputError(
-            f"output {target} holds other files and no bundle; give a new or empty folder", argument="output"
+            f"output {target} holds other files and no bundle; give a new or empty directory",
+            argument="output",
         )
     if not force:
         raise InputError(
@@ -38,15 +39,15 @@ def check_replaceable(target: Path, force: bool) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Raise :class:`InputError` unless something can be written at ``target``; missing folders are made."""
+    """Raise :class:`InputError` unless ``target`` can be written; missing directories are made."""
     shutil.rmtree(_place_beside(target))
 
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """A folder beside ``target`` to write into; it takes ``target``'s place when the block ends well.
+    """A directory beside ``target`` to write into; it takes ``target``'s place when the block ends well.
 
-    On any error the folder is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
+    On any error the directory is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
     """
     check_replaceable(target, force)
     aside = _place_beside(target)
@@ -74,7 +75,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def _place_beside(target: Path) -> Path:
-    """An empty folder on the same disk as ``target``, so that a rename moves what is in it."""
+    """An empty directory on the same disk as ``target``, so that a rename moves what is in it."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))

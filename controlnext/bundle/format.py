@@ -9,7 +9,7 @@ from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.errors import BundleError
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
-"""A graph and its weights, in the graph's folder."""
+"""A graph and its weights, in the graph's directory."""
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
 """A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once a picture,
 where that is kept apart, and the rest."""
@@ -20,7 +20,7 @@ UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
 
 def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
     """Checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
-    of the folder of that name."""
+    of the directory of that name."""
     paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
     paths = [path for path in paths if not without or bundle / without not in path.parents]
     return {

@@ -1,4 +1,4 @@
-"""The bundle's manifest, ``controlnext.json``: what is in the folder and where it came from."""
+"""The bundle's manifest, ``controlnext.json``: what is in the directory and where it came from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Quantization(msgspec.Struct, frozen=True):
 
 
 class Graph(msgspec.Struct, frozen=True):
-    """One ONNX graph of the bundle (``<folder>/model.onnx``) and the configuration of its network.
+    """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
     ``compute`` and ``quantization`` are there where the ``precision`` is a calibrated one: the arithmetic of
     everything that it leaves out, and what was decided.
@@ -76,7 +76,7 @@ class Graph(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where weights came from: a file's or folder's own name (never its path) or a hub id, and a digest."""
+    """Where weights came from: the own name of a file or directory (never its path) or a hub id, a digest."""
 
     role: str
     name: str

@@ -23,7 +23,7 @@ def check_manifest(manifest: Manifest) -> None:
     family = registry.FAMILIES[manifest.family]
     if manifest.variant not in family.variants:
         raise BundleError(f"unknown variant {manifest.variant!r}; accepted: {', '.join(family.variants)}")
-    known = {spec.folder: spec for spec in family.graphs}
+    known = {spec.name: spec for spec in family.graphs}
     for name, graph in manifest.graphs.items():
         if name not in known:
             raise BundleError(f"graphs has {name}, which {family.title} has not: {', '.join(known)}")
@@ -36,11 +36,11 @@ def check_complete(manifest: Manifest, family: Family) -> None:
     """Raise :class:`BundleError` where something is missing that the runtime needs to make images or clips:
     a graph, one of its inputs or outputs, a pipeline option."""
     for spec in family.graphs:
-        if not spec.runs or (spec.optional and spec.folder not in manifest.graphs):
+        if not spec.runs or (spec.optional and spec.name not in manifest.graphs):
             continue
-        if spec.folder not in manifest.graphs:
-            raise BundleError(f"graphs has no {spec.folder}, which {family.title} needs")
-        _check_tensors(spec, manifest.graphs[spec.folder])
+        if spec.name not in manifest.graphs:
+            raise BundleError(f"graphs has no {spec.name}, which {family.title} needs")
+        _check_tensors(spec, manifest.graphs[spec.name])
     for name, default in family.checkpoint_options.items():
         if name not in manifest.options:
             raise BundleError(f"options has no {name}, which {family.title} needs")
@@ -86,7 +86,7 @@ def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
     ):
         if {tensor.name for tensor in found} != {tensor.name for tensor in expected}:
             raise BundleError(
-                f"graphs.{spec.folder}.{side} are {', '.join(tensor.name for tensor in found)}; expected"
+                f"graphs.{spec.name}.{side} are {', '.join(tensor.name for tensor in found)}; expected"
                 f" {', '.join(tensor.name for tensor in expected)}"
             )
         shapes = {tensor.name: tensor for tensor in expected}
@@ -98,6 +98,6 @@ def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
             )
             if not fits or tensor.dtype != like.dtype:
                 raise BundleError(
-                    f"graphs.{spec.folder}.{side}: {tensor.name} is {tensor.dtype} {tensor.shape}; expected"
+                    f"graphs.{spec.name}.{side}: {tensor.name} is {tensor.dtype} {tensor.shape}; expected"
                     f" {like.dtype} {list(like.shape)}"
                 )

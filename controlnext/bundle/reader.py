@@ -21,7 +21,7 @@ class _Header(msgspec.Struct):
 
 @blames("bundle")
 def read_manifest(bundle: Path) -> Manifest:
-    """Read and validate the manifest of the bundle in folder ``bundle``.
+    """Read and validate the manifest of the bundle in directory ``bundle``.
 
     Raises :class:`BundleError` where there is none, where it is damaged, of a newer schema, or does not fit
     the registry (:mod:`controlnext.bundle.manifest_check`).

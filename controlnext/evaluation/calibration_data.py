@@ -122,19 +122,19 @@ def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, ob
 class _Substitute(Backend):
     """ONNX Runtime for every graph but one, which a function takes the place of."""
 
-    def __init__(self, folder: str, run: Denoise) -> None:
-        self.folder, self.run = folder, run
+    def __init__(self, graph_name: str, run: Denoise) -> None:
+        self.graph_name, self.run = graph_name, run
         self.others = select_backend("onnxruntime", "auto")
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        if folder == self.folder:
-            return _Function(manifest, folder, self.run)
-        return self.others.open(bundle, manifest, folder, cache=cache)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        if graph_name == self.graph_name:
+            return _Function(manifest, graph_name, self.run)
+        return self.others.open(bundle, manifest, graph_name, cache=cache)
 
 
 class _Function(Engine):
-    def __init__(self, manifest: Manifest, folder: str, run: Denoise) -> None:
-        super().__init__(manifest, folder, "calibration")
+    def __init__(self, manifest: Manifest, graph_name: str, run: Denoise) -> None:
+        super().__init__(manifest, graph_name, "calibration")
         self.function = run
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002

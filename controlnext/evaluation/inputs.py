@@ -22,7 +22,7 @@ from controlnext.tensor_spec import control_inputs, split_dim
 from controlnext.types import Feed
 
 Profiles = Mapping[str, Profile]
-"""The shapes that built engines take, by the folder of their graph."""
+"""The shapes that built engines take, by the name of their graph."""
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
 
 def _tokens(family: Family) -> int:
     """How many tokens the embedding of a prompt has, or that of a picture where there are no prompts."""
-    following = [graph.network for graph in family.graphs if graph.folder == family.sequence_encoder]
+    following = [graph.network for graph in family.graphs if graph.name == family.sequence_encoder]
     return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
 
 

@@ -122,7 +122,7 @@ class _Outputs:
 @torch.no_grad()
 def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], progress: Progress) -> _Outputs:
     reference = reference_pipeline(checkpoint)
-    specs = {spec.folder: spec for spec in checkpoint.graphs}
+    specs = {spec.name: spec for spec in checkpoint.graphs}
     graphs = {}
     for done, (folder, given) in enumerate(feeds.items()):
         progress(f"{folder}: PyTorch", done / len(feeds) / 2)

@@ -82,21 +82,21 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
     modules = []
     for done, engine in enumerate(backend.engines):
         for name, error in _errors(engine, depth):
-            progress(f"{engine.folder}: {name}", (1 + done) / (1 + len(backend.engines)))
-            modules.append(ModuleError(engine.folder, name, error))
+            progress(f"{engine.graph_name}: {name}", (1 + done) / (1 + len(backend.engines)))
+            modules.append(ModuleError(engine.graph_name, name, error))
     return Ranges(
         sorted(tensors, key=lambda tensor: (not tensor.float16, -tensor.peak)),
         sorted(modules, key=lambda module: -module.error if np.isfinite(module.error) else -np.inf),
     )
 
 
-def open_graph(bundle: Path, folder: str) -> ir.Model:
+def open_graph(bundle: Path, graph_name: str) -> ir.Model:
     """The bundle's graph with its attentions taken apart; its weights stay in their file."""
-    return decompose_attention(ir.load(bundle / folder / MODEL))
+    return decompose_attention(ir.load(bundle / graph_name / MODEL))
 
 
-def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:
-    """An ONNX Runtime session of a graph as it stands, with the weights of the bundle's graph ``folder``."""
+def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
+    """An ONNX Runtime session of a graph as it stands, with the weights of the bundle's ``graph_name``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -104,7 +104,7 @@ def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(bundle / folder)
+        "session.model_external_initializers_file_folder_path", str(bundle / graph_name)
     )
     return onnxruntime.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -114,18 +114,18 @@ def start_session(model: ir.Model, bundle: Path, folder: str) -> Any:
 class _Engine(Engine):
     """A graph in float32 arithmetic that measures its tensors while it runs."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, folder: str) -> None:
-        super().__init__(manifest, folder)
+    def __init__(self, bundle: Path, manifest: Manifest, graph_name: str) -> None:
+        super().__init__(manifest, graph_name)
         for name in manifest.files:
-            if name.startswith(f"{folder}/"):
+            if name.startswith(f"{graph_name}/"):
                 check_file(bundle, manifest, name)
         self.bundle = bundle
-        model = open_graph(bundle, folder)
+        model = open_graph(bundle, graph_name)
         made = [(node.name, value) for node in model.graph for value in node.outputs]
         self.float16 = {str(name) for name, value in made if is_float16(value)}
         self._names = add_ranges(emulate_float16(model, lambda _value: False))
         self._measures = np.zeros((2, len(self._names)), np.float32)
-        self._session: Any | None = start_session(model, bundle, folder)
+        self._session: Any | None = start_session(model, bundle, graph_name)
         self.feeds: list[Feed] = []
 
     def _run(self, feed: Any, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
@@ -138,7 +138,7 @@ class _Engine(Engine):
 
     def ranges(self) -> Iterator[TensorRange]:
         for name, peak, flushed in zip(self._names, *self._measures.tolist(), strict=True):
-            yield TensorRange(self.folder, name, name.partition(":")[0] in self.float16, peak, flushed)
+            yield TensorRange(self.graph_name, name, name.partition(":")[0] in self.float16, peak, flushed)
 
     def _close(self) -> None:
         self._session = None
@@ -150,8 +150,8 @@ class _Backend(Backend):
     def __init__(self) -> None:
         self.engines: list[_Engine] = []
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
-        self.engines.append(_Engine(bundle, manifest, folder))
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        self.engines.append(_Engine(bundle, manifest, graph_name))
         return self.engines[-1]
 
 
@@ -160,15 +160,15 @@ def _errors(engine: _Engine, depth: int) -> Iterator[tuple[str, float]]:
     feed = engine.feeds[len(engine.feeds) // 2]
 
     def outputs(rounded: Choice) -> list[np.ndarray]:
-        model = emulate_float16(open_graph(engine.bundle, engine.folder), rounded)
-        found: list[np.ndarray] = start_session(model, engine.bundle, engine.folder).run(None, feed)
+        model = emulate_float16(open_graph(engine.bundle, engine.graph_name), rounded)
+        found: list[np.ndarray] = start_session(model, engine.bundle, engine.graph_name).run(None, feed)
         return found
 
     def candidate(value: ir.Value) -> bool:
         return is_float16(value) or not engine.float16
 
     wanted = outputs(lambda _value: False)
-    graph = open_graph(engine.bundle, engine.folder).graph
+    graph = open_graph(engine.bundle, engine.graph_name).graph
     modules = {_module(value, depth) for node in graph for value in node.outputs if candidate(value)}
     yield "", _error(wanted, outputs(candidate))
     for module in sorted(modules - {""}):

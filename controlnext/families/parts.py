@@ -47,10 +47,10 @@ IMAGE_TRACE: Mapping[str, int] = MappingProxyType(
 )
 
 
-def text_encoder(folder: str, outputs: tuple[TensorSpec, ...], wrapper: str) -> GraphSpec:
+def text_encoder(name: str, outputs: tuple[TensorSpec, ...], wrapper: str) -> GraphSpec:
     return GraphSpec(
-        folder=folder,
-        network=folder,
+        name=name,
+        network=name,
         wrapper=wrapper,
         inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
         outputs=outputs,
@@ -68,7 +68,7 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
     """Decoder and encoder under the names that Optimum's exports use."""
     return (
         GraphSpec(
-            folder="vae_decoder",
+            name="vae_decoder",
             network="vae",
             wrapper="vae_decoder",
             inputs=(
@@ -85,7 +85,7 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
 
 def vae_encoder() -> GraphSpec:
     return GraphSpec(
-        folder="vae_encoder",
+        name="vae_encoder",
         network="vae",
         wrapper="vae_encoder",
         inputs=(_picture("sample"),),

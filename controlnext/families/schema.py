@@ -77,7 +77,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One exported graph: its folder in the bundle, the network behind it, its inputs and outputs.
+    """One exported graph: its name (and its directory's in the bundle), its network, inputs and outputs.
 
     ``wrapper`` names the adapter in :mod:`controlnext.export.adapters` that gives the network this graph's
     signature. ``float32`` says what stays in float32 at lower precision, each with its reason: all within
@@ -85,7 +85,7 @@ class GraphSpec:
     (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
     """
 
-    folder: str
+    name: str
     network: str
     wrapper: str
     inputs: tuple[TensorSpec, ...]
@@ -119,7 +119,7 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class Network:
-    """One PyTorch network: the folder in a diffusers checkpoint and the class that its weights belong to."""
+    """One PyTorch network: its directory in a diffusers checkpoint and the class of its weights."""
 
     folder: str
     library: Literal["diffusers", "transformers"]
@@ -183,9 +183,9 @@ class Family:
     largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)
     """The largest height and width in pixels, from the denoiser's configuration."""
     prompt_encoders: tuple[str, ...] = ()
-    """Graph folders of the text encoders, in the order in which their embeddings are concatenated."""
+    """Graph names of the text encoders, in the order in which their embeddings are concatenated."""
     sequence_encoder: str = ""
-    """Graph folder of a text encoder whose embeddings follow the others as further tokens; those of a bundle
+    """Graph name of a text encoder whose embeddings follow the others as further tokens; those of a bundle
     without it are zeros."""
     multi_vector_tokens: bool = True
     """Whether an added token of several vectors stands for all of them, as in the diffusers pipelines that

@@ -99,7 +99,7 @@ SD15 = Family(
         text_encoder("text_encoder", (HIDDEN,), "text_last"),
         *vae_graphs(),
         GraphSpec(
-            folder="unet",
+            name="unet",
             network="unet",
             wrapper="denoiser",
             prologue=True,

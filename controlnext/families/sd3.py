@@ -108,7 +108,7 @@ SD3 = Family(
         text_encoder("text_encoder", (HIDDEN, POOLED), "text_penultimate_pooled"),
         text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
         GraphSpec(
-            folder="text_encoder_3",
+            name="text_encoder_3",
             network="text_encoder_3",
             wrapper="text_last",
             inputs=(TensorSpec("input_ids", "int64", ("batch", "sequence")),),
@@ -120,7 +120,7 @@ SD3 = Family(
         ),
         *vae_graphs(),
         GraphSpec(
-            folder="transformer",
+            name="transformer",
             network="transformer",
             wrapper="denoiser",
             prologue=True,

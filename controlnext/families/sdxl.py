@@ -84,7 +84,7 @@ SDXL = Family(
         text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
         *vae_graphs(),
         GraphSpec(
-            folder="unet",
+            name="unet",
             network="unet",
             wrapper="denoiser",
             prologue=True,

@@ -93,7 +93,7 @@ SVD = Family(
     },
     graphs=(
         GraphSpec(
-            folder="image_encoder",
+            name="image_encoder",
             network="image_encoder",
             wrapper="image_encoder",
             inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, "@image_size", "@image_size")),),
@@ -102,7 +102,7 @@ SVD = Family(
             trace_sizes={"batch": 2},
         ),
         GraphSpec(
-            folder="vae_decoder",
+            name="vae_decoder",
             network="vae",
             wrapper="temporal_vae_decoder",
             inputs=(
@@ -114,7 +114,7 @@ SVD = Family(
         ),
         vae_encoder(),
         GraphSpec(
-            folder="unet",
+            name="unet",
             network="unet",
             wrapper="denoiser",
             inputs=(

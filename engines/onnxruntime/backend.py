@@ -87,57 +87,59 @@ class OrtBackend(Backend):
             if provider.device == kind != "cpu"
         }
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        """Sessions of the graph in ``<bundle>/<folder>``; only the files that are read are checked."""
-        if folder not in manifest.graphs:
-            raise BundleError(f"{bundle} has no graph {folder}; it has {', '.join(manifest.graphs)}")
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """Sessions of the graph in ``<bundle>/<graph_name>``; only the files that are read are checked."""
+        if graph_name not in manifest.graphs:
+            raise BundleError(f"{bundle} has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
         with self._opening:
-            sessions, provider = self._open_or_fall_back(bundle, manifest, folder, cache), self.provider
+            sessions, provider = self._open_or_fall_back(bundle, manifest, graph_name, cache), self.provider
         if PROVIDERS[provider].device == "cpu":
-            form = self._int8_form(manifest.graphs[folder].precision)
+            form = self._int8_form(manifest.graphs[graph_name].precision)
             where = f"onnxruntime on cpu{form and f', int8 as {form}'}"
-            return OrtEngine(sessions, manifest, folder, where)
+            return OrtEngine(sessions, manifest, graph_name, where)
         name = "" if provider == CUDA else f" with {provider}"
         device, where = ("cuda", self.index), f"onnxruntime{name} on cuda:{self.index}"
-        return DeviceEngine(sessions, manifest, folder, where, self.ort.OrtValue.ortvalue_from_numpy, device)
+        return DeviceEngine(
+            sessions, manifest, graph_name, where, self.ort.OrtValue.ortvalue_from_numpy, device
+        )
 
-    def _open_or_fall_back(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
+    def _open_or_fall_back(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> list[Any]:
         """As :meth:`_open`; on the processor where the GPU does not start and nobody asked for it."""
         try:
-            return self._open(bundle, manifest, folder, cache)
+            return self._open(bundle, manifest, graph_name, cache)
         except _ProviderError as error:
             if not self._may_use_cpu:
                 raise WorkError(str(error)) from error
             logger.warning("going on without the GPU: %s", error)
             self.provider = CPU
-            return self._open(bundle, manifest, folder, cache)
+            return self._open(bundle, manifest, graph_name, cache)
 
-    def _open(self, bundle: Path, manifest: Manifest, folder: str, cache: bool) -> list[Any]:
-        precision, kept = manifest.graphs[folder].precision, self._kept(bundle, manifest, folder)
+    def _open(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> list[Any]:
+        precision, kept = manifest.graphs[graph_name].precision, self._kept(bundle, manifest, graph_name)
         own = PROVIDERS[self.provider].builds
         providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
         if cache and not own:
-            sessions = self._cached_sessions(bundle, manifest, folder, providers)
+            sessions = self._cached_sessions(bundle, manifest, graph_name, providers)
             if sessions:
                 return sessions
         return [
             self._session(graph, self._options(self._packs(manifest, graph)), providers)
-            for graph in self._sources(bundle, manifest, folder)
+            for graph in self._sources(bundle, manifest, graph_name)
         ]
 
-    def _sources(self, bundle: Path, manifest: Manifest, folder: str) -> list[Path]:
+    def _sources(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[Path]:
         """The files of :meth:`_names`, after everything of the graph was checked."""
-        names = self._names(bundle, manifest, folder)
+        names = self._names(bundle, manifest, graph_name)
         for name in manifest.files:
-            if name.startswith(f"{folder}/"):
+            if name.startswith(f"{graph_name}/"):
                 check_file(bundle, manifest, name)
-        return [bundle / folder / name for name in names]
+        return [bundle / graph_name / name for name in names]
 
-    def _names(self, bundle: Path, manifest: Manifest, folder: str) -> list[str]:
+    def _names(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[str]:
         """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
-        precision = manifest.graphs[folder].precision
+        precision = manifest.graphs[graph_name].precision
         parts = int8.parts_for(precision) if self.provider == CPU else PARTS
-        there = [name for name in parts if f"{folder}/{name}" in manifest.files]
+        there = [name for name in parts if f"{graph_name}/{name}" in manifest.files]
         if parts == UINT8_PARTS and not there:
             raise BundleError(
                 f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
@@ -150,22 +152,22 @@ class OrtBackend(Backend):
         """How this processor multiplies int8 in a graph of that precision; empty where nothing does."""
         return int8.int8_form() if precision.integer_products and self.provider == CPU else ""
 
-    def _kept(self, bundle: Path, manifest: Manifest, folder: str) -> Path:
+    def _kept(self, bundle: Path, manifest: Manifest, graph_name: str) -> Path:
         """Where what is slow to make for this graph is kept."""
-        return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / folder
+        return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / graph_name
 
     def _cached_sessions(
-        self, bundle: Path, manifest: Manifest, folder: str, providers: Providers
+        self, bundle: Path, manifest: Manifest, graph_name: str, providers: Providers
     ) -> list[Any]:
         """Sessions of the optimized graphs; none where these cannot be used."""
-        optimized = self._kept(bundle, manifest, folder)
+        optimized = self._kept(bundle, manifest, graph_name)
         if not is_intact(optimized) and not self._optimize(
-            self._sources(bundle, manifest, folder), optimized, providers
+            self._sources(bundle, manifest, graph_name), optimized, providers
         ):
             return []
         sessions = []
         try:
-            for name in self._names(bundle, manifest, folder):
+            for name in self._names(bundle, manifest, graph_name):
                 graph = optimized / name
                 options = self._options(self._packs(manifest, graph))
                 options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL

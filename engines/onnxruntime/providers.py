@@ -89,7 +89,7 @@ def provider_options(
 ) -> list[tuple[str, dict[str, Any]]]:
     """The ``providers`` argument of a session, on the GPU of that number.
 
-    ``kept``: a folder in which a provider may leave what is slow to make.
+    ``kept``: a directory in which a provider may leave what is slow to make.
     """
     device = {"device_id": index}
     options: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ class OrtEngine(Engine):
     inputs was replaced; the step takes what it gave.
     """
 
-    def __init__(self, sessions: Sequence[Any], manifest: Manifest, folder: str, backend: str) -> None:
-        super().__init__(manifest, folder, backend)
+    def __init__(self, sessions: Sequence[Any], manifest: Manifest, graph_name: str, backend: str) -> None:
+        super().__init__(manifest, graph_name, backend)
         self._names = [spec.name for spec in self.outputs]
         self._sessions = tuple(sessions)
         self._inputs = [[value.name for value in session.get_inputs()] for session in sessions]
@@ -29,11 +29,11 @@ class OrtEngine(Engine):
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         if not self._sessions:
-            raise InputError(f"the engine of {self.folder} is closed; open it again")
+            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         try:
             outputs = self._outputs(feed, replaced)
         except Exception as error:  # ONNX Runtime's errors share no other class
-            raise WorkError(f"ONNX Runtime failed in {self.folder}: {first_line(error)}") from error
+            raise WorkError(f"ONNX Runtime failed in {self.graph_name}: {first_line(error)}") from error
         return dict(zip(self._names, outputs, strict=True))
 
     def _outputs(self, feed: Feed, replaced: Collection[str]) -> list[np.ndarray]:
@@ -60,12 +60,12 @@ class DeviceEngine(OrtEngine):
         self,
         sessions: Sequence[Any],
         manifest: Manifest,
-        folder: str,
+        graph_name: str,
         backend: str,
         place: Callable[[np.ndarray, str, int], Any],
         device: tuple[str, int],
     ) -> None:
-        super().__init__(sessions, manifest, folder, backend)
+        super().__init__(sessions, manifest, graph_name, backend)
         self._place, self._device = place, device
         self._bindings = tuple(session.io_binding() for session in sessions)
 

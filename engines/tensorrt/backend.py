@@ -65,8 +65,8 @@ class TrtBackend(Backend):
         return super().supports(device) and find_gpu(device_index(device) or 0) is not None
 
     @classmethod
-    def has_engine(cls, bundle: Path, folder: str) -> bool:
-        return has_engine(bundle, folder, cls.name)
+    def has_engine(cls, bundle: Path, graph_name: str) -> bool:
+        return has_engine(bundle, graph_name, cls.name)
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:  # noqa: ARG003
@@ -89,9 +89,9 @@ class TrtBackend(Backend):
         stored = {name: find_engine(bundle, manifest, name, requirements) for name in built}
         return {name: engine.entry.key.profile for name, engine in stored.items()}
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        """The built engine of the graph ``folder``; ``cache``: whether the kernels that it compiles for this
-        GPU are kept beside it.
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """The built engine of the graph ``graph_name``; ``cache``: whether the kernels that it compiles for
+        this GPU are kept beside it.
 
         Raises what :func:`~controlnext.engines.tensorrt.store.find_engine` does, besides
         :class:`~controlnext.errors.InputError` where there is no GPU and
@@ -104,13 +104,13 @@ class TrtBackend(Backend):
                 f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver or give backend"
                 " onnxruntime"
             )
-        stored = find_engine(bundle, manifest, folder, flavor.requirements(gpu))
+        stored = find_engine(bundle, manifest, graph_name, flavor.requirements(gpu))
         if stored.entry.key.options.get("strip_weights"):
             for name in manifest.files:
-                if name.startswith(f"{folder}/"):
+                if name.startswith(f"{graph_name}/"):
                     check_file(bundle, manifest, name)
         kernels = stored.path.parent / "kernels" if cache else None
-        options = LoadOptions(flavor, stored, bundle / folder / MODEL, kernels, self._graphs)
+        options = LoadOptions(flavor, stored, bundle / graph_name / MODEL, kernels, self._graphs)
         cuda = Cuda(self._index, flavor.extra)
         try:
             loaded = Loaded(options)
@@ -120,7 +120,7 @@ class TrtBackend(Backend):
         limits = _Limits(stored.entry.key.profile, bundle, flavor.name)
         backend = f"{flavor.name} on {where} ({gpu.name})"
         records = self._graphs and not flavor.ahead_of_time
-        return TrtEngine(manifest, folder, backend, loaded, cuda, limits, records)
+        return TrtEngine(manifest, graph_name, backend, loaded, cuda, limits, records)
 
 
 class TensorRtBackend(TrtBackend):
@@ -141,7 +141,7 @@ class TrtEngine(Engine):
     def __init__(
         self,
         manifest: Manifest,
-        folder: str,
+        graph_name: str,
         backend: str,
         loaded: Loaded,
         cuda: Cuda,
@@ -149,7 +149,7 @@ class TrtEngine(Engine):
         records: bool,
     ) -> None:
         """``records``: whether runs are repeated as CUDA graphs here, because the library does not."""
-        super().__init__(manifest, folder, backend)
+        super().__init__(manifest, graph_name, backend)
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
         self._memory = _Memory(cuda, loaded.context)
@@ -159,11 +159,11 @@ class TrtEngine(Engine):
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         if self._loaded is None:
-            raise InputError(f"the engine of {self.folder} is closed; open it again")
+            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         self._cuda.use()
         shapes = {name: array.shape for name, array in feed.items()}
         if shapes != self._shapes:
-            self._limits.check(self.inputs, shapes, self.folder)
+            self._limits.check(self.inputs, shapes, self.graph_name)
             self._shapes = {}
             self._results = self._reshape(self._loaded.context, shapes)
             self._shapes = shapes
@@ -268,7 +268,7 @@ class _Limits:
     def __init__(self, profile: Profile, bundle: Path, backend: str) -> None:
         self._profile, self._bundle, self._backend = profile, bundle, backend
 
-    def check(self, specs: Collection[TensorSpec], shapes: Shapes, folder: str) -> None:
+    def check(self, specs: Collection[TensorSpec], shapes: Shapes, graph_name: str) -> None:
         """Raise :class:`InputError` for shapes beyond the limits, its subclass :class:`EngineError` where
         another engine can take them."""
         for spec in specs:
@@ -277,7 +277,7 @@ class _Limits:
             wrong = [split_dim(str(dim))[1] for dim, size, low, high in sizes if not low <= size <= high]
             if wrong:
                 raise self._refusal(
-                    f"{folder}: {spec.name} has shape {shapes[spec.name]}, but the engine was built for"
+                    f"{graph_name}: {spec.name} has shape {shapes[spec.name]}, but the engine was built for"
                     f" {tuple(smallest)} to {tuple(largest)}",
                     wrong,
                 )

@@ -23,7 +23,7 @@ from controlnext.engines.tensorrt.store import (
     Entry,
     Key,
     StoredEngine,
-    engine_folder,
+    engine_directory,
     exclusive,
     graph_key,
     kept_engine,
@@ -64,7 +64,7 @@ class Built:
 def build_engine(
     bundle: Path,
     manifest: Manifest,
-    folder: str,
+    graph_name: str,
     flavor: Flavor,
     ranges: Mapping[str, Range],
     options: BuildOptions,
@@ -72,7 +72,7 @@ def build_engine(
     force: bool = False,
     report: Progress = lambda _what, _done: None,
 ) -> Built:
-    """Build the engine of the graph ``folder`` into the bundle, unless the same one is there.
+    """Build the engine of the graph ``graph_name`` into the bundle, unless the same one is there.
 
     ``ranges``: those of :func:`~controlnext.engines.tensorrt.profile.choose_ranges`. ``force``: build in
     any case. A process that builds the same engine is waited for.
@@ -81,18 +81,18 @@ def build_engine(
     :class:`~controlnext.errors.BundleError` for a missing or damaged graph file.
     """
     key = Key(
-        **graph_key(manifest, folder),
+        **graph_key(manifest, graph_name),
         backend=flavor.name,
         version=flavor.version(),
         hardware=options.hardware,
-        profile=make_profile(manifest, folder, ranges),
+        profile=make_profile(manifest, graph_name, ranges),
         options={
             "optimization_level": options.optimization_level,
             "workspace": options.workspace,
             "strip_weights": options.strip_weights,
         },
     )
-    place = engine_folder(bundle, flavor.name, options.hardware, folder)
+    place = engine_directory(bundle, flavor.name, options.hardware, graph_name)
     report("waiting for other builds", 0.0)
     with exclusive(place):
         kept = None if force else kept_engine(place, key)
@@ -100,9 +100,9 @@ def build_engine(
             return Built(kept, new=False)
         started = time.monotonic()
         for name in manifest.files:
-            if name.startswith(f"{folder}/"):
+            if name.startswith(f"{graph_name}/"):
                 check_file(bundle, manifest, name)
-        graph = bundle / folder / MODEL
+        graph = bundle / graph_name / MODEL
         with new_engine(place) as made:
             with (made / ENGINE).open("wb") as file:
                 _build(graph, flavor, key, place.parent, report, file)

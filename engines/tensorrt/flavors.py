@@ -64,7 +64,7 @@ class Flavor:
         return loaded
 
     def hardware(self, targets: Sequence[str] = ()) -> str:
-        """What engines are built for, as engine folders and keys have it.
+        """What engines are built for, as engine directories and keys have it.
 
         ``targets``: GPU architectures (``"8.6"`` or ``"sm86"``), ``"current"`` for that of the GPU at hand;
         none for every GPU that the library builds for by default. TensorRT takes none.

@@ -20,7 +20,7 @@ _KERNELS = "kernels.bin"
 
 @dataclass
 class LoadOptions:
-    """What is loaded: the engine, the bundle's ``graph`` that it was built from, the folder in which
+    """What is loaded: the engine, the bundle's ``graph`` that it was built from, the directory in which
     ``kernels`` are kept (None: nowhere), and whether the library itself repeats runs as CUDA graphs."""
 
     flavor: Flavor
@@ -82,27 +82,27 @@ class _Kernels:
     The library itself tells whether they suit the GPU, the driver and its version.
     """
 
-    def __init__(self, config: Any, folder: Path | None) -> None:
-        self._folder, self._content = folder, b""
+    def __init__(self, config: Any, directory: Path | None) -> None:
+        self._directory, self._content = directory, b""
         self._cache = config.create_runtime_cache()
-        if folder is not None and artifact_cache.is_intact(folder):
-            content = (folder / _KERNELS).read_bytes()
+        if directory is not None and artifact_cache.is_intact(directory):
+            content = (directory / _KERNELS).read_bytes()
             if self._cache.deserialize(content):
                 self._content = content
             else:
-                logger.info("the kernels in %s are for another GPU or version and compiled again", folder)
+                logger.info("the kernels in %s are for another GPU or version and compiled again", directory)
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
         """Keep them unless nothing was compiled; where that is not possible the next start is slower."""
         content = bytes(self._cache.serialize())
-        if self._folder is None or content == self._content:
+        if self._directory is None or content == self._content:
             return
         try:
-            with artifact_cache.store(self._folder) as made:
+            with artifact_cache.store(self._directory) as made:
                 (made / _KERNELS).write_bytes(content)
         except OSError as error:
-            logger.info("the kernels are not kept in %s: %s", self._folder, error)
+            logger.info("the kernels are not kept in %s: %s", self._directory, error)
 
 
 def _make_log(library: Any) -> Any:

@@ -84,16 +84,16 @@ def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, 
     return ranges
 
 
-def make_profile(manifest: Manifest, folder: str, ranges: Mapping[str, Range]) -> Profile:
-    """The shapes of the inputs of the graph ``folder`` where the sizes have these ``ranges``.
+def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range]) -> Profile:
+    """The shapes of the inputs of the graph ``graph_name`` where the sizes have these ``ranges``.
 
     The denoiser and the prompts' encoders take two rows for every picture, as guidance needs, and one where
     it is off; a control picture has one row or as many as the others.
     """
-    graph = manifest.graphs[folder]
+    graph = manifest.graphs[graph_name]
     specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
     symbols = {symbol for spec in specs for symbol in spec.symbols()}
-    sizes = {name: _symbol_range(name, manifest, folder, ranges) for name in symbols - {*PIXELS}}
+    sizes = {name: _symbol_range(name, manifest, graph_name, ranges) for name in symbols - {*PIXELS}}
     for name in symbols & {*PIXELS}:
         # the pictures among the tensors have the largest multiple, and their size is in pixels
         dims = [split_dim(dim) for spec in specs for dim in spec.shape if isinstance(dim, str)]
@@ -103,24 +103,24 @@ def make_profile(manifest: Manifest, folder: str, ranges: Mapping[str, Range]) -
     return {tensor.name: [list(tensor.spec().shape_at(kind)) for kind in by_kind] for tensor in graph.inputs}
 
 
-def _symbol_range(symbol: str, manifest: Manifest, folder: str, ranges: Mapping[str, Range]) -> Range:
+def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapping[str, Range]) -> Range:
     family = get_family(manifest.family)
-    guided = folder in (family.denoiser, *family.prompt_encoders, family.sequence_encoder)
+    guided = graph_name in (family.denoiser, *family.prompt_encoders, family.sequence_encoder)
     rows = Range(1, *ranges["batch"].times(2)[1:]) if guided else ranges["batch"]
     if symbol == "batch":
         return rows
-    controls = control_inputs(tensor.name for tensor in manifest.graphs[folder].inputs)
+    controls = control_inputs(tensor.name for tensor in manifest.graphs[graph_name].inputs)
     if symbol in [control.batch for control in controls]:
         return Range(1, 1, rows.largest)
     if symbol == "sequence":
-        return _tokens(manifest, family, folder)
+        return _tokens(manifest, family, graph_name)
     return ranges[symbol]
 
 
-def _tokens(manifest: Manifest, family: Family, folder: str) -> Range:
+def _tokens(manifest: Manifest, family: Family, graph_name: str) -> Range:
     """The length of prompts, which their encoders fix; of a clip's picture the denoiser sees one token."""
-    if folder != family.denoiser:
-        count = _prompt_tokens(manifest, family, folder)
+    if graph_name != family.denoiser:
+        count = _prompt_tokens(manifest, family, graph_name)
     else:
         count = max((_prompt_tokens(manifest, family, name) for name in family.prompt_encoders), default=1)
         if family.sequence_encoder:
@@ -128,8 +128,8 @@ def _tokens(manifest: Manifest, family: Family, folder: str) -> Range:
     return Range(count, count, count)
 
 
-def _prompt_tokens(manifest: Manifest, family: Family, folder: str) -> int:
-    (name,) = (graph.network for graph in family.graphs if graph.folder == folder)
+def _prompt_tokens(manifest: Manifest, family: Family, graph_name: str) -> int:
+    (name,) = (graph.network for graph in family.graphs if graph.name == graph_name)
     config = manifest.configs.get(name, {})
     count: int = family.networks[name].tokens or config.get("max_position_embeddings", _PROMPT_TOKENS)
     return count

@@ -86,33 +86,35 @@ class EngineRequirements:
     suits: Callable[[str], bool]
 
 
-def graph_key(manifest: Manifest, folder: str) -> dict[str, str]:
+def graph_key(manifest: Manifest, graph_name: str) -> dict[str, str]:
     """The parts of a :class:`Key` that the bundle decides: ``graph``, ``weights`` and ``precision``."""
-    if folder not in manifest.graphs:
-        raise BundleError(f"the bundle has no graph {folder}; it has {', '.join(manifest.graphs)}")
+    if graph_name not in manifest.graphs:
+        raise BundleError(f"the bundle has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
     sums = {name: entry.sha256 for name, entry in manifest.files.items()}
     return {
-        "graph": sums[f"{folder}/{MODEL}"],
-        "weights": sums.get(f"{folder}/{DATA}", ""),
-        "precision": manifest.graphs[folder].precision,
+        "graph": sums[f"{graph_name}/{MODEL}"],
+        "weights": sums.get(f"{graph_name}/{DATA}", ""),
+        "precision": manifest.graphs[graph_name].precision,
     }
 
 
-def engine_folder(bundle: Path, backend: str, hardware: str, folder: str) -> Path:
-    """Where the engine of the graph ``folder`` lies."""
-    return bundle / "engines" / f"{backend}-{hardware}" / folder
+def engine_directory(bundle: Path, backend: str, hardware: str, graph_name: str) -> Path:
+    """Where the engine of the graph ``graph_name`` lies."""
+    return bundle / "engines" / f"{backend}-{hardware}" / graph_name
 
 
-def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: EngineRequirements) -> StoredEngine:
-    """The engine of the graph ``folder``; one for few GPUs goes before one for many.
+def find_engine(
+    bundle: Path, manifest: Manifest, graph_name: str, wanted: EngineRequirements
+) -> StoredEngine:
+    """The engine of the graph ``graph_name``; one for few GPUs goes before one for many.
 
     Raises :class:`~controlnext.errors.EngineError` where there is none, where it is damaged or was made of or
     for something else. The message says what differs, and with which arguments it is built.
     """
-    needed = {**graph_key(manifest, folder), "backend": wanted.backend, "version": wanted.version}
-    entries = _entries(bundle, folder, wanted.backend)
+    needed = {**graph_key(manifest, graph_name), "backend": wanted.backend, "version": wanted.version}
+    entries = _entries(bundle, graph_name, wanted.backend)
     if not entries:
-        problem = f"{bundle} has no {wanted.backend} engine of {folder}"
+        problem = f"{bundle} has no {wanted.backend} engine of {graph_name}"
         raise EngineError(problem, bundle, {"backend": wanted.backend}, argument="backend")
     suiting = {place: entry for place, entry in entries.items() if wanted.suits(entry.key.hardware)}
     for place, entry in suiting.items():
@@ -132,13 +134,13 @@ def find_engine(bundle: Path, manifest: Manifest, folder: str, wanted: EngineReq
     )
 
 
-def has_engine(bundle: Path, folder: str, backend: str) -> bool:
-    """Whether there is an engine of the graph ``folder``, be it right or not: none is read."""
-    return bool(_places(bundle, folder, backend))
+def has_engine(bundle: Path, graph_name: str, backend: str) -> bool:
+    """Whether there is an engine of the graph ``graph_name``, be it right or not: none is read."""
+    return bool(_places(bundle, graph_name, backend))
 
 
 def kept_engine(place: Path, key: Key) -> StoredEngine | None:
-    """The engine in folder ``place`` if it has exactly this key and is not damaged."""
+    """The engine in directory ``place`` if it has exactly this key and is not damaged."""
     try:
         entry = _read_entry(place)
     except (OSError, ValueError, msgspec.DecodeError):
@@ -148,10 +150,10 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
     )
 
 
-def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
-    """The engines of a graph by their folders, those for few GPUs first."""
+def _entries(bundle: Path, graph_name: str, backend: str) -> dict[Path, Entry]:
+    """The engines of a graph by their directories, those for few GPUs first."""
     entries = {}
-    for place in _places(bundle, folder, backend):
+    for place in _places(bundle, graph_name, backend):
         try:
             entries[place] = _read_entry(place)
         except (OSError, ValueError, msgspec.DecodeError) as error:
@@ -160,10 +162,10 @@ def _entries(bundle: Path, folder: str, backend: str) -> dict[Path, Entry]:
     return dict(sorted(entries.items(), key=lambda item: (_breadth(item[1]), item[0])))
 
 
-def _places(bundle: Path, folder: str, backend: str) -> list[Path]:
-    # tensorrt-rtx-portable is no folder of the backend tensorrt
+def _places(bundle: Path, graph_name: str, backend: str) -> list[Path]:
+    # tensorrt-rtx-portable is no directory of the backend tensorrt
     own = re.compile(rf"{backend}-({PORTABLE}$|sm\d)")
-    entries = (bundle / "engines").glob(f"{backend}-*/{folder}/{ENTRY}")
+    entries = (bundle / "engines").glob(f"{backend}-*/{graph_name}/{ENTRY}")
     return [path.parent for path in entries if own.match(path.parts[-3])]
 
 
@@ -192,7 +194,7 @@ def differences(found: Key, wanted: Mapping[str, object]) -> list[str]:
 
 @contextmanager
 def exclusive(place: Path) -> Iterator[None]:
-    """While this lasts no other process builds the engine in folder ``place``; waits for one that does.
+    """While this lasts no other process builds the engine in directory ``place``; waits for one that does.
 
     What a process that was killed left there is removed. Raises :class:`~controlnext.errors.WorkError` where
     nothing can be written.
@@ -215,7 +217,7 @@ def exclusive(place: Path) -> Iterator[None]:
 
 @contextmanager
 def new_engine(place: Path) -> Iterator[Path]:
-    """A folder to write an engine and its entry into; it becomes ``place`` when the block ends well.
+    """A directory to write an engine and its entry into; it becomes ``place`` when the block ends well.
 
     Raises :class:`~controlnext.errors.WorkError` where it cannot be written.
     """
@@ -227,7 +229,7 @@ def new_engine(place: Path) -> Iterator[Path]:
 
 
 def write_entry(made: Path, entry: Entry) -> None:
-    """Write the entry of the engine in folder ``made``."""
+    """Write the entry of the engine in directory ``made``."""
     (made / ENTRY).write_bytes(msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
 
 

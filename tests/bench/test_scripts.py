@@ -85,7 +85,7 @@ def small(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Tiny) -> list[str]:
     real = controlnext.export.export_bundle
 
     def export(checkpoint: Checkpoint, _precision: str, bundle: Path, **_options: object) -> Manifest:
-        asked.extend(graph.folder for graph in checkpoint.family.graphs)
+        asked.extend(graph.name for graph in checkpoint.family.graphs)
         if checkpoint.family.task == "video":
             with monkeypatch.context() as patch:
                 patch.setattr(controlnext.export, "export_bundle", real)

@@ -35,7 +35,7 @@ from support.weights_models import add_text_encoders
 pytestmark = pytest.mark.export
 
 SD3 = get_family("sd3")
-(TRANSFORMER,) = (graph for graph in SD3.graphs if graph.folder == SD3.denoiser)
+(TRANSFORMER,) = (graph for graph in SD3.graphs if graph.name == SD3.denoiser)
 T5 = "text_encoder_3"
 BUNDLES = {"fp32": ("fp32", ()), "fp32-no-t5": ("fp32", (T5,)), "fp16": ("fp16", ())}
 """Precision, and what is left out."""

@@ -60,7 +60,7 @@ def two_controls(variant: str, folder: Path, control: Path) -> Checkpoint:
 def denoiser_only(checkpoint: Checkpoint) -> Checkpoint:
     """An export of it has no other graph."""
     family = checkpoint.family
-    graphs = tuple(graph for graph in family.graphs if graph.folder == family.denoiser)
+    graphs = tuple(graph for graph in family.graphs if graph.name == family.denoiser)
     return replace(checkpoint, family=replace(family, graphs=graphs))
 
 

@@ -33,13 +33,13 @@ class _Toy(Backend):
             raise InputError(f"toy does not run on device {device}; give device cpu")
         self._library = OrtBackend("cpu", threads=threads)
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
-        return _ToyEngine(self._library.open(bundle, manifest, folder, cache=cache), manifest)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        return _ToyEngine(self._library.open(bundle, manifest, graph_name, cache=cache), manifest)
 
 
 class _ToyEngine(Engine):
     def __init__(self, engine: Engine, manifest: Manifest) -> None:
-        super().__init__(manifest, engine.folder, "toy on cpu")
+        super().__init__(manifest, engine.graph_name, "toy on cpu")
         self._engine = engine
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:

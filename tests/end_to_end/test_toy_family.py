@@ -97,7 +97,7 @@ TOY = Family(
     graphs=(
         text_encoder("text_encoder", (HIDDEN,), "text_last"),
         GraphSpec(
-            folder="vae_decoder",
+            name="vae_decoder",
             network="vae",
             wrapper="vae_decoder",
             inputs=(TensorSpec("latent_sample", "float32", LATENTS),),
@@ -105,7 +105,7 @@ TOY = Family(
             trace_sizes=TRACED,
         ),
         GraphSpec(
-            folder="unet",
+            name="unet",
             network="unet",
             wrapper="denoiser",
             inputs=(

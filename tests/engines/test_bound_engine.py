@@ -29,8 +29,8 @@ from support.recipe import drawing, rand
 class _Recorder(Engine):
     """Records which inputs were new in each run; its noise is the sample."""
 
-    def __init__(self, manifest: Manifest, folder: str) -> None:
-        super().__init__(manifest, folder)
+    def __init__(self, manifest: Manifest, graph_name: str) -> None:
+        super().__init__(manifest, graph_name)
         self.runs: list[set[str]] = []
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
@@ -47,11 +47,11 @@ class _Recorder(Engine):
 class _RecordingBackend(Backend):
     """Has one denoiser."""
 
-    def __init__(self, bundle: Path, folder: str = "unet") -> None:
-        self.denoiser = _Recorder(read_manifest(bundle), folder)
+    def __init__(self, bundle: Path, graph_name: str = "unet") -> None:
+        self.denoiser = _Recorder(read_manifest(bundle), graph_name)
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
-        assert folder == self.denoiser.folder
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        assert graph_name == self.denoiser.graph_name
         return self.denoiser
 
 

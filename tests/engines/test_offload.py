@@ -29,17 +29,17 @@ class _Counted(Engine):
     """``engine``, entered in ``loaded`` while it is open."""
 
     def __init__(self, engine: Engine, manifest: Manifest, loaded: list[str], log: list[str]) -> None:
-        super().__init__(manifest, engine.folder, engine.backend)
+        super().__init__(manifest, engine.graph_name, engine.backend)
         self._engine, self._loaded, self._log = engine, loaded, log
-        loaded.append(self.folder)
-        log.append(self.folder)
+        loaded.append(self.graph_name)
+        log.append(self.graph_name)
         assert len(loaded) == 1
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         return self._engine._run(feed, replaced)
 
     def _close(self) -> None:
-        self._loaded.remove(self.folder)
+        self._loaded.remove(self.graph_name)
         self._engine.close()
 
 
@@ -51,9 +51,9 @@ class _CountingBackend(Backend):
         self.log: list[str] = []
         self._backend = select_backend("onnxruntime", "cpu")
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
         return _Counted(
-            self._backend.open(bundle, manifest, folder, cache=cache), manifest, self.loaded, self.log
+            self._backend.open(bundle, manifest, graph_name, cache=cache), manifest, self.loaded, self.log
         )
 
 

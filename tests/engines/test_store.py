@@ -21,7 +21,7 @@ from controlnext.engines.tensorrt.store import (
     Entry,
     Key,
     StoredEngine,
-    engine_folder,
+    engine_directory,
     exclusive,
     find_engine,
     graph_key,
@@ -59,7 +59,7 @@ def _key(bundle: Path, **changes: object) -> Key:
 def _store(bundle: Path, **changes: object) -> Path:
     """An engine whose key differs in ``changes`` from the right one, in the folder of its hardware."""
     key = _key(bundle, **changes)
-    place = engine_folder(bundle, "tensorrt-rtx", key.hardware, "unet")
+    place = engine_directory(bundle, "tensorrt-rtx", key.hardware, "unet")
     with new_engine(place) as made:
         (made / ENGINE).write_bytes(CONTENT)
         write_entry(made, Entry(key, 1.0, {"height": "64:128:192"}))
@@ -152,7 +152,7 @@ def test_a_stale_engine_does_not_hide_a_good_one(bundle: Path) -> None:
 def test_an_engine_that_an_earlier_version_built_is_found(bundle: Path) -> None:
     """Its entry has the options that it was built with in place of ranges."""
     entry = {"key": _key(bundle), "arguments": ["--height", "64:128:192"], "seconds": 1.0}
-    with new_engine(engine_folder(bundle, "tensorrt-rtx", "portable", "unet")) as made:
+    with new_engine(engine_directory(bundle, "tensorrt-rtx", "portable", "unet")) as made:
         (made / ENGINE).write_bytes(CONTENT)
         (made / ENTRY).write_bytes(msgspec.json.encode(entry))
     assert _find(bundle).entry == Entry(_key(bundle), 1.0)
@@ -200,7 +200,7 @@ def _half_built(place: Path) -> subprocess.Popen[str]:
 
 
 def test_a_build_that_was_killed_leaves_nothing_that_is_taken_for_an_engine(bundle: Path) -> None:
-    place = engine_folder(bundle, "tensorrt-rtx", "portable", "unet")
+    place = engine_directory(bundle, "tensorrt-rtx", "portable", "unet")
     with _half_built(place) as process:
         process.kill()
     left = [path for path in place.parent.iterdir() if path.is_dir()]
@@ -215,7 +215,7 @@ def test_a_build_that_was_killed_leaves_nothing_that_is_taken_for_an_engine(bund
 
 def test_another_build_of_the_same_engine_is_waited_for(bundle: Path) -> None:
     """As long as it lives, what it has written so far stays."""
-    place = engine_folder(bundle, "tensorrt-rtx", "portable", "unet")
+    place = engine_directory(bundle, "tensorrt-rtx", "portable", "unet")
     with _half_built(place) as process:
         code = _KILLED.replace("time.sleep(60)", "")
         with subprocess.Popen(
@@ -231,7 +231,7 @@ def test_another_build_of_the_same_engine_is_waited_for(bundle: Path) -> None:
 
 def test_a_bundle_that_cannot_be_written_is_an_error_in_words(bundle: Path) -> None:
     (bundle / "engines").write_text("in the way")
-    place = engine_folder(bundle, "tensorrt-rtx", "portable", "unet")
+    place = engine_directory(bundle, "tensorrt-rtx", "portable", "unet")
     with pytest.raises(WorkError, match="engines cannot be written"), exclusive(place):
         pass
 

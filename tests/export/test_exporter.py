@@ -68,15 +68,15 @@ def test_graphs_equal_pytorch_at_every_size(tiny, tiny_checkpoint, variant, prec
         normalization = CrossNormalization(checkpoint.variant.injection)
         controls = [control.module() for control in checkpoint.controls]
         module = wrap(spec, networks[spec.network].module(), controls, normalization)
-        session = ort.InferenceSession(bundle / spec.folder / "model.onnx")
+        session = ort.InferenceSession(bundle / spec.name / "model.onnx")
         # rounding does not depend on sizes
         for sizes in SIZES if precision == "fp32" else SIZES[1:3]:
-            feed = feeds([entry.spec() for entry in manifest.graphs[spec.folder].inputs], sizes)
+            feed = feeds([entry.spec() for entry in manifest.graphs[spec.name].inputs], sizes)
             with torch.no_grad():
                 want = module(*map(torch.from_numpy, feed.values())).numpy()
             (got,) = session.run(None, feed)
             assert got.shape == want.shape
-            assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), (spec.folder, sizes)
+            assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), (spec.name, sizes)
 
 
 def test_one_control_picture_serves_the_whole_guided_batch(tiny_bundle):

@@ -18,7 +18,7 @@ from controlnext.families import GraphSpec
 from controlnext.tensor_spec import TensorSpec
 
 SPEC = GraphSpec(
-    folder="layers",
+    name="layers",
     network="layers",
     wrapper="vae_encoder",
     inputs=(TensorSpec("sample", "float32", ("batch", 8, "height", "width")),),

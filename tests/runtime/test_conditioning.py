@@ -49,7 +49,7 @@ def _network(family: Family, folder: str, seed: int) -> nn.Module:
 
 class _TorchEngine(Engine):
     def __init__(self, manifest: Manifest, spec: GraphSpec, network: nn.Module) -> None:
-        super().__init__(manifest, spec.folder)
+        super().__init__(manifest, spec.name)
         self._module = ADAPTERS[spec.wrapper](network)
 
     def _run(self, feed: Mapping[str, np.ndarray], replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
@@ -65,10 +65,10 @@ class _TorchBackend(Backend):
     """Runs the text encoders with PyTorch, so that only what the runtime does differs."""
 
     def __init__(self, family: Family, networks: Mapping[str, nn.Module]) -> None:
-        self._graphs, self._networks = {spec.folder: spec for spec in family.graphs}, networks
+        self._graphs, self._networks = {spec.name: spec for spec in family.graphs}, networks
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
-        return _TorchEngine(manifest, self._graphs[folder], self._networks[folder])
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        return _TorchEngine(manifest, self._graphs[graph_name], self._networks[graph_name])
 
 
 def _pipeline(bundle: Bundle, networks: Mapping[str, nn.Module]) -> Any:

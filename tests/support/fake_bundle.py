@@ -77,19 +77,19 @@ def write_fake_bundle(
     family, sizes = get_family(family_name), SIZES[family_name]
     graphs = {}
     for spec in family.graphs:
-        if spec.folder not in sizes or spec.folder in leave_out or (spec.optional and not text_encoders):
+        if spec.name not in sizes or spec.name in leave_out or (spec.optional and not text_encoders):
             continue
         spec = spec.with_controls(controls)
         inputs, outputs = (
-            [tensor.resolve(sizes[spec.folder]) for tensor in side] for side in (spec.inputs, spec.outputs)
+            [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )
-        _write_graph(folder / spec.folder, inputs, outputs)
+        _write_graph(folder / spec.name, inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
-        graphs[spec.folder] = Graph(spec.network, "fp32", *entries)
+        graphs[spec.name] = Graph(spec.network, "fp32", *entries)
         network = family.networks[spec.network]
         if network.tokenizer:
             path = folder / network.tokenizer / "tokenizer.json"
-            start, words = spec.folder != family.sequence_encoder, added.get(network.tokenizer, ())
+            start, words = spec.name != family.sequence_encoder, added.get(network.tokenizer, ())
             write_tokenizer(path, network.tokens or LENGTH, start, words)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))

@@ -18,7 +18,7 @@ from controlnext.tensor_spec import bind
 from controlnext.types import Feed
 
 Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
-"""A graph's output, of this shape, by the graph's folder and inputs."""
+"""A graph's output, of this shape, by the graph's name and inputs."""
 
 SIZES = {
     "image_encoder": {"image_size": 28, "projection_dim": 6},
@@ -42,19 +42,19 @@ class IdleBackend(Backend):
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
-    def open(self, bundle: Path, manifest: Manifest, folder: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
-        return _IdleEngine(manifest, folder, self.answer)
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:  # noqa: ARG002
+        return _IdleEngine(manifest, graph_name, self.answer)
 
 
 class _IdleEngine(Engine):
-    def __init__(self, manifest: Manifest, folder: str, answer: Answer) -> None:
-        super().__init__(manifest, folder)
+    def __init__(self, manifest: Manifest, graph_name: str, answer: Answer) -> None:
+        super().__init__(manifest, graph_name)
         self._answer = answer
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         (output,) = self.outputs
-        shape = output.shape_at(bind(self.inputs, feed, self.folder))
-        return {output.name: np.broadcast_to(self._answer(self.folder, feed, shape), shape)}
+        shape = output.shape_at(bind(self.inputs, feed, self.graph_name))
+        return {output.name: np.broadcast_to(self._answer(self.graph_name, feed, shape), shape)}
 
     def _close(self) -> None:
         pass
@@ -66,10 +66,10 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
     graphs = {}
     for spec in family.graphs:
         sides = [
-            [TensorEntry.of(tensor.resolve(SIZES[spec.folder])) for tensor in side]
+            [TensorEntry.of(tensor.resolve(SIZES[spec.name])) for tensor in side]
             for side in (spec.inputs, spec.outputs)
         ]
-        graphs[spec.folder] = Graph(spec.network, "fp32", *sides)
+        graphs[spec.name] = Graph(spec.network, "fp32", *sides)
     (folder / "scheduler").mkdir(parents=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
@@ -93,8 +93,8 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
     return Pipeline.of(Bundle(folder, IdleBackend(answer), cache=False))
 
 
-def no_noise(folder: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:
+def no_noise(graph_name: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, but for pictures of latents: their first three channels."""
-    if folder != "vae_decoder":
+    if graph_name != "vae_decoder":
         return np.zeros((), np.float32)
     return feed["latent_sample"][:, :3].repeat(8, 2).repeat(8, 3)

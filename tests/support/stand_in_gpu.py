@@ -23,7 +23,7 @@ from controlnext.engines.tensorrt.store import (
     ENGINE,
     Entry,
     Key,
-    engine_folder,
+    engine_directory,
     graph_key,
     new_engine,
     write_entry,
@@ -283,7 +283,7 @@ def write_engine(
         options={"strip_weights": False},
     )
     key = msgspec.structs.replace(key, **changes)
-    place = engine_folder(bundle, backend, key.hardware, folder)
+    place = engine_directory(bundle, backend, key.hardware, folder)
     with new_engine(place) as made:
         (made / ENGINE).write_bytes(b"an engine")
         write_entry(made, Entry(key, 1.0))

@@ -118,16 +118,16 @@ def random_state(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
 
 def write_weights(folder: Path, checkpoint: Checkpoint) -> Path:
     """A bundle whose graphs have the weights of an export, under its names, and no operators."""
-    graphs = {spec.folder: Graph(spec.network, "fp32", [], []) for spec in checkpoint.graphs}
+    graphs = {spec.name: Graph(spec.network, "fp32", [], []) for spec in checkpoint.graphs}
     for spec in checkpoint.graphs:
         named = {name: ir.tensor(tensor.numpy(), name=name) for name, tensor in in_graph(checkpoint, spec)}
         values = [
             ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             for name, tensor in named.items()
         ]
-        graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 23}, name=spec.folder)
-        (folder / spec.folder).mkdir(parents=True)
-        ir.save(ir.Model(graph, ir_version=10), folder / spec.folder / "model.onnx")
+        graph = ir.Graph([], [], nodes=[], initializers=values, opset_imports={"": 23}, name=spec.name)
+        (folder / spec.name).mkdir(parents=True)
+        ir.save(ir.Model(graph, ir_version=10), folder / spec.name / "model.onnx")
     for name in ("scheduler/scheduler_config.json", "tokenizer_3/tokenizer.json"):
         (folder / name).parent.mkdir()
         (folder / name).write_text('{"shift": 3.0}')
@@ -146,7 +146,7 @@ def in_graph(checkpoint: Checkpoint, spec: GraphSpec) -> Iterator[tuple[str, tor
     elif spec.network in checkpoint.networks:
         for name, tensor in checkpoint.networks[spec.network].tensors.items():
             half = "vae_encoder" if "encoder." in name else "vae_decoder"
-            if name != "shared.weight" and (spec.network != "vae" or half == spec.folder):
+            if name != "shared.weight" and (spec.network != "vae" or half == spec.name):
                 yield f"network.{name}", tensor
 
 
