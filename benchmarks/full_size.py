@@ -88,17 +88,17 @@ def measure(name: str, folder: Path) -> list[str]:
     if trial is None:
         return [*row, "", ""]
     controlnext("inspect", str(bundle), "--json")
-    seconds, peak = controlnext("run", str(bundle), *pictures(trial, folder), "--steps", "1", "--json")
+    seconds, peak = controlnext("run", str(bundle), *images(trial, folder), "--steps", "1", "--json")
     return [*row, f"{seconds:.0f}", gb(peak)]
 
 
-def pictures(trial: Trial, folder: Path) -> list[str]:
-    """The options of a run at 256 x 256: a prompt and a picture, or a picture and a clip of two frames."""
+def images(trial: Trial, folder: Path) -> list[str]:
+    """The options of a run at 256 x 256: a prompt and an image, or an image and a clip of two frames."""
     size = (256, 256)
     if not trial.clip:
         Image.new("RGB", size, "white").save(folder / "control.png")
         words = ["--prompt", "a red circle", "--control-image", str(folder / "control.png")]
-        return [*words, "--output", str(folder / "picture.png")]
+        return [*words, "--output", str(folder / "image.png")]
     (folder / "clip").mkdir()
     for frame in range(2):
         Image.new("RGB", size, (0, 0, 255 * frame)).save(folder / "clip" / f"{frame}.png")

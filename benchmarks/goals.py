@@ -47,7 +47,7 @@ class Goal:
     """``what`` is to be at most so many times ``against``.
 
     It stands for models of ``family`` (any, where that is empty) and of up to ``largest`` bytes, and for
-    pictures of ``side`` pixels (any, where that is 0).
+    images of ``side`` pixels (any, where that is 0).
     """
 
     name: str
@@ -108,7 +108,7 @@ GOALS = (
         )
     ),
     Goal(
-        "cold process to first picture, small model, fp32 engine against torch eager float32",
+        "cold process to first image, small model, fp32 engine against torch eager float32",
         Figure("engine fp32", "first"),
         Figure(BASELINE, "first"),
         0.25,
@@ -117,8 +117,8 @@ GOALS = (
     *_engines(
         lambda engine: Goal(
             f"runtime work outside engines against a step, {engine}",
-            Figure(engine, "picture", "sampler"),
-            Figure(engine, "picture", "denoiser"),
+            Figure(engine, "image", "sampler"),
+            Figure(engine, "image", "denoiser"),
             0.01,
             side=512,
         )

@@ -3,7 +3,7 @@
     controlnext-export --model sd15 --precision fp32 --random-weights 0 --output build/sd15-fp32
     python benchmarks/operators.py build/sd15-fp32 --size 256
 
-Runs steps of a guided picture by ONNX Runtime with its profiler and prints a Markdown table: milliseconds of
+Runs steps of a guided image by ONNX Runtime with its profiler and prints a Markdown table: milliseconds of
 a step by kind of operator, its share, and for convolutions and products of float32 matrices the arithmetic
 done a second. The last line is the peak to compare that with: the product of two large matrices by the same
 library. Steps take a little longer than without the profiler. The bundle needs its form for ONNX Runtime
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
-    parser.add_argument("--frames", type=int, default=4, help="frames of a clip; of no effect on pictures")
+    parser.add_argument("--frames", type=int, default=4, help="frames of a clip; of no effect on images")
     parser.add_argument("--runs", type=int, default=RUNS, help="steps that are profiled")
     parser.add_argument("--large", type=int, default=LARGE, help="height and width of the large matrices")
     given = parser.parse_args(arguments)

@@ -3,9 +3,9 @@
     controlnext-export --model sd15 --precision fp32 --random-weights 0 --output build/sd15-fp32
     python benchmarks/vae_tiling.py build/sd15-fp32 --size 512 --size 1024 --size 2048
 
-Prints a Markdown table with a row for each size of a square picture: the peak memory of a process that opens
-the decoder and decodes one picture, the seconds of decoding, and the largest difference between the pixels
-of both pictures, which are in [0, 1]. Nothing is written to the bundle. Where a whole picture does not fit
+Prints a Markdown table with a row for each size of a square image: the peak memory of a process that opens
+the decoder and decodes one image, the seconds of decoding, and the largest difference between the pixels
+of both images, which are in [0, 1]. Nothing is written to the bundle. Where a whole image does not fit
 into the memory, --only-tiled leaves it out.
 """
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--size", type=int, action="append", required=True)
     parser.add_argument("--only-tiled", action="store_true")
-    parser.add_argument("--picture", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--image", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    if given.picture:
-        decode(given.bundle, given.size[0], given.only_tiled, given.picture)
+    if given.image:
+        decode(given.bundle, given.size[0], given.only_tiled, given.image)
         return
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,15 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = (str(size), "", tiled[0], "", tiled[1], "")
             if not given.only_tiled:
                 whole = measure(given.bundle, size, False, Path(folder) / "whole.npy")
-                pictures = [np.load(Path(folder) / name) for name in ("tiled.npy", "whole.npy")]
-                difference = f"{np.abs(pictures[0] - pictures[1]).max():.3f}"
+                images = [np.load(Path(folder) / name) for name in ("tiled.npy", "whole.npy")]
+                difference = f"{np.abs(images[0] - images[1]).max():.3f}"
                 row = (str(size), whole[0], tiled[0], whole[1], tiled[1], difference)
             print(f"| {' | '.join(row)} |", flush=True)
 
 
-def measure(bundle: Path, size: int, tiled: bool, picture: Path) -> tuple[str, str]:
-    """Peak memory in GB and seconds of decoding, in a process of its own that writes ``picture``."""
-    command = [sys.executable, __file__, str(bundle), "--size", str(size), "--picture", str(picture)]
+def measure(bundle: Path, size: int, tiled: bool, image: Path) -> tuple[str, str]:
+    """Peak memory in GB and seconds of decoding, in a process of its own that writes ``image``."""
+    command = [sys.executable, __file__, str(bundle), "--size", str(size), "--image", str(image)]
     done = subprocess.run([*command, *["--only-tiled"] * tiled], stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise SystemExit(f"decoding {size} x {size} {'in tiles' if tiled else 'whole'} failed")
@@ -62,7 +62,7 @@ def measure(bundle: Path, size: int, tiled: bool, picture: Path) -> tuple[str, s
     return f"{result['peak'] / 1e9:.2f}", f"{result['seconds']:.1f}"
 
 
-def decode(bundle: Path, size: int, tiled: bool, picture: Path) -> None:
+def decode(bundle: Path, size: int, tiled: bool, image: Path) -> None:
     """Decode in this process; prints one JSON object."""
     with Pipeline.load(bundle, "onnxruntime", "cpu", cache=False) as pipe:
         engine, factor = pipe.bundle.engine("vae_decoder"), pipe.family.vae_factor
@@ -72,7 +72,7 @@ def decode(bundle: Path, size: int, tiled: bool, picture: Path) -> None:
         started = time.perf_counter()
         pixels = pipe.decode(noise, "np", vae_tiling=tiled)
         seconds, peak = time.perf_counter() - started, peak_memory()
-    np.save(picture, np.asarray(pixels))
+    np.save(image, np.asarray(pixels))
     print(json.dumps({"seconds": seconds, "peak": peak}))
 
 

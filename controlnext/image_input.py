@@ -55,7 +55,7 @@ def open_image(path: Path) -> Image.Image:
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no image that Pillow knows"
         raise InputError(
-            f"cannot read picture {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
+            f"cannot read image {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
         ) from error
 
 
@@ -136,7 +136,7 @@ class ImageReader:
 
 
 def _refusal(what: str) -> InputError:
-    return InputError(f"the picture {what}; {_ACCEPTED}")
+    return InputError(f"the image {what}; {_ACCEPTED}")
 
 
 @contextmanager

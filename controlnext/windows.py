@@ -20,7 +20,7 @@ def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
     """The windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames`` frames.
 
     The last one is shifted back to end with the clip. A window that does not begin with the clip sees the
-    clip's first control picture in the place of its own first one, so that its first frame does not count;
+    clip's first control image in the place of its own first one, so that its first frame does not count;
     that frame has to lie in the window before. Raises :class:`InputError` where none can be made.
     """
     if size < 1:

@@ -18,7 +18,7 @@ from controlnext.tensor_spec import ControlInputs, numbered_controls
 class FusedDenoiser(nn.Module):
     """The stock denoiser with its control modules and their injection in one forward pass.
 
-    Takes the tensors of ``spec.inputs`` in that order. A control picture may have batch 1 while the latents
+    Takes the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the latents
     have a guided batch: its control module then runs once and its feature is repeated.
     """
 
@@ -99,7 +99,7 @@ class ImageEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Latents (already divided by the scaling factor) -> picture in about [-1, 1].
+    """Latents (already divided by the scaling factor) -> image in about [-1, 1].
 
     A ``temporal`` decoder takes the frames of one clip, and each frame sees the others.
     """
@@ -117,7 +117,7 @@ class VaeDecoder(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Picture in [-1, 1] -> mean and logarithm of the variance of its latents, stacked on the channels."""
+    """Image in [-1, 1] -> mean and logarithm of the variance of its latents, stacked on the channels."""
 
     network: Any
 

@@ -24,7 +24,7 @@ class Conditioner:
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
     def __call__(self, request: Request, guided: bool) -> dict[str, FloatArray]:
-        """The inputs by name, a row for every picture; guided: those of the negative prompts first."""
+        """The inputs by name, a row for every image; guided: those of the negative prompts first."""
         names = ("prompt_embeds", "pooled_prompt_embeds")
         positive = self._embeddings(request, *names, texts(request.prompt, 1))
         parts = [self._negative(request, positive), positive] if guided else [positive]

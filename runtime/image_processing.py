@@ -18,16 +18,16 @@ _CUBIC_A = -0.75
 
 
 def preprocess_for_clip(
-    picture: FloatArray, mean: Sequence[float], std: Sequence[float], size: int
+    image: FloatArray, mean: Sequence[float], std: Sequence[float], size: int
 ) -> FloatArray:
-    """CLIP's input ``pixel_values`` (1, 3, size, size) float32 for a picture (3, H, W) float32 in [0, 1].
+    """CLIP's input ``pixel_values`` (1, 3, size, size) float32 for an image (3, H, W) float32 in [0, 1].
 
     ``mean`` and ``std`` of the three channels normalize it, as the checkpoint's feature extractor says.
-    Equals diffusers' ``StableVideoDiffusionPipeline``, which resizes ``2 * picture - 1`` and maps that back:
+    Equals diffusers' ``StableVideoDiffusionPipeline``, which resizes ``2 * image - 1`` and maps that back:
     the weights of the resize add up to one, so that this changes nothing. Raises as
     :func:`resize_antialiased`.
     """
-    resized = resize_antialiased(picture, size)
+    resized = resize_antialiased(image, size)
     return ((resized - _per_channel(mean)) / _per_channel(std))[None]
 
 
@@ -35,21 +35,21 @@ def _per_channel(values: Sequence[float]) -> FloatArray:
     return np.asarray(values, np.float32).reshape(-1, 1, 1)
 
 
-def resize_antialiased(picture: FloatArray, size: int | tuple[int, int]) -> FloatArray:
-    """``picture`` (3, H, W) float32 resized to (3, h, w) float32; ``size`` is (h, w), or both in one number.
+def resize_antialiased(image: FloatArray, size: int | tuple[int, int]) -> FloatArray:
+    """``image`` (3, H, W) float32 resized to (3, h, w) float32; ``size`` is (h, w), or both in one number.
 
-    Equals diffusers' ``_resize_with_antialiasing``. Sharp edges overshoot the picture's range.
+    Equals diffusers' ``_resize_with_antialiasing``. Sharp edges overshoot the image's range.
 
     Raises:
         InputError: height or width is less than 2 pixels.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    if min(picture.shape[1:]) < 2:
+    if min(image.shape[1:]) < 2:
         raise InputError(
-            f"the picture is {picture.shape[2]} x {picture.shape[1]} pixels; give one of 2 x 2 or more"
+            f"the image is {image.shape[2]} x {image.shape[1]} pixels; give one of 2 x 2 or more"
         )
-    rows, columns = _resize_matrix(picture.shape[1], height), _resize_matrix(picture.shape[2], width)
-    return np.matmul(np.matmul(rows, picture), columns.T)
+    rows, columns = _resize_matrix(image.shape[1], height), _resize_matrix(image.shape[2], width)
+    return np.matmul(np.matmul(rows, image), columns.T)
 
 
 def _resize_matrix(length: int, size: int) -> FloatArray:

@@ -1,6 +1,6 @@
 """The normal numbers of `torch.randn` on the CPU, without torch.
 
-A seed then gives the same picture here as in PyTorch. The 32-bit stream is MT19937 in both libraries, seeded
+A seed then gives the same image here as in PyTorch. The 32-bit stream is MT19937 in both libraries, seeded
 alike by torch and by NumPy's legacy `RandomState` (whose stream NumPy guarantees to keep), so only the way
 from that stream to normal numbers is written here.
 

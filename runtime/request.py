@@ -67,7 +67,7 @@ class CommonRequest:
 
     @property
     def chunk(self) -> int:
-        """How many pictures are decoded at a time: the decoder needs more memory than the denoiser."""
+        """How many images are decoded at a time: the decoder needs more memory than the denoiser."""
         return self.default_chunk
 
 
@@ -166,7 +166,7 @@ class VideoRequest(CommonRequest):
             if not self._left(name) and not is_finite(value):
                 raise InputError(f"{name} is {value!r}; give a finite number", argument=name)
         if self.image is None:
-            raise InputError("no reference picture was given; give image", argument="image")
+            raise InputError("no reference image was given; give image", argument="image")
 
     def _left(self, name: str) -> bool:
         """Whether an argument that may be None is."""

@@ -36,7 +36,7 @@ def choose_size(
             size = family.vae_factor * request.latents.shape[axis - 2]
             given = f"the {name} of the latents is {size}"
         else:
-            given = f"the {name} of the control picture is {control_size[axis]}"
+            given = f"the {name} of the control image is {control_size[axis]}"
             size = control_size[axis] // family.size_multiple * family.size_multiple
         sizes.append(_checked(family, config, name, size, given))
     return sizes[0], sizes[1]

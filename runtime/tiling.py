@@ -1,5 +1,5 @@
 """Decoding in overlapping tiles, with diffusers' arithmetic: the decoder's memory does not grow with the
-picture."""
+image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tiles:
 
     @classmethod
     def of(cls, sample_size: object, factor: int) -> Self:
-        """Tiles as large as the pictures that a VAE was made for, its ``sample_size`` in pixels.
+        """Tiles as large as the images that a VAE was made for, its ``sample_size`` in pixels.
 
         Raises:
             InputError: a quarter of them is no whole number of latents.
@@ -48,7 +48,7 @@ class Tiles:
     def decode(
         self, decode: Callable[[FloatArray], FloatArray], latents: FloatArray
     ) -> Iterator[tuple[int, int, FloatArray]]:
-        """The picture of the latents (N, C, h, w), part by part, row by row.
+        """The image of the latents (N, C, h, w), part by part, row by row.
 
         ``decode`` makes samples (N, 3, H, W) float32 of the latents of a tile. Gives the upper and the left
         edge of each part in pixels, and its samples. Latents that one tile holds are one part.

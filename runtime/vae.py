@@ -1,4 +1,4 @@
-"""Pictures in and out: control pictures to arrays, latents to pictures."""
+"""Images in and out: control images to arrays, latents to images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controlnext.runtime.tiling import Tiles
 from controlnext.types import FloatArray
 
 
-def read_pictures(given: object, reader: ImageReader | None = None) -> list[Bands]:
+def read_images(given: object, reader: ImageReader | None = None) -> list[Bands]:
     """One image, or a sequence or stack (N, height, width, 3) of images, as ``reader`` (a new one) reads
     each.
 
@@ -26,17 +26,17 @@ def read_pictures(given: object, reader: ImageReader | None = None) -> list[Band
     several = given.ndim == 4 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
     images = [reader.read(image) for image in given] if several else [reader.read(given)]  # type: ignore[attr-defined]
     if not images:
-        raise InputError("no control picture was given; give one, or one for each prompt")
+        raise InputError("no control image was given; give one, or one for each prompt")
     return images
 
 
-def control_array(pictures: Sequence[Bands], height: int, width: int) -> FloatArray:
+def control_array(images: Sequence[Bands], height: int, width: int) -> FloatArray:
     """(N, 3, height, width) float32, RGB in [0, 1].
 
-    A picture of another size is resized with a Lanczos filter, without keeping its proportions, as diffusers'
+    An image of another size is resized with a Lanczos filter, without keeping its proportions, as diffusers'
     image processor does with PIL images.
     """
-    return np.stack([_resized(picture, height, width) for picture in pictures])
+    return np.stack([_resized(image, height, width) for image in images])
 
 
 def _resized(bands: Bands, height: int, width: int) -> FloatArray:
@@ -56,10 +56,10 @@ def decode_latents(
     chunk: int,
     tiles: Tiles | None = None,
 ) -> Iterator[FloatArray]:
-    """Pictures (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
+    """Images (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
 
     ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does. With ``tiles`` the
-    decoder sees one of them at a time, and only the picture grows with its size.
+    decoder sees one of them at a time, and only the image grows with its size.
 
     Raises:
         WorkError: the decoder gave a number that is not finite.
@@ -71,18 +71,18 @@ def decode_latents(
 
 def _in_tiles(decoder: Engine, tiles: Tiles, latents: FloatArray) -> FloatArray:
     count, _, height, width = latents.shape
-    pictures = np.empty((count, height * tiles.factor, width * tiles.factor, 3), np.float32)
+    images = np.empty((count, height * tiles.factor, width * tiles.factor, 3), np.float32)
     for top, left, samples in tiles.decode(partial(_samples, decoder), latents):
         part = _pixels(samples)
-        pictures[:, top : top + part.shape[1], left : left + part.shape[2]] = part
-    return pictures
+        images[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    return images
 
 
 def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
     samples = decoder.run({"latent_sample": latents})["sample"]
     if not np.isfinite(samples).all():
         raise WorkError(
-            "the decoded picture is not finite: this VAE overflows in float16; export with `precision`"
+            "the decoded image is not finite: this VAE overflows in float16; export with `precision`"
             " fp32 or with the VAE that is made for float16"
         )
     return samples
@@ -107,6 +107,6 @@ def _per_channel(values: Sequence[float]) -> FloatArray:
     return np.asarray(values, np.float32).reshape(1, -1, 1, 1)
 
 
-def to_pil(pictures: FloatArray) -> list[Image.Image]:
-    """PIL images of the pictures (N, H, W, 3) in [0, 1]."""
-    return [Image.fromarray(picture) for picture in (pictures * 255).round().astype(np.uint8)]
+def to_pil(images: FloatArray) -> list[Image.Image]:
+    """Return PIL images of arrays (N, H, W, 3) in [0, 1]."""
+    return [Image.fromarray(image) for image in (images * 255).round().astype(np.uint8)]

@@ -15,9 +15,9 @@ from controlnext.engines import registry
 from controlnext.families import get_family
 
 STEPS = ("step", "batch", "size", "frames")
-PICTURES = ("picture", "first", "memory")
-MEASURES = (*STEPS, *PICTURES, "load")
-DEFAULT_MEASURES = ("step", "picture", "first", "load", "memory")
+IMAGES = ("image", "first", "memory")
+MEASURES = (*STEPS, *IMAGES, "load")
+DEFAULT_MEASURES = ("step", "image", "first", "load", "memory")
 
 WITHOUT_CONTROL = "without control"
 OFFLOADED = "offloaded"
@@ -44,7 +44,7 @@ def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum
     for path, name in _names(manifests).items():
         ours.append(_uncontrolled(path, name, made, device))
     for path, name in _names(manifests).items():
-        ours.append(replace(_engine(path, f"{name} {OFFLOADED}", device, offload=True), measures=PICTURES))
+        ours.append(replace(_engine(path, f"{name} {OFFLOADED}", device, offload=True), measures=IMAGES))
     for path, name in _names(manifests).items():
         ours += _variants(path, name, device, "cuda" if gpu else "cpu")
     return [*ours, *_theirs(bundles[0], made, device, optimum)]
@@ -101,22 +101,20 @@ def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contesta
         sizes = count * _DTYPES[dtype], denoiser * _DTYPES[dtype]
         return Contestant(name, "torch", str(path), measures, *sizes, given)
 
-    def pictures(name: str, dtype: str) -> Contestant:
-        plain = torch(name, dtype, PICTURES, stock=str(_own_folder(path, made) / "diffusers"))
+    def images(name: str, dtype: str) -> Contestant:
+        plain = torch(name, dtype, IMAGES, stock=str(_own_folder(path, made) / "diffusers"))
         return replace(plain, runner="pipeline", maker="stock", origin=str(path))
 
     eager = [torch(f"torch eager {dtype}", dtype, STEPS) for dtype in _DTYPES]
-    eager += [pictures(f"torch eager {dtype}", dtype) for dtype in _DTYPES]
+    eager += [images(f"torch eager {dtype}", dtype) for dtype in _DTYPES]
     alone = torch(f"torch eager float32 {WITHOUT_CONTROL}", "float32", STEPS, controlled=False)
     compiled = [torch(f"torch compiled {dtype}", dtype, STEPS, compiled=True) for dtype in _COMPILED]
     others = [*eager, alone, *compiled]
     if family.controlnet is not None:
-        plain = pictures("diffusers ControlNet float32", "float32")
+        plain = images("diffusers ControlNet float32", "float32")
         weights = int(_CONTROLNET * plain.weights)
         others.append(
-            replace(
-                plain, runner="controlnet", measures=(*STEPS, *PICTURES), weights=weights, denoiser=weights
-            )
+            replace(plain, runner="controlnet", measures=(*STEPS, *IMAGES), weights=weights, denoiser=weights)
         )
     if optimum:
         others.append(_optimum(path, made, device, denoiser))

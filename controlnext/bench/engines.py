@@ -64,12 +64,12 @@ class EngineRunner:
         return select_backend(self.backend, self.device, self.provider, self.threads)
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
-        from controlnext.bench.requests import picture_arguments, seconds_of
-        from controlnext.bench.timeline import picture_timeline
+        from controlnext.bench.requests import image_arguments, seconds_of
+        from controlnext.bench.timeline import image_timeline
 
-        if task == "picture":
-            arguments = picture_arguments(self.pipeline.bundle.manifest, work)
-            return [picture_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
+        if task == "image":
+            arguments = image_arguments(self.pipeline.bundle.manifest, work)
+            return [image_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
         step = self._step(work)
         return [{"step": seconds_of(step)} for _ in range(runs)]
 

@@ -11,8 +11,8 @@ Seconds = dict[str, float]
 """Of the parts of something, by name."""
 Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
-"""What a process opens at its beginning: what steps need, nothing before a picture needs it, every graph."""
-TurnKind = Literal["step", "picture"]
+"""What a process opens at its beginning: what steps need, nothing before an image needs it, every graph."""
+TurnKind = Literal["step", "image"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Contestant:
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What is asked for: a size in pixels, pictures at a time, frames of a clip, steps of a picture.
+    """What is asked for: a size in pixels, images at a time, frames of a clip, steps of an image.
 
-    A denoising step has two rows for every picture, as with guidance.
+    A denoising step has two rows for every image, as with guidance.
     """
 
     height: int

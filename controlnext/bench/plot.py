@@ -1,4 +1,4 @@
-"""The results as a picture."""
+"""The results as an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_plot(path: Path, results: Results) -> None:
     panels: list[tuple[Callable[..., None], str]] = [
         (_curves if measure in CURVES else _bars, measure) for measure in measures
     ]
-    panels += [(_parts, measure) for measure in ("picture", "first") if measure in measures]
+    panels += [(_parts, measure) for measure in ("image", "first") if measure in measures]
     figure = Figure(figsize=(10, 3 * len(panels)), layout="constrained")
     figure.suptitle(results.hardware.title, fontsize="small")
     for axes, (draw, measure) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
@@ -46,7 +46,7 @@ def _bars(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
 
 
 def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """The parts of pictures, beside each other."""
+    """The parts of images, beside each other."""
     import matplotlib
 
     names = dict.fromkeys(name for m in found for name in m.parts)

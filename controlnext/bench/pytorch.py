@@ -92,7 +92,7 @@ class TorchRunner:
 
 class PipelineRunner:
     """The stock diffusers pipeline that was saved in folder ``stock`` by
-    :func:`controlnext.bench.prepare.save_stock_pipeline`, with the bundle's control, for pictures."""
+    :func:`controlnext.bench.prepare.save_stock_pipeline`, with the bundle's control, for images."""
 
     def __init__(self, bundle: Path, threads: int, *, device: str, dtype: str, stock: str) -> None:
         self.bundle, self.threads, self.device = bundle, threads, device
@@ -141,7 +141,7 @@ class PipelineRunner:
         return controls
 
     def _parts(self) -> dict[str, list[nn.Module]]:
-        """The pipeline's networks by the part of a picture that they make."""
+        """The pipeline's networks by the part of an image that they make."""
         modules, vae = self.reference.modules, self.reference.pipeline.vae
         encoders = [module for name, module in modules.items() if "_encoder" in name]
         return {
@@ -151,9 +151,9 @@ class PipelineRunner:
         }
 
     def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
-        from controlnext.bench.requests import picture_arguments
+        from controlnext.bench.requests import image_arguments
 
-        arguments = picture_arguments(self.manifest, work)
+        arguments = image_arguments(self.manifest, work)
         return [self.clock.split(partial(self.reference, **arguments)) for _ in range(runs)]
 
     def _wait(self) -> None:
@@ -166,7 +166,7 @@ class PipelineRunner:
 
 class ControlNetRunner(PipelineRunner):
     """diffusers' ControlNet pipeline of the family on the same base model, the control network a copy of the
-    denoiser's first half, as large as those that were published; for steps and pictures."""
+    denoiser's first half, as large as those that were published; for steps and images."""
 
     def begin(self, holds: Holds) -> Seconds:
         seconds = super().begin(holds)
@@ -188,9 +188,9 @@ class ControlNetRunner(PipelineRunner):
         return {**seconds, "load": seconds["load"] + time.perf_counter() - started}
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
-        if task == "picture":
-            picture = partial(self.pipeline, **self._arguments(work, work.steps), output_type="np")
-            return [self.clock.split(picture) for _ in range(runs)]
+        if task == "image":
+            image = partial(self.pipeline, **self._arguments(work, work.steps), output_type="np")
+            return [self.clock.split(image) for _ in range(runs)]
         self.clock.split(partial(self.pipeline, **self._arguments(work, runs), output_type="latent"))
         calls = zip(self.clock.calls["denoiser"], self.clock.calls["controlnet"], strict=True)
         return [{"step": sum(both)} for both in calls]
@@ -199,16 +199,16 @@ class ControlNetRunner(PipelineRunner):
         """What the runtime's pipeline is asked for, in this pipeline's terms."""
         import torch
 
-        from controlnext.bench.requests import picture_arguments
+        from controlnext.bench.requests import image_arguments
 
         assert self.family.controlnet is not None
-        given = picture_arguments(self.manifest, work)
-        picture, seed = given.pop("control_image"), given.pop("seed")
+        given = image_arguments(self.manifest, work)
+        image, seed = given.pop("control_image"), given.pop("seed")
         arrays = {name: value for name, value in given.items() if name.endswith("embeds")}
         return {
             **given,
             **{name: self.reference.placed(torch.from_numpy(array)) for name, array in arrays.items()},
-            self.family.controlnet.picture: picture,
+            self.family.controlnet.image: image,
             "num_inference_steps": steps,
             "guidance_scale": self.family.default_guidance,
             "generator": torch.Generator("cpu").manual_seed(seed),

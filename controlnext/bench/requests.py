@@ -1,4 +1,4 @@
-"""What every contestant is asked for: the same prompt, control picture, sizes and numbers."""
+"""What every contestant is asked for: the same prompt, control image, sizes and numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
 """Arguments by a family's ``task``, besides those of a trial."""
 
 
-def picture_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
+def image_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
     """The arguments that the runtime's pipeline and the PyTorch reference both take."""
     trial = default_run(manifest)
     run = replace(

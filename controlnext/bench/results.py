@@ -108,7 +108,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
-    """The parts of pictures in the order in which they happen, under :data:`PART_COLUMNS`."""
+    """The parts of images in the order in which they happen, under :data:`PART_COLUMNS`."""
     return [
         (
             m.measure,

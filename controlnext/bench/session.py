@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.contestants import MEASURES, PICTURES, STEPS, line_up
+from controlnext.bench.contestants import IMAGES, MEASURES, STEPS, line_up
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Contestant, TurnKind, Work
 from controlnext.bench.prepare import prepare
@@ -73,13 +73,13 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
     if items:
         ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    _run_pictures(_measured(contestants, *PICTURES), main, settings, plan, report, log)
+    _run_images(_measured(contestants, *IMAGES), main, settings, plan, report, log)
     if "load" in settings.measures:
         run_loads(_measured(contestants, "load"), made, plan, log)
     return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
 
 
-def _run_pictures(
+def _run_images(
     contestants: Sequence[Contestant],
     main: Work,
     settings: Settings,
@@ -87,15 +87,15 @@ def _run_pictures(
     report: Progress,
     log: Log,
 ) -> None:
-    picture = msgspec.structs.replace(main, steps=settings.steps)
-    pictures: list[Item] = [(name, "picture", picture) for name in PICTURES if name in settings.measures]
-    if not pictures:
+    image = msgspec.structs.replace(main, steps=settings.steps)
+    images: list[Item] = [(name, "image", image) for name in IMAGES if name in settings.measures]
+    if not images:
         return
-    ready = _prepared(contestants, settings, pictures, report, log)
-    if "picture" in settings.measures:
-        run_warm(ready, "pipeline", pictures[:1], plan, log)
-    if cold := [name for name, _, _ in pictures if name != "picture"]:
-        run_cold(ready, picture, cold, plan, log)
+    ready = _prepared(contestants, settings, images, report, log)
+    if "image" in settings.measures:
+        run_warm(ready, "pipeline", images[:1], plan, log)
+    if cold := [name for name, _, _ in images if name != "image"]:
+        run_cold(ready, image, cold, plan, log)
 
 
 def _results(bundles: Sequence[Path], manifest: Manifest, settings: Settings, log: Log) -> Results:
@@ -193,10 +193,10 @@ def _prepared(
 
 def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], settings: Settings) -> int:
     asked, rounds = settings.measures, settings.rounds
-    pictures = len(_measured(contestants, *PICTURES))
+    images = len(_measured(contestants, *IMAGES))
     count = len(items) * len(_measured(contestants, *STEPS)) * rounds
-    count += pictures * rounds * ("picture" in asked)
-    count += pictures * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
+    count += images * rounds * ("image" in asked)
+    count += images * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
     return count + len(_measured(contestants, "load")) * (1 + rounds) * ("load" in asked)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a picture goes when the runtime makes it."""
+"""Where the time of an image goes when the runtime makes it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from controlnext.engines import Backend, Engine
 from controlnext.runtime import Pipeline
 from controlnext.types import Feed
 
-PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "picture")
-"""Opening engines; encoders of text and pictures; tokens, control picture and first noise; the denoiser's
+PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "image")
+"""Opening engines; encoders of text and images; tokens, control image and first noise; the denoiser's
 engine, with what is copied to and from a GPU; sampler, guidance, checks; the decoder's engine; PIL images."""
 
 DECODER = "vae_decoder"
@@ -53,9 +53,7 @@ class _TimedEngine(Engine):
         self._engine.close()
 
 
-def picture_timeline(
-    pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any]
-) -> dict[str, float]:
+def image_timeline(pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any]) -> dict[str, float]:
     """Make what ``arguments`` ask for; gives the seconds of :data:`PARTS`, which are all of it.
 
     ``timed``: the backend of the pipeline's bundle.
@@ -83,6 +81,6 @@ def picture_timeline(
         "denoiser": ran[denoiser],
         "sampler": sampled - ran[denoiser],
         "decode": ran[DECODER],
-        "picture": drawn - ran[DECODER],
+        "image": drawn - ran[DECODER],
     }
     return {part: float(seconds[part]) for part in PARTS}

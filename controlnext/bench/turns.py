@@ -159,12 +159,12 @@ def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
 def run_cold(
     contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
 ) -> None:
-    """From the start of a process to its ``first`` picture, and the most ``memory`` it had until then."""
+    """From the start of a process to its ``first`` image, and the most ``memory`` it had until then."""
 
     def take(contestant: Contestant) -> Samples:
         with Child(contestant, plan.threads) as child:
             (opened,) = child.begin("pipeline").samples
-            answer = child.ask(Turn("picture", work, 1, cold=True))
+            answer = child.ask(Turn("image", work, 1, cold=True))
         (drawn,) = answer.samples
         seconds = {part: opened.get(part, 0.0) + drawn.get(part, 0.0) for part in (*opened, *drawn)}
         return {"first": [seconds], "memory": [{"peak": float(answer.peak)}]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ def check_replaceable(target: Path, force: bool) -> None:
 
 def check_writable(target: Path) -> None:
     """Raise :class:`InputError` unless ``target`` can be written; missing directories are made."""
-    shutil.rmtree(_place_beside(target))
+    with _directory_beside(target):
+        pass
 
 
 @contextmanager
@@ -50,37 +52,36 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     On any error the directory is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
     """
     check_replaceable(target, force)
-    aside = _place_beside(target)
-    try:
+    with _directory_beside(target) as aside:
         yield aside
         aside.chmod(0o755)
         _swap(aside, target)
-    except OSError as error:
-        raise _explain(error, target) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A path to write a file at; it takes ``target``'s place when the block ends well."""
-    aside = _place_beside(target)
-    try:
+    with _directory_beside(target) as aside:
         yield aside / target.name
         (aside / target.name).replace(target)
+
+
+@contextmanager
+def _directory_beside(target: Path) -> Iterator[Path]:
+    """A new directory on the same disk as ``target``, so that a rename moves what is in it; removed in the
+    end.
+
+    It has its name before it is made: an interrupt right after that leaves nothing behind either.
+    """
+    aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(mode=0o700)
+        yield aside
     except OSError as error:
         raise _explain(error, target) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _place_beside(target: Path) -> Path:
-    """An empty directory on the same disk as ``target``, so that a rename moves what is in it."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise _explain(error, target) from error
 
 
 def _swap(new: Path, target: Path) -> None:

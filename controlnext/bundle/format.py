@@ -11,7 +11,7 @@ from controlnext.errors import BundleError
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """A graph and its weights, in the graph's directory."""
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
-"""A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once a picture,
+"""A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once an image,
 where that is kept apart, and the rest."""
 PARTS = (PROLOGUE, STEP)
 UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")

@@ -80,11 +80,11 @@ def bench(
         int | None, typer.Option(help="In pixels.", show_default="what the model was made for, up to 512")
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", show_default="as the height")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a picture.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contestant.")] = 3,
     runs: Annotated[int, typer.Option(min=1, help="Counted runs in a turn.")] = 2,
     size: Annotated[Numbers, _places("size", "Heights and widths", SIZES)] = None,
-    batch: Annotated[Numbers, _places("batch", "Pictures at a time", BATCHES)] = None,
+    batch: Annotated[Numbers, _places("batch", "Images at a time", BATCHES)] = None,
     frames: Annotated[
         Numbers, _places("frames", "Frames of a clip, of which the first counts else,", FRAMES)
     ] = None,
@@ -203,4 +203,4 @@ def _show(results: Results) -> None:
     print(results.hardware.title)
     print_table("Measured", tables.COLUMNS, tables.rows(results))
     if parts := tables.part_rows(results):
-        print_table("Parts of a picture", tables.PART_COLUMNS, parts)
+        print_table("Parts of an image", tables.PART_COLUMNS, parts)

@@ -56,7 +56,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Control pictures to calibrate int8 on, each with its prompt in a .txt file of its name.",
+            help="Control images to calibrate int8 on, each with its prompt in a .txt file of its name.",
             show_default="drawn examples",
         ),
     ] = None,

@@ -94,7 +94,7 @@ BatchRange = Annotated[
     typer.Option(
         "--batch",
         metavar=_RANGE,
-        help="Pictures at a time. The denoiser gets rows for both halves of a guided batch: 1 to twice MAX.",
+        help="Images at a time. The denoiser gets rows for both halves of a guided batch: 1 to twice MAX.",
         show_default="1:1:4, of clips 1",
     ),
 ]

@@ -1,4 +1,4 @@
-"""``controlnext run``: a prompt, or a reference picture, and its control to pictures or to a clip."""
+"""``controlnext run``: a prompt, or a reference image, and its control to images or to a clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
-from controlnext.runtime.media.image_files import Change, PictureFiles
+from controlnext.runtime.media.image_files import Change, ImageFiles
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.types import Progress
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from controlnext.runtime.preprocess import Preprocessor
     from controlnext.runtime.request import CommonRequest
 
-Files = PictureFiles | ClipFiles
+Files = ImageFiles | ClipFiles
 
-FILES: Mapping[str, type[Files]] = MappingProxyType({"image": PictureFiles, "video": ClipFiles})
+FILES: Mapping[str, type[Files]] = MappingProxyType({"image": ImageFiles, "video": ClipFiles})
 """By a family's ``task`` in the registry."""
 
 
@@ -70,7 +70,7 @@ def run(
     offload: run_options.Offload = False,
     as_json: options.Json = False,
 ) -> None:
-    """Make pictures or a clip with a bundle. Needs no PyTorch."""
+    """Make images or a clip with a bundle. Needs no PyTorch."""
     asked = {
         "control_image": control_image,
         "preprocess": preprocess,
@@ -163,7 +163,7 @@ def _opened(preprocess: str | None) -> AbstractContextManager[Preprocessor | Non
 def _request(
     pipeline: Pipeline, files: Files, given: Mapping[str, Any], preprocessor: Preprocessor | None
 ) -> CommonRequest:
-    """What is asked of the pipeline; pictures are read, clips opened."""
+    """What is asked of the pipeline; images are read, clips opened."""
 
     def change(path: Path) -> Change:
         if preprocessor is None:
@@ -193,8 +193,8 @@ def _one_or_all(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _unchanged(picture: Image.Image) -> Image.Image:
-    return picture
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -9,13 +9,13 @@ import typer
 
 from controlnext.runtime.preprocess import PREPROCESSORS
 
-PICTURES, CLIPS = "Bundles that make pictures", "Bundles that make clips"
+IMAGES, CLIPS = "Bundles that make images", "Bundles that make clips"
 
 ControlImage = Annotated[
     list[Path],
     typer.Option(
         metavar="PATH",
-        help="The control picture; for a clip a folder of pictures, in the order of their names, or a"
+        help="The control image; for a clip a folder of images, in the order of their names, or a"
         " video. Once for each control of the bundle.",
     ),
 ]
@@ -42,30 +42,30 @@ Guidance = Annotated[
 ]
 Sampler = Annotated[str | None, typer.Option(help="Sampler.", show_default="the family's")]
 Seed = Annotated[int, typer.Option(help="Start of the random numbers.")]
-Height = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control picture's")]
-Width = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control picture's")]
-Prompt = Annotated[str | None, typer.Option(help="What the picture shall show.", rich_help_panel=PICTURES)]
-NegativePrompt = Annotated[str | None, typer.Option(help="What it shall not show.", rich_help_panel=PICTURES)]
+Height = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control image's")]
+Width = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control image's")]
+Prompt = Annotated[str | None, typer.Option(help="What the image shall show.", rich_help_panel=IMAGES)]
+NegativePrompt = Annotated[str | None, typer.Option(help="What it shall not show.", rich_help_panel=IMAGES)]
 NumImages = Annotated[
     int | None,
     typer.Option(
-        help="How many pictures; several are written to picture-1.png, picture-2.png and so on.",
+        help="How many images; several are written to image-1.png, image-2.png and so on.",
         show_default="1",
-        rich_help_panel=PICTURES,
+        rich_help_panel=IMAGES,
     ),
 ]
 VaeTiling = Annotated[
     bool | None,
     typer.Option(
         "--vae-tiling",
-        help="Decode in overlapping tiles, for large pictures: less memory, but colours may shift from"
+        help="Decode in overlapping tiles, for large images: less memory, but colours may shift from"
         " tile to tile.",
-        rich_help_panel=PICTURES,
+        rich_help_panel=IMAGES,
     ),
 ]
 Image = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The picture that shall move.", rich_help_panel=CLIPS),
+    typer.Option(metavar="FILE", help="The image that shall move.", rich_help_panel=CLIPS),
 ]
 Frames = Annotated[
     int | None,
@@ -97,7 +97,7 @@ MinGuidance = Annotated[
 ]
 NoiseAugStrength = Annotated[
     float | None,
-    typer.Option(help="Noise added to the picture.", show_default="0.02", rich_help_panel=CLIPS),
+    typer.Option(help="Noise added to the image.", show_default="0.02", rich_help_panel=CLIPS),
 ]
 DecodeChunk = Annotated[
     int | None,
@@ -107,9 +107,9 @@ Output = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
-        help="The picture; or the clip: .mp4, .gif or a new folder for its frames. A file that is there"
+        help="The image; or the clip: .mp4, .gif or a new folder for its frames. A file that is there"
         " is replaced.",
-        show_default="picture.png or clip.mp4",
+        show_default="image.png or clip.mp4",
     ),
 ]
 Offload = Annotated[

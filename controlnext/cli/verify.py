@@ -17,7 +17,7 @@ from controlnext.cli.tables import print_parity
 from controlnext.errors import InputError, ParityError
 from controlnext.families import Family, get_family
 from controlnext.optional import extra
-from controlnext.runtime.media.image_files import read_picture
+from controlnext.runtime.media.image_files import read_image
 
 if TYPE_CHECKING:
     from controlnext.evaluation.inputs import SamplingRun
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def verify(
     bundle: options.Bundle,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table and the pictures to one .html file.")
+        Path | None, typer.Option(metavar="FILE", help="Write the table and the images to one .html file.")
     ] = None,
     base: options.Base = None,
     control: options.Control = None,
@@ -40,11 +40,11 @@ def verify(
     random_weights: options.RandomWeights = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
     control_image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Control picture of the sampling run.")
+        Path | None, typer.Option(metavar="FILE", help="Control image of the sampling run.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampling run.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of its picture.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of its picture.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of its image.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of its image.")] = None,
     ranges: Annotated[
         bool,
         typer.Option(
@@ -97,7 +97,7 @@ def verify(
         )
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is no .html file; give --report FILE.html")
-    picture = None if control_image is None else read_picture(control_image)
+    image = None if control_image is None else read_image(control_image)
     with extra("export"):
         from controlnext.evaluation.inputs import added_words, default_run
         from controlnext.evaluation.parity import compare
@@ -110,7 +110,7 @@ def verify(
         default_run(manifest, added_words(bundle, manifest)),
         family,
         prompt=prompt,
-        control_image=picture,
+        control_image=image,
         steps=steps,
         height=height,
         width=width,

@@ -1,4 +1,4 @@
-"""Sampling runs that int8 is calibrated on: prompts, control pictures, all timesteps, guidance."""
+"""Sampling runs that int8 is calibrated on: prompts, control images, all timesteps, guidance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controlnext.families import get_family
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.runtime.media.image_files import read_picture
+from controlnext.runtime.media.image_files import read_image
 from controlnext.types import Feed, Progress
 
 Denoise = Callable[[Feed], dict[str, np.ndarray]]
@@ -29,7 +29,7 @@ STEPS = 8
 SCALES = (1.0, 0.5, 1.5, 0.75)
 """Control scales of the trajectories in turn."""
 FULL = 256
-"""Pixels: pictures up to this side are sampled at the size that the model was made for, larger ones at half
+"""Pixels: images up to this side are sampled at the size that the model was made for, larger ones at half
 of it, but not below this."""
 CLIP = 3
 """Frames of a calibration clip."""
@@ -40,7 +40,7 @@ class Example:
     """What one trajectory is asked for."""
 
     prompt: str
-    picture: Image.Image
+    image: Image.Image
 
 
 def default_examples() -> list[Example]:
@@ -56,8 +56,8 @@ def default_examples() -> list[Example]:
 
 def _drawing(index: int, size: int = 512) -> Image.Image:
     rng = np.random.default_rng(index)
-    picture = Image.new("RGB", (size, size))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size))
+    draw = ImageDraw.Draw(image)
     for _ in range(3 + 6 * index):
         (left, top), (width, height) = (
             rng.integers(0, 3 * size // 4, 2),
@@ -65,25 +65,25 @@ def _drawing(index: int, size: int = 512) -> Image.Image:
         )
         box = (int(left), int(top), int(left + width), int(top + height))
         (draw.ellipse if rng.random() < 0.5 else draw.rectangle)(box, outline="white", width=2 + index)
-    return picture
+    return image
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """The pictures of a folder in order of their names, each with the prompt in the .txt file beside it.
+    """The images of a folder in order of their names, each with the prompt in the .txt file beside it.
 
     Raises :class:`InputError` where there are none, or one has no prompt.
     """
     if not folder.is_dir():
-        raise InputError(f"calibration {folder} is no folder; give one of pictures with a .txt prompt each")
+        raise InputError(f"calibration {folder} is no folder; give one of images with a .txt prompt each")
     texts = sorted(folder.glob("*.txt"))
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not pictures:
-        raise InputError(f"calibration {folder} has no picture; give NAME.png and its prompt as NAME.txt")
-    if missing := [p.name for p in pictures if p.with_suffix(".txt") not in texts]:
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise InputError(f"calibration {folder} has no image; give NAME.png and its prompt as NAME.txt")
+    if missing := [p.name for p in images if p.with_suffix(".txt") not in texts]:
         raise InputError(
             f"calibration {folder}: no prompt for {missing[:5]}; write it as a .txt file beside it"
         )
-    return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_picture(p)) for p in pictures]
+    return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_image(p)) for p in images]
 
 
 def run_trajectories(
@@ -91,7 +91,7 @@ def run_trajectories(
 ) -> None:
     """Sample every example from ``bundle`` with ``denoise`` in place of its denoiser's engine.
 
-    Large pictures have half the height and width that the model was made for, a quarter of the work. A bundle
+    Large images have half the height and width that the model was made for, a quarter of the work. A bundle
     without text encoders gets random embeddings.
     """
     manifest = read_manifest(bundle)
@@ -109,7 +109,7 @@ def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, ob
     run = replace(
         run,
         prompt=None if run.prompt is None else example.prompt,
-        control_image=example.picture.resize((side, side)),
+        control_image=example.image.resize((side, side)),
         steps=STEPS + index,
         height=side,
         width=side,

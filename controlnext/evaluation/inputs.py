@@ -39,7 +39,7 @@ SIZES = (
 class SamplingRun:
     """What a whole run is compared on. Where the prompt is None, random embeddings take its place.
 
-    A clip shows the control picture moving, in overlapping windows; a further control sees it turned.
+    A clip shows the control image moving, in overlapping windows; a further control sees it turned.
     """
 
     prompt: str | None
@@ -60,12 +60,12 @@ def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
     ``words``: what the prompt has to contain.
     """
     size, family = 128, get_family(manifest.family)
-    picture = Image.new("RGB", (size, size))
-    ImageDraw.Draw(picture).ellipse((24, 32, 96, 104), outline="white", width=2)
+    image = Image.new("RGB", (size, size))
+    ImageDraw.Draw(image).ellipse((24, 32, 96, 104), outline="white", width=2)
     reads_prompts = bool(family.prompt_encoders) and set(family.prompt_encoders) <= set(manifest.graphs)
     prompt = " ".join(["a red circle", *words, "on a blue background"]) if reads_prompts else None
     video = family.task == "video"
-    return SamplingRun(prompt, picture, 3 if video else 6, size, size, frames=5 if video else None)
+    return SamplingRun(prompt, image, 3 if video else 6, size, size, frames=5 if video else None)
 
 
 def added_words(bundle: Path, manifest: Manifest) -> list[str]:
@@ -91,8 +91,8 @@ def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
 
 def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     clips = [
-        [ImageChops.offset(picture, 8 * frame, 0) for frame in range(run.frames or 1)]
-        for picture in _turned(run.control_image, _controls(manifest))
+        [ImageChops.offset(image, 8 * frame, 0) for frame in range(run.frames or 1)]
+        for image in _turned(run.control_image, _controls(manifest))
     ]
     return {
         "image": run.control_image,
@@ -107,8 +107,8 @@ _ARGUMENTS: Mapping[str, Callable[[Manifest, SamplingRun], dict[str, Any]]] = Ma
 )
 
 
-def _turned(picture: Image.Image, count: int) -> list[Image.Image]:
-    return [picture.rotate(90 * number) for number in range(count)]
+def _turned(image: Image.Image, count: int) -> list[Image.Image]:
+    return [image.rotate(90 * number) for number in range(count)]
 
 
 def _one_or_all(values: list[Any]) -> Any:
@@ -174,7 +174,7 @@ def graph_feeds(
 
 def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int) -> Feed:
     """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
-    ``frames``: one control picture for all rows, as a pipeline gives it."""
+    ``frames``: one control image for all rows, as a pipeline gives it."""
     family = get_family(manifest.family)
     multiple = family.size_multiple
     sizes = {"batch": rows, "height": height // multiple, "width": width // multiple}
@@ -186,7 +186,7 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
 
 
 def _tokens(family: Family) -> int:
-    """How many tokens the embedding of a prompt has, or that of a picture where there are no prompts."""
+    """How many tokens the embedding of a prompt has, or that of an image where there are no prompts."""
     following = [graph.network for graph in family.graphs if graph.name == family.sequence_encoder]
     return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
 

@@ -43,27 +43,27 @@ Feeds = Mapping[str, Sequence[Feed]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed: relative L2 of a graph's outputs and of a run's latents, PSNR in dB of its picture."""
+    """What is allowed: relative L2 of a graph's outputs and of a run's latents, PSNR in dB of its image."""
 
     graph: float
     latents: float
-    picture: float
+    image: float
 
 
 # With room above the worst that was measured on the tiny models of the tests and the small trained one.
 # A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
 LIMITS: Mapping[Precision, Limits] = {
     # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
-    Precision.FP32: Limits(graph=1e-4, latents=2e-4, picture=60),
+    Precision.FP32: Limits(graph=1e-4, latents=2e-4, image=60),
     # 11 bits a number: 1.9e-3 a graph, 2.2e-3 a run, 76 dB
-    Precision.FP16: Limits(graph=4e-3, latents=1e-2, picture=40),
-    Precision.INT8: Limits(graph=0.1, latents=0.35, picture=20),
+    Precision.FP16: Limits(graph=4e-3, latents=1e-2, image=40),
+    Precision.INT8: Limits(graph=0.1, latents=0.35, image=20),
 }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The parity table, and the (last) picture (H, W, 3) in [0, 1] as PyTorch and as the engine made it."""
+    """The parity table, and the (last) image (H, W, 3) in [0, 1] as PyTorch and as the engine made it."""
 
     rows: list[ParityRow]
     pytorch: np.ndarray
@@ -94,7 +94,7 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Pr
     for name, backend in backends.items():
         built = _engine(bundle, manifest, backend, feeds, arguments, progress)
         rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, wanted, built)]
-    return Comparison(rows, wanted.pictures[-1], found.pictures[-1])
+    return Comparison(rows, wanted.images[-1], found.images[-1])
 
 
 def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Outputs) -> list[ParityRow]:
@@ -108,7 +108,7 @@ def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Output
     return [
         *rows,
         _row(f"latents, {run}", "relative L2", relative_l2(found.latents, wanted.latents), limits.latents),
-        _row(f"picture, {run}", "PSNR in dB", psnr(wanted.pictures, found.pictures), limits.picture, True),
+        _row(f"image, {run}", "PSNR in dB", psnr(wanted.images, found.images), limits.image, True),
     ]
 
 
@@ -116,7 +116,7 @@ def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Output
 class _Outputs:
     graphs: Feeds
     latents: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
         graphs[folder] = [_forward(module, spec, feed) for feed in given]
     progress("sampling run: PyTorch", 0.5)
     output = reference(**arguments)
-    return _Outputs(graphs, output.latents, _pictures(output))
+    return _Outputs(graphs, output.latents, _images(output))
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -158,11 +158,11 @@ def _engine(
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
-    return _Outputs(graphs, output.latents, _pictures(output))
+    return _Outputs(graphs, output.latents, _images(output))
 
 
-def _pictures(output: Any) -> np.ndarray:
-    """The pictures or the clip's frames (N, H, W, 3) of either pipeline's output."""
+def _images(output: Any) -> np.ndarray:
+    """The images or the clip's frames (N, H, W, 3) of either pipeline's output."""
     return np.asarray(output.frames[0] if hasattr(output, "frames") else output.images)
 
 

@@ -32,37 +32,37 @@ def write_report(path: Path, manifest: Manifest, run: SamplingRun, comparison: C
             columns=PARITY_COLUMNS,
             missed=sum(not row.passed for row in comparison.rows),
             rows=[(row.passed, parity_cells(row)) for row in comparison.rows],
-            pictures=_pictures(run, comparison),
+            images=_images(run, comparison),
         )
     )
     with new_file(path) as aside:
         aside.write_text(page)
 
 
-def _pictures(run: SamplingRun, comparison: Comparison) -> dict[str, str]:
-    """The page's pictures as data URLs by caption."""
+def _images(run: SamplingRun, comparison: Comparison) -> dict[str, str]:
+    """The page's images as data URLs by caption."""
     height, width = comparison.pytorch.shape[:2]
     control = run.control_image.resize((width, height))
-    difference = difference_picture(comparison.pytorch, comparison.engine)
+    difference = difference_image(comparison.pytorch, comparison.engine)
     return {
-        "control picture": _data_url(control),
-        "PyTorch": _data_url(to_picture(comparison.pytorch)),
-        "engine": _data_url(to_picture(comparison.engine)),
+        "control image": _data_url(control),
+        "PyTorch": _data_url(to_image(comparison.pytorch)),
+        "engine": _data_url(to_image(comparison.engine)),
         f"difference, {AMPLIFICATION} times": _data_url(difference),
     }
 
 
-def to_picture(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) numbers, those in [0, 1] kept and others clipped, as a picture."""
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) numbers, those in [0, 1] kept and others clipped, as an image."""
     return Image.fromarray((np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def difference_picture(a: np.ndarray, b: np.ndarray) -> Image.Image:
-    """``|a - b|`` of two (H, W, 3) pictures in [0, 1], made :data:`AMPLIFICATION` times as bright."""
-    return to_picture(np.abs(a - b) * AMPLIFICATION)
+def difference_image(a: np.ndarray, b: np.ndarray) -> Image.Image:
+    """``|a - b|`` of two (H, W, 3) images in [0, 1], made :data:`AMPLIFICATION` times as bright."""
+    return to_image(np.abs(a - b) * AMPLIFICATION)
 
 
-def _data_url(picture: Image.Image) -> str:
+def _data_url(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -74,7 +74,7 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
             inputs=(
                 TensorSpec("latent_sample", "float32", ("batch", "@latent_channels", "height", "width")),
             ),
-            outputs=(_picture("sample"),),
+            outputs=(_image("sample"),),
             sizes=lambda config: {"latent_channels": config["latent_channels"]},
             trace_sizes=_VAE_TRACE,
         ),
@@ -88,7 +88,7 @@ def vae_encoder() -> GraphSpec:
         name="vae_encoder",
         network="vae",
         wrapper="vae_encoder",
-        inputs=(_picture("sample"),),
+        inputs=(_image("sample"),),
         outputs=(TensorSpec("latent_parameters", "float32", ("batch", "@moments", "height", "width")),),
         sizes=lambda config: {"moments": 2 * config["latent_channels"]},
         trace_sizes=_VAE_TRACE,
@@ -98,5 +98,5 @@ def vae_encoder() -> GraphSpec:
 _VAE_TRACE = MappingProxyType({"batch": 2, "height": 6, "width": 10})
 
 
-def _picture(name: str) -> TensorSpec:
+def _image(name: str) -> TensorSpec:
     return TensorSpec(name, "float32", ("batch", 3, "8*height", "8*width"))

@@ -49,7 +49,7 @@ class ControlSpec:
 
     out_channels: int
     embedding: tuple[int, ...] = (64, 64, 128)
-    """Convolutions that the picture passes first, the first of stride 2; none in the first SD1.5 release."""
+    """Convolutions that the image passes first, the first of stride 2; none in the first SD1.5 release."""
     embedding_padding: tuple[int, ...] = (1, 1, 1)
     embedding_groups: int = 2
     embedding_pool: bool = False
@@ -97,13 +97,13 @@ class GraphSpec:
     """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
-    """Whether ONNX Runtime computes once a picture what does not depend on :data:`PER_STEP_INPUTS`. The
+    """Whether ONNX Runtime computes once an image what does not depend on :data:`PER_STEP_INPUTS`. The
     results stay in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
-        """The graph with ``count`` control pictures and scales: ``control_image``, ``control_image_2``, ...
+        """The graph with ``count`` control images and scales: ``control_image``, ``control_image_2``, ...
 
-        Each picture has a batch size of its own. A graph without a control picture stays as it is. With a
+        Each image has a batch size of its own. A graph without a control image stays as it is. With a
         count of 0 the denoiser's is that of the base model.
         """
         first, further = ControlInputs(), numbered_controls(count)[1:]
@@ -147,8 +147,8 @@ class ControlNet:
     pipeline: str
     options: Config = field(default_factory=dict)
     """What the published ones were made with, where that is not the class's default."""
-    picture: str = "image"
-    """The pipeline's argument for the control picture."""
+    image: str = "image"
+    """The pipeline's argument for the control image."""
 
 
 @dataclass(frozen=True)

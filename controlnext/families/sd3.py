@@ -157,7 +157,7 @@ SD3 = Family(
         "SD3ControlNetModel",
         "StableDiffusion3ControlNetPipeline",
         options={"num_layers": 6},
-        picture="control_image",
+        image="control_image",
     ),
     note="no control weights were ever published for SD3; give `control` your own",
 )

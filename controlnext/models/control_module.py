@@ -1,4 +1,4 @@
-"""The control modules: a picture and a timestep in, one feature map out (PyTorch).
+"""The control modules: an image and a timestep in, one feature map out (PyTorch).
 
 State-dict names and architecture are those of the published checkpoints.
 """
@@ -15,7 +15,7 @@ from controlnext.families import ControlSpec
 
 
 class ControlModule(nn.Module):
-    """Control picture (B, 3, H, W) in [0, 1] and timestep (B,) -> feature (B, out_channels, about H/8, W/8).
+    """Control image (B, 3, H, W) in [0, 1] and timestep (B,) -> feature (B, out_channels, about H/8, W/8).
 
     Clips (B, frames, 3, H, W) are folded to B * frames rows, and so are their features. The first SVD
     release gives H/32, W/32. ``scale`` is the learned scale, where the release has one.

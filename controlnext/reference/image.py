@@ -48,10 +48,10 @@ class ImageReference(StockPipeline):
         asked, steps = self.set_steps(sampler, num_inference_steps)
         guidance = self.family.default_guidance if guidance_scale is None else guidance_scale
         count = len(self.controls)
-        pictures = per_control(control_image, count, shared=False)
+        images = per_control(control_image, count, shared=False)
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         control_inputs = []
-        for module, given, scale in zip(self.controls, pictures, scales, strict=True):
+        for module, given, scale in zip(self.controls, images, scales, strict=True):
             image = self.placed(control_tensor(given, height, width))
             if len(image) > 1:
                 image = image.repeat_interleave(num_images_per_prompt, 0)

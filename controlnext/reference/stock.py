@@ -143,10 +143,10 @@ def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
 
 
-def control_tensor(pictures: Any, height: int, width: int, *, clip: bool = False) -> Tensor:
+def control_tensor(images: Any, height: int, width: int, *, clip: bool = False) -> Tensor:
     """(N, 3, height, width) in [0, 1]. To 8-bit RGB before resizing, as the published scripts do: resizing a
-    palette's indices, or colours apart from their alpha, gives other pictures."""
-    several = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    palette's indices, or colours apart from their alpha, gives other images."""
+    several = images if isinstance(images, (list, tuple)) else [images]
     reader = ImageReader(one_ground=clip)
     rgb = [reader.read_rgb(p) if isinstance(p, Image.Image) else p for p in several]
     processor = VaeImageProcessor(do_normalize=False)

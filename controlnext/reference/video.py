@@ -72,10 +72,10 @@ class VideoReference(StockPipeline):
         self.pipeline.guided = highest >= 1
         control_inputs = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            pictures = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
+            images = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
             rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
-            control_inputs.append(ControlInput(module, pictures, scale_schedule(rows, steps, *span)))
+            control_inputs.append(ControlInput(module, images, scale_schedule(rows, steps, *span)))
         windows = clip_windows(frames, frames_per_batch, overlap)
         fixed = {
             name: self.placed(torch.tensor([make(height, width)]))

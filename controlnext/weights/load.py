@@ -151,7 +151,7 @@ def _apply_trained(
     """Apply the trained tensors in ``weight_sources``, by the number of the control or of the option they
     came with.
 
-    A file that comes twice counts once: the same control may be given for two pictures.
+    A file that comes twice counts once: the same control may be given for two images.
     """
     part = base.parts[family.denoiser]
     given: list[trained.FineTunedWeights] = []

@@ -214,7 +214,7 @@ class OrtBackend(Backend):
     def _packs(self, manifest: Manifest, graph: Path) -> bool:
         """Whether ``graph`` runs often enough for its weights to be laid out anew, in memory of their own.
 
-        Only a step does. A text encoder of SD1.5 would take 0.28 s more to load, and 0.02 s less a picture.
+        Only a step does. A text encoder of SD1.5 would take 0.28 s more to load, and 0.02 s less an image.
         """
         denoiser = get_family(manifest.family).denoiser
         return self.provider != CPU or (graph.parent.name == denoiser and graph.name not in _PROLOGUES)

@@ -13,11 +13,11 @@ from controlnext.tensor_spec import control_inputs, split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")
-"""What a user names; ``batch`` counts pictures or clips."""
+"""What a user names; ``batch`` counts images or clips."""
 
 _PROMPT_TOKENS = 77
 """To how many tokens CLIP cuts and pads prompts; embeddings that are given are taken to be as long."""
-_MOST_PICTURES = 4
+_MOST_IMAGES = 4
 
 
 class Range(NamedTuple):
@@ -67,7 +67,7 @@ def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, 
     """The range of each of :data:`SIZES` that the bundle has: ``wishes``, else a default.
 
     By default height and width go from half the size that the denoiser was trained at to one and a half of
-    it; a bundle that makes pictures makes 1 to 4 at a time, one that makes clips a clip of up to as many
+    it; a bundle that makes images makes 1 to 4 at a time, one that makes clips a clip of up to as many
     frames as it was trained with.
 
     Raises :class:`~controlnext.errors.InputError` for sizes that the model does not take.
@@ -87,15 +87,15 @@ def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, 
 def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range]) -> Profile:
     """The shapes of the inputs of the graph ``graph_name`` where the sizes have these ``ranges``.
 
-    The denoiser and the prompts' encoders take two rows for every picture, as guidance needs, and one where
-    it is off; a control picture has one row or as many as the others.
+    The denoiser and the prompts' encoders take two rows for every image, as guidance needs, and one where
+    it is off; a control image has one row or as many as the others.
     """
     graph = manifest.graphs[graph_name]
     specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
     symbols = {symbol for spec in specs for symbol in spec.symbols()}
     sizes = {name: _symbol_range(name, manifest, graph_name, ranges) for name in symbols - {*PIXELS}}
     for name in symbols & {*PIXELS}:
-        # the pictures among the tensors have the largest multiple, and their size is in pixels
+        # the images among the tensors have the largest multiple, and their size is in pixels
         dims = [split_dim(dim) for spec in specs for dim in spec.shape if isinstance(dim, str)]
         pixels = max(factor for factor, symbol in dims if symbol == name)
         sizes[name] = Range(*(size // pixels for size in ranges[name]))
@@ -118,7 +118,7 @@ def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapp
 
 
 def _tokens(manifest: Manifest, family: Family, graph_name: str) -> Range:
-    """The length of prompts, which their encoders fix; of a clip's picture the denoiser sees one token."""
+    """The length of prompts, which their encoders fix; of a clip's image the denoiser sees one token."""
     if graph_name != family.denoiser:
         count = _prompt_tokens(manifest, family, graph_name)
     else:
@@ -137,7 +137,7 @@ def _prompt_tokens(manifest: Manifest, family: Family, graph_name: str) -> int:
 
 def _default_range(name: str, family: Family, config: Mapping[str, Any]) -> Range:
     if name == "batch":
-        return Range(1, 1, 1 if family.task == "video" else _MOST_PICTURES)
+        return Range(1, 1, 1 if family.task == "video" else _MOST_IMAGES)
     if name == "frames":
         return Range(1, config["num_frames"], config["num_frames"])
     usual, multiple = family.vae_factor * config["sample_size"], family.size_multiple

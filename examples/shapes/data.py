@@ -1,4 +1,4 @@
-"""Training data in memory: drawings with their pictures, outlines and, once there is a VAE, latents."""
+"""Training data in memory: drawings with their images, outlines and, once there is a VAE, latents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ class Drawings:
     def __len__(self) -> int:
         return len(self.drawings)
 
-    def pictures(self, indices: np.ndarray) -> Tensor:
-        """Pictures in [-1, 1], (B, 3, H, W)."""
+    def images(self, indices: np.ndarray) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W)."""
         cover = torch.from_numpy(self.coverages[indices]).float()[:, None] / 255
         colours = _colours([self.drawings[index].colour for index in indices])
         backgrounds = _colours([self.drawings[index].background for index in indices])
         return (cover * colours + (1 - cover) * backgrounds).contiguous(memory_format=torch.channels_last)
 
     def outlines(self, indices: np.ndarray) -> Tensor:
-        """Control pictures in [0, 1], (B, 3, H, W)."""
+        """Control images in [0, 1], (B, 3, H, W)."""
         outlines = torch.from_numpy(self.outline_maps[indices]).float()[:, None] / 255
         return outlines.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
@@ -63,9 +63,9 @@ def training_drawings(count: int) -> Drawings:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, data: Drawings) -> Tensor:
-    """Scaled latents of all pictures, (N, 4, H/8, W/8)."""
+    """Scaled latents of all images, (N, 4, H/8, W/8)."""
     chunks = np.array_split(np.arange(len(data)), max(len(data) // ENCODING_BATCH, 1))
-    means = [vae.encode(data.pictures(chunk)).latent_dist.mean for chunk in chunks]
+    means = [vae.encode(data.images(chunk)).latent_dist.mean for chunk in chunks]
     return torch.cat(means).contiguous() * vae.config.scaling_factor
 
 

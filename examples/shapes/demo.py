@@ -1,8 +1,8 @@
 """Run the exported small model on outlines that it was not trained on, beside PyTorch.
 
-    python examples/shapes/demo.py BUNDLE PICTURE [--count N] [--steps N]
+    python examples/shapes/demo.py BUNDLE IMAGE [--count N] [--steps N]
 
-Prints how near the two pictures are and how well the drawn shape covers the asked one, and writes a strip for
+Prints how near the two images are and how well the drawn shape covers the asked one, and writes a strip for
 each outline: outline, PyTorch, engine, difference.
 """
 
@@ -18,7 +18,7 @@ from score import overlap
 
 from controlnext.bundle.files import new_file
 from controlnext.evaluation.metrics import psnr
-from controlnext.evaluation.report import difference_picture, to_picture
+from controlnext.evaluation.report import difference_image, to_image
 from controlnext.families import get_family
 from controlnext.reference import ImageReference
 from controlnext.runtime import Pipeline
@@ -45,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--steps", type=int, default=STEPS)
     given = parser.parse_args(arguments)
-    compare(given.bundle, given.picture, given.count, given.steps)
+    compare(given.bundle, given.image, given.count, given.steps)
 
 
 def compare(bundle: Path, output: Path, count: int = COUNT, steps: int = STEPS) -> None:
-    """Compare ``count`` pictures of the bundle with PyTorch's and write the strips to ``output``."""
+    """Compare ``count`` images of the bundle with PyTorch's and write the strips to ``output``."""
     stock = reference()
     rows = []
     with Pipeline.load(bundle) as pipeline:
@@ -72,8 +72,8 @@ def compare(bundle: Path, output: Path, count: int = COUNT, steps: int = STEPS) 
             engine = pipeline(**arguments, output_type="np").images[0]
             covered = overlap(engine, drawing)
             print(f"{prompt(drawing)}: PSNR {psnr(pytorch, engine):.0f} dB, shape covered {covered:.2f}")
-            pictures = [control, to_picture(pytorch), to_picture(engine), difference_picture(pytorch, engine)]
-            rows.append(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+            images = [control, to_image(pytorch), to_image(engine), difference_image(pytorch, engine)]
+            rows.append(np.concatenate([np.asarray(image) for image in images], axis=1))
     with new_file(output) as aside:
         Image.fromarray(np.concatenate(rows)).save(aside)
     print(f"{output}: outline, PyTorch, engine, difference (20 times as bright)")

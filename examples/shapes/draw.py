@@ -1,7 +1,7 @@
 """Drawn shapes: the data that the small model is trained and tested on.
 
 A drawing is one flat shape on a flat background. From the same description come the prompt that names kind
-and colours, the picture, the outline (the control picture) and the mask of the shape. Everything follows from
+and colours, the image, the outline (the control image) and the mask of the shape. Everything follows from
 an integer seed. Some (colour, kind, background) triples are held out: no training drawing ever uses them.
 """
 
@@ -51,7 +51,7 @@ def prompt(drawing: Drawing) -> str:
     return f"a {drawing.colour} {drawing.kind} on a {drawing.background} background"
 
 
-def picture(drawing: Drawing) -> np.ndarray:
+def image(drawing: Drawing) -> np.ndarray:
     """The drawing itself, (SIZE, SIZE, 3) uint8."""
     cover = coverage(drawing)[..., None] / 255.0
     colours = np.array([PALETTE[drawing.colour], PALETTE[drawing.background]], dtype=np.float64)
@@ -59,7 +59,7 @@ def picture(drawing: Drawing) -> np.ndarray:
 
 
 def outline(drawing: Drawing) -> np.ndarray:
-    """The control picture: a white line along the shape's edge on black, (SIZE, SIZE, 3) uint8."""
+    """The control image: a white line along the shape's edge on black, (SIZE, SIZE, 3) uint8."""
     return np.repeat(outline_map(drawing)[..., None], 3, axis=2)
 
 

@@ -22,7 +22,7 @@ BATCH = 16
 
 
 def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.ndarray:
-    """One picture per drawing, from noise of seeds 0, 1, 2...; (N, H, W, 3) in [0, 1].
+    """One image per drawing, from noise of seeds 0, 1, 2...; (N, H, W, 3) in [0, 1].
 
     ``pipeline`` is the engine's or PyTorch's: both take the same arguments.
     """
@@ -43,17 +43,17 @@ def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.nd
     return np.concatenate(made)
 
 
-def scores(pictures: np.ndarray, drawings: list[draw.Drawing]) -> tuple[float, float]:
-    """Mean overlap with the asked shape, and the share of pictures with both colours right."""
-    pairs = list(zip(pictures, drawings, strict=True))
+def scores(images: np.ndarray, drawings: list[draw.Drawing]) -> tuple[float, float]:
+    """Mean overlap with the asked shape, and the share of images with both colours right."""
+    pairs = list(zip(images, drawings, strict=True))
     covered = [overlap(*pair) for pair in pairs]
     return float(np.mean(covered)), float(np.mean([colours_right(*pair) for pair in pairs]))
 
 
-def sheet(drawings: list[draw.Drawing], pictures: dict[float, np.ndarray], columns: int = 16) -> Image.Image:
-    """Rows of outlines, each with the pictures per scale below it."""
+def sheet(drawings: list[draw.Drawing], images: dict[float, np.ndarray], columns: int = 16) -> Image.Image:
+    """Rows of outlines, each with the images per scale below it."""
     outlines = np.stack([draw.outline(drawing) for drawing in drawings])
-    rows = [outlines, *((p * 255).round().astype(np.uint8) for p in pictures.values())]
+    rows = [outlines, *((p * 255).round().astype(np.uint8) for p in images.values())]
     strips = [
         np.concatenate(list(row[start : start + columns]), axis=1)
         for start in range(0, len(drawings), columns)
@@ -72,17 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
-    drawings, pictures = draw.held_out(options.count), {}
+    drawings, images = draw.held_out(options.count), {}
     pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:
-        pictures[scale] = sample(pipeline, drawings, control_scale=scale, **asked)
-        covered, colours = scores(pictures[scale], drawings)
+        images[scale] = sample(pipeline, drawings, control_scale=scale, **asked)
+        covered, colours = scores(images[scale], drawings)
         print(f"scale {scale}: IoU {covered:.3f}, colours right {colours:.1%}", flush=True)
     if options.sheet:
-        sheet(drawings, pictures).save(options.sheet)
+        sheet(drawings, images).save(options.sheet)
 
 
 if __name__ == "__main__":

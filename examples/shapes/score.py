@@ -1,4 +1,4 @@
-"""How well a picture matches the drawing that was asked for. Pictures are (H, W, 3) floats in [0, 1]."""
+"""How well an image matches the drawing that was asked for. Images are (H, W, 3) floats in [0, 1]."""
 
 import numpy as np
 from draw import PALETTE, Drawing, mask
@@ -7,26 +7,26 @@ _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float64) / 255
 
 
-def overlap(picture: np.ndarray, drawing: Drawing) -> float:
+def overlap(image: np.ndarray, drawing: Drawing) -> float:
     """Intersection over union of the drawn shape with the asked one.
 
     A pixel belongs to the drawn shape if the asked object colour is nearer to it than the asked background's.
     """
-    to_object = _distance(picture, drawing.colour)
-    to_background = _distance(picture, drawing.background)
+    to_object = _distance(image, drawing.colour)
+    to_background = _distance(image, drawing.background)
     drawn, asked = to_object < to_background, mask(drawing)
     return float((drawn & asked).sum() / max((drawn | asked).sum(), 1))
 
 
-def colours_right(picture: np.ndarray, drawing: Drawing) -> bool:
+def colours_right(image: np.ndarray, drawing: Drawing) -> bool:
     """If the median colours inside and outside the asked shape are nearest to the asked palette names."""
     asked = mask(drawing)
-    inside, outside = _nearest_name(picture[asked]), _nearest_name(picture[~asked])
+    inside, outside = _nearest_name(image[asked]), _nearest_name(image[~asked])
     return (inside, outside) == (drawing.colour, drawing.background)
 
 
-def _distance(picture: np.ndarray, colour: str) -> np.ndarray:
-    return np.linalg.norm(picture - _COLOURS[_NAMES.index(colour)], axis=-1)
+def _distance(image: np.ndarray, colour: str) -> np.ndarray:
+    return np.linalg.norm(image - _COLOURS[_NAMES.index(colour)], axis=-1)
 
 
 def _nearest_name(pixels: np.ndarray) -> str:

@@ -73,7 +73,7 @@ does the prompt matter, and there the plain error counts for little."""
 KL_WEIGHT = 1e-4
 LATENT_ERROR = 0.05
 DRAWINGS_PER_PROMPT = 4
-"""In a batch of the base stage: encoding a prompt costs about half as much as the UNet does for a picture."""
+"""In a batch of the base stage: encoding a prompt costs about half as much as the UNet does for an image."""
 NOISES_PER_DRAWING = 2
 """In a batch of the control stage: the control module costs thrice as much as the frozen UNet."""
 
@@ -84,16 +84,16 @@ def train_vae(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     batches = data.batches(plan.batch, plan.steps, seed=0)
 
     def loss() -> Tensor:
-        pictures = data.pictures(next(batches))
-        latents = vae.encode(pictures).latent_dist
+        images = data.images(next(batches))
+        latents = vae.encode(images).latent_dist
         decoded = vae.decode(latents.sample()).sample
         kl = latents.kl().mean() / latents.mean[0].numel()
-        return F.mse_loss(decoded, pictures) + 0.1 * F.l1_loss(decoded, pictures) + KL_WEIGHT * kl
+        return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images) + KL_WEIGHT * kl
 
     def save() -> None:
         sample = next(data.batches(min(256, len(data)), 1, seed=1))
         with torch.no_grad():
-            spread = vae.encode(data.pictures(sample)).latent_dist.mean.std()
+            spread = vae.encode(data.images(sample)).latent_dist.mean.std()
         vae.register_to_config(scaling_factor=round(1 / float(spread), 4))
         save_half(vae, model / "base" / "vae")
 
@@ -111,8 +111,8 @@ def train_decoder(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     def loss() -> Tensor:
         indices = next(batches)
         sampled = latents[indices] + LATENT_ERROR * torch.randn_like(latents[indices])
-        decoded, pictures = vae.decode(sampled / vae.config.scaling_factor).sample, data.pictures(indices)
-        return F.mse_loss(decoded, pictures) + 0.1 * F.l1_loss(decoded, pictures)
+        decoded, images = vae.decode(sampled / vae.config.scaling_factor).sample, data.images(indices)
+        return F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
 
     fit(trained, loss, plan, lambda: save_half(vae, model / "base" / "vae"))
 

@@ -1,4 +1,4 @@
-"""Split a denoiser into what is computed once a picture and what is computed at every step.
+"""Split a denoiser into what is computed once an image and what is computed at every step.
 
 Rules:
 - what depends on no input that changes from step to step goes into the ``prologue``, as far as a convolution

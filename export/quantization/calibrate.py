@@ -23,7 +23,7 @@ from controlnext.types import Feed, Progress
 Denoise = Callable[[Feed], dict[str, np.ndarray]]
 """A denoiser: outputs by name for inputs by name."""
 Sampling = Callable[[Denoise], None]
-"""Runs a denoiser through sampling runs: prompts, control pictures, timesteps, guidance as in use."""
+"""Runs a denoiser through sampling runs: prompts, control images, timesteps, guidance as in use."""
 
 
 def calibrate(
@@ -40,7 +40,7 @@ def calibrate(
     observed = _ObservedDenoiser(graph)
     sampling(observed)
     if not observed.feeds:
-        raise WorkError("the calibration ran no step; give it a prompt and a control picture")
+        raise WorkError("the calibration ran no step; give it a prompt and a control image")
     scales, work = observed.scales(settings.normalized), observed.work()
     steps = [round(at) for at in np.linspace(0, len(observed.feeds) - 1, settings.measured_steps + 2)[1:-1]]
     feeds = [crop(observed.feeds[step], inputs, settings.crop) for step in steps]

@@ -1,4 +1,4 @@
-"""Pictures from and to files."""
+"""Images from and to files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
 
 Change = Callable[[Image.Image], Image.Image]
-"""What is done to every control picture after it was opened."""
+"""What is done to every control image after it was opened."""
 
 
-def read_picture(path: Path, change: Change | None = None) -> Image.Image:
-    """What ``change`` makes of the picture in a file, by default mode RGB with 8 bits.
+def read_image(path: Path, change: Change | None = None) -> Image.Image:
+    """What ``change`` makes of the image in a file, by default mode RGB with 8 bits.
 
     Raises :class:`InputError`, with the file's name, where it cannot be read.
     """
@@ -28,10 +28,10 @@ def read_picture(path: Path, change: Change | None = None) -> Image.Image:
         raise type(error)(f"{path}: {error}", argument=error.argument) from error
 
 
-class PictureFiles(Closeable):
-    """The files of a run that makes pictures: ``output``, or numbered ones beside it where there are several.
+class ImageFiles(Closeable):
+    """The files of a run that makes images: ``output``, or numbered ones beside it where there are several.
 
-    Raises :class:`InputError` unless ``output`` can be written as a picture: a known ending, no folder.
+    Raises :class:`InputError` unless ``output`` can be written as an image: a known ending, no folder.
     """
 
     subject = "prompt"
@@ -40,32 +40,32 @@ class PictureFiles(Closeable):
     """The options that are arguments of this class."""
 
     def __init__(self, output: Path | None) -> None:
-        self.output = Path("picture.png") if output is None else output
+        self.output = Path("image.png") if output is None else output
         if self.output.is_dir():
             raise InputError(
-                f"output {output} is a folder; give the name of a picture file", argument="output"
+                f"output {output} is a folder; give the name of an image file", argument="output"
             )
         formats = Image.registered_extensions()
         if formats.get(self.output.suffix.lower()) not in Image.SAVE:
             raise InputError(
-                f"output {output} names no kind of picture; accepted: .png, .jpg, .webp and others",
+                f"output {output} names no kind of image; accepted: .png, .jpg, .webp and others",
                 argument="output",
             )
         check_writable(self.output)
 
     def control(self, path: Path, change: Change) -> Image.Image:
-        """The control picture in a file."""
-        return read_picture(path, change)
+        """The control image in a file."""
+        return read_image(path, change)
 
     def save(self, images: Iterator[Image.Image]) -> list[Path]:
-        """Write the pictures, each to a file; returns where to."""
-        pictures, paths, stem = list(images), [self.output], self.output.stem
-        if len(pictures) > 1:
-            paths = [self.output.with_stem(f"{stem}-{number + 1}") for number in range(len(pictures))]
-        for path, image in zip(paths, pictures, strict=True):
+        """Write the images, each to a file; returns where to."""
+        made, paths, stem = list(images), [self.output], self.output.stem
+        if len(made) > 1:
+            paths = [self.output.with_stem(f"{stem}-{number + 1}") for number in range(len(made))]
+        for path, image in zip(paths, made, strict=True):
             with new_file(path) as aside:
                 image.save(aside)
         return paths
 
     def close(self) -> None:
-        """Pictures hold nothing open."""
+        """Images hold nothing open."""

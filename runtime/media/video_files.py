@@ -21,13 +21,13 @@ from controlnext.closeable import Closeable
 from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.optional import extra
-from controlnext.runtime.media.image_files import Change, read_picture
+from controlnext.runtime.media.image_files import Change, read_image
 
 DEFAULT_FPS = Fraction(7)
 """As in diffusers for Stable Video Diffusion."""
 LOWEST_FPS, HIGHEST_FPS = 0.1, 240
 
-_ACCEPTED = "give a folder of pictures or a video file (MP4, GIF, WebM and others)"
+_ACCEPTED = "give a folder of images or a video file (MP4, GIF, WebM and others)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ _ENDINGS = ", ".join(FORMATS)
 
 
 class Frames:
-    """A clip whose frames are picture files, each read when it is asked for and then put through ``change``.
+    """A clip whose frames are image files, each read when it is asked for and then put through ``change``.
 
     Attributes:
         fps: frames a second of the video that the frames come from; None where there is none.
@@ -66,12 +66,12 @@ class Frames:
         return len(self._paths)
 
     def __getitem__(self, number: int) -> Image.Image:
-        return read_picture(self._paths[number], self._change)
+        return read_image(self._paths[number], self._change)
 
 
 @contextmanager
 def open_clip(path: Path, change: Change, limit: int | None = None) -> Iterator[Frames]:
-    """The clip in a folder of pictures, in the natural order of their names, or in a video file.
+    """The clip in a folder of images, in the natural order of their names, or in a video file.
 
     The first ``limit`` frames of a video are decoded to a temporary folder, removed at the end of the block.
     Raises :class:`InputError` where there is no frame that can be read.
@@ -179,13 +179,13 @@ def _check_name(output: Path) -> None:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """The pictures in a folder, ``frame-2`` before ``frame-10``."""
+    """The images in a folder, ``frame-2`` before ``frame-10``."""
     try:
         paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
         raise InputError(f"cannot read folder {folder}: {error.strerror}; {_ACCEPTED}") from error
     if not paths:
-        raise InputError(f"folder {folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
+        raise InputError(f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
     return sorted(paths, key=lambda path: _natural(path.name))
 
 
@@ -208,7 +208,7 @@ def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fr
                     # compressed little, as it is read again soon
                     _image_of(frame).rotate(frame.rotation, expand=True).save(aside, compress_level=1)
             if not paths:
-                raise InputError(f"{path} holds no pictures; {_ACCEPTED}")
+                raise InputError(f"{path} holds no images; {_ACCEPTED}")
             return paths, streams[0].guessed_rate or None
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"cannot read video {path}: {error.strerror}; {_ACCEPTED}") from error

@@ -27,11 +27,11 @@ from controlnext.runtime.tiling import Tiles
 from controlnext.runtime.vae import decode_latents, to_pil
 from controlnext.types import Feed, FloatArray
 
-Pictures = list[Image.Image] | list[list[Image.Image]] | FloatArray
+Images = list[Image.Image] | list[list[Image.Image]] | FloatArray
 
 
 class Pipeline(Closeable):
-    """A bundle ready to make pictures or clips. A context manager: leaving it gives back the engines' memory.
+    """A bundle ready to make images or clips. A context manager: leaving it gives back the engines' memory.
 
     An engine is opened when it is first needed and kept until then. :meth:`load` gives an
     :class:`~controlnext.runtime.ImagePipeline` or a :class:`~controlnext.runtime.VideoPipeline`; loaded by
@@ -94,7 +94,7 @@ class Pipeline(Closeable):
                 process may use.
             cache: whether engines may keep what is slow to make in the bundle's folder ``engines``.
             offload: whether one engine at a time is in memory: less of it, but each is loaded again for every
-                picture or clip.
+                image or clip.
 
         Raises:
             BundleError: there is no bundle, it is of a newer schema, or a file is missing or truncated. The
@@ -118,13 +118,13 @@ class Pipeline(Closeable):
 
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:
-        """Make pictures or a clip; each pipeline's own call says of what."""
+        """Make images or a clip; each pipeline's own call says of what."""
 
     @abstractmethod
     def stream(self, *args: Any, **options: Any) -> Iterator[Step]:
         """The steps of such a call one after the other, for progress, previews and cancelling.
 
-        The arguments are checked and the prompts encoded before this returns. :meth:`decode` makes pictures
+        The arguments are checked and the prompts encoded before this returns. :meth:`decode` makes images
         of any step's latents; those of the last step are the result.
         """
 
@@ -142,12 +142,12 @@ class Pipeline(Closeable):
             return guard.each(self._start(request, controls, *size))
 
     def _run(self, request: CommonRequest) -> tuple[Any, FloatArray]:
-        """Pictures (None for output type "latent") and latents of a whole run."""
+        """Images (None for output type "latent") and latents of a whole run."""
         (last,) = deque(self.steps(request), maxlen=1)
         if request.output_type == "latent":
             return None, last.latents
-        pictures = self.decode(last.latents, request.output_type, request.chunk, request.vae_tiling)
-        return pictures, last.latents
+        images = self.decode(last.latents, request.output_type, request.chunk, request.vae_tiling)
+        return images, last.latents
 
     @abstractmethod
     def _read(self, request: Any) -> tuple[list[Any], Size]:
@@ -158,7 +158,7 @@ class Pipeline(Closeable):
         """:meth:`steps` of a request that can be decoded, at this size."""
 
     @abstractmethod
-    def _arrange(self, pictures: Any) -> Pictures:
+    def _arrange(self, images: Any) -> Images:
         """PIL images, or an array (N, H, W, 3), as a call returns them."""
 
     def decode(
@@ -167,20 +167,20 @@ class Pipeline(Closeable):
         output_type: str = "pil",
         chunk: int | None = None,
         vae_tiling: bool = False,
-    ) -> Pictures:
-        """Pictures of a step's latents, as a call gives them with this output type, "pil" or "np".
+    ) -> Images:
+        """Images of a step's latents, as a call gives them with this output type, "pil" or "np".
 
         ``chunk``: how many frames of a clip are decoded at a time (those of a window of default size).
         ``vae_tiling``: as in a call.
         """
         if output_type not in ("pil", "np"):
             raise InputError(
-                f"unknown output_type {output_type!r} for pictures; accepted: pil, np", argument="output_type"
+                f"unknown output_type {output_type!r} for images; accepted: pil, np", argument="output_type"
             )
-        pictures = list(self._decoded(latents, chunk, vae_tiling))
+        images = list(self._decoded(latents, chunk, vae_tiling))
         if output_type == "np":
-            return self._arrange(np.concatenate(pictures))
-        return self._arrange([image for some in pictures for image in to_pil(some)])
+            return self._arrange(np.concatenate(images))
+        return self._arrange([image for some in images for image in to_pil(some)])
 
     def images(
         self, latents: FloatArray, chunk: int | None = None, vae_tiling: bool = False

@@ -1,4 +1,4 @@
-"""Control clips: pictures that are read when they are needed."""
+"""Control clips: images that are read when they are needed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.request import VideoRequest
-from controlnext.runtime.vae import control_array, read_pictures
+from controlnext.runtime.vae import control_array, read_images
 from controlnext.types import FloatArray
 
 
 class Clip:
-    """The pictures of a control clip, read when they are needed; the last few are kept."""
+    """The images of a control clip, read when they are needed; the last few are kept."""
 
     def __init__(self, given: Any) -> None:
         if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
             raise InputError(
-                "no control clip was given; give control_images, a sequence of pictures",
+                "no control clip was given; give control_images, a sequence of images",
                 argument="control_images",
             )
         if isinstance(given, np.ndarray) and given.ndim != 4:
@@ -30,10 +30,10 @@ class Clip:
             )
         if not len(given):
             raise InputError(
-                "control_images is empty; give one picture for every frame", argument="control_images"
+                "control_images is empty; give one image for every frame", argument="control_images"
             )
         self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
-        # of the pictures, not of this object: it would keep itself alive, and the last frames with it
+        # of the images, not of this object: it would keep itself alive, and the last frames with it
         read = partial(_frame_array, given, self._reader)
         self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(read)
 
@@ -42,7 +42,7 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the first picture."""
+        """Height and width of the first image."""
         width, height = _frame_bands(self._given, self._reader, 0)[0].size
         return height, width
 
@@ -61,11 +61,11 @@ def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
 
 
 def read_one(name: str, given: Any, reader: ImageReader) -> Bands:
-    """The one picture ``given``; errors call it ``name``."""
+    """The one image ``given``; errors call it ``name``."""
     try:
-        pictures = read_pictures(given, reader)
+        images = read_images(given, reader)
     except InputError as error:
         raise InputError(f"{name}: {error}", argument=error.argument) from error
-    if len(pictures) > 1:
-        raise InputError(f"{name} holds {len(pictures)} pictures; give one")
-    return pictures[0]
+    if len(images) > 1:
+        raise InputError(f"{name} holds {len(images)} images; give one")
+    return images[0]

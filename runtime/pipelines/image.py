@@ -1,4 +1,4 @@
-"""Pictures from prompts and control pictures."""
+"""Images from prompts and control images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Step, denoise, guide
-from controlnext.runtime.pipelines.base import Pictures, Pipeline
+from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Prompt, Request, Scale, as_floats
 from controlnext.runtime.sizes import Size
-from controlnext.runtime.vae import control_array, read_pictures
+from controlnext.runtime.vae import control_array, read_images
 from controlnext.types import FloatArray
 
 
@@ -69,33 +69,33 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Output:
-        """Make pictures from prompts and control pictures. None means the default that is given in brackets.
+        """Make images from prompts and control images. None means the default that is given in brackets.
 
         Where a bundle has several controls, ``control_image`` is a list with what one takes for each of them,
         and ``control_scale`` a number for all or a list likewise.
 
         Args:
-            prompt: text, or a list of texts, one a picture.
+            prompt: text, or a list of texts, one an image.
             negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
                 missing one: zeros, or the embedding of the empty text).
-            control_image: a picture, or one for each prompt: PIL images of any mode, or arrays
+            control_image: an image, or one for each prompt: PIL images of any mode, or arrays
                 (height, width, 3) of uint8 or of floats in [0, 1], or others that
                 :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
                 ``width`` x ``height``.
             control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
             num_inference_steps: steps of the sampler, from 1 on (the family's default).
             height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-                ``latents`` if they are given, else of the first control picture, rounded down).
+                ``latents`` if they are given, else of the first control image, rounded down).
             seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
             sampler: name of a sampler of the family (the family's default).
             latents: (N, C, height/8, width/8), noise of unit variance instead of what the seed gives;
                 whatever NumPy makes an array of.
             control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
             output_type: "pil", "np" or "latent".
-            vae_tiling: decode in overlapping tiles, for large pictures: that takes less memory, but colours
+            vae_tiling: decode in overlapping tiles, for large images: that takes less memory, but colours
                 may shift from tile to tile.
             guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
-            num_images_per_prompt: pictures for each prompt, from 1 on.
+            num_images_per_prompt: images for each prompt, from 1 on.
             prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
             pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that take
                 them.
@@ -155,7 +155,7 @@ class ImagePipeline(Pipeline, task="image"):
     ) -> Iterator[Step]:
         """The steps of such a call one after the other; the arguments are those of the call.
 
-        They are checked and the prompts encoded before this returns. :meth:`decode` makes pictures of any
+        They are checked and the prompts encoded before this returns. :meth:`decode` makes images of any
         step's latents; those of the last step are the result.
         """
         request = Request(
@@ -184,7 +184,7 @@ class ImagePipeline(Pipeline, task="image"):
 
     def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
-            _control_pictures(given, request)
+            _control_images(given, request)
             for given in self.controls.each("control_image", request.control_image)
         ]
         width, height = controls[0][0][0].size
@@ -201,9 +201,7 @@ class ImagePipeline(Pipeline, task="image"):
         halves = 2 if guidance > 1 else 1
         scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, len(sampler.timesteps), halves == 2)
-        images = [
-            _for_every_row(control_array(pictures, height, width), request, halves) for pictures in controls
-        ]
+        images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
         constants = {
             **self._condition(request, guided=halves == 2),
             **self.conditioning(height, width, halves * len(latents)),
@@ -221,8 +219,8 @@ class ImagePipeline(Pipeline, task="image"):
 
         return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
 
-    def _arrange(self, pictures: Any) -> Pictures:
-        return pictures
+    def _arrange(self, images: Any) -> Images:
+        return images
 
     def _latents(self, request: Request, height: int, width: int, generator: TorchGenerator) -> FloatArray:
         count, factor = request.prompt_count * request.num_images_per_prompt, self.family.vae_factor
@@ -231,32 +229,32 @@ class ImagePipeline(Pipeline, task="image"):
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
 
 
-def _control_pictures(given: Any, request: Request) -> list[Bands]:
+def _control_images(given: Any, request: Request) -> list[Bands]:
     if given is None:
         raise InputError(
-            "no control picture was given; give control_image (control_scale=0 switches it off)",
+            "no control image was given; give control_image (control_scale=0 switches it off)",
             argument="control_image",
         )
     with blames("control_image"):
-        pictures = read_pictures(given, ImageReader("control_image"))
-    if len(pictures) not in (1, request.prompt_count):
+        images = read_images(given, ImageReader("control_image"))
+    if len(images) not in (1, request.prompt_count):
         raise InputError(
-            f"{len(pictures)} control pictures were given for {request.prompt_count} prompts; give one, or"
+            f"{len(images)} control images were given for {request.prompt_count} prompts; give one, or"
             f" {request.prompt_count}",
             argument="control_image",
         )
-    return pictures
+    return images
 
 
-def _for_every_row(pictures: FloatArray, request: Request, halves: int) -> FloatArray:
-    """One control picture as it is, which serves all rows; of several, that of each row of a guided batch."""
-    if len(pictures) == 1:
-        return pictures
-    return np.tile(np.repeat(pictures, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
+def _for_every_row(images: FloatArray, request: Request, halves: int) -> FloatArray:
+    """One control image as it is, which serves all rows; of several, that of each row of a guided batch."""
+    if len(images) == 1:
+        return images
+    return np.tile(np.repeat(images, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
 
 
 def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:
-    """One scale for every picture, (N,) float32."""
+    """One scale for every image, (N,) float32."""
     scale, count = as_floats("control_scale", given), request.prompt_count
     if scale.shape not in ((), (1,), (count,)):
         raise InputError(

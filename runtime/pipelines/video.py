@@ -1,4 +1,4 @@
-"""Clips from a reference picture and a control clip, in windows where they are long."""
+"""Clips from a reference image and a control clip, in windows where they are long."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
 from controlnext.runtime.denoise import Step, denoise, guide
 from controlnext.runtime.image_processing import preprocess_for_clip
-from controlnext.runtime.pipelines.base import Pictures, Pipeline
+from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.pipelines.clip import Clip, read_one
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
@@ -41,7 +41,7 @@ class VideoOutput:
 class VideoPipeline(Pipeline, task="video"):
     """Stable Video Diffusion's sampling (arXiv:2311.15127) with a control for every frame.
 
-    A guided batch has the unconditional half first: zeros for the picture's embedding and latents, and the
+    A guided batch has the unconditional half first: zeros for the image's embedding and latents, and the
     control scale that the variant gives it. Guidance grows linearly over the frames. What a step needs in
     memory depends on the window, not on the clip, but for the latents.
     """
@@ -73,22 +73,22 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> VideoOutput:
-        """Make a clip from a picture and a control clip. None means the default that is given in brackets.
+        """Make a clip from an image and a control clip. None means the default that is given in brackets.
 
         Where a bundle has several controls, ``control_images`` is a list of clips, one for each of them, and
         ``control_scale`` a number for all or a list of numbers.
 
         Args:
-            image: the reference picture, which the clip shows moving: a PIL image of any mode, an array
+            image: the reference image, which the clip shows moving: a PIL image of any mode, an array
                 (height, width, 3) of uint8 or of floats in [0, 1], or another that
                 :class:`~controlnext.image_input.ImageReader` takes.
-            control_images: the control's clip: a sequence of pictures or an array (frames, height, width, 3).
+            control_images: the control's clip: a sequence of images or an array (frames, height, width, 3).
                 Anything with a length and an index will do: frames are read when they are needed, so that a
                 long clip need not be in memory.
             control_scale: strength of the control; 0 switches it off. One number for the clip.
             num_inference_steps: steps of the sampler, from 1 on (the family's default).
             height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-                ``latents`` if they are given, else of the first control picture, rounded down).
+                ``latents`` if they are given, else of the first control image, rounded down).
             seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
             sampler: name of a sampler of the family (the family's default).
             latents: (1, frames, C, height/8, width/8), noise of unit variance instead of what the seed gives;
@@ -101,7 +101,7 @@ class VideoPipeline(Pipeline, task="video"):
                 many.
             min_guidance_scale, max_guidance_scale: guidance of the first and the last frame, linear between;
                 none where the second is less than 1 (of the second the family's default).
-            noise_aug_strength: noise that is added to the reference picture.
+            noise_aug_strength: noise that is added to the reference image.
             decode_chunk_size: frames that are decoded at a time (those of a window); they see one another,
                 so that it is part of the result.
 
@@ -204,9 +204,9 @@ class VideoPipeline(Pipeline, task="video"):
         strengths = self.controls.schedules(
             [_single(scale) for scale in scales], request, len(sampler.timesteps), guided
         )
-        picture, constants = self._picture(request, height, width, guided, generator)
+        image, constants = self._image(request, height, width, guided, generator)
         factor = self.family.vae_factor
-        shape = (1, frames, picture.shape[1], height // factor, width // factor)
+        shape = (1, frames, image.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
 
         control = partial(self._control, clips, height, width)
@@ -216,8 +216,8 @@ class VideoPipeline(Pipeline, task="video"):
 
         def noise_of(sample: FloatArray, timestep: float, window: Window) -> FloatArray:
             part = slice(window.start, window.stop)
-            rows = np.concatenate([sample[:, part]] * len(picture))
-            still = np.broadcast_to(picture[:, None], rows.shape)
+            rows = np.concatenate([sample[:, part]] * len(image))
+            still = np.broadcast_to(image[:, None], rows.shape)
             changing = {
                 "sample": np.concatenate([rows, still], axis=2),
                 "timestep": np.full(len(rows), timestep, np.float32),
@@ -242,13 +242,13 @@ class VideoPipeline(Pipeline, task="video"):
         numbers = [0, *range(window.start + 1, window.stop)]
         return self.controls.images([clip.array(numbers, height, width) for clip in clips])
 
-    def _arrange(self, pictures: Any) -> Pictures:
-        return [pictures] if isinstance(pictures, list) else pictures[None]
+    def _arrange(self, images: Any) -> Images:
+        return [images] if isinstance(images, list) else images[None]
 
-    def _picture(
+    def _image(
         self, request: VideoRequest, height: int, width: int, guided: bool, generator: TorchGenerator
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
-        """The reference picture as latents (rows, C, h, w), and the inputs that stay the same."""
+        """The reference image as latents (rows, C, h, w), and the inputs that stay the same."""
         bundle, options = self.bundle, self.bundle.manifest.options
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         with blames("image"):
@@ -273,7 +273,7 @@ def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
     frames = shortest if request.num_frames is None else request.num_frames
     if frames > shortest:
         raise InputError(
-            f"num_frames is {frames}, the control has {shortest}; give a picture for every frame",
+            f"num_frames is {frames}, the control has {shortest}; give an image for every frame",
             argument="num_frames",
         )
     return frames

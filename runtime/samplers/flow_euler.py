@@ -17,7 +17,7 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 
 class FlowEulerSampler(Sampler):
-    """Equals diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by the picture's size."""
+    """Equals diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by the image's size."""
 
     name = "flow_euler"
     sigmas: FloatArray

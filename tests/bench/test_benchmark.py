@@ -42,14 +42,14 @@ def _everyone(bundle: Path, made: Path) -> dict[str, Contestant]:
 
 
 def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    measures = [f"--measure={name}" for name in ("step", "batch", "picture", "first", "memory", "load")]
+    measures = [f"--measure={name}" for name in ("step", "batch", "image", "first", "memory", "load")]
     sizes = ["--height=64", "--batch=1", "--batch=2", "--steps=2", "--rounds=2", "--runs=1", "--threads=1"]
     done = cli("bench", bundle, *measures, *sizes, "--only=engine fp32", "--output", tmp_path, "--json")
     assert done.status == 0, done.err
     results = json.loads(done.out)
     assert results == json.loads((tmp_path / "bench.json").read_text())
     found = [(m["measure"], m["work"] and m["work"]["batch"]) for m in results["measurements"]]
-    warm, cold = [("step", 1), ("batch", 1), ("batch", 2), ("picture", 1)], [("first", 1), ("memory", 1)]
+    warm, cold = [("step", 1), ("batch", 1), ("batch", 2), ("image", 1)], [("first", 1), ("memory", 1)]
     assert found == [*warm, *cold, ("load first", None), ("load again", None)]
     assert not results["missing"]
     assert all(m["contestant"] == "engine fp32" and len(m["samples"]) == 2 for m in results["measurements"])
@@ -184,7 +184,7 @@ def test_a_ratio_is_taken_in_each_round() -> None:
 
 
 def test_goals_hold_for_their_models_and_sizes() -> None:
-    figures = {"engine_fp32__first": 1.0, "torch_eager_float32__first": 10.0, "engine_fp32__picture": 4.0}
+    figures = {"engine_fp32__first": 1.0, "torch_eager_float32__first": 10.0, "engine_fp32__image": 4.0}
     names = [[ratio.goal.name for ratio in ratios(_results("sdxl", size, **figures))] for size in (1, 10**10)]
     assert [len(some) for some in names] == [2, 1]
     assert names[1] == ["runtime work outside engines against a step, engine fp32"]

@@ -17,8 +17,8 @@ from controlnext.bench.engines import EngineRunner
 from controlnext.bench.messages import Work
 from controlnext.bench.prepare import export_uncontrolled, save_stock_pipeline
 from controlnext.bench.pytorch import ControlNetRunner, PipelineRunner, TorchRunner
-from controlnext.bench.requests import picture_arguments, step_feed
-from controlnext.bench.timeline import PARTS, TimedBackend, picture_timeline
+from controlnext.bench.requests import image_arguments, step_feed
+from controlnext.bench.timeline import PARTS, TimedBackend, image_timeline
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.errors import InputError
@@ -65,13 +65,13 @@ def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
         Pipeline.load(bundle, threads=0)
 
 
-def test_the_parts_of_a_picture_are_all_of_it(bundle: Path) -> None:
+def test_the_parts_of_a_image_are_all_of_it(bundle: Path) -> None:
     timed = TimedBackend(select_backend("onnxruntime"))
     with Pipeline.of(Bundle(bundle, timed, cache=False)) as pipeline:
-        arguments = picture_arguments(pipeline.bundle.manifest, WORK)
+        arguments = image_arguments(pipeline.bundle.manifest, WORK)
         for first in (True, False):
             started = time.perf_counter()
-            parts = picture_timeline(pipeline, timed, arguments)
+            parts = image_timeline(pipeline, timed, arguments)
             elapsed = time.perf_counter() - started
             assert tuple(parts) == PARTS
             assert min(parts.values()) >= 0
@@ -123,13 +123,13 @@ def test_pytorch_steps_are_those_of_the_engine(bundle: Path) -> None:
     assert np.linalg.norm(noise - wanted) / np.linalg.norm(wanted) < 0.05
 
 
-def test_the_saved_pipeline_makes_the_reference_picture(bundle: Path, stock: Path) -> None:
+def test_the_saved_pipeline_makes_the_reference_image(bundle: Path, stock: Path) -> None:
     runner = PipelineRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock))
     assert set(runner.begin("pipeline")) == {"import", "load"}
-    arguments = picture_arguments(read_manifest(bundle), WORK)
+    arguments = image_arguments(read_manifest(bundle), WORK)
     wanted = reference_pipeline(bundle_checkpoint(bundle))(**arguments)
     np.testing.assert_allclose(runner.reference(**arguments).latents, wanted.latents, rtol=1e-5, atol=1e-5)
-    (seconds,) = runner.turn("picture", WORK, 1)
+    (seconds,) = runner.turn("image", WORK, 1)
     assert list(seconds) == ["denoiser", "decode", "rest"]
     assert min(seconds.values()) > 0
 
@@ -146,7 +146,7 @@ def test_the_saved_tokenizers_have_the_name_that_every_transformers_knows(
         assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_the_controlnet_runs_steps_and_pictures(bundle: Path, stock: Path) -> None:
+def test_the_controlnet_runs_steps_and_images(bundle: Path, stock: Path) -> None:
     runner = ControlNetRunner(
         bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock)
     )
@@ -154,5 +154,5 @@ def test_the_controlnet_runs_steps_and_pictures(bundle: Path, stock: Path) -> No
     steps = runner.turn("step", WORK, 3)
     assert len(steps) == 3
     assert all(seconds["step"] > 0 for seconds in steps)
-    (seconds,) = runner.turn("picture", WORK, 1)
+    (seconds,) = runner.turn("image", WORK, 1)
     assert seconds["controlnet"] > 0

@@ -146,6 +146,6 @@ def test_operators_of_a_step(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_vae_tiling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture of several tiles. The decoder looks at no neighbours: nothing changes."""
+    """An image of several tiles. The decoder looks at no neighbours: nothing changes."""
     vae_tiling.main([str(write_fake_bundle(tmp_path / "bundle", "sd15")), "--size", "128"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("| 0.000 |")

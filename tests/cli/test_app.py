@@ -25,7 +25,7 @@ from support.cli import Cli, Done, assert_refused
 
 @pytest.fixture
 def outline(tmp_path: Path) -> Path:
-    """A control picture of 64 x 64 pixels."""
+    """A control image of 64 x 64 pixels."""
     path = tmp_path / "outline.png"
     Image.new("RGB", (64, 64), "white").save(path)
     return path
@@ -155,14 +155,14 @@ def test_verify_refuses(cli: Cli, tiny_bundle: Path, options: list[str], words: 
 def test_verify_compares_and_reports(
     cli: Cli, tmp_path: Path, tiny_bundle_fp16: Path, tiny_checkpoint_dir: Path, outline: Path
 ) -> None:
-    """With the original weights: a row for each output, two for the run; the page holds its pictures."""
+    """With the original weights: a row for each output, two for the run; the page holds its images."""
     page = tmp_path / "report.html"
     run = ["--steps", 2, "--height", 64, "--width", 96, "--control-image", outline]
     done = cli("verify", tiny_bundle_fp16, *_sources(tiny_checkpoint_dir), *run, "--report", page, "--json")
     assert (done.status, done.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(done.out)["parity"]}
     outputs = ["unet: noise_pred", "vae_decoder: sample", "vae_encoder: latent_parameters"]
-    assert list(rows) == [*outputs, "latents, 2 steps 96x64", "picture, 2 steps 96x64"]
+    assert list(rows) == [*outputs, "latents, 2 steps 96x64", "image, 2 steps 96x64"]
     assert 1e-5 < rows["unet: noise_pred"]["value"] <= rows["unet: noise_pred"]["limit"]
     content = page.read_text()
     assert content.count('src="data:image/png;base64,') == 4
@@ -183,7 +183,7 @@ def test_verify_fails_when_parity_is_missed(
     """The table is shown, the status is 1, and the error names the worst."""
     from controlnext.evaluation import parity
 
-    strict = parity.Limits(graph=1e-12, latents=1, picture=0)
+    strict = parity.Limits(graph=1e-12, latents=1, image=0)
     monkeypatch.setitem(parity.LIMITS, "fp32", strict)
     done = cli("verify", tiny_bundle, "--steps", 1, "--height", 64, "--width", 64)
     assert done.status == 1

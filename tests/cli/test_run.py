@@ -1,4 +1,4 @@
-"""``controlnext run``: the same pictures and clips as the pipeline's, in files; one line for a mistake."""
+"""``controlnext run``: the same images and clips as the pipeline's, in files; one line for a mistake."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def outline(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A control clip as pictures."""
+    """A control clip as images."""
     (tmp_path / "control").mkdir()
     for number in range(FRAMES):
         drawing(number, WIDTH, HEIGHT).save(tmp_path / "control" / f"{number}.png")
@@ -62,19 +62,19 @@ def _run(cli: Cli, bundle: Path, **flags: Any) -> Any:
 
 
 def _assert_same(path: Path, image: Image.Image) -> None:
-    with Image.open(path) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(image))
+    with Image.open(path) as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(image))
 
 
-def test_several_pictures_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
+def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
     """They are those of the pipeline with the arguments of the same meaning."""
     flags = {"negative_prompt": "green", "guidance": 2.5, "sampler": "euler", "steps": 3, "seed": 4}
     flags |= {"scale": 0.6, "control_start": 0.3, "control_end": 0.7, "width": 32, "height": 16}
     flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2}
-    output = tmp_path / "new" / "picture.png"
+    output = tmp_path / "new" / "image.png"
     done = _run(cli, bundles["image"], **flags, output=output)
     assert (done.status, done.err) == (0, "")
-    files = [tmp_path / "new" / f"picture-{number}.png" for number in (1, 2)]
+    files = [tmp_path / "new" / f"image-{number}.png" for number in (1, 2)]
     assert f"{files[0]} to {files[1]}: 2 of 32 x 16, 3 steps" in done.out
     with Pipeline.load(bundles["image"]) as pipe:
         wanted = pipe(
@@ -97,10 +97,10 @@ def test_several_pictures_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundle
         _assert_same(path, image)
 
 
-def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """What is not asked for is left to the pipeline: the size is the control picture's. Offloaded it is the
-    same picture."""
-    output = tmp_path / "picture.png"
+def test_one_image_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
+    """What is not asked for is left to the pipeline: the size is the control image's. Offloaded it is the
+    same image."""
+    output = tmp_path / "image.png"
     flags = {"prompt": "a", "control_image": outline, "steps": 2, "output": output, "device": "cpu"}
     done = _run(cli, bundles["image"], **flags)
     assert done.out.startswith(f"{output}: 64 x 48, 2 steps, ")
@@ -124,15 +124,15 @@ def test_one_picture_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline
 
 
 def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """Each has its picture; one scale serves all, or each has its own."""
+    """Each has its image; one scale serves all, or each has its own."""
     drawing(2, 64, 48).save(tmp_path / "second.png")
-    pictures, output = [outline, tmp_path / "second.png"], tmp_path / "picture.png"
+    images, output = [outline, tmp_path / "second.png"], tmp_path / "image.png"
     with Pipeline.load(bundles["two controls"]) as pipe:
         for scale in (0.5, [0.2, 0.9]):
-            flags = {"prompt": "a", "control_image": pictures, "scale": scale, "steps": 1, "output": output}
+            flags = {"prompt": "a", "control_image": images, "scale": scale, "steps": 1, "output": output}
             assert _run(cli, bundles["two controls"], **flags).status == 0
             wanted = pipe(
-                "a", control_image=[*map(Image.open, pictures)], control_scale=scale, num_inference_steps=1
+                "a", control_image=[*map(Image.open, images)], control_scale=scale, num_inference_steps=1
             )
             _assert_same(output, wanted.images[0])
 
@@ -148,9 +148,9 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"scale": "nan"}, ["control_scale"]),
         ("image", {"num_images": 0}, ["num_images_per_prompt is 0", "from 1 on"]),
         ("image", {"control_image": "missing.png"}, ["missing.png"]),
-        ("image", {"control_image": "."}, ["cannot read picture"]),
+        ("image", {"control_image": "."}, ["cannot read image"]),
         ("image", {"output": "."}, ["is a folder"]),
-        ("image", {"output": "picture.txt"}, ["picture.txt", ".png"]),
+        ("image", {"output": "image.txt"}, ["image.txt", ".png"]),
         ("image", {"output": "{tmp}/outline.png/new.png"}, ["cannot write to", "--output"]),
         ("image", {"prompt": []}, ["Stable Diffusion XL needs --prompt"]),
         ("image", {"control_image": []}, ["--control-image"]),
@@ -164,7 +164,7 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("two controls", {}, ["--control-image was given 1 times, the controls of this bundle are 2"]),
     ],
 )
-def test_pictures_that_cannot_be(
+def test_images_that_cannot_be(
     cli: Cli,
     tmp_path: Path,
     bundles: Bundles,
@@ -179,23 +179,21 @@ def test_pictures_that_cannot_be(
     assert list(tmp_path.iterdir()) == [outline]
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no picture"])
-def test_an_unreadable_picture_is_one_line(
-    cli: Cli, tmp_path: Path, bundles: Bundles, content: bytes
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no image"])
+def test_an_unreadable_image_is_one_line(cli: Cli, tmp_path: Path, bundles: Bundles, content: bytes) -> None:
     (tmp_path / "broken.png").write_bytes(content)
     done = _run(cli, bundles["image"], prompt="a", control_image=tmp_path / "broken.png")
-    assert_refused(done, "cannot read picture", "broken.png")
+    assert_refused(done, "cannot read image", "broken.png")
 
 
-def test_a_truncated_picture_is_one_line(cli: Cli, bundles: Bundles, outline: Path) -> None:
+def test_a_truncated_image_is_one_line(cli: Cli, bundles: Bundles, outline: Path) -> None:
     outline.write_bytes(outline.read_bytes()[:-30])
     done = _run(cli, bundles["image"], prompt="a", control_image=outline)
-    assert_refused(done, "cannot read picture")
+    assert_refused(done, "cannot read image")
 
 
 def test_a_photo_that_lies_on_its_side_is_put_upright(cli: Cli, tmp_path: Path, bundles: Bundles) -> None:
-    """Cameras note in EXIF data how the picture is to be turned: 6 is a quarter to the right."""
+    """Cameras note in EXIF data how the image is to be turned: 6 is a quarter to the right."""
     exif = Image.Exif()
     exif[0x0112] = 6
     drawing(1, 64, 48).save(tmp_path / "photo.png", exif=exif)
@@ -274,9 +272,9 @@ def test_a_video_to_videos(
         ({"prompt": "a house"}, ["Stable Video Diffusion takes no --prompt; leave", "accepted:", "--image"]),
         ({"num_images": 2, "negative_prompt": "b"}, ["takes no --negative-prompt, --num-images"]),
         ({"image": []}, ["Stable Video Diffusion needs --image"]),
-        ({"image": "{tmp}/control"}, ["cannot read picture"]),
-        ({"control_image": "{tmp}/missing"}, ["cannot read video", "missing", "give a folder of pictures"]),
-        ({"control_image": "{tmp}/empty"}, ["empty holds no pictures"]),
+        ({"image": "{tmp}/control"}, ["cannot read image"]),
+        ({"control_image": "{tmp}/missing"}, ["cannot read video", "missing", "give a folder of images"]),
+        ({"control_image": "{tmp}/empty"}, ["empty holds no images"]),
         ({"frames": 0}, ["--frames", "equal to 1"]),
         ({"frames": FRAMES + 1}, [f"num_frames is {FRAMES + 1}, the control has {FRAMES}"]),
         ({"frames_per_batch": 3, "overlap": 3}, ["overlap is 3"]),

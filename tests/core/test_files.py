@@ -110,7 +110,7 @@ def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> 
 
 
 def test_a_new_file_takes_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
-    target = tmp_path / "picture.png"
+    target = tmp_path / "image.png"
     target.write_text("old")
     with pytest.raises(RuntimeError, match="bug"):
         _fail_half_way_in_a_file(target, RuntimeError("bug"))
@@ -119,10 +119,10 @@ def test_a_new_file_takes_the_old_ones_place_only_when_complete(tmp_path: Path) 
         assert aside.suffix == ".png"
         aside.write_text("new")
     assert target.read_text() == "new"
-    assert _listing(tmp_path) == ["picture.png"]
+    assert _listing(tmp_path) == ["image.png"]
 
 
 def test_a_full_disk_leaves_no_half_file(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="is full; nothing was written"):
-        _fail_half_way_in_a_file(tmp_path / "picture.png", FULL_DISK)
+        _fail_half_way_in_a_file(tmp_path / "image.png", FULL_DISK)
     assert _listing(tmp_path) == []

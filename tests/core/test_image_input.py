@@ -18,7 +18,7 @@ from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import open_clip
 from controlnext.runtime.preprocess import preprocess
-from controlnext.runtime.vae import control_array, read_pictures
+from controlnext.runtime.vae import control_array, read_images
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.idle_clips import idle_pipeline, no_noise
@@ -98,7 +98,7 @@ def test_every_mode_is_the_rgb_image(mode: str, caplog: pytest.LogCaptureFixture
     before = image.tobytes()
     got = np.asarray(ImageReader().read_rgb(image))
     assert np.abs(got.astype(int) - wanted).max() <= tolerance
-    array = control_array(read_pictures(image), *SIZE[::-1])[0].transpose(1, 2, 0)
+    array = control_array(read_images(image), *SIZE[::-1])[0].transpose(1, 2, 0)
     np.testing.assert_allclose(array, got.astype(np.float32) / 255, atol=1e-6)
     expected = np.asarray(preprocess("canny", Image.fromarray(got)))
     np.testing.assert_array_equal(np.asarray(preprocess("canny", image)), expected)
@@ -137,7 +137,7 @@ def test_every_format_and_rotation(
     turned = np.rot90(wanted, {1: 0, 3: 2, 6: -1}[orientation])
     with Image.open(path) as image:
         readings = [ImageReader().read_rgb(image), ImageReader().read_rgb(open_image(path))]
-        arrays = [control_array(read_pictures(given), 8, 16) for given in (image, open_image(path))]
+        arrays = [control_array(read_images(given), 8, 16) for given in (image, open_image(path))]
     for reading in readings:
         distance = np.abs(np.asarray(reading).astype(int) - turned)
         assert distance.max() <= (8 if format == "JPEG" else 0)
@@ -210,7 +210,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, format: str) -> None:
     path = tmp_path / "image"
     for length in (0, 10, len(content) // 3, len(content) - 40):
         path.write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"cannot read picture .*; give a PNG, JPEG, WebP or TIFF file"):
+        with pytest.raises(InputError, match=r"cannot read image .*; give a PNG, JPEG, WebP or TIFF file"):
             open_image(path)
     for _ in range(20):
         damaged = np.frombuffer(content, np.uint8).copy()
@@ -223,7 +223,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, format: str) -> None:
 def test_a_damaged_file_that_pil_opened_is_one_line() -> None:
     """PIL reads the pixels only when they are asked for."""
     content = _bytes(drawing(1, 64, 48), "PNG").getvalue()
-    with pytest.raises(InputError, match=r"the picture cannot be read \(.*truncated.*\); give a PIL image"):
+    with pytest.raises(InputError, match=r"the image cannot be read \(.*truncated.*\); give a PIL image"):
         ImageReader().read(Image.open(io.BytesIO(content[:-30])))
 
 
@@ -233,7 +233,7 @@ def test_a_file_with_too_many_pixels_is_one_line(
     """What Pillow refuses as a decompression bomb."""
     _photo().save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1] // 3)
-    with pytest.raises(InputError, match=r"cannot read picture .*768 pixels"):
+    with pytest.raises(InputError, match=r"cannot read image .*768 pixels"):
         open_image(tmp_path / "image.png")
     bundle = write_fake_bundle(tmp_path / "bundle")
     flags = ("--prompt", "a", "--steps", 1, "--output", tmp_path / "out.png")
@@ -332,7 +332,7 @@ def test_each_image_has_its_own_ground_and_a_clip_has_one(
 ) -> None:
     """With one warning in either case."""
     images = [_drawn(255), _drawn(0)]
-    batch = control_array(read_pictures(images), 24, 32)
+    batch = control_array(read_images(images), 24, 32)
     for got, ink in zip(batch, (255, 0), strict=True):
         np.testing.assert_allclose(got.transpose(1, 2, 0) * 255, _flat(ink), atol=1)
     assert len(caplog.messages) == 1
@@ -364,10 +364,10 @@ def test_calibration_reads_as_everything_does(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
     deep, drawn = read_examples(tmp_path)
-    np.testing.assert_array_equal(np.asarray(deep.picture), GREY)
-    np.testing.assert_allclose(np.asarray(drawn.picture), _flat(0), atol=1)
+    np.testing.assert_array_equal(np.asarray(deep.image), GREY)
+    np.testing.assert_allclose(np.asarray(drawn.image), _flat(0), atol=1)
     _shallow("I;16").save(tmp_path / "b.png")
-    with pytest.raises(InputError, match=r"b\.png: the picture has values up to 255"):
+    with pytest.raises(InputError, match=r"b\.png: the image has values up to 255"):
         read_examples(tmp_path)
 
 

@@ -54,11 +54,11 @@ def test_bind_returns_the_sizes() -> None:
 
 
 @pytest.mark.parametrize("control", [1, 4])
-def test_one_control_picture_or_one_a_row(control: int) -> None:
+def test_one_control_image_or_one_a_row(control: int) -> None:
     assert bind(SPECS, _arrays(batch=4, control=control), "unet")["control_batch"] == control
 
 
-def test_another_number_of_control_pictures_is_refused() -> None:
+def test_another_number_of_control_images_is_refused() -> None:
     with pytest.raises(
         InputError, match="control_image has batch 3; give 1 or the batch of the other inputs, 4"
     ):

@@ -26,9 +26,9 @@ pytestmark = pytest.mark.export
 
 ROOT = Path(__file__).parents[2]
 COMPARED, SCORED = 16, 32
-# what float16 draws is what float32 draws; int8 is told from it by more pictures
+# what float16 draws is what float32 draws; int8 is told from it by more images
 COUNTS = {"shapes_bundle": SCORED, "shapes_bundle_fp16": COMPARED, "shapes_bundle_int8": SCORED}
-# half of the demo's steps: the pictures score as they do after all of them
+# half of the demo's steps: the images score as they do after all of them
 OPTIONS = {"num_inference_steps": 10, "guidance_scale": demo.GUIDANCE}
 
 
@@ -37,23 +37,23 @@ Draw = Callable[..., np.ndarray]
 
 @pytest.fixture
 def draw(request: pytest.FixtureRequest, shared_folder: Path) -> Draw:
-    """The pictures of a bundle (the name of its fixture): drawn once, whichever tests look at them."""
+    """The images of a bundle (the name of its fixture): drawn once, whichever tests look at them."""
 
     def make(bundle: str, count: int, scale: float, file: Path) -> None:
         with Pipeline.load(request.getfixturevalue(bundle), cache=False) as pipeline, file.open("wb") as out:
             options = {"control_scale": scale, "output_type": "np", **OPTIONS}
             np.save(out, sample(pipeline, held_out(count), **options))
 
-    def pictures(bundle: str, count: int = COMPARED, scale: float = 1.0) -> np.ndarray:
+    def images(bundle: str, count: int = COMPARED, scale: float = 1.0) -> np.ndarray:
         drawn = COUNTS[bundle] if scale == 1 else COMPARED
         file = shared_folder / f"{bundle}-{drawn}-{scale}.npy"
         return np.load(once(file, partial(make, bundle, drawn, scale)))[:count]
 
-    return pictures
+    return images
 
 
 @functools.cache
-def _pytorch_pictures() -> np.ndarray:
+def _pytorch_images() -> np.ndarray:
     return sample(demo.reference(), held_out(COMPARED), **OPTIONS)
 
 
@@ -62,9 +62,9 @@ def _pytorch_pictures() -> np.ndarray:
     ("bundle", "decibels"),
     [("shapes_bundle", 60), ("shapes_bundle_fp16", 45), ("shapes_bundle_int8", 34)],
 )
-def test_the_engine_draws_pytorchs_pictures(draw: Draw, bundle: str, decibels: float) -> None:
-    """Mean PSNR over 16 pictures."""
-    pairs = zip(_pytorch_pictures(), draw(bundle), strict=True)
+def test_the_engine_draws_pytorchs_images(draw: Draw, bundle: str, decibels: float) -> None:
+    """Mean PSNR over 16 images."""
+    pairs = zip(_pytorch_images(), draw(bundle), strict=True)
     assert np.mean([psnr(*pair) for pair in pairs]) >= decibels
 
 
@@ -83,7 +83,7 @@ def test_int8_draws_as_well_as_float32(draw: Draw) -> None:
     both = "shapes_bundle", "shapes_bundle_int8"
     wanted, found = (scores(draw(bundle, SCORED), held_out(SCORED)) for bundle in both)
     assert found[0] >= wanted[0] - 0.02
-    # one picture
+    # one image
     assert found[1] >= wanted[1] - 1 / SCORED
 
 
@@ -132,4 +132,4 @@ def test_the_readmes_python_works(
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
-    assert Image.open(tmp_path / "picture.png").size == (SIZE, SIZE)
+    assert Image.open(tmp_path / "image.png").size == (SIZE, SIZE)

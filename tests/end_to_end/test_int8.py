@@ -109,7 +109,7 @@ def test_int8_needs_sampling_runs(tiny_checkpoint: Callable[[str], Path], tmp_pa
     assert not (tmp_path / "bundle").exists()
 
 
-def test_examples_are_pictures_with_prompts(tmp_path: Path) -> None:
+def test_examples_are_images_with_prompts(tmp_path: Path) -> None:
     for name, text in (("b", "a house\n"), ("a", "a tree")):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text)
@@ -118,7 +118,7 @@ def test_examples_are_pictures_with_prompts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [((), "has no picture"), (("a.png",), "no prompt for"), (("a.txt",), "has no picture")],
+    [((), "has no image"), (("a.png",), "no prompt for"), (("a.txt",), "has no image")],
 )
 def test_a_calibration_folder_that_is_no_use_is_refused(
     files: tuple[str, ...], message: str, tmp_path: Path, cli: Cli

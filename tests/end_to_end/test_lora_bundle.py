@@ -1,4 +1,4 @@
-"""A bundle that was exported with a LoRA and trained UNet tensors makes the pictures that diffusers makes."""
+"""A bundle that was exported with a LoRA and trained UNet tensors makes the images that diffusers makes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def stock_pictures(files: Path, increments: bool = True, lora: Sequence[str] = NETWORKS) -> np.ndarray:
+def stock_images(files: Path, increments: bool = True, lora: Sequence[str] = NETWORKS) -> np.ndarray:
     """What the stock pipeline makes of the base after adding the increments to its UNet, and fusing the LoRA
     into the networks that ``lora`` names."""
     base, control = files / "base", files / "control.safetensors"
@@ -122,14 +122,14 @@ def stock_pictures(files: Path, increments: bool = True, lora: Sequence[str] = N
     return reference(**ARGUMENTS).images
 
 
-def test_the_picture_equals_the_stock_pipelines(bundle: Path, files: Path) -> None:
+def test_the_image_equals_the_stock_pipelines(bundle: Path, files: Path) -> None:
     """load_lora_weights and fuse_lora on top of the increments, text encoders and UNet."""
     with Pipeline.load(bundle, cache=False) as pipe:
         got = pipe(**ARGUMENTS, output_type="np").images
-    wanted = stock_pictures(files)
+    wanted = stock_images(files)
     assert np.abs(got - wanted).max() < 1e-4
     for left_out in ({"lora": ()}, {"lora": ("unet",)}, {"increments": False}):
-        other = stock_pictures(files, **left_out)
+        other = stock_images(files, **left_out)
         assert np.abs(got - other).max() > 0.05, left_out
 
 

@@ -14,12 +14,12 @@ from support.recipe import LATENTS, PIXELS, drawing, rand, read_golden
 
 
 def assert_recorded(
-    latents: np.ndarray, pictures: np.ndarray, wanted: tuple[np.ndarray, np.ndarray], precision: str
+    latents: np.ndarray, images: np.ndarray, wanted: tuple[np.ndarray, np.ndarray], precision: str
 ) -> None:
     error = np.linalg.norm(latents - wanted[0]) / np.linalg.norm(wanted[0])
     assert error <= LATENTS[precision]
-    assert pictures.shape == wanted[1].shape
-    assert np.abs(pictures - wanted[1]).max() <= PIXELS[precision]
+    assert images.shape == wanted[1].shape
+    assert np.abs(images - wanted[1]).max() <= PIXELS[precision]
 
 
 def image_arguments(variant: str, case: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def image_arguments(variant: str, case: dict[str, Any]) -> dict[str, Any]:
     # the variants of SD1.5 have all but the injection in common: float16 of one of them
     [("sd15", "fp32"), ("sd15", "fp16"), ("sd15-mid", "fp32"), ("sdxl", "fp32"), ("sdxl", "fp16")],
 )
-def test_pictures_equal_the_recorded_ones(tiny: Callable[..., Path], variant: str, precision: str) -> None:
+def test_images_equal_the_recorded_ones(tiny: Callable[..., Path], variant: str, precision: str) -> None:
     """Every sampler that was recorded, guided and not, at several sizes.
 
     A recorded run with another learned scale is the same as one with another scale asked for.

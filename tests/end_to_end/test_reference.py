@@ -16,7 +16,7 @@ from support import recipe
 from support.exports import load_tiny
 from support.recipe import VARIANTS, drawing, fill, read_golden
 
-# In deviations of the recorded values. Seen: 1.2e-5 in latents and 3.1e-5 in pictures after a sampling run.
+# In deviations of the recorded values. Seen: 1.2e-5 in latents and 3.1e-5 in images after a sampling run.
 ROUNDING = 6e-5
 
 RECORDED = ("sd15", "sd15-mid", "sdxl", "svd", "svd-v1")
@@ -37,19 +37,19 @@ def assert_recorded(got: np.ndarray, recorded: np.ndarray) -> None:
 
 
 def network_inputs(variant: str, case: dict) -> tuple[torch.Tensor, dict, torch.Tensor]:
-    """The denoiser's sample and keyword arguments, and the control picture, of a recorded case."""
+    """The denoiser's sample and keyword arguments, and the control image, of a recorded case."""
     s, b, h, w, frames = case["seed"], case["batch"], case["height"], case["width"], case["frames"]
     clip = (frames,) if frames else ()
     sample = rand(s, b, *clip, 8 if frames else 4, h, w)
-    picture = rand(s + 1, b, *clip, 3, 8 * h, 8 * w, kind="uniform")
+    image = rand(s + 1, b, *clip, 3, 8 * h, 8 * w, kind="uniform")
     if frames:
         ids = torch.tensor([[6, 128, 0.02]] * b)
-        return sample, {"encoder_hidden_states": rand(s + 2, b, 1, 48), "added_time_ids": ids}, picture
+        return sample, {"encoder_hidden_states": rand(s + 2, b, 1, 48), "added_time_ids": ids}, image
     inputs = {"encoder_hidden_states": rand(s + 2, b, 77, 48)}
     if variant == "sdxl":
         ids = torch.tensor([[8.0 * h, 8.0 * w, 0, 0, 8.0 * h, 8.0 * w]] * b)
         inputs["added_cond_kwargs"] = {"text_embeds": rand(s + 3, b, 24), "time_ids": ids}
-    return sample, inputs, picture
+    return sample, inputs, image
 
 
 @pytest.mark.export
@@ -62,14 +62,14 @@ def test_network_equals_the_recorded_one(variant: str) -> None:
         ControlModule(replace(entry.control, out_channels=spec["control_last_width"])), spec["control_seed"]
     )
     for case in spec["cases"]:
-        sample, inputs, picture = network_inputs(variant, case)
+        sample, inputs, image = network_inputs(variant, case)
         timestep = torch.full((case["batch"],), case["timestep"])
         rows = case["batch"] * (case["frames"] or 1)
         scale = torch.full((rows,), case["scale"])
         if case["uncond_zero"]:
             scale[: rows // 2] = 0
         with torch.no_grad():
-            feature = control(picture, timestep)
+            feature = control(image, timestep)
             controls = [Control(feature, scale, control.scale)]
             with inject(unet, CrossNormalization(entry.injection), controls):
                 got = unet(sample, timestep, **inputs)

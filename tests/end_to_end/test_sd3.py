@@ -91,7 +91,7 @@ def stock(controlled: nn.Module) -> nn.Module:
 
 
 def _feed(height: int, width: int, batch: int, seed: int = 0, scale: float | None = None) -> list[Tensor]:
-    """The transformer's inputs for a latent of ``height`` x ``width`` patches and one control picture."""
+    """The transformer's inputs for a latent of ``height`` x ``width`` patches and one control image."""
     random = [
         rand(seed, batch, 16, 2 * height, 2 * width),
         np.full(batch, rand(seed + 1, 1, kind="uniform").item() * 1000, np.float32),
@@ -122,7 +122,7 @@ def _relative(got: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", BUNDLES)
 def test_the_graph_equals_pytorch(bundles: Bundles, controlled: nn.Module, name: str) -> None:
-    """A guided batch with one picture, at sizes that were not traced."""
+    """A guided batch with one image, at sizes that were not traced."""
     path = bundles(name)
     with open_engine(path, read_manifest(path), "transformer", cache=False) as engine:
         for height, width in SIZES:
@@ -133,7 +133,7 @@ def test_the_graph_equals_pytorch(bundles: Bundles, controlled: nn.Module, name:
 
 
 def test_the_graph_at_scale_0_is_the_uncontrolled_transformer(bundles: Bundles, stock: nn.Module) -> None:
-    """The picture does not change a single bit then."""
+    """The image does not change a single bit then."""
     path = bundles("fp32")
     with open_engine(path, read_manifest(path), "transformer", cache=False) as engine:
         for height, width in SIZES:
@@ -210,7 +210,7 @@ def test_a_run_in_float16_is_close_to_pytorch(bundles: Bundles, load: Load) -> N
 
 
 def _compare_run(path: Path, checkpoint: Checkpoint, height: int, width: int, limit: float) -> None:
-    """Guided steps, from words to latents and the picture."""
+    """Guided steps, from words to latents and the image."""
     arguments = {
         "prompt": "a photo of a cat",
         "negative_prompt": "a chair, a cart",

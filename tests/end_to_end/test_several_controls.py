@@ -84,11 +84,11 @@ def pipe(bundle: Path) -> Iterator[Pipeline]:
         yield pipeline
 
 
-def graph_feed(bundle: Path, batch: int, pictures: tuple[int, int], **sizes: int) -> Arrays:
-    """Seeded inputs of the denoiser's graph; ``pictures``: the batch of each control's."""
+def graph_feed(bundle: Path, batch: int, images: tuple[int, int], **sizes: int) -> Arrays:
+    """Seeded inputs of the denoiser's graph; ``images``: the batch of each control's."""
     manifest = read_manifest(bundle)
     specs = manifest.graphs[get_family(manifest.family).denoiser].inputs
-    batches = dict(zip(("control_batch", "control_batch_2"), pictures, strict=True))
+    batches = dict(zip(("control_batch", "control_batch_2"), images, strict=True))
     shapes = {s.name: s.spec().shape_at({**sizes, "batch": batch, **batches}) for s in specs}
     feed = {
         name: rand(seed, *shape, kind="uniform" if name.startswith("control") else "normal")
@@ -117,9 +117,9 @@ def run_stock(unet: nn.Module, controls: list[nn.Module], feed: Arrays, publishe
     def add(_module: nn.Module, _args: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
         x, *skips = output
         total = x
-        for module, picture, scale in given:
+        for module, image, scale in given:
             rows = len(inputs["timestep"])
-            c = module(picture.expand(rows, *picture.shape[1:]), inputs["timestep"])
+            c = module(image.expand(rows, *image.shape[1:]), inputs["timestep"])
             strength = scale.repeat_interleave(len(x) // rows).reshape(-1, 1, 1, 1)
             total = total + published.gain * strength * aligned(c, x, published)
         return (total, *skips)
@@ -162,7 +162,7 @@ def arguments(count: int = 1, **changes: Any) -> dict[str, Any]:
     return {**given, **changes}
 
 
-def test_each_control_has_its_own_picture_and_scale(bundle: Path) -> None:
+def test_each_control_has_its_own_image_and_scale(bundle: Path) -> None:
     inputs = {tensor.name: tensor.shape for tensor in read_manifest(bundle).graphs["unet"].inputs}
     assert list(inputs)[-4:] == ["control_image", "control_scale", "control_image_2", "control_scale_2"]
     assert inputs["control_image"] == ["control_batch", 3, "8*height", "8*width"]
@@ -170,13 +170,13 @@ def test_each_control_has_its_own_picture_and_scale(bundle: Path) -> None:
     assert inputs["control_scale"] == inputs["control_scale_2"] == ["batch"]
 
 
-@pytest.mark.parametrize("pictures", [(1, 1), (1, 4), (4, 1), (4, 4)])
+@pytest.mark.parametrize("images", [(1, 1), (1, 4), (4, 1), (4, 4)])
 def test_the_graph_equals_the_stock_unet_with_both_controls_added(
-    bundle: Path, checkpoint: Checkpoint, pictures: tuple[int, int]
+    bundle: Path, checkpoint: Checkpoint, images: tuple[int, int]
 ) -> None:
-    """Each with one picture or one for every row of the batch, whatever the other has."""
+    """Each with one image or one for every row of the batch, whatever the other has."""
     unet, controls = stock_modules(checkpoint)
-    feed = graph_feed(bundle, 4, pictures, height=10, width=6, sequence=9)
+    feed = graph_feed(bundle, 4, images, height=10, width=6, sequence=9)
     both = run_stock(unet, controls, feed, DOWN)
     assert difference(run_graph(bundle, feed), both) < ROUNDING
     # the measure sees either of them
@@ -189,7 +189,7 @@ def stock_modules(checkpoint: Checkpoint) -> tuple[nn.Module, list[nn.Module]]:
     return checkpoint.networks["unet"].module(), [one.module() for one in checkpoint.controls]
 
 
-def test_a_picture_for_some_of_the_rows_is_refused(bundle: Path) -> None:
+def test_a_image_for_some_of_the_rows_is_refused(bundle: Path) -> None:
     with pytest.raises(InputError, match=r"control_image_2 has batch 2; give 1 or the batch .* 4"):
         run_graph(bundle, graph_feed(bundle, 4, (1, 2), height=10, width=6, sequence=9))
 
@@ -215,13 +215,13 @@ def test_a_run_equals_pytorchs(pipe: Pipeline, checkpoint: Checkpoint) -> None:
     got, wanted = pipe(**arguments(), output_type="np"), reference_pipeline(checkpoint)(**arguments())
     assert difference(got.latents, wanted.latents) < 10 * ROUNDING
     assert np.abs(got.images - wanted.images).max() < 1e-3
-    pictures = arguments()["control_image"][::-1]
-    other = pipe(**arguments(control_image=pictures), output_type="np")
+    images = arguments()["control_image"][::-1]
+    other = pipe(**arguments(control_image=images), output_type="np")
     assert np.abs(other.images - wanted.images).max() > 0.05
 
 
-def test_pictures_and_scales_for_every_prompt(pipe: Pipeline, checkpoint: Checkpoint) -> None:
-    """A list for one control, a single picture for the other; two results of every prompt."""
+def test_images_and_scales_for_every_prompt(pipe: Pipeline, checkpoint: Checkpoint) -> None:
+    """A list for one control, a single image for the other; two results of every prompt."""
     several = arguments(
         2,
         control_image=[[drawing(4, WIDTH, HEIGHT), drawing(6, WIDTH, HEIGHT)], drawing(5, WIDTH, HEIGHT)],
@@ -259,20 +259,20 @@ def test_a_single_scale_serves_both(pipe: Pipeline) -> None:
     np.testing.assert_array_equal(one, two)
 
 
-PICTURE = drawing(4, WIDTH, HEIGHT)
+IMAGE = drawing(4, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control_image": PICTURE}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": [PICTURE]}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": [PICTURE] * 3}, "has 2 controls; give control_image as a list of as many"),
+        ({"control_image": IMAGE}, "has 2 controls; give control_image as a list of as many"),
+        ({"control_image": [IMAGE]}, "has 2 controls; give control_image as a list of as many"),
+        ({"control_image": [IMAGE] * 3}, "has 2 controls; give control_image as a list of as many"),
         ({"control_image": None}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": [PICTURE, None]}, "no control picture was given"),
+        ({"control_image": [IMAGE, None]}, "no control image was given"),
         (
-            {"control_image": [PICTURE, [PICTURE] * 3]},
-            "3 control pictures were given for 1 prompts",
+            {"control_image": [IMAGE, [IMAGE] * 3]},
+            "3 control images were given for 1 prompts",
         ),
         ({"control_scale": [0.7]}, "has 2 controls; give control_scale as a list of as many"),
         ({"control_scale": [0.7, 0.4, 1.0]}, "has 2 controls; give control_scale as a list of as many"),
@@ -280,7 +280,7 @@ PICTURE = drawing(4, WIDTH, HEIGHT)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_another_number_of_pictures_or_scales_is_refused(
+def test_another_number_of_images_or_scales_is_refused(
     pipe: Pipeline, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as refused:
@@ -302,7 +302,7 @@ def test_the_bundle_gives_back_both_controls(bundle: Path, checkpoint: Checkpoin
 
 
 def test_a_clips_graph_with_two_controls(tiny_checkpoint: Any, tmp_path: Path) -> None:
-    """SVD: scales of rows spread over their frames; pictures of one clip or of every row's."""
+    """SVD: scales of rows spread over their frames; images of one clip or of every row's."""
     control = tiny_checkpoint("svd") / "control.safetensors"
     checkpoint = denoiser_only(two_controls("svd", tmp_path, control))
     unet = fill(diffusers.UNetSpatioTemporalConditionModel(**SMALL_SVD), 3)
@@ -311,8 +311,8 @@ def test_a_clips_graph_with_two_controls(tiny_checkpoint: Any, tmp_path: Path) -
     checkpoint = replace(checkpoint, networks={**checkpoint.networks, "unet": weights})
     export_bundle(checkpoint, "fp32", tmp_path / "bundle")
     controls = stock_modules(checkpoint)[1]
-    for pictures in ((1, 2), (2, 1)):
-        feed = graph_feed(tmp_path / "bundle", 2, pictures, frames=3, height=8, width=6, sequence=1)
+    for images in ((1, 2), (2, 1)):
+        feed = graph_feed(tmp_path / "bundle", 2, images, frames=3, height=8, width=6, sequence=1)
         wanted = run_stock(unet, controls, feed, V2)
         assert difference(run_graph(tmp_path / "bundle", feed), wanted) < ROUNDING
         feed["control_scale_2"][:] = 0

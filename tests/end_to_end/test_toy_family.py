@@ -64,7 +64,7 @@ LATE = ControlSpec(
     time_channels=(32, 64),
 )
 LATENTS = ("batch", 4, "height", "width")
-PICTURE = ("batch", 3, "4*height", "4*width")
+IMAGE = ("batch", 3, "4*height", "4*width")
 GRAPHS = ("text_encoder", "vae_decoder", "unet")
 TRACED = {"batch": 2, "height": 6, "width": 10}
 
@@ -101,7 +101,7 @@ TOY = Family(
             network="vae",
             wrapper="vae_decoder",
             inputs=(TensorSpec("latent_sample", "float32", LATENTS),),
-            outputs=(TensorSpec("sample", "float32", PICTURE),),
+            outputs=(TensorSpec("sample", "float32", IMAGE),),
             trace_sizes=TRACED,
         ),
         GraphSpec(
@@ -112,7 +112,7 @@ TOY = Family(
                 TensorSpec("sample", "float32", LATENTS),
                 TensorSpec("timestep", "float32", ("batch",)),
                 TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
-                TensorSpec("control_image", "float32", ("control_batch", *PICTURE[1:])),
+                TensorSpec("control_image", "float32", ("control_batch", *IMAGE[1:])),
                 TensorSpec("control_scale", "float32", ("batch",)),
             ),
             outputs=(TensorSpec("noise_pred", "float32", LATENTS),),
@@ -235,7 +235,7 @@ def test_trained_tensors_beside_the_control_are_increments(files: Path, checkpoi
 def test_parity_was_measured(bundle: Path) -> None:
     """Every graph, then a whole run: an export whose rows miss their limits is not kept."""
     rows = read_manifest(bundle).parity
-    assert {row.name.replace(",", ":").partition(":")[0] for row in rows} == {*GRAPHS, "latents", "picture"}
+    assert {row.name.replace(",", ":").partition(":")[0] for row in rows} == {*GRAPHS, "latents", "image"}
     assert all(row.passed for row in rows)
 
 

@@ -106,7 +106,7 @@ def _compare(pair: Pair, **changes: Any) -> tuple[VideoOutput, VideoReferenceOut
 def test_an_option_does_what_it_does_in_pytorch(
     pair: Pair, usual: VideoOutput, changes: dict[str, Any]
 ) -> None:
-    """Random numbers of a seed are the reference picture's noise first, then the latents."""
+    """Random numbers of a seed are the reference image's noise first, then the latents."""
     got, _ = _compare(pair, **changes)
     assert _distance(got.latents, usual.latents) > CHANGE
 
@@ -126,8 +126,8 @@ def test_a_single_frame_has_the_lowest_guidance(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("pair", ["svd"], indirect=True)
-def test_pictures_of_other_sizes_and_modes(pair: Pair) -> None:
-    """Each is resized as diffusers does, after it was made RGB; the image encoder sees the picture's own
+def test_images_of_other_sizes_and_modes(pair: Pair) -> None:
+    """Each is resized as diffusers does, after it was made RGB; the image encoder sees the image's own
     size, not the clip's."""
     frames = [_photo(number, 50, 91).convert(mode) for number, mode in enumerate(("L", "P", "1"))]
     for image in (_photo(9, 300, 181).convert("P"), _photo(8, 40, 30).convert("L")):

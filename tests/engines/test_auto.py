@@ -122,7 +122,7 @@ def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) 
     write_engine(bundle, "tensorrt-rtx")
     drawing(1, 40, 24).save(tmp_path / "outline.png")
     asked = ["run", bundle, "--prompt", "a", "--control-image", tmp_path / "outline.png", "--steps", 1]
-    asked += ["--output", tmp_path / "picture.png"]
+    asked += ["--output", tmp_path / "image.png"]
     done = cli(*asked, "--json", "--device", "cpu")
     assert json.loads(done.out)["backend"] == "onnxruntime on cpu"
     assert_refused(cli(*asked, "--backend", "tensorrt"), "no tensorrt engine of", "controlnext build")

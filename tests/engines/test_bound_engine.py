@@ -178,7 +178,7 @@ def test_what_contradicts_is_refused_before_anything_runs(
 
 
 def test_a_run_gives_the_denoiser_what_stays_once(bundle: Path) -> None:
-    """Embeddings and control picture; the control scale where the control sets in and ends."""
+    """Embeddings and control image; the control scale where the control sets in and ends."""
     backend = _RecordingBackend(bundle)
     pipe = Pipeline.of(Bundle(bundle, backend, cache=False))
     arguments = {

@@ -91,13 +91,13 @@ def test_the_trained_model_draws_the_same(
     backend: str, shapes_bundle_fp16: Path, tmp_path: Path, cli: Cli
 ) -> None:
     bundle = _bundle(shapes_bundle_fp16, tmp_path, backend, cli, "--height=128", "--width=128", "--batch=1")
-    picture = np.zeros((128, 128, 3), np.uint8)
-    picture[32:96, 32:96] = 255
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[32:96, 32:96] = 255
     images = []
     for name, device in (("onnxruntime", "cpu"), (backend, "cuda:0")):
         with Pipeline.load(bundle, name, device) as pipe:
             assert pipe.backend.startswith(f"{name} on {device}")
-            asked = {"control_image": picture, "num_inference_steps": 8, "guidance_scale": 3.0}
+            asked = {"control_image": image, "num_inference_steps": 8, "guidance_scale": 3.0}
             images.append(pipe("a red circle on blue", **asked, output_type="np").images)
     error = np.mean(np.square(images[0] - images[1]))
     assert -10 * np.log10(error) > 40

@@ -62,18 +62,18 @@ def bundle(tmp_path: Path) -> Path:
     return write_fake_bundle(tmp_path / "bundle", "sd15")
 
 
-def test_pictures_are_the_same_bits(bundle: Path) -> None:
-    picture = drawing(1, 64, 48)
+def test_images_are_the_same_bits(bundle: Path) -> None:
+    image = drawing(1, 64, 48)
     with Pipeline.load(bundle, device="cpu") as pipe:
-        wanted = pipe(control_image=picture, **ARGUMENTS).images
+        wanted = pipe(control_image=image, **ARGUMENTS).images
     with Pipeline.load(bundle, device="cpu", offload=True) as pipe:
         for _ in range(2):
-            np.testing.assert_array_equal(pipe(control_image=picture, **ARGUMENTS).images, wanted)
+            np.testing.assert_array_equal(pipe(control_image=image, **ARGUMENTS).images, wanted)
         # a preview between two steps takes the denoiser's place, which then gets everything again
-        steps = pipe.stream(control_image=picture, **ARGUMENTS)
+        steps = pipe.stream(control_image=image, **ARGUMENTS)
         for step in steps:
-            pictures = pipe.decode(step.latents, "np")
-        np.testing.assert_array_equal(pictures, wanted)
+            images = pipe.decode(step.latents, "np")
+        np.testing.assert_array_equal(images, wanted)
         assert "onnxruntime" in pipe.backend
 
 

@@ -53,8 +53,8 @@ def _ranges(smallest: int, largest: int) -> st.SearchStrategy[Range]:
 def test_profiles_say_what_the_specs_say(
     manifests: Mapping[str, Manifest], family: str, height: Range, width: Range, batch: Range
 ) -> None:
-    """The shapes of each kind fit the specs together; pictures have the sizes that the user named; a guided
-    batch has two rows for each picture."""
+    """The shapes of each kind fit the specs together; images have the sizes that the user named; a guided
+    batch has two rows for each image."""
     manifest = manifests[family]
     wishes = {"height": height.times(16), "width": width.times(16), "batch": batch}
     ranges = choose_ranges(manifest, wishes)
@@ -69,10 +69,10 @@ def test_profiles_say_what_the_specs_say(
         for smallest, usual, largest in profile.values():
             assert all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True))
     denoiser = make_profile(manifest, get_family(family).denoiser, ranges)
-    pictures = denoiser["control_image"]
-    assert [shape[-2] for shape in pictures] == list(wishes["height"])
-    assert [shape[-1] for shape in pictures] == list(wishes["width"])
-    assert [shape[0] for shape in pictures] == [1, 1, 2 * batch.largest]
+    images = denoiser["control_image"]
+    assert [shape[-2] for shape in images] == list(wishes["height"])
+    assert [shape[-1] for shape in images] == list(wishes["width"])
+    assert [shape[0] for shape in images] == [1, 1, 2 * batch.largest]
     assert [shape[0] for shape in denoiser["sample"]] == [1, 2 * batch.usual, 2 * batch.largest]
     latents = make_profile(manifest, "vae_decoder", ranges)["latent_sample"]
     assert [shape[0] for shape in latents] == list(batch)

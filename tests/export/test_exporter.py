@@ -79,8 +79,8 @@ def test_graphs_equal_pytorch_at_every_size(tiny, tiny_checkpoint, variant, prec
             assert np.linalg.norm(got - want) <= limit * np.linalg.norm(want), (spec.name, sizes)
 
 
-def test_one_control_picture_serves_the_whole_guided_batch(tiny_bundle):
-    """The graph's control branch has the batch of the picture, not that of the latents."""
+def test_one_control_image_serves_the_whole_guided_batch(tiny_bundle):
+    """The graph's control branch has the batch of the image, not that of the latents."""
     inputs = [entry.spec() for entry in read_manifest(tiny_bundle).graphs["unet"].inputs]
     feed = feeds(inputs, {"batch": 2, "control_batch": 1, "height": 16, "width": 16, "sequence": 7})
     feed["timestep"][:] = 500

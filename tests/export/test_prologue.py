@@ -22,10 +22,10 @@ from support.graphs import graph, literal, run
 from support.recipe import rand
 
 PROMPT = """
-g (float[n, 2] sample, float[n, 2] prompt, float[n, 2] picture) => (float[n, 2] y) {
+g (float[n, 2] sample, float[n, 2] prompt, float[n, 2] image) => (float[n, 2] y) {
     keys = MatMul(prompt, w)
     doubled = Add(keys, keys)
-    brighter = Add(picture, picture)
+    brighter = Add(image, image)
     transposed = Transpose(w)
     product = MatMul(sample, transposed)
     attended = Mul(product, doubled)
@@ -45,7 +45,7 @@ def test_what_costs_and_stays_is_computed_once() -> None:
     assert [node.op_type for node in prologue.graph] == ["MatMul", "Add"]
     assert [value.name for value in prologue.graph.inputs] == ["prompt"]
     assert [value.name for value in prologue.graph.outputs] == ["doubled"]
-    assert [value.name for value in step.graph.inputs] == ["sample", "picture", "doubled"]
+    assert [value.name for value in step.graph.inputs] == ["sample", "image", "doubled"]
     assert [node.op_type for node in step.graph] == ["Add", "Transpose", "MatMul", "Mul", "Add"]
 
 
@@ -77,9 +77,9 @@ def test_attention_takes_rows_where_there_are_any() -> None:
 
 def test_both_parts_compute_what_the_whole_did() -> None:
     whole, prologue, step = _parts()
-    feed = {name: rand(i, 3, 2) for i, name in enumerate(("sample", "prompt", "picture"), start=1)}
+    feed = {name: rand(i, 3, 2) for i, name in enumerate(("sample", "prompt", "image"), start=1)}
     doubled = run(prologue, prompt=feed["prompt"])
-    rest = {name: feed[name] for name in ("sample", "picture")}
+    rest = {name: feed[name] for name in ("sample", "image")}
     np.testing.assert_array_equal(run(step, **rest, doubled=doubled), run(whole, **feed))
 
 
@@ -93,7 +93,7 @@ def test_a_graph_in_which_everything_changes_is_refused() -> None:
 def test_the_parts_compute_what_the_whole_graph_does(
     family: str, precision: str, tiny: Callable[..., Path]
 ) -> None:
-    """Over steps, and with a control picture, a scale and a prompt that are replaced; at two sizes.
+    """Over steps, and with a control image, a scale and a prompt that are replaced; at two sizes.
 
     To rounding: in float16 of what is handed over, in int8 of what lies between two levels: up to 6.2 % was
     seen (AVX2; 4.9 % with VNNI) where int8 itself errs by 7.4 %.
@@ -127,7 +127,7 @@ def test_no_denoiser_holds_all_scores(family: str, tiny: Callable[..., Path]) ->
 
 
 def test_steps_do_without_the_prologue(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs for the first, and again for another control picture."""
+    """It runs for the first, and again for another control image."""
     bundle = tiny("sd15", "fp32")
     ran: list[str] = []
 

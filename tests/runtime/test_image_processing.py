@@ -24,10 +24,10 @@ TOLERANCE = 5e-6
 
 
 def _compare(height: int, width: int, size: tuple[int, int]) -> None:
-    """Noise is the hardest picture: every weight shows."""
-    picture = 2 * rand(0, 3, height, width, kind="uniform") - 1
-    wanted = _resize_with_antialiasing(torch.from_numpy(picture)[None], size)[0].numpy()
-    got = resize_antialiased(picture, size)
+    """Noise is the hardest image: every weight shows."""
+    image = 2 * rand(0, 3, height, width, kind="uniform") - 1
+    wanted = _resize_with_antialiasing(torch.from_numpy(image)[None], size)[0].numpy()
+    got = resize_antialiased(image, size)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
 
@@ -47,18 +47,18 @@ def test_any_size_is_that_of_diffusers(height: int, width: int, new_height: int,
 
 
 def test_one_number_is_height_and_width() -> None:
-    picture = rand(1, 3, 20, 31)
-    np.testing.assert_array_equal(resize_antialiased(picture, 7), resize_antialiased(picture, (7, 7)))
+    image = rand(1, 3, 20, 31)
+    np.testing.assert_array_equal(resize_antialiased(image, 7), resize_antialiased(image, (7, 7)))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
 def test_a_single_row_or_column_is_refused_as_pytorch_refuses_it(shape: tuple[int, int]) -> None:
-    picture = rand(2, 3, *shape)
+    image = rand(2, 3, *shape)
     with pytest.raises(RuntimeError, match="Padding size"):
-        _resize_with_antialiasing(torch.from_numpy(picture)[None], (4, 4))
+        _resize_with_antialiasing(torch.from_numpy(image)[None], (4, 4))
     height, width = shape
     with pytest.raises(InputError, match=f"is {width} x {height} pixels; give one of 2 x 2 or more"):
-        resize_antialiased(picture, 4)
+        resize_antialiased(image, 4)
 
 
 class _Identity(nn.Module):
@@ -80,7 +80,7 @@ def test_the_pixels_are_those_of_the_stock_pipeline(size: tuple[int, int]) -> No
     pipeline = StableVideoDiffusionPipeline(None, _Identity(), None, None, extractor)
     embeds = pipeline._encode_image(Image.fromarray(pixels), "cpu", 1, do_classifier_free_guidance=False)
     wanted = embeds.numpy().reshape(1, 3, 224, 224)
-    picture = pixels.transpose(2, 0, 1).astype(np.float32) / 255
-    got = preprocess_for_clip(picture, extractor.image_mean, extractor.image_std, 224)
+    image = pixels.transpose(2, 0, 1).astype(np.float32) / 255
+    got = preprocess_for_clip(image, extractor.image_mean, extractor.image_std, 224)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)

@@ -20,7 +20,7 @@ from support.recipe import rand
 
 STEPS = 20
 LATENTS = 4 * 128 * 128 * 4
-"""Bytes of the latents of a picture."""
+"""Bytes of the latents of an image."""
 
 
 class _Idle(Engine):
@@ -87,7 +87,7 @@ def test_a_step_is_few_calls(sampler: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", get_family("sdxl").samplers)
 def test_a_step_makes_few_arrays(sampler: str, tmp_path: Path) -> None:
-    """8 to 11 times the latents' size measured; the control picture, 48 times that, is not made anew."""
+    """8 to 11 times the latents' size measured; the control image, 48 times that, is not made anew."""
     steps = _steps(tmp_path, sampler)
     tracemalloc.start()
     try:

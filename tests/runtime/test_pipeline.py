@@ -138,7 +138,7 @@ def test_without_zeros_a_missing_negative_prompt_is_the_empty_text(tmp_path: Pat
         assert not np.array_equal(got, pipeline(**_arguments(negative_prompt="blue")).latents)
 
 
-def test_several_prompts_pictures_and_images_per_prompt(pipe: Pipeline) -> None:
+def test_several_prompts_images_and_images_per_prompt(pipe: Pipeline) -> None:
     """Rows are prompt by prompt, the copies of one side by side, and the negative half comes first."""
     images = [drawing(1, WIDTH, HEIGHT), drawing(2, WIDTH, HEIGHT)]
     encode = TextEncoders(pipe.bundle)
@@ -239,11 +239,11 @@ def test_defaults_are_the_familys(pipe: Pipeline) -> None:
 
 
 def test_sizes(pipe: Pipeline) -> None:
-    """As asked for, else the latents', else the control picture's."""
-    picture = drawing(1, 40, 32)
+    """As asked for, else the latents', else the control image's."""
+    image = drawing(1, 40, 32)
 
     def size(**changes: Any) -> tuple[int, ...]:
-        return pipe(**_arguments(control_image=picture, num_inference_steps=1, **changes)).latents.shape[2:]
+        return pipe(**_arguments(control_image=image, num_inference_steps=1, **changes)).latents.shape[2:]
 
     assert size() == (4, 5)
     assert size(height=16, width=24) == (2, 3)
@@ -263,11 +263,11 @@ def test_sizes(pipe: Pipeline) -> None:
         ({"width": 16.0}, "width is 16.0"),
         (
             {"control_image": drawing(1, 24, 16).resize((24, 7))},
-            r"the height of the control picture is 7; give .* multiples of 8 \(the smallest is 8\)",
+            r"the height of the control image is 7; give .* multiples of 8 \(the smallest is 8\)",
         ),
-        ({"control_image": None}, "no control picture was given"),
-        ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control pictures were given for 1 prompts"),
-        ({"control_image": np.full((16, 24, 3), np.nan)}, "picture has values from nan"),
+        ({"control_image": None}, "no control image was given"),
+        ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control images were given for 1 prompts"),
+        ({"control_image": np.full((16, 24, 3), np.nan)}, "image has values from nan"),
         ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN or infinite"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\) for 1 prompts"),
         ({"control_scale": "strong"}, "control_scale is no array of numbers"),

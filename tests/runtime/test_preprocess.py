@@ -1,4 +1,4 @@
-"""Control pictures made of ordinary ones."""
+"""Control images made of ordinary ones."""
 
 from __future__ import annotations
 

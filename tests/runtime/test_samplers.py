@@ -313,7 +313,7 @@ def test_samplers_with_history_insist_on_the_order(name: str) -> None:
 
 
 def test_every_option_of_diffusers_is_known_or_has_no_effect() -> None:
-    # of flow matching in the other classes and of shifting by the picture's size, which are refused
+    # of flow matching in the other classes and of shifting by the image's size, which are refused
     without_effect = {"flow_shift", "time_shift_type"}
     without_effect |= {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"}
     for name, scheduler in SCHEDULERS.items():

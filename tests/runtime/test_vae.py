@@ -1,4 +1,4 @@
-"""Pictures: what is accepted, resizing as diffusers does, decoding."""
+"""Images: what is accepted, resizing as diffusers does, decoding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
-from controlnext.runtime.vae import control_array, decode_latents, read_pictures, to_pil
+from controlnext.runtime.vae import control_array, decode_latents, read_images, to_pil
 from support.fake_bundle import VAE_CONFIG
 from support.recipe import drawing, rand
 
 
 def _array(given: object, height: int = 16, width: int = 24) -> np.ndarray:
-    return control_array(read_pictures(given), height, width)
+    return control_array(read_images(given), height, width)
 
 
 def _photo(width: int = 24, height: int = 16) -> Image.Image:
@@ -28,7 +28,7 @@ def _photo(width: int = 24, height: int = 16) -> Image.Image:
 @pytest.mark.parametrize("size", [(24, 16), (50, 31), (9, 100)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_equals_diffusers_image_processor(size: tuple[int, int], mode: str) -> None:
-    """The reference's way with a control picture, of the right size and of others."""
+    """The reference's way with a control image, of the right size and of others."""
     image = _photo(*size).convert(mode)
     processor = VaeImageProcessor(do_convert_rgb=True, do_normalize=False)
     wanted = processor.preprocess(image, height=16, width=24).numpy()
@@ -46,7 +46,7 @@ def test_other_modes_become_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_grey_pictures_of_more_than_eight_bits_keep_their_levels(mode: str) -> None:
+def test_grey_images_of_more_than_eight_bits_keep_their_levels(mode: str) -> None:
     """Depth maps: 65535 is white, and neighbouring levels stay apart."""
     levels = np.arange(16 * 24).reshape(16, 24) * 170
     dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
@@ -58,7 +58,7 @@ def test_grey_pictures_of_more_than_eight_bits_keep_their_levels(mode: str) -> N
     assert 0 <= resized.min() < resized.max() <= 1
 
 
-def test_arrays_are_taken_as_the_pictures_they_are() -> None:
+def test_arrays_are_taken_as_the_images_they_are() -> None:
     image = _photo(50, 31)
     pixels = np.asarray(image)
     np.testing.assert_array_equal(_array(pixels), _array(image))
@@ -70,7 +70,7 @@ def test_arrays_are_taken_as_the_pictures_they_are() -> None:
     np.testing.assert_array_equal(_array(floats[..., 1]), _array(np.stack([floats[..., 1]] * 3, axis=-1)))
 
 
-def test_several_pictures() -> None:
+def test_several_images() -> None:
     first, second = _photo(), drawing(3, 48, 32)
     both = _array([first, second])
     assert both.shape == (2, 3, 16, 24)
@@ -82,8 +82,8 @@ def test_several_pictures() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("picture.png", "of type str"),
-        ([], "no control picture was given"),
+        ("image.png", "of type str"),
+        ([], "no control image was given"),
         (np.zeros((4, 4, 2), np.float32), r"shape \(4, 4, 2\)"),
         (np.zeros((4, 4), np.int64), "cannot be read"),
         (np.full((4, 4, 3), np.nan), "values from nan to nan"),
@@ -91,9 +91,9 @@ def test_several_pictures() -> None:
         (np.full((4, 4, 3), -0.5), "values from -0.5"),
     ],
 )
-def test_what_is_no_picture_is_refused(given: object, message: str) -> None:
+def test_what_is_no_image_is_refused(given: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_pictures(given)
+        read_images(given)
 
 
 class _Decoder(Engine):
@@ -129,25 +129,25 @@ class _Decoder(Engine):
 )
 def test_decoding_undoes_the_scaling_as_diffusers_does(config: dict, unscaled: object) -> None:
     latents, decoder = rand(0, 2, 4, 2, 3) / 4, _Decoder()
-    pictures = np.concatenate(list(decode_latents(decoder, {**VAE_CONFIG, **config}, latents, chunk=1)))
+    images = np.concatenate(list(decode_latents(decoder, {**VAE_CONFIG, **config}, latents, chunk=1)))
     wanted = unscaled(latents)  # type: ignore[operator]
     np.testing.assert_allclose(np.concatenate(decoder.seen), wanted, rtol=1e-6, atol=1e-6)
-    assert pictures.dtype == np.float32
-    assert pictures.shape == (2, 16, 24, 3)
-    assert all(len(seen) == 1 for seen in decoder.seen), "one picture at a time"
+    assert images.dtype == np.float32
+    assert images.shape == (2, 16, 24, 3)
+    assert all(len(seen) == 1 for seen in decoder.seen), "one image at a time"
     first_pixels = (wanted[:, :3, 0, 0] / 2 + 0.5).clip(0, 1)
-    np.testing.assert_allclose(pictures[:, 0, 0], first_pixels, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(images[:, 0, 0], first_pixels, rtol=1e-5, atol=1e-6)
 
 
 def test_a_decoder_that_overflows_is_named() -> None:
     latents = np.full((1, 4, 1, 1), np.inf, np.float32)
-    with pytest.raises(WorkError, match="decoded picture is not finite: this VAE overflows in float16"):
+    with pytest.raises(WorkError, match="decoded image is not finite: this VAE overflows in float16"):
         list(decode_latents(_Decoder(), VAE_CONFIG, latents, chunk=1))
 
 
 def test_pil_images_equal_diffusers() -> None:
-    pictures = rand(1, 2, 8, 8, 3, kind="uniform")
-    got = to_pil(pictures)
-    wanted = VaeImageProcessor.numpy_to_pil(pictures)
+    images = rand(1, 2, 8, 8, 3, kind="uniform")
+    got = to_pil(images)
+    wanted = VaeImageProcessor.numpy_to_pil(images)
     assert [image.tobytes() for image in got] == [image.tobytes() for image in wanted]
     assert got[0].mode == "RGB"

@@ -64,7 +64,7 @@ def _decoded(latents: torch.Tensor) -> torch.Tensor:
     return samples * latents.std() + ramp
 
 
-def _diffusers_picture(latents: np.ndarray) -> np.ndarray:
+def _diffusers_image(latents: np.ndarray) -> np.ndarray:
     vae = AutoencoderKL(
         block_out_channels=(1,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -88,16 +88,16 @@ def test_tiles_are_those_of_diffusers(height: int, width: int) -> None:
     latents, decoder = rand(height, 2, 4, height, width), _Decoder()
     tiles = Tiles.of(TILE * FACTOR, FACTOR)
     (got,) = decode_latents(decoder, {"scaling_factor": 1.0}, latents, 2, tiles)
-    np.testing.assert_array_equal(got, _diffusers_picture(latents))
+    np.testing.assert_array_equal(got, _diffusers_image(latents))
     assert all(max(shape[2:]) <= TILE for shape in decoder.seen), "never more than a tile"
 
 
-def test_one_picture_and_one_tile_at_a_time() -> None:
+def test_one_image_and_one_tile_at_a_time() -> None:
     """At a tile of 8 latents the next one begins 6 further."""
     decoder = _Decoder()
     tiles = Tiles.of(TILE * FACTOR, FACTOR)
-    pictures = list(decode_latents(decoder, {"scaling_factor": 1.0}, rand(0, 2, 4, 9, 14), 1, tiles))
-    assert [picture.shape for picture in pictures] == [(1, 72, 112, 3)] * 2
+    images = list(decode_latents(decoder, {"scaling_factor": 1.0}, rand(0, 2, 4, 9, 14), 1, tiles))
+    assert [image.shape for image in images] == [(1, 72, 112, 3)] * 2
     row = [(1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 8, 2)]
     assert decoder.seen == [*row, *((1, 4, 3, shape[3]) for shape in row)] * 2
 
@@ -105,7 +105,7 @@ def test_one_picture_and_one_tile_at_a_time() -> None:
 def test_a_tile_that_overflows_is_named() -> None:
     latents = rand(0, 1, 4, 9, 9)
     latents[..., -1, -1] = np.inf
-    with pytest.raises(WorkError, match="decoded picture is not finite: this VAE overflows in float16"):
+    with pytest.raises(WorkError, match="decoded image is not finite: this VAE overflows in float16"):
         list(decode_latents(_Decoder(), {"scaling_factor": 1.0}, latents, 1, Tiles(TILE, FACTOR)))
 
 
@@ -118,15 +118,15 @@ def _arguments(variant: str, height: int, width: int) -> dict[str, Any]:
             "pooled_prompt_embeds": rand(3, 2, pooled),
             "negative_pooled_prompt_embeds": rand(4, 2, pooled),
         }
-    picture = {"control_image": drawing(5, width, height), "height": height, "width": width}
-    return {**embeds, **picture, "num_inference_steps": 2}
+    image = {"control_image": drawing(5, width, height), "height": height, "width": width}
+    return {**embeds, **image, "num_inference_steps": 2}
 
 
 @pytest.mark.parametrize("variant", SIZES)
-def test_pictures_equal_the_references(
+def test_images_equal_the_references(
     variant: str, tiny: Callable[..., Path], tiny_checkpoint: Callable[[str], Path]
 ) -> None:
-    """Sizes that tiles do not divide; a side that fits into one tile but not into a stride; two pictures."""
+    """Sizes that tiles do not divide; a side that fits into one tile but not into a stride; two images."""
     reference = reference_pipeline(load_tiny(variant, tiny_checkpoint(variant)))
     with Pipeline.load(tiny(variant), cache=False) as pipe:
         for height, width in SIZES[variant]:
@@ -151,7 +151,7 @@ def test_the_reference_tiles_only_when_asked(tiny_checkpoint: Callable[[str], Pa
 
 def test_the_trained_model(shapes_bundle: Path) -> None:
     """A whole run with a prompt, not square. Tiles change single pixels by up to a third of their range, but
-    it stays the same picture: by 0.02 on average."""
+    it stays the same image: by 0.02 on average."""
     sources = {"base": SHAPES / "base", "control": SHAPES / "controlnet.safetensors"}
     unet = {"unet_weights": SHAPES / "unet.safetensors", "unet_increments": True}
     reference = reference_pipeline(load_checkpoint(get_family("sdxl"), **sources, **unet))
@@ -170,9 +170,7 @@ def test_the_trained_model(shapes_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 120)])
-def test_a_picture_that_one_tile_holds_is_the_same(
-    tiny: Callable[..., Path], height: int, width: int
-) -> None:
+def test_a_image_that_one_tile_holds_is_the_same(tiny: Callable[..., Path], height: int, width: int) -> None:
     with Pipeline.load(tiny("sd15"), cache=False) as pipe:
         latents = rand(1, 1, 4, height // 8, width // 8)
         np.testing.assert_array_equal(pipe.decode(latents, "np", vae_tiling=True), pipe.decode(latents, "np"))
@@ -204,7 +202,7 @@ def test_clips_are_not_tiled(tiny: Callable[..., Path]) -> None:
 
 def test_the_command_line(cli: Cli, tmp_path: Path, shapes_bundle: Path) -> None:
     drawing(2, 160, 136).save(tmp_path / "control.png")
-    output = tmp_path / "picture.png"
+    output = tmp_path / "image.png"
     words = ["--prompt", "a red circle", "--control-image", tmp_path / "control.png", "--steps", "1"]
     done = cli("run", shapes_bundle, *words, "--vae-tiling", "--output", output)
     assert (done.status, done.err) == (0, "")
@@ -212,15 +210,15 @@ def test_the_command_line(cli: Cli, tmp_path: Path, shapes_bundle: Path) -> None
     with Pipeline.load(shapes_bundle) as pipe:
         (tiled,) = pipe("a red circle", **arguments, vae_tiling=True).images
         (whole,) = pipe("a red circle", **arguments).images
-    with Image.open(output) as picture:
-        assert picture.tobytes() == tiled.tobytes() != whole.tobytes()
+    with Image.open(output) as image:
+        assert image.tobytes() == tiled.tobytes() != whole.tobytes()
 
 
 def test_the_command_line_refuses_it_for_clips(cli: Cli, tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    drawing(1, 64, 64).save(tmp_path / "picture.png")
+    drawing(1, 64, 64).save(tmp_path / "image.png")
     (tmp_path / "control").mkdir()
     drawing(2, 64, 64).save(tmp_path / "control" / "0.png")
-    given_files = ["--image", tmp_path / "picture.png", "--control-image", tmp_path / "control"]
+    given_files = ["--image", tmp_path / "image.png", "--control-image", tmp_path / "control"]
     output = tmp_path / "clip.gif"
     done = cli("run", tiny("svd"), *given_files, "--vae-tiling", "--output", output)
     assert_refused(done, "vae_tiling", "Stable Video Diffusion does not decode in tiles; leave it out")

@@ -157,7 +157,7 @@ def test_the_stream_gives_every_step_and_decodes_to_the_call(pipe: Pipeline) -> 
 
 
 def test_sizes(pipe: Pipeline) -> None:
-    """As asked for, else the latents', else the first control picture's, whatever the others are."""
+    """As asked for, else the latents', else the first control image's, whatever the others are."""
     clip = [drawing(0, 40, 32), drawing(1, 24, 16)]
 
     def size(**changes: Any) -> tuple[int, ...]:
@@ -177,19 +177,19 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": None}, "no reference picture was given; give image"),
-        ({"image": "picture.png"}, "image: .* of type str; give a PIL image"),
-        ({"image": [drawing(1, 24, 16)] * 2}, "image holds 2 pictures; give one"),
+        ({"image": None}, "no reference image was given; give image"),
+        ({"image": "image.png"}, "image: .* of type str; give a PIL image"),
+        ({"image": [drawing(1, 24, 16)] * 2}, "image holds 2 images; give one"),
         ({"image": np.full((16, 24, 3), np.nan)}, "image: .* has values from nan"),
-        ({"image": Image.new("RGB", (1, 9))}, "the picture is 1 x 9 pixels; give one of 2 x 2 or more"),
+        ({"image": Image.new("RGB", (1, 9))}, "the image is 1 x 9 pixels; give one of 2 x 2 or more"),
         ({"control_images": None}, "no control clip was given; give control_images"),
-        ({"control_images": drawing(1, 24, 16)}, "give control_images, a sequence of pictures"),
+        ({"control_images": drawing(1, 24, 16)}, "give control_images, a sequence of images"),
         ({"control_images": iter([])}, "no control clip was given"),
-        ({"control_images": []}, "control_images is empty; give one picture for every frame"),
+        ({"control_images": []}, "control_images is empty; give one image for every frame"),
         ({"control_images": np.zeros((16, 24, 3))}, r"array of shape \(16, 24, 3\); give \(frames, height"),
         ({"control_images": ["1.png"]}, "frame 0 of control_images: .* of type str"),
-        ({"control_images": np.zeros((3, 7, 24, 3))}, "the height of the control picture is 7; give height"),
-        ({"num_frames": 6}, "num_frames is 6, the control has 5; give a picture for every frame"),
+        ({"control_images": np.zeros((3, 7, 24, 3))}, "the height of the control image is 7; give height"),
+        ({"num_frames": 6}, "num_frames is 6, the control has 5; give an image for every frame"),
         ({"num_frames": 0}, "num_frames is 0; give a whole number from 1 on"),
         ({"num_frames": 2.0}, "num_frames is 2.0; give a whole"),
         ({"num_frames": True}, "num_frames is True; give a whole"),
@@ -233,7 +233,7 @@ def test_bad_arguments_are_one_clear_error(pipe: Pipeline, changes: dict[str, An
 def test_a_bad_frame_is_named(pipe: Pipeline) -> None:
     """Frames are read when they are needed: it shows in the first step."""
     two = [drawing(1, 24, 16)] * 2
-    for bad, message in (("5.png", ".* of type str"), (two, "holds 2 pictures; give one")):
+    for bad, message in (("5.png", ".* of type str"), (two, "holds 2 images; give one")):
         clip = [*_arguments()["control_images"], bad]
         steps = pipe.stream(**_arguments(control_images=clip))
         with pytest.raises(InputError, match=f"frame 5 of control_images:? {message}") as caught:

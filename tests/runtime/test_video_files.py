@@ -22,19 +22,19 @@ from controlnext.runtime.media.video_files import FORMATS, ClipFiles, open_clip,
 WIDTH, HEIGHT = 48, 32
 
 
-def _unchanged(picture: Image.Image) -> Image.Image:
-    return picture
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
 
 
-def _picture(number: int) -> Image.Image:
-    """A smooth picture whose colours tell its number."""
+def _image(number: int) -> Image.Image:
+    """A smooth image whose colours tell its number."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     bands = [x * 4, y * 4 + 60, np.full_like(x, 20 * number + 30)]
     return Image.fromarray(np.stack(bands, axis=-1).astype(np.uint8))
 
 
-def _pictures(count: int) -> Iterator[Image.Image]:
-    return (_picture(number) for number in range(count))
+def _images(count: int) -> Iterator[Image.Image]:
+    return (_image(number) for number in range(count))
 
 
 def _distance(a: Image.Image, b: Image.Image) -> float:
@@ -57,19 +57,19 @@ def test_a_clip_comes_back(tmp_path: Path, ending: str, fps: Fraction) -> None:
     """As many frames, in their order, of their size, nearly their colours; frames a second as far as a GIF
     can count them."""
     path = tmp_path / f"clip{ending}"
-    write_clip(path, _pictures(9), fps)
+    write_clip(path, _images(9), fps)
     with open_clip(path, _unchanged) as clip:
         assert len(clip) == 9
         assert clip.fps == pytest.approx(fps, rel=0 if ending == ".mp4" else 0.02)
         for number in range(9):
             assert clip[number].size == (WIDTH, HEIGHT)
             # those of neighbours differ by 6.7
-            assert _distance(clip[number], _picture(number)) < 3
+            assert _distance(clip[number], _image(number)) < 3
 
 
 def test_an_mp4_plays_everywhere(tmp_path: Path) -> None:
     """H.264 in 4:2:0, with a note of which colours were meant."""
-    write_clip(tmp_path / "clip.mp4", _pictures(3), Fraction(7))
+    write_clip(tmp_path / "clip.mp4", _images(3), Fraction(7))
     with av.open(str(tmp_path / "clip.mp4")) as video:
         context = video.streams.video[0].codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
@@ -78,7 +78,7 @@ def test_an_mp4_plays_everywhere(tmp_path: Path) -> None:
 
 def test_a_gif_keeps_its_pace_and_repeats(tmp_path: Path) -> None:
     """Seven frames a second are no whole hundredths: the delays differ, their sum is right."""
-    write_clip(tmp_path / "clip.gif", _pictures(14), Fraction(7))
+    write_clip(tmp_path / "clip.gif", _images(14), Fraction(7))
     with Image.open(tmp_path / "clip.gif") as gif:
         delays = []
         for number in range(gif.n_frames):
@@ -95,17 +95,17 @@ def test_frames_are_encoded_as_they_come(tmp_path: Path) -> None:
     alive: list[weakref.ref[Image.Image]] = []
     most = 0
 
-    def pictures() -> Iterator[Image.Image]:
+    def images() -> Iterator[Image.Image]:
         nonlocal most
         for number in range(30):
-            picture = _picture(number % 9)
-            alive.append(weakref.ref(picture))
-            yield picture
-            del picture
+            image = _image(number % 9)
+            alive.append(weakref.ref(image))
+            yield image
+            del image
             most = max(most, sum(reference() is not None for reference in alive))
 
     for ending in FORMATS:
-        write_clip(tmp_path / f"clip{ending}", pictures(), Fraction(7))
+        write_clip(tmp_path / f"clip{ending}", images(), Fraction(7))
     assert most <= 2
 
 
@@ -114,41 +114,41 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"clip{ending}"
     path.write_text("precious")
 
-    def pictures() -> Iterator[Image.Image]:
-        yield _picture(0)
+    def images() -> Iterator[Image.Image]:
+        yield _image(0)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_clip(path, pictures(), Fraction(7))
+        write_clip(path, images(), Fraction(7))
     assert path.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_pictures_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_in_natural_order(tmp_path: Path) -> None:
     """Frame 2 before frame 10, whatever the case; other files are no frames. Each is read when asked for."""
     names = ["Frame-1.PNG", "frame-2.png", "frame-9.png", "frame-10.jpg"]
     for number, name in enumerate(names):
-        _picture(number).save(tmp_path / name)
+        _image(number).save(tmp_path / name)
     (tmp_path / "frame-3.txt").write_text("notes")
     (tmp_path / "frame-9.png").write_text("damaged")
     changed = []
 
-    def change(picture: Image.Image) -> Image.Image:
-        changed.append(picture)
-        return picture.resize((8, 8))
+    def change(image: Image.Image) -> Image.Image:
+        changed.append(image)
+        return image.resize((8, 8))
 
     with open_clip(tmp_path, change) as clip:
         assert (len(clip), clip.fps, changed) == (4, None, [])
         for number in (0, 1, 3):
             assert clip[number].size == (8, 8)
-            assert _distance(changed.pop(), _picture(number)) < 3
-        with pytest.raises(InputError, match=r"cannot read picture .*frame-9\.png"):
+            assert _distance(changed.pop(), _image(number)) < 3
+        with pytest.raises(InputError, match=r"cannot read image .*frame-9\.png"):
             clip[2]
 
 
 def test_no_more_frames_are_decoded_than_needed(tmp_path: Path, temporary: Path) -> None:
     """They lie in a temporary folder, which is removed even where the work on them fails."""
-    write_clip(tmp_path / "clip.mp4", _pictures(9), Fraction(7))
+    write_clip(tmp_path / "clip.mp4", _images(9), Fraction(7))
 
     def fail() -> None:
         with open_clip(tmp_path / "clip.mp4", _unchanged, limit=4) as clip:
@@ -165,9 +165,9 @@ def test_no_more_frames_are_decoded_than_needed(tmp_path: Path, temporary: Path)
 def test_a_video_that_lies_on_its_side_is_put_upright(
     tmp_path: Path, matrix: tuple[int, ...], angle: int
 ) -> None:
-    """Telephones film as they are held and note how the picture is to be turned."""
+    """Telephones film as they are held and note how the image is to be turned."""
     path = tmp_path / "clip.mp4"
-    write_clip(path, _pictures(2), Fraction(7))
+    write_clip(path, _images(2), Fraction(7))
     # (a b u, c d v, x y w) of the track header: 16.16 but for u, v, w, which are 2.30
     before, after = (
         struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
@@ -178,7 +178,7 @@ def test_a_video_that_lies_on_its_side_is_put_upright(
     path.write_bytes(content[:start] + content[start:].replace(before, after, 1))
     assert path.read_bytes() != content
     with open_clip(path, _unchanged) as clip:
-        assert _distance(clip[1], _picture(1).rotate(angle, expand=True)) < 3
+        assert _distance(clip[1], _image(1).rotate(angle, expand=True)) < 3
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_video_that_lies_on_its_side_is_put_upright(
         (b"", "cannot read video .*Invalid argument"),
         (b"GIF89a", "cannot read video .*Invalid data"),
         (b"no video at all", "cannot read video .*Invalid data"),
-        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "holds no pictures"),
+        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "holds no images"),
         (None, "cannot read video .*No such file"),
     ],
 )
@@ -204,7 +204,7 @@ def test_unreadable_videos_are_refused(
 
 def test_a_cut_off_video_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
-    write_clip(path, _pictures(9), Fraction(7))
+    write_clip(path, _images(9), Fraction(7))
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot read video"), open_clip(path, _unchanged):
@@ -215,12 +215,12 @@ def test_sound_is_no_clip(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(8000))
-    with pytest.raises(InputError, match="holds no pictures"), open_clip(tmp_path / "sound.wav", _unchanged):
+    with pytest.raises(InputError, match="holds no images"), open_clip(tmp_path / "sound.wav", _unchanged):
         pass
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no pictures .*\.png"), open_clip(tmp_path, _unchanged):
+    with pytest.raises(InputError, match=r"holds no images .*\.png"), open_clip(tmp_path, _unchanged):
         pass
 
 
@@ -228,23 +228,23 @@ def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     """FFmpeg reads addresses; a file is no address."""
     monkeypatch.chdir(tmp_path)
     path = Path("http:clip.gif")
-    write_clip(path, _pictures(2), Fraction(7))
+    write_clip(path, _images(2), Fraction(7))
     with open_clip(path, _unchanged) as clip:
         assert len(clip) == 2
 
 
 def test_the_first_video_sets_the_pace(tmp_path: Path) -> None:
     """A folder has none: a clip of it has seven frames a second, unless it is told."""
-    write_clip(tmp_path / "slow.mp4", _pictures(2), Fraction(5))
-    write_clip(tmp_path / "quick.mp4", _pictures(2), Fraction(60))
-    _picture(0).save(tmp_path / "1.png")
+    write_clip(tmp_path / "slow.mp4", _images(2), Fraction(5))
+    write_clip(tmp_path / "quick.mp4", _images(2), Fraction(60))
+    _image(0).save(tmp_path / "1.png")
     controls = {"": 7, "slow.mp4": 5, "quick.mp4": 60}
     for asked in (None, 12.5):
         for name, wanted in controls.items():
             with ClipFiles(tmp_path / "new.mp4", fps=asked) as files:
                 files.control(tmp_path / name, _unchanged)
                 files.control(tmp_path / "slow.mp4", _unchanged)
-                assert files.save(_pictures(2)) == [tmp_path / "new.mp4"]
+                assert files.save(_images(2)) == [tmp_path / "new.mp4"]
             with av.open(str(tmp_path / "new.mp4")) as video:
                 assert video.streams.video[0].average_rate == (asked or (5 if not name else wanted))
 
@@ -270,15 +270,15 @@ def test_outputs_that_cannot_be(tmp_path: Path, output: str, fps: float | None, 
 
 
 def test_a_video_that_is_too_quick_for_a_gif(tmp_path: Path) -> None:
-    write_clip(tmp_path / "quick.mp4", _pictures(2), Fraction(60))
+    write_clip(tmp_path / "quick.mp4", _images(2), Fraction(60))
     with ClipFiles(tmp_path / "clip.gif") as files, pytest.raises(InputError, match="60 frames a second"):
         files.control(tmp_path / "quick.mp4", _unchanged)
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders of pictures need none."""
+    """Folders of images need none."""
     monkeypatch.setitem(sys.modules, "av", None)
-    _picture(0).save(tmp_path / "1.png")
+    _image(0).save(tmp_path / "1.png")
     (tmp_path / "clip.mp4").write_bytes(b"")
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[video\]"'):
         ClipFiles(tmp_path / "new.mp4")
@@ -286,5 +286,5 @@ def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(MissingDependencyError, match=r"controlnext\[video\]"):
             files.control(tmp_path / "clip.mp4", _unchanged)
         assert len(files.control(tmp_path, _unchanged)) == 1
-        files.save(_pictures(2))
+        files.save(_images(2))
     assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == ["000000.png", "000001.png"]

@@ -20,7 +20,7 @@ from support.recipe import drawing, rand
 
 SIZE, WINDOW, OVERLAP = 64, 14, 4
 FRAME_BYTES = 3 * SIZE * SIZE * 4
-"""Of a control picture as the denoiser is fed it."""
+"""Of a control image as the denoiser is fed it."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 class _Watched:
-    """A control clip of ``frames`` pictures, each made anew when it is read.
+    """A control clip of ``frames`` images, each made anew when it is read.
 
     ``reads`` counts them by number; ``most`` is how many were in memory at once.
     """
@@ -43,11 +43,11 @@ class _Watched:
 
     def __getitem__(self, number: int) -> np.ndarray:
         self.reads[number] += 1
-        picture = np.full((SIZE, SIZE, 3), number % 256, np.uint8)
+        image = np.full((SIZE, SIZE, 3), number % 256, np.uint8)
         self._alive = [reference for reference in self._alive if reference() is not None]
-        self._alive.append(weakref.ref(picture))
+        self._alive.append(weakref.ref(image))
         self.most = max(self.most, len(self._alive))
-        return picture
+        return image
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def _run(pipe: Pipeline, clip: _Watched, **changes: Any) -> np.ndarray:
 
 
 def test_of_a_long_clip_every_frame_is_read_once_a_step(pipe: Pipeline) -> None:
-    """Although windows overlap; one picture at a time is in memory, and the first one also sets the size."""
+    """Although windows overlap; one image at a time is in memory, and the first one also sets the size."""
     clip = _Watched(200)
     _run(pipe, clip, num_inference_steps=3)
     assert clip.most <= 2
@@ -85,9 +85,9 @@ def test_of_a_short_clip_every_frame_is_read_once(pipe: Pipeline) -> None:
 
 
 def test_denoising_needs_memory_for_windows_not_for_the_clip(pipe: Pipeline) -> None:
-    """What grows with the clip are latents alone: a frame's are a fiftieth of its control picture.
+    """What grows with the clip are latents alone: a frame's are a fiftieth of its control image.
 
-    Measured: 3.6 windows' control pictures at 50 frames, and with every frame 4 times its latents.
+    Measured: 3.6 windows' control images at 50 frames, and with every frame 4 times its latents.
     """
     peaks = {}
     for frames in (50, 200, 400):
@@ -99,7 +99,7 @@ def test_denoising_needs_memory_for_windows_not_for_the_clip(pipe: Pipeline) -> 
     assert peaks[400] < 2 * peaks[50]
 
 
-def test_control_pictures_go_with_the_run(pipe: Pipeline) -> None:
+def test_control_images_go_with_the_run(pipe: Pipeline) -> None:
     """At once: they do not wait for the garbage collector."""
     _run(pipe, _Watched(30))
     gc.disable()
@@ -111,7 +111,7 @@ def test_control_pictures_go_with_the_run(pipe: Pipeline) -> None:
         gc.enable()
 
 
-def test_pictures_of_a_long_clip_come_chunk_by_chunk(tmp_path: Path) -> None:
+def test_images_of_a_long_clip_come_chunk_by_chunk(tmp_path: Path) -> None:
     decoded = []
 
     def answer(folder: str, feed: Feed, shape: tuple[int, ...]) -> np.ndarray:

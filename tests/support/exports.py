@@ -60,7 +60,7 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
             precision,
             bundle,
             sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
-            calibration=CalibrationSettings(measured_steps=1, crop=8),
+            calibration=CalibrationSettings(measured_steps=1, crop=8, group=40),
             **options,
         )
 

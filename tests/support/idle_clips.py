@@ -94,7 +94,7 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
 
 
 def no_noise(graph_name: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, but for pictures of latents: their first three channels."""
+    """Zeros, but for images of latents: their first three channels."""
     if graph_name != "vae_decoder":
         return np.zeros((), np.float32)
     return feed["latent_sample"][:, :3].repeat(8, 2).repeat(8, 3)

@@ -65,7 +65,7 @@ def rand(seed: int, *shape: int, kind: str = "normal") -> np.ndarray:
 
 
 def drawing(seed: int, width: int, height: int) -> Image.Image:
-    """RGB control picture: 8-pixel squares, each channel 0 or 255."""
+    """RGB control image: 8-pixel squares, each channel 0 or 255."""
     squares = np.random.RandomState(seed).random_sample((height // 8, width // 8, 3)) > 0.5
     pixels = (squares * 255).astype(np.uint8)
     return Image.fromarray(pixels.repeat(8, 0).repeat(8, 1))

@@ -11,10 +11,15 @@ EXPORTED = {"tiny", "shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``export`` marks every test that needs an exported model; ``make check`` leaves them out."""
+    """``export`` marks every test that needs an exported model; ``make check`` leaves them out.
+
+    They come first: one process makes models while the other has tests that need none, and hardly ever waits
+    for a model that is being made.
+    """
     for item in items:
         if EXPORTED & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.export)
+    items.sort(key=lambda item: item.get_closest_marker("export") is None)
 
 
 @pytest.hookimpl(wrapper=True)

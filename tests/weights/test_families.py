@@ -188,7 +188,7 @@ def test_samplers_are_those_of_the_stock_pipeline(
 
 
 @pytest.mark.export
-def test_the_normalization_of_the_reference_picture_is_read_from_the_folder(copy: Copy) -> None:
+def test_the_normalization_of_the_reference_image_is_read_from_the_folder(copy: Copy) -> None:
     family, base = get_family("svd"), copy("svd")
     clip = transformers.CLIPImageProcessor()
     default = {"image_mean": list(clip.image_mean), "image_std": list(clip.image_std)}
