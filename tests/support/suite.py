@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if EXPORTED & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.export)
     items.sort(key=lambda item: item.get_closest_marker("export") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: walking through it again and again to find garbage is a sixth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(wrapper=True)
