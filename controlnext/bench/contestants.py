@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from controlnext.bench.messages import Contestant, Option
 from controlnext.bundle.files import MANIFEST, sha256
+from controlnext.bundle.format import graph_files
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import registry
@@ -64,7 +65,7 @@ def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant
     manifest = read_manifest(path)
     folder = get_family(manifest.family).denoiser
     size = sum(entry.bytes for entry in manifest.files.values())
-    denoiser = sum(entry.bytes for file, entry in manifest.files.items() if file.startswith(f"{folder}/"))
+    denoiser = sum(entry.bytes for entry in graph_files(manifest, folder).values())
     given: dict[str, Option] = {"device": device, **options}
     return Contestant(
         name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given

@@ -54,3 +54,18 @@ def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
             " copy the bundle again"
         )
     return path
+
+
+def graph_files(manifest: Manifest, graph: str) -> dict[str, FileEntry]:
+    """Return the entries of the files of ``graph`` (``"unet"``), by their names in the bundle."""
+    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"{graph}/")}
+
+
+def check_graph(bundle: Path, manifest: Manifest, graph: str) -> Path:
+    """Return the directory of ``graph`` after sizes and checksums of all its files were found right.
+
+    Raises :class:`BundleError` for the first that is missing, truncated or damaged.
+    """
+    for name in graph_files(manifest, graph):
+        check_file(bundle, manifest, name)
+    return bundle / graph

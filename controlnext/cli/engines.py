@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlnext.bundle.format import graph_files
 from controlnext.bundle.manifest import Manifest
 from controlnext.cli.option_names import MIB
 from controlnext.engines.tensorrt.build import BuildOptions, Built, build_engine
@@ -126,4 +127,4 @@ def _part(report: Progress, name: str, before: float, share: float) -> Progress:
 
 
 def _bytes(manifest: Manifest, folder: str) -> int:
-    return sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(f"{folder}/"))
+    return sum(entry.bytes for entry in graph_files(manifest, folder).values())

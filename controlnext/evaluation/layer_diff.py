@@ -18,7 +18,7 @@ from polygraphy.comparator import Comparator
 from polygraphy.logger import G_LOGGER
 
 from controlnext import processor
-from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.format import MODEL, check_graph, graph_files
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
@@ -93,14 +93,11 @@ def _inputs(manifest: Manifest) -> dict[str, Any]:
 
 
 def _content(manifest: Manifest, folder: str) -> list[str]:
-    return [entry.sha256 for name, entry in manifest.files.items() if name.startswith(f"{folder}/")]
+    return [entry.sha256 for entry in graph_files(manifest, folder).values()]
 
 
 def _graph(bundle: Path, manifest: Manifest, folder: str) -> Path:
-    for name in manifest.files:
-        if name.startswith(f"{folder}/"):
-            check_file(bundle, manifest, name)
-    return bundle / folder / MODEL
+    return check_graph(bundle, manifest, folder) / MODEL
 
 
 def _report(progress: Progress, folder: str, index: int, count: int, done: float) -> None:

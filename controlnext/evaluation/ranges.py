@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from controlnext import processor
-from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.format import MODEL, check_graph
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
@@ -116,9 +116,7 @@ class _Engine(Engine):
 
     def __init__(self, bundle: Path, manifest: Manifest, graph_name: str) -> None:
         super().__init__(manifest, graph_name)
-        for name in manifest.files:
-            if name.startswith(f"{graph_name}/"):
-                check_file(bundle, manifest, name)
+        check_graph(bundle, manifest, graph_name)
         self.bundle = bundle
         model = open_graph(bundle, graph_name)
         made = [(node.name, value) for node in model.graph for value in node.outputs]

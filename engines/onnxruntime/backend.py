@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 from controlnext import processor
-from controlnext.bundle.format import MODEL, PARTS, UINT8_PARTS, check_file
+from controlnext.bundle.format import MODEL, PARTS, UINT8_PARTS, check_graph
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
@@ -130,10 +130,8 @@ class OrtBackend(Backend):
     def _sources(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[Path]:
         """The files of :meth:`_names`, after everything of the graph was checked."""
         names = self._names(bundle, manifest, graph_name)
-        for name in manifest.files:
-            if name.startswith(f"{graph_name}/"):
-                check_file(bundle, manifest, name)
-        return [bundle / graph_name / name for name in names]
+        directory = check_graph(bundle, manifest, graph_name)
+        return [directory / name for name in names]
 
     def _names(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[str]:
         """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.format import MODEL, check_graph
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
 from controlnext.engines.tensorrt.cuda import Cuda
@@ -106,9 +106,7 @@ class TrtBackend(Backend):
             )
         stored = find_engine(bundle, manifest, graph_name, flavor.requirements(gpu))
         if stored.entry.key.options.get("strip_weights"):
-            for name in manifest.files:
-                if name.startswith(f"{graph_name}/"):
-                    check_file(bundle, manifest, name)
+            check_graph(bundle, manifest, graph_name)
         kernels = stored.path.parent / "kernels" if cache else None
         options = LoadOptions(flavor, stored, bundle / graph_name / MODEL, kernels, self._graphs)
         cuda = Cuda(self._index, flavor.extra)
