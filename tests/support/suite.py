@@ -14,13 +14,13 @@ EXPORTED = {"tiny", "shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """``export`` marks every test that needs an exported model; ``make check`` leaves them out.
 
-    They come first: one process makes models while the other has tests that need none, and hardly ever waits
-    for a model that is being made.
+    They come first, and of them those of int8, whose models take longest to make: one process makes models
+    while the other has tests that need none, and hardly ever waits for a model that is being made.
     """
     for item in items:
         if EXPORTED & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.export)
-    items.sort(key=lambda item: item.get_closest_marker("export") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("export") is None, "int8" not in item.nodeid))
 
 
 def pytest_collection_finish() -> None:
