@@ -19,7 +19,7 @@ UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
 
 
 def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
-    """Checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
+    """Return checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
     of the directory of that name."""
     paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
     paths = [path for path in paths if not without or bundle / without not in path.parents]
@@ -29,7 +29,7 @@ def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
 
 
 def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
-    """The path of the bundle's file ``name``, after its size was found right."""
+    """Return the path of the bundle's file ``name``, after its size was found right."""
     if name not in manifest.files:
         raise BundleError(f"{bundle / MANIFEST}: files has no {name}; export the bundle again")
     path, entry = bundle / name, manifest.files[name]
@@ -45,7 +45,7 @@ def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
 
 
 def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
-    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+    """Return the path of the bundle's file ``name``, after its size and checksum were found right."""
     path, entry = check_size(bundle, manifest, name), manifest.files[name]
     found = sha256(path)
     if found != entry.sha256:

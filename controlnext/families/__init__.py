@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (SD15, SDX
 
 
 def get_family(name: str) -> Family:
-    """The family of that name; raises :class:`InputError` naming those that exist."""
+    """Return the family of that name; raises :class:`InputError` naming those that exist."""
     if name not in FAMILIES:
         raise InputError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}", argument="family")
     return FAMILIES[name]

@@ -38,23 +38,23 @@ def flag(default: bool = False) -> Option:
 
 
 def off() -> Option:
-    """A switch of diffusers' that is not supported here, so that it may only be off."""
+    """Return a switch of diffusers' that is not supported here, so that it may only be off."""
     return Option(False, lambda value: value is None or value is False, "false")
 
 
 def unset() -> Option:
-    """A value of diffusers' that is not supported here, so that it may only be missing."""
+    """Return a value of diffusers' that is not supported here, so that it may only be missing."""
     return Option(None, lambda value: value is None, "null")
 
 
 def choice(default: str | None, *others: str | None) -> Option:
-    """One of a few words; the default is one of them."""
+    """Return one of a few words; the default is one of them."""
     words = (default, *others)
     return Option(default, lambda value: value in words, ", ".join("null" if w is None else w for w in words))
 
 
 def whole(default: int, lowest: int) -> Option:
-    """A whole number from `lowest` on."""
+    """Return a whole number from `lowest` on."""
 
     def accepts(value: Any) -> bool:
         return is_whole(value) and value >= lowest
@@ -65,7 +65,7 @@ def whole(default: int, lowest: int) -> Option:
 def number(
     default: float | None, lowest: float = -math.inf, highest: float = math.inf, *, above: bool = False
 ) -> Option:
-    """A number in [lowest, highest] (`above`: greater than `lowest`), or null where that is the default."""
+    """Return a number in [lowest, highest] (`above`: greater than `lowest`), or null where that is the default."""
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -79,7 +79,7 @@ def number(
 
 
 def trained_betas() -> Option:
-    """A table of betas, or null for one made from beta_schedule."""
+    """Return a table of betas, or null for one made from beta_schedule."""
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -91,7 +91,7 @@ def trained_betas() -> Option:
 
 
 def step_numbers() -> Option:
-    """A list of step indices."""
+    """Return a list of step indices."""
 
     def accepts(value: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(map(is_whole, value))
@@ -105,7 +105,7 @@ _OF_A_RUN = "run with another sampler, or export again with `scheduler` {key}=VA
 def read_options(
     sampler: str, known: OptionTable, config: Mapping[str, Any], remedy: str = _OF_A_RUN
 ) -> Mapping[str, Any]:
-    """The values of all `known` options for one configuration, checked.
+    """Return the values of all `known` options for one configuration, checked.
 
     Args:
         sampler: name for the messages.

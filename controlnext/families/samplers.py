@@ -177,7 +177,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
 
 
 def samplers_of(group: Group) -> tuple[str, ...]:
-    """The names of a group's samplers, in the table's order."""
+    """Return the names of a group's samplers, in the table's order."""
     return tuple(name for name, spec in SAMPLER_SPECS.items() if spec.group == group)
 
 

@@ -101,7 +101,7 @@ class GraphSpec:
     results stay in memory: of a clip that would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
-        """The graph with ``count`` control images and scales: ``control_image``, ``control_image_2``, ...
+        """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``, ...
 
         Each image has a batch size of its own. A graph without a control image stays as it is. With a
         count of 0 the denoiser's is that of the base model.
@@ -230,7 +230,7 @@ class Family:
         return f" (the nearest are {below} and {below + self.size_multiple})"
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name; raises :class:`InputError` naming those that exist."""
+        """Return the variant of that name; raises :class:`InputError` naming those that exist."""
         if name not in self.variants:
             raise InputError(
                 f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}",

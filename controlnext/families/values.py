@@ -14,17 +14,17 @@ from typing import Any, TypeGuard, Union, get_args, get_origin
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number."""
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
+    """Return whether a value is a finite number."""
     return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def alike(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of the default; a list, of as many numbers or other things alike."""
+    """Return whether a value is of the kind of the default; a list, of as many numbers or other things alike."""
     if isinstance(default, bool) or default is None:
         return isinstance(value, type(default))
     if isinstance(default, int):
@@ -38,7 +38,7 @@ def alike(value: Any, default: Any) -> bool:
 
 
 def takes(kind: Any, value: Any) -> bool:
-    """Whether an argument that is annotated as ``kind`` takes a value; what is not annotated takes any.
+    """Return whether an argument that is annotated as ``kind`` takes a value; what is not annotated takes any.
 
     Annotations of tuples tell what is inside, not how many: ``tuple[int]`` stands for lists of any length.
     """

@@ -82,6 +82,6 @@ def _mid(width: int, groups: int) -> nn.Sequential:
 
 
 def meta_control(spec: ControlSpec) -> ControlModule:
-    """The module without memory for its weights."""
+    """Return the module without memory for its weights."""
     with torch.device("meta"):
         return ControlModule(spec).eval()

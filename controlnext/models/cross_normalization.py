@@ -33,7 +33,7 @@ def adaptive_pool(maps: Tensor, size: Size) -> Tensor:
 
 
 def averaging_pool(maps: Tensor, size: Size) -> Tensor:
-    """The same as two products with averaging matrices, which an exported graph computes at every size."""
+    """Return the same as two products with averaging matrices, which an exported graph computes at every size."""
     rows = _averaging_matrix(maps.shape[-2], size[0])
     columns = _averaging_matrix(maps.shape[-1], size[1])
     return torch.matmul(torch.matmul(rows, maps), columns.transpose(0, 1))
@@ -91,7 +91,7 @@ class CrossNormalization(nn.Module):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation over all but the batch axis, (B, 1, 1, 1) each."""
+    """Return mean and unbiased standard deviation over all but the batch axis, (B, 1, 1, 1) each."""
     axes = tuple(range(1, x.ndim))
     return x.mean(axes).reshape(-1, 1, 1, 1), x.std(axes).reshape(-1, 1, 1, 1)
 

@@ -30,5 +30,5 @@ REFERENCES: Mapping[str, type[ImageReference | VideoReference]] = MappingProxyTy
 
 
 def reference_pipeline(checkpoint: Checkpoint) -> ImageReference | VideoReference:
-    """The reference for a checkpoint's family."""
+    """Return the reference for a checkpoint's family."""
     return REFERENCES[checkpoint.family.task].of(checkpoint)

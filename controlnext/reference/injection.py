@@ -29,7 +29,7 @@ class ControlInput:
     scales: Sequence[Tensor]
 
     def control(self, step: int, rows: int, timestep: Tensor, frames: Sequence[int] | None) -> Control:
-        """The control at a step, for a batch of ``rows``; of a clip the frames of these numbers."""
+        """Return the control at a step, for a batch of ``rows``; of a clip the frames of these numbers."""
         image = self.image if frames is None else self.image[:, list(frames)]
         image = image.repeat(rows // image.shape[0], *[1] * (image.ndim - 1))
         scale = self.scales[step]

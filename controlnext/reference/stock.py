@@ -52,7 +52,7 @@ class StockPipeline:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
-        """The pipeline of a checkpoint, in float32 on the CPU."""
+        """Return the pipeline of a checkpoint, in float32 on the CPU."""
         family, stock = checkpoint.family, cls.stock_class(checkpoint.family)
         accepted = inspect.signature(stock).parameters
         networks = {**checkpoint.networks, family.denoiser: _stock_denoiser(checkpoint)}
@@ -76,7 +76,7 @@ class StockPipeline:
     def from_folder(
         cls, family: Family, variant: Variant, folder: Path, controls: Mapping[str, nn.Module], **options: Any
     ) -> Self:
-        """The pipeline that diffusers loads with ``options`` from ``folder``, where ``save_pretrained`` wrote
+        """Return the pipeline that diffusers loads with ``options`` from ``folder``, where ``save_pretrained`` wrote
         it."""
         index = json.loads((folder / "model_index.json").read_text())
         absent = dict.fromkeys(name for name, value in index.items() if value == [None, None])
@@ -85,7 +85,7 @@ class StockPipeline:
 
     @staticmethod
     def stock_class(family: Family) -> Any:
-        """The class of the pipeline."""
+        """Return the class of the pipeline."""
         return getattr(diffusers, family.pipeline_class)
 
     @staticmethod
@@ -110,7 +110,7 @@ class StockPipeline:
 
 
 def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:
-    """The denoiser, configured as stock diffusers reads it from the base's folder by itself."""
+    """Return the denoiser, configured as stock diffusers reads it from the base's folder by itself."""
     network = checkpoint.networks[checkpoint.family.denoiser]
     if checkpoint.folder is None or network.spec is None:
         return network
@@ -119,7 +119,7 @@ def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:
 
 
 def _stock_scheduler(checkpoint: Checkpoint) -> Any:
-    """The scheduler as stock diffusers loads it from the base's folder by itself; of a base that is no such
+    """Return the scheduler as stock diffusers loads it from the base's folder by itself; of a base that is no such
     folder, by the checkpoint's configuration."""
     if checkpoint.folder is None:
         return make_scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
@@ -164,5 +164,5 @@ class LatentsKeeper:
 
 
 def per_control(value: Any, count: int, shared: bool) -> list[Any]:
-    """One value for each of ``count`` controls; ``shared``: ``value`` is the same for all."""
+    """Return one value for each of ``count`` controls; ``shared``: ``value`` is the same for all."""
     return [value] * count if shared or count == 1 else list(value)

@@ -14,7 +14,7 @@ from controlnext.weights import Checkpoint
 
 
 def stock_tokenizers(checkpoint: Checkpoint, networks: Collection[str]) -> dict[str, Any]:
-    """The tokenizers that feed those of the ``networks`` that are text encoders, by name; None for those that
+    """Return the tokenizers that feed those of the ``networks`` that are text encoders, by name; None for those that
     feed others.
 
     Of a base in a diffusers folder they are what diffusers loads from there by itself, so that a comparison

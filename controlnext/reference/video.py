@@ -103,7 +103,7 @@ class VideoReference(StockPipeline):
 
 
 def _told_whether_guided(stock: Any) -> Any:
-    """The stock pipeline, told whether it is guided: as published, where the maximum asked for is at least 1.
+    """Return the stock pipeline, told whether it is guided: as published, where the maximum asked for is at least 1.
 
     By itself it is guided above 1, and its loop asks again, of the guidance of the frames; where their
     maximum says something else it fails.

@@ -74,7 +74,7 @@ def read_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """The base model, with ``vae`` in the place of its own where one is given, and the settings ``scheduler``
+    """Return the base model, with ``vae`` in the place of its own where one is given, and the settings ``scheduler``
     in the place of its scheduler's.
 
     The optional networks that ``leave_out`` names are neither fetched nor read. Raises
@@ -102,7 +102,7 @@ def random_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """The family's full-size architecture with random numbers, without the networks that ``leave_out`` names,
+    """Return the family's full-size architecture with random numbers, without the networks that ``leave_out`` names,
     with the settings ``scheduler``.
 
     A text encoder whose vocabulary is not shipped has a stand-in tokenizer.
@@ -201,7 +201,7 @@ def _give_scheduler(family: Family) -> str:
 def _read_network(
     network: Network, weight_source: WeightSource, folder: Path, warn: bool = False
 ) -> tuple[Part, list[Source]]:
-    """A network of a diffusers checkpoint from its own ``folder``, which is ``weight_source`` or in it;
+    """Return a network of a diffusers checkpoint from its own ``folder``, which is ``weight_source`` or in it;
     ``warn`` of keys that nothing reads, where that was not done before."""
     try:
         config = complete_config(network, read_json(folder / "config.json"), warn)
@@ -241,7 +241,7 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
 def _convert(
     family: Family, name: str, config: Mapping[str, Any], found: Mapping[str, LazyTensor], what: str
 ) -> dict[str, LazyTensor]:
-    """One network out of a checkpoint or a file of its own, under today's names, strictly matched."""
+    """Return one network out of a checkpoint or a file of its own, under today's names, strictly matched."""
     expected = shapes_of(empty_module(family.networks[name], config))
     converted = found
     if not named_today(found, expected):
@@ -256,7 +256,7 @@ def _convert(
 
 
 def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Part, list[Source]]:
-    """A VAE's folder, a diffusers folder with one inside, a hub id of either, or a file.
+    """Return a VAE's folder, a diffusers folder with one inside, a hub id of either, or a file.
 
     A file that has its ``config.json`` beside it is read with that, any other with the configuration of the
     VAE of the ``base``, or of the family's usual one where that has none.

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def trained_beside(family: Family, control: WeightSource) -> WeightSource | None:
-    """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
+    """Return the folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
     given as a folder or as the file in it; None if there are none."""
     folder, file = _folder(family, control), _file(control)
     files = _trained_files(family, folder)
@@ -50,7 +50,7 @@ def _folder(family: Family, control: WeightSource) -> WeightSource:
 
 
 def _file(control: WeightSource) -> Path:
-    """The file of a control that is given as a file or as a folder."""
+    """Return the file of a control that is given as a file or as a folder."""
     if control.path.is_file():
         return control.path
     return control.path / choose_weights(_names(control.path), control_weights.STEMS)[0]

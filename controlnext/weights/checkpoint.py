@@ -29,14 +29,14 @@ class NetworkWeights:
     tensors: Mapping[str, Tensor]
 
     def meta_module(self, traced: bool = False) -> nn.Module:
-        """The network with parameters on the meta device and computed buffers in memory, in eval mode;
+        """Return the network with parameters on the meta device and computed buffers in memory, in eval mode;
         ``traced``: in the form that graphs are made of."""
         if self.spec is None:
             return empty_control(msgspec.convert(self.config, ControlSpec))
         return empty_module(self.spec, self.config | dict(self.spec.traced) if traced else self.config)
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The network with its weights, in eval mode and without gradients."""
+        """Return the network with its weights, in eval mode and without gradients."""
         module = self.meta_module()
         state = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -76,7 +76,7 @@ class Checkpoint:
         return [network for network in self.networks.values() if network.spec is None]
 
     def without_controls(self) -> Checkpoint:
-        """The base model alone, with what was trained of it."""
+        """Return the base model alone, with what was trained of it."""
         networks = {name: network for name, network in self.networks.items() if network.spec is not None}
         return replace(self, networks=networks)
 

@@ -83,7 +83,7 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
 
 
 def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:
-    """That SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they leave."""
+    """Check that SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they leave."""
     if config.get("addition_embed_type") != "text_time":
         return
     size, whole = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
@@ -100,7 +100,7 @@ _TIME_IDS = 6
 
 
 def _check_statistics(what: str, config: Mapping[str, Any]) -> None:
-    """That a VAE's statistics are both there, of every channel: diffusers leaves out one alone."""
+    """Check that a VAE's statistics are both there, of every channel: diffusers leaves out one alone."""
     given = {key: config.get(key) for key in ("latents_mean", "latents_std")}
     if all(value is None for value in given.values()):
         return
@@ -115,7 +115,7 @@ def _check_statistics(what: str, config: Mapping[str, Any]) -> None:
 
 @cache
 def _kinds(library: str, cls: str) -> Mapping[str, Any]:
-    """The types of a network's configuration values, as far as its class tells them."""
+    """Return the types of a network's configuration values, as far as its class tells them."""
     network = getattr(importlib.import_module(library), cls)
     if library == "transformers":
         return {key: type(value) for key, value in vars(network.config_class()).items() if value is not None}

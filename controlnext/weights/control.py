@@ -32,7 +32,7 @@ class ControlWeights:
 
 
 def empty_control(spec: ControlSpec) -> nn.Module:
-    """The control module with parameters on the meta device, in eval mode."""
+    """Return the control module with parameters on the meta device, in eval mode."""
     try:
         return meta_control(spec).requires_grad_(False)
     except (ValueError, IndexError) as error:
@@ -40,7 +40,7 @@ def empty_control(spec: ControlSpec) -> nn.Module:
 
 
 def match_control(found: Mapping[str, LazyTensor], family: Family, variant: str, name: str) -> ControlWeights:
-    """The control module that ``found`` holds, after every tensor's name and shape was found right.
+    """Return the control module that ``found`` holds, after every tensor's name and shape was found right.
 
     ``variant`` "auto" takes that of the family's variants whose architecture it has. Raises
     :class:`CheckpointError` saying what the tensors look like where that is none.
@@ -77,7 +77,7 @@ def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name
 
 
 def check_one_variant(controls: Sequence[ControlWeights]) -> Variant:
-    """The variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if not."""
+    """Return the variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if not."""
     variant = controls[0].variant
     if any(control.variant != variant for control in controls):
         each = ", ".join(f"{control.name} is of variant {control.variant.name}" for control in controls)

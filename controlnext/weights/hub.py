@@ -29,7 +29,7 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
-    """A folder with the files that ``wanted`` picks of a repository's, and the commit that they are of.
+    """Return a folder with the files that ``wanted`` picks of a repository's, and the commit that they are of.
 
     ``revision``: a branch, tag or commit; by default the main branch. Where the hub cannot be asked or
     refuses, an earlier download serves, if ``wanted`` finds in it what is needed. Raises

@@ -13,7 +13,7 @@ INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
+    """Return a JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -90,7 +90,7 @@ def likeness(
     names: Sequence[str],
     gains: bool = False,
 ) -> Likeness:
-    """The likeness of tensors of these names, or of a number of them spread over all.
+    """Return the likeness of tensors of these names, or of a number of them spread over all.
 
     With ``gains`` those count alone that are about 1 in the base.
     """
@@ -117,6 +117,6 @@ def _may_be_gain(name: str, tensor: LazyTensor) -> bool:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some rows of a tensor, evenly spread, as float32 numbers in one row."""
+    """Return some rows of a tensor, evenly spread, as float32 numbers in one row."""
     rows = max(1, _NUMBERS * len(tensor) // max(tensor.numel(), 1))
     return tensor[:: math.ceil(len(tensor) / rows) or 1].flatten().float()

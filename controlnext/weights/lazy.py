@@ -71,7 +71,7 @@ def not_finite(origin: str, name: str) -> str:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times cheaper)."""
+    """Return whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times cheaper)."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor.half() if tensor.element_size() == 1 else tensor)
@@ -79,17 +79,17 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file's name ends like that of a file with weights."""
+    """Return whether a file's name ends like that of a file with weights."""
     return name.lower().endswith(SUFFIXES)
 
 
 def is_safetensors(name: str) -> bool:
-    """Whether a file's name ends in ``.safetensors``, in upper or lower case."""
+    """Return whether a file's name ends in ``.safetensors``, in upper or lower case."""
     return name.lower().endswith(SUFFIXES[0])
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a ``.safetensors`` file, or of a pickle that needs no code to read.
+    """Return the tensors of a ``.safetensors`` file, or of a pickle that needs no code to read.
 
     Those of a pickle may lie under ``state_dict``, where training frameworks put them. What DataParallel and
     torch.compile put in front of all names is taken off.
@@ -166,5 +166,5 @@ def _is_named_tensor(entry: tuple[object, object]) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that has text, or its type where there is none."""
+    """Return the first line of an error's message that has text, or its type where there is none."""
     return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__

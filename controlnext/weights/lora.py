@@ -107,7 +107,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
 
 
 def _choose(names: Sequence[str]) -> list[str]:
-    """The LoRA among the files of a folder: the one that diffusers names, or the only one."""
+    """Return the LoRA among the files of a folder: the one that diffusers names, or the only one."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if is_weight_file(name)]
     files = [name for name in weights if is_safetensors(name)] or weights
@@ -141,7 +141,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
-    """All the matrices under the file's own names; an ``alpha`` is multiplied into the second of its layer.
+    """Return all the matrices under the file's own names; an ``alpha`` is multiplied into the second of its layer.
 
     diffusers would take the alphas too, but loses them where an attention's layers have different ones.
     """
@@ -169,7 +169,7 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
 def _by_network(
     family: Family, base: Base, matrices: dict[str, Tensor], what: str
 ) -> dict[str, dict[str, Tensor]]:
-    """The matrices of each network under the names that diffusers gives them."""
+    """Return the matrices of each network under the names that diffusers gives them."""
     config = SimpleNamespace(**base.parts[family.denoiser].config)
     try:
         # what follows the state dict differs between the pipelines: alphas or not
@@ -192,7 +192,7 @@ def _by_network(
 
 
 def _pairs(network: Network, part: Part, matrices: dict[str, Tensor], what: str) -> dict[str, _Pair]:
-    """The two matrices of every layer, by the layer's name in the network."""
+    """Return the two matrices of every layer, by the layer's name in the network."""
     known = {canonical(name): name for name in part.tensors}
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []

@@ -58,12 +58,12 @@ keys differ the first counts."""
 
 
 def is_marker(name: str) -> bool:
-    """Whether a tensor of this name is no weight but a marker."""
+    """Return whether a tensor of this name is no weight but a marker."""
     return name in MARKERS or name in REFUSED
 
 
 def marked_settings(family: Family, file: Path, names: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """The scheduler settings that a single file asks for, by key: the value and what says so.
+    """Return the scheduler settings that a single file asks for, by key: the value and what says so.
 
     ``names``: of its tensors. Where tensors and metadata differ, or one of these from another, the tensors
     count, then what comes first in :data:`METADATA`, with a warning. Raises :class:`CheckpointError` for a
@@ -101,7 +101,7 @@ def _of_marker(family: Family, file: Path, name: str) -> Values:
 
 
 def _accepted(family: Family) -> list[str]:
-    """The markers that the family's default sampler does."""
+    """Return the markers that the family's default sampler does."""
     return [name for name, values in MARKERS.items() if values.keys() <= _known(family).keys()]
 
 
@@ -128,7 +128,7 @@ def _of_metadata(family: Family, file: Path, name: str, value: str) -> Values:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The metadata in the header of a ``.safetensors`` file; none of any other file."""
+    """Return the metadata in the header of a ``.safetensors`` file; none of any other file."""
     if file.suffix.lower() != ".safetensors":
         return {}
     try:

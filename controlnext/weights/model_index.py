@@ -63,5 +63,5 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
 
 
 def part_names(family: Family) -> set[str]:
-    """The names that a family's networks and tokenizers have in the index."""
+    """Return the names that a family's networks and tokenizers have in the index."""
     return {*family.networks, *(network.tokenizer for network in family.networks.values())}

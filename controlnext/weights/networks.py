@@ -38,7 +38,7 @@ _HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
 
 
 def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
-    """The network, in eval mode, with parameters on the meta device and computed buffers in memory.
+    """Return the network, in eval mode, with parameters on the meta device and computed buffers in memory.
 
     Raises :class:`CheckpointError` for a configuration that the network's class refuses.
     """
@@ -60,7 +60,7 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
 
 
 def complete_config(network: Network, config: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:
-    """The configuration with every default filled in and nothing about paths and library versions.
+    """Return the configuration with every default filled in and nothing about paths and library versions.
 
     ``warn`` of keys that nothing reads, where that was not done before. Raises :class:`CheckpointError` for a
     configuration of another class or family, and for one that asks for what the network's graphs do not do.
@@ -103,17 +103,17 @@ def _check_read(network: Network, found: Mapping[str, Any]) -> None:
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the private entries that name paths and versions, but with its class."""
+    """Return a configuration without the private entries that name paths and versions, but with its class."""
     return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:
-    """Shape of every tensor of the state dict, in its order."""
+    """Return shape of every tensor of the state dict, in its order."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
-    """The tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
+    """Return the tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
     return {
         name: LazyTensor.from_tensor(tensor)
         for name, tensor in module.state_dict().items()
@@ -147,12 +147,12 @@ def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: 
 
 
 def named_today(found: Iterable[str], expected: Iterable[str]) -> bool:
-    """Whether every expected tensor is there under a name of some release of the libraries."""
+    """Return whether every expected tensor is there under a name of some release of the libraries."""
     return {canonical(name) for name in expected} <= {canonical(name) for name in found}
 
 
 def canonical(name: str) -> str:
-    """The name of a tensor, the same whichever release of the libraries wrote it."""
+    """Return the name of a tensor, the same whichever release of the libraries wrote it."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
@@ -169,7 +169,7 @@ def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
 
 
 def _fit(tensor: LazyTensor, shape: Shape) -> LazyTensor:
-    """A linear layer that was stored as a 1 x 1 convolution, as a matrix, and the other way round."""
+    """Return a linear layer that was stored as a 1 x 1 convolution, as a matrix, and the other way round."""
     both = {*tensor.shape[2:], *shape[2:]}
     if tensor.shape[:2] == shape[:2] and {len(tensor.shape), len(shape)} == {2, 4} and both == {1}:
         return tensor.map(lambda value: value.reshape(shape))

@@ -117,7 +117,7 @@ _MMDIT_JOINED = re.compile(r"\.attn\.(?:to_|add_)([qkv])(?:_proj)?\.")
 def from_original(
     found: Mapping[str, LazyTensor], layout: Layout, expected: Iterable[str]
 ) -> dict[str, LazyTensor]:
-    """The tensors under today's names; those that no expected tensor stems from keep their own."""
+    """Return the tensors under today's names; those that no expected tensor stems from keep their own."""
     converted: dict[str, LazyTensor] = {}
     used: set[str] = set()
     for name in expected:
@@ -174,7 +174,7 @@ def _open_clip(_config: Mapping[str, Any], name: str) -> Origin:
 
 
 def _clip_without_projection(_config: Mapping[str, Any], name: str) -> Origin:
-    """The pooled output of SD3's first CLIP is not projected: its projection is the identity."""
+    """Return the pooled output of SD3's first CLIP is not projected: its projection is the identity."""
     if name == "text_projection.weight":
         norm = "text_model.final_layer_norm.weight"
         return Origin(norm, lambda gain: torch.eye(len(gain), dtype=gain.dtype, device=gain.device))
@@ -190,12 +190,12 @@ def _mmdit(config: Mapping[str, Any], name: str) -> Origin:
 
 
 def _third(part: str) -> Callable[[Tensor], Tensor]:
-    """Query, key or value of a joined projection."""
+    """Return query, key or value of a joined projection."""
     return lambda tensor: tensor.chunk(3)["qkv".index(part)]
 
 
 def _swap_halves(tensor: Tensor) -> Tensor:
-    """Shift and scale of a final modulation, which diffusers keeps the other way round."""
+    """Return shift and scale of a final modulation, which diffusers keeps the other way round."""
     return torch.cat(tensor.chunk(2)[::-1])
 
 

@@ -19,7 +19,7 @@ _BLOCK = 2**17 - 1
 
 
 def random_tensors(shapes: Mapping[str, Shape], network: str, seed: int) -> dict[str, LazyTensor]:
-    """Float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes.
+    """Return float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes.
 
     A tensor that goes by two names has the same numbers under both.
     """

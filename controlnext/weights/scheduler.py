@@ -99,7 +99,7 @@ class Scheduler:
         return Scheduler(self.config | dict(values), self.settings | origins)
 
     def checked(self, family: Family, what: str) -> Scheduler:
-        """The same, after :meth:`check`."""
+        """Return the same, after :meth:`check`."""
         self.check(family, what)
         return self
 
@@ -129,12 +129,12 @@ class Scheduler:
 
 
 def _written(value: Any) -> str:
-    """A value in the text of a message."""
+    """Return a value in the text of a message."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
-    """That of a diffusers folder. Unknown keys of its file are refused or warned of."""
+    """Check that of a diffusers folder. Unknown keys of its file are refused or warned of."""
     config = read_json(folder / SCHEDULER)
     known = {key for spec in SAMPLER_SPECS.values() for key in spec.options} | UNREAD.keys()
     check_unknown(f"{folder.name}: its scheduler", config, known, "diffusers' schedulers")
@@ -144,7 +144,7 @@ def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
 def checked_scheduler(
     family: Family, weight_source: WeightSource, settings: Mapping[str, Any], parts: Collection[str]
 ) -> Scheduler:
-    """The scheduler of a folder, after its configurations were found to ask for nothing that is not there.
+    """Return the scheduler of a folder, after its configurations were found to ask for nothing that is not there.
 
     ``parts``: the :func:`~controlnext.weights.model_index.part_names` of the whole family. Raises one
     :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
@@ -197,6 +197,6 @@ def _remedy(family: Family, key: str) -> str:
 
 
 def _readers(family: Family, key: str) -> list[Option]:
-    """The option ``key`` of each of the family's samplers that reads it."""
+    """Return the option ``key`` of each of the family's samplers that reads it."""
     tables = [SAMPLER_SPECS[sampler].options for sampler in family.samplers]
     return [table[key] for table in tables if key in table]

@@ -40,18 +40,18 @@ def shipped_folder(family: Family) -> Path:
 
 
 def shipped_config(family: Family, network: Network) -> dict[str, Any]:
-    """The full-size network's configuration."""
+    """Return the full-size network's configuration."""
     return complete_config(network, read_json(shipped_folder(family) / network.folder / "config.json"))
 
 
 def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any]) -> str | None:
-    """Content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is shipped."""
+    """Return content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is shipped."""
     folder = shipped_folder(family) / network.tokenizer
     return shipped_clip_tokenizer(folder, network, config) if folder.is_dir() else None
 
 
 def read_options(family: Family, folder: Path) -> dict[str, Any]:
-    """The family's checkpoint options with the values that a diffusers folder gives them."""
+    """Return the family's checkpoint options with the values that a diffusers folder gives them."""
     names = (INDEX, PREPROCESSOR) if family.checkpoint_options else ()
     files = [folder / name for name in names if (folder / name).is_file()]
     given = {key: (value, file) for file in files for key, value in read_json(file).items()}
@@ -66,7 +66,7 @@ def read_options(family: Family, folder: Path) -> dict[str, Any]:
 
 
 def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Layout:
-    """The original names of the tensors of one of the family's networks.
+    """Return the original names of the tensors of one of the family's networks.
 
     The layout, not this function, raises :class:`CheckpointError` for a family without a shipped folder.
     """
@@ -79,7 +79,7 @@ def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Lay
 
 
 def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of one network in a single-file checkpoint, without their prefix."""
+    """Return the tensors of one network in a single-file checkpoint, without their prefix."""
     prefixes: dict[str, str] = _single_file(family)[name]["prefixes"]
     return {
         inside + key.removeprefix(prefix): tensor

@@ -94,7 +94,7 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
 
 
 def check_tokenizer_config(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """The keys of ``config`` (of the tokenizer in ``folder``) of which nothing is known.
+    """Return the keys of ``config`` (of the tokenizer in ``folder``) of which nothing is known.
 
     Raises :class:`CheckpointError` naming a key that asks for what the runtime cannot do.
     """
@@ -114,7 +114,7 @@ def _is_known(key: str, value: Any) -> bool:
 
 
 def class_of(folder: Path, named: str) -> str:
-    """The transformers class to load the tokenizer in ``folder`` with, of which a configuration says that it
+    """Return the transformers class to load the tokenizer in ``folder`` with, of which a configuration says that it
     is of the class ``named``. Raises :class:`CheckpointError` for one of another kind."""
     if named not in CLASSES:
         raise CheckpointError(

@@ -38,7 +38,7 @@ _STAND_IN_SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) -> str:
-    """The content of a ``tokenizer.json`` for the tokenizer in ``folder`` (of a diffusers checkpoint).
+    """Return the content of a ``tokenizer.json`` for the tokenizer in ``folder`` (of a diffusers checkpoint).
 
     Tokens that were added to the vocabulary are in it. Padding and truncation are set inside: to
     ``network.tokens``, or else to the length that the tokenizer names, at most the positions of the text
@@ -94,7 +94,7 @@ def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) ->
 
 
 def _named_class(folder: Path, config: Mapping[str, Any]) -> str:
-    """The class that diffusers loads a tokenizer with; the tokenizer's own configuration does not count."""
+    """Return the class that diffusers loads a tokenizer with; the tokenizer's own configuration does not count."""
     entry = read_json_if_there(folder.parent / INDEX).get(folder.name)
     if isinstance(entry, list) and len(entry) == 2 and all(entry):
         library, cls = entry
@@ -105,7 +105,7 @@ def _named_class(folder: Path, config: Mapping[str, Any]) -> str:
 def _check_vocabulary(
     folder: Path, tokenizer: Any, asked: Sequence[tuple[str, str, int]], known: int
 ) -> None:
-    """That every added token has the id that the files ask for, and that the text encoder knows all ids."""
+    """Check that every added token has the id that the files ask for, and that the text encoder knows all ids."""
     backend = tokenizer.backend_tokenizer
     for file, token, index in asked:
         if backend.token_to_id(token) != index:
@@ -154,7 +154,7 @@ def _content(folder: Path, tokenizer: Any, length: int) -> str:
 
 
 def _check_ids(folder: Path, tokenizer: Any, content: str, length: int) -> None:
-    """That the plain library gives the ids of transformers, whatever the configuration says."""
+    """Check that the plain library gives the ids of transformers, whatever the configuration says."""
     plain = Tokenizer.from_str(content)
     for text in _texts(tokenizer):
         wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
@@ -166,7 +166,7 @@ def _check_ids(folder: Path, tokenizer: Any, content: str, length: int) -> None:
 
 
 def _texts(tokenizer: Any) -> list[str]:
-    """Texts of every kind, and every added token alone, between others and in capitals."""
+    """Return texts of every kind, and every added token alone, between others and in capitals."""
     added = [f"{token}, a {token} {token}{token.upper()}!" for token in tokenizer.added_tokens_encoder]
     return ["", "A photo of\na  Cat, 4k (don't)", "naïve 日本語 👩‍🚀", "word " * 300, *added]
 
@@ -190,7 +190,7 @@ def stand_in_tokenizer(network: Network) -> str:
 
 
 def _check_readable(folder: Path) -> None:
-    """That there is a vocabulary, of which transformers makes an empty one where it is missing, and the
+    """Check that there is a vocabulary, of which transformers makes an empty one where it is missing, and the
     library that reads it: transformers asks for others than the one that it lacks."""
     if (folder / "tokenizer.json").is_file():
         return

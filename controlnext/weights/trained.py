@@ -92,7 +92,7 @@ def _check_small(found: Mapping[str, LazyTensor], what: str) -> None:
 
 
 def _checked(name: str, tensor: LazyTensor, what: str) -> LazyTensor:
-    """The tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of a sum
+    """Return the tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of a sum
     nobody could tell whose they are."""
 
     def read() -> Tensor:

@@ -51,7 +51,7 @@ def read_spec(found: Mapping[str, LazyTensor]) -> ControlSpec | None:
 
 
 def narrow(published: ControlSpec, read: ControlSpec) -> ControlSpec:
-    """The published spec with the widths of a checkpoint of the same architecture."""
+    """Return the published spec with the widths of a checkpoint of the same architecture."""
     return replace(
         published,
         out_channels=read.out_channels or published.out_channels,
@@ -77,7 +77,7 @@ def _widths(found: Mapping[str, LazyTensor], pattern: str, axes: int) -> tuple[i
 
 
 def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
-    """The variants of all families that a module may be of: those with its output width, if there are any."""
+    """Return the variants of all families that a module may be of: those with its output width, if there are any."""
     alike = [
         (family, variant)
         for family in registry.FAMILIES.values()

@@ -35,7 +35,7 @@ class WeightSource:
     revision: str = ""
 
     def source(self, role: str, file: Path) -> Source:
-        """The provenance of one weight file in this place."""
+        """Return the provenance of one weight file in this place."""
         inside = file.relative_to(self.path).as_posix() if file != self.path else ""
         revision = f"@{self.revision}" if self.revision else ""
         return Source(role, self.name, sha256(file), inside + revision)
@@ -48,7 +48,7 @@ class WeightSource:
 
 
 def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> WeightSource:
-    """The place that ``given`` names: an existing path, else a hub id,
+    """Return the place that ``given`` names: an existing path, else a hub id,
     ``owner/name[@revision][/folder or file]``.
 
     From the hub the files that ``choice`` picks are downloaded, or the file that is named and what goes
@@ -128,7 +128,7 @@ def _give_one(folder: Path) -> str:
 def read_weights(
     weight_source: WeightSource, folder: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
-    """The tensors of the weight files in ``folder``, which is ``weight_source`` or in it, or a file
+    """Return the tensors of the weight files in ``folder``, which is ``weight_source`` or in it, or a file
     itself."""
     files = weight_files(folder, stems, role)
     tensors: dict[str, LazyTensor] = {}
@@ -138,7 +138,7 @@ def read_weights(
 
 
 def weight_files(folder: Path, stems: Sequence[str], role: str) -> list[Path]:
-    """The files that :func:`read_weights` reads."""
+    """Return the files that :func:`read_weights` reads."""
     if folder.is_file():
         return [folder]
     try:
