@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 
 
 def open_image(path: Path) -> Image.Image:
-    """Return the image in a file, loaded and upright, in the file's own mode: :class:`ImageReader` makes RGB of it.
+    """Return the image in a file, loaded and upright, in the file's own mode: :class:`ImageReader` makes RGB
+    of it.
 
     Raises :class:`InputError` for a missing or damaged file.
     """
@@ -118,7 +119,8 @@ class ImageReader:
         return ground + alpha[..., None] * (colours - ground)
 
     def _choose_ground(self, bright: NDArray[Any], alpha: NDArray[Any]) -> int:
-        """Return 0 for black or 1 for white, from the brightness (largest channel, in [0, 1]) of visible pixels."""
+        """Return 0 for black or 1 for white, from the brightness (largest channel, in [0, 1]) of visible
+        pixels."""
         ground, visible = self._ground, alpha.sum()
         if ground is None:
             ground = int(visible > 0 and (bright * alpha).sum() / visible < 0.5)

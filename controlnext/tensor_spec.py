@@ -55,7 +55,8 @@ class TensorSpec:
         return replace(self, shape=shape)
 
     def for_control(self, control: ControlInputs) -> TensorSpec:
-        """Return the same input for another control, whose number is in the name and in the batch's symbol."""
+        """Return the same input for another control, whose number is in the name and in the batch's
+        symbol."""
         first = ControlInputs()
         names = {getattr(first, of): getattr(control, of) for of in ("image", "scale", "batch")}
         shape = tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in self.shape)
@@ -106,7 +107,8 @@ def numbered_controls(count: int) -> list[ControlInputs]:
 
 
 def control_inputs(names: Iterable[str]) -> list[ControlInputs]:
-    """Return the controls of a denoiser from its inputs' ``names``, in their order: one for each control image.
+    """Return the controls of a denoiser from its inputs' ``names``, in their order: one for each control
+    image.
 
     It does not check that each has all of its inputs; the check of the graph's signature does.
     """

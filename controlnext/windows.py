@@ -17,7 +17,8 @@ class Window:
 
 
 def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
-    """Return the windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames`` frames.
+    """Return the windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames``
+    frames.
 
     The last one is shifted back to end with the clip. A later window gets the clip's first control image in
     place of its own first one, so its first frame is not used; that frame must be in the window before.

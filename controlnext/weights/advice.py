@@ -16,7 +16,7 @@ from controlnext.weights.shipped import section
 
 VAE = "vae"
 """Name of the network that may be given apart from the base."""
-GIVE_VAE = "; `vae` takes another: a folder, a file or a hub id"
+GIVE_VAE = "; `vae` takes another: a directory, a file or a hub id"
 
 # UNets that no family has, told by their configurations
 _OTHER_BASES = (
@@ -25,17 +25,17 @@ _OTHER_BASES = (
 )
 
 
-def other_base(family: Family, folder: Path) -> str:
-    """What a diffusers folder looks like, as the end of a message; nothing if it is of the family."""
-    if _has_denoiser(family, folder):
+def other_base(family: Family, directory: Path) -> str:
+    """What a diffusers directory looks like, as the end of a message; nothing if it is of the family."""
+    if _has_denoiser(family, directory):
         return ""
     for other in registry.FAMILIES.values():
-        if _has_denoiser(other, folder):
+        if _has_denoiser(other, directory):
             return (
                 f"; it looks like a base of {other.name} ({other.title}): give `family` {other.name},"
                 f" or a base of {family.name} ({family.title})"
             )
-    unet = folder / "unet" / "config.json"
+    unet = directory / "unet" / "config.json"
     config = read_json(unet) if unet.is_file() else {}
     for title, values in _OTHER_BASES:
         if all(config.get(key) == value for key, value in values.items()):
@@ -43,18 +43,18 @@ def other_base(family: Family, folder: Path) -> str:
     return ""
 
 
-def _has_denoiser(family: Family, folder: Path) -> bool:
+def _has_denoiser(family: Family, directory: Path) -> bool:
     network = family.networks[family.denoiser]
     try:
-        complete_config(network, read_json(folder / network.folder / "config.json"))
+        complete_config(network, read_json(directory / network.folder / "config.json"))
     except CheckpointError:
         return False
     return True
 
 
-def network_alone(family: Family, folder: Path) -> str:
-    """What helps where a base's folder is that of its denoiser or VAE; nothing if it is not."""
-    config = folder / "config.json"
+def network_alone(family: Family, directory: Path) -> str:
+    """What helps where a base's directory is that of its denoiser or VAE; nothing if it is not."""
+    config = directory / "config.json"
     cls = read_json(config).get("_class_name") if config.is_file() else None
     for name, argument in ((family.denoiser, "unet_weights"), (VAE, "vae")):
         if name in family.networks and cls == family.networks[name].cls:
@@ -72,11 +72,11 @@ def lacking(family: Family, name: str, found: Mapping[str, LazyTensor], path: Pa
     if argument:
         return (
             f"{path} is no {family.name} checkpoint but {title}: give it with `{argument}`, and with `base` a"
-            " complete checkpoint, a diffusers folder or a hub id"
+            " complete checkpoint, a diffusers directory or a hub id"
         )
     return (
         f"{path} is no complete {family.name} checkpoint: it has no {name} and looks like {title}; give a"
-        " checkpoint with all networks, a diffusers folder or a hub id"
+        " checkpoint with all networks, a diffusers directory or a hub id"
     )
 
 

@@ -33,7 +33,8 @@ _OWN = ("network", "denoiser")
 
 
 def bundle_checkpoint(bundle: Path) -> Checkpoint:
-    """Return the checkpoint that ``bundle`` was exported from, in the bundle's precision; tensors are read lazily.
+    """Return the checkpoint that ``bundle`` was exported from, in the bundle's precision; tensors are read
+    lazily.
 
     Raises :class:`BundleError` for a bundle that is incomplete or damaged.
     """
@@ -66,10 +67,11 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
 def _initializers(
     bundle: Path, manifest: Manifest, controls: Collection[str]
 ) -> dict[str, dict[str, LazyTensor]]:
-    """Return the tensors of every network under their state-dict names, from all the graphs that hold some."""
+    """Return the tensors of every network under their state-dict names, from all the graphs that hold
+    some."""
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
-    for folder, graph in manifest.graphs.items():
-        model = ir.load(bundle / folder / MODEL)
+    for directory, graph in manifest.graphs.items():
+        model = ir.load(bundle / directory / MODEL)
         for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
             if prefix in _OWN or prefix in controls:

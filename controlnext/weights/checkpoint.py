@@ -53,10 +53,10 @@ class Checkpoint:
     ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules;
     text encoders are absent where the base has none. ``variant``: the registry's, of all control modules,
     each of which has its own widths in its configuration. ``tokenizers``: content of a ``tokenizer.json`` by
-    folder name, with padding and truncation set inside. ``scheduler``: content of ``scheduler_config.json``.
-    ``options``: pipeline options of ``model_index.json``. ``random``: the weights are random numbers.
-    ``settings``: where each setting of the scheduler came from. ``folder``: the base's diffusers folder,
-    which stock diffusers loads by itself; None where the base is none.
+    directory name, with padding and truncation set inside. ``scheduler``: content of
+    ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: the weights
+    are random numbers. ``settings``: where each setting of the scheduler came from. ``directory``: the base's
+    diffusers directory, which stock diffusers loads by itself; None where the base is none.
     """
 
     family: Family
@@ -68,7 +68,7 @@ class Checkpoint:
     sources: list[Source]
     random: bool
     settings: dict[str, Setting] = field(default_factory=dict)
-    folder: Path | None = None
+    directory: Path | None = None
 
     @property
     def controls(self) -> list[NetworkWeights]:

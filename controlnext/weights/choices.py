@@ -1,4 +1,4 @@
-"""Which files of a folder, or of a repository on the hub, are needed: for a base, a VAE, a control."""
+"""Which files of a directory, or of a repository on the hub, are needed: for a base, a VAE, a control."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
 from controlnext.weights.weight_source import choose_weights
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
-"""Names of a network's weights in its folder of a diffusers checkpoint, by the library that it is of."""
+"""Names of a network's weights in its directory of a diffusers checkpoint, by the library that it is of."""
 
 _CONFIG = "config.json"
 _TOKENIZER_FILES = (".json", ".txt", ".model")
 
 
 def choose_base(family: Family, without: Collection[str], names: Sequence[str]) -> list[str]:
-    """Return the files of a diffusers folder of this family, without the weights of the networks in ``without``."""
+    """Return the files of a diffusers directory of this family, without the weights of the networks in
+    ``without``."""
     chosen = [name for name in names if name in (INDEX, SCHEDULER, PREPROCESSOR)]
     for key, network in family.networks.items():
         files = _choose_network(network, names)
@@ -39,7 +40,7 @@ def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
 
 
 def choose_vae(network: Network, names: Sequence[str]) -> list[str]:
-    """Return the files of a VAE's own folder, or of the VAE in a diffusers folder."""
+    """Return the files of a VAE's own directory, or of the VAE in a diffusers directory."""
     if _CONFIG in names:
         return [_CONFIG, *choose_weights(names, STEMS[network.library])]
     return _choose_network(network, names)
@@ -56,25 +57,27 @@ def choose_control(family: Family, names: Sequence[str]) -> list[str]:
 
 
 def choose_trained_beside(family: Family, names: Sequence[str]) -> list[str]:
-    """Return the files in a control's folder with the denoiser's tensors that were trained with it."""
+    """Return the files in a control's directory with the denoiser's tensors that were trained with it."""
     return choose_weights(names, (family.denoiser,))
 
 
 def beside_control(family: Family, file: str, names: Sequence[str]) -> list[str]:
-    """Return the denoiser's tensors that go with a control module's ``file``, among the ``names`` in its folder."""
+    """Return the denoiser's tensors that go with a control module's ``file``, among the ``names`` in its
+    directory."""
     return choose_trained_beside(family, names) if stands_for(file, names) else []
 
 
 def stands_for(file: str, names: Sequence[str]) -> bool:
-    """Return whether a folder with these ``names`` in it stands for the control module in ``file``: another form of
-    the same name (``controlnet.fp16.safetensors``) is the same control, another name may be another one."""
-    of_folder = choose_weights(names, control.STEMS)
-    return bool(of_folder) and _stem(file) == _stem(of_folder[0])
+    """Return whether a directory with these ``names`` in it stands for the control module in ``file``:
+    another form of the same name (``controlnet.fp16.safetensors``) is the same control, another name may be
+    another one."""
+    of_directory = choose_weights(names, control.STEMS)
+    return bool(of_directory) and _stem(file) == _stem(of_directory[0])
 
 
 def others(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """Return the weight files among the ``names`` in a folder that are no form of those ``chosen``, such as the same
-    in float16."""
+    """Return the weight files among the ``names`` in a directory that are no form of those ``chosen``, such
+    as the same in float16."""
     taken = {_stem(file) for file in chosen}
     return sorted(name for name in names if is_weight_file(name) and _stem(name) not in taken)
 
@@ -84,5 +87,5 @@ def _stem(file: str) -> str:
 
 
 def choose_trained(family: Family, names: Sequence[str]) -> list[str]:
-    """Return the files of a folder that holds trained tensors of the denoiser."""
+    """Return the files of a directory that holds trained tensors of the denoiser."""
     return choose_weights(names, (family.denoiser, *trained.STEMS))

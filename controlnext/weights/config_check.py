@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
-from controlnext.families.values import did_you_mean, in_words, is_whole, takes
+from controlnext.families.values import did_you_mean, in_words, is_integer, takes
 from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS, Rules
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
         kind = kinds[key]
         # both libraries take null for false
         fits = takes(kind, value) or (value is None and takes(kind, False))
-        if not fits or (is_whole(value) and value < 0):
+        if not fits or (is_integer(value) and value < 0):
             raise CheckpointError(
                 f"{what} has {key}={_short(value)}, which is no value of this key (accepted:"
                 f" {in_words(kind)}{', not below 0' if fits else ''}); correct its config.json, or get the"
@@ -83,11 +83,12 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
 
 
 def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:
-    """Check that SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they leave."""
+    """Check that SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they
+    leave."""
     if config.get("addition_embed_type") != "text_time":
         return
     size, whole = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
-    if not (is_whole(size) and is_whole(whole) and 0 < _TIME_IDS * size < whole):
+    if not (is_integer(size) and is_integer(whole) and 0 < _TIME_IDS * size < whole):
         raise CheckpointError(
             f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={whole}"
             f" (accepted: whole numbers, the second more than {_TIME_IDS} times the first); correct its"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from controlnext.families.values import is_number, is_whole
+from controlnext.families.values import is_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ _TRAINING = harmless("acts in training alone")
 _SIZE = Rule(
     "limited",
     "engines and calibration take their sizes from it",
-    lambda value: is_whole(value) and value > 0,
+    lambda value: is_integer(value) and value > 0,
     "a whole number: latents at the size that it was trained at",
 )
-_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_whole, "a whole number")
+_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_integer, "a whole number")
 
 UNET: Rules = {
     **keys(

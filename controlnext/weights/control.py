@@ -77,7 +77,8 @@ def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name
 
 
 def check_one_variant(controls: Sequence[ControlWeights]) -> Variant:
-    """Return the variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if not."""
+    """Return the variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if
+    not."""
     variant = controls[0].variant
     if any(control.variant != variant for control in controls):
         each = ", ".join(f"{control.name} is of variant {control.variant.name}" for control in controls)

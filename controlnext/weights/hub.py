@@ -29,7 +29,8 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
-    """Return a folder with the files that ``wanted`` picks of a repository's, and the commit that they are of.
+    """Return a directory with the files that ``wanted`` picks of a repository's, and the commit that they are
+    of.
 
     ``revision``: a branch, tag or commit; by default the main branch. Where the hub cannot be asked or
     refuses, an earlier download serves, if ``wanted`` finds in it what is needed. Raises
@@ -45,7 +46,7 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
     patterns = [glob.escape(file) for file in files]
     try:
         # by the name of the revision, not its commit: the cache then knows it by that name offline too
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
         # some of the hub's answers are the cause of an error that a file is not in the cache
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -53,10 +54,10 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
         raise CheckpointError(
             reason or f"the download of {repository} failed: {first_line(cause)}; try again"
         ) from error
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise CheckpointError(f"the download of {repository} lacks {', '.join(missing[:8])}; try again")
-    return folder, folder.name
+    return directory, directory.name
 
 
 def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Exception) -> tuple[Path, str]:
@@ -64,7 +65,7 @@ def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Excep
     reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
-        folder = Path(
+        directory = Path(
             snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
         )
     except (OSError, ValueError) as absent:
@@ -72,12 +73,12 @@ def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Excep
             f"{reason}; no copy of it was downloaded before, and the path of a local one will do too"
         ) from absent
     try:
-        wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        wanted([path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()])
     except CheckpointError as lacking:
         raise CheckpointError(f"{reason}, and of what was downloaded before: {lacking}") from error
     if not isinstance(error, OfflineModeIsEnabled):
         log.warning("%s; %s is used as it was downloaded before", reason, repository)
-    return folder, folder.name
+    return directory, directory.name
 
 
 def _refusal(repository: str, revision: str | None, error: Exception) -> str:

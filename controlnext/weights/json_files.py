@@ -13,11 +13,12 @@ INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
+    """Return a JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something
+    else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; get the folder again") from error
+        raise CheckpointError(f"{path} is missing; get the directory again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is no readable JSON: {first_line(error)}; get the file again"

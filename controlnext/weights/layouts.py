@@ -62,7 +62,8 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
 
 
 def argument_for(found: Mapping[str, LazyTensor]) -> str:
-    """Return the argument of load_checkpoint that takes such tensors, a part of a model; empty if they are none."""
+    """Return the argument of load_checkpoint that takes such tensors, a part of a model; empty if they are
+    none."""
     if read_spec(found):
         return "control"
     title = looks_like(found)

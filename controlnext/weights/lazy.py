@@ -71,7 +71,8 @@ def not_finite(origin: str, name: str) -> str:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times cheaper)."""
+    """Return whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times
+    cheaper)."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor.half() if tensor.element_size() == 1 else tensor)

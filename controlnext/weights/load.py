@@ -54,11 +54,11 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
 
-    ``base``: diffusers folder, single-file checkpoint or hub id (default: the family's).
-    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[@revision][/inside]``);
+    ``base``: diffusers directory, single-file checkpoint or hub id (default: the family's).
+    ``control``, ``unet_weights``, ``vae``: file, directory or hub id (``owner/name[@revision][/inside]``);
     several of the first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
     ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
-    with ``unet_increments`` differences to add. Where they are not given, those in the folder of a
+    with ``unet_increments`` differences to add. Where they are not given, those in the directory of a
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
@@ -100,7 +100,7 @@ def _read_controls(
     if not weight_sources:
         note = f"; {family.note}" if family.note else ""
         raise InputError(
-            "no control weights are given; give `control` a file, a folder or a hub id"
+            "no control weights are given; give `control` a file, a directory or a hub id"
             f" (or `random_seed` a seed, to try the architecture){note}"
         )
     controls: list[ControlWeights] = []
@@ -131,9 +131,9 @@ def _find_trained(
             tell_other_trained(family, weight_source)
         return _apply_trained(family, base, dict(enumerate(weight_sources)), increments)
     beside = {
-        number: folder
+        number: directory
         for number, weight_source in enumerate(controls)
-        if (folder := trained_beside(family, weight_source))
+        if (directory := trained_beside(family, weight_source))
     }
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
@@ -194,7 +194,7 @@ def _assemble(
         base.sources + sources,
         random,
         base.scheduler.settings,
-        base.folder,
+        base.directory,
     )
 
 

@@ -51,10 +51,10 @@ _Pair = tuple[Tensor, Tensor]
 def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source]:
     """Add LoRAs, each ``PATH[:SCALE]``, to those tensors of ``base`` that they were trained for.
 
-    ``PATH``: a file, a folder with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The sums
-    are computed when they are read, in float32; what is there for a text encoder that ``base`` lacks is left
-    out with a warning. Raises :class:`InputError` for a scale that is no finite number and for a family whose
-    pipeline takes no LoRA, :class:`CheckpointError` for a file that is no plain LoRA or does not fit.
+    ``PATH``: a file, a directory with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The
+    sums are computed when they are read, in float32; what is there for a text encoder that ``base`` lacks is
+    left out with a warning. Raises :class:`InputError` for a scale that is no finite number and for a family
+    whose pipeline takes no LoRA, :class:`CheckpointError` for a file that is no plain LoRA or does not fit.
     """
     if loras and not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
@@ -107,7 +107,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
 
 
 def _choose(names: Sequence[str]) -> list[str]:
-    """Return the LoRA among the files of a folder: the one that diffusers names, or the only one."""
+    """Return the LoRA among the files of a directory: the one that diffusers names, or the only one."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if is_weight_file(name)]
     files = [name for name in weights if is_safetensors(name)] or weights
@@ -141,7 +141,8 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
-    """Return all the matrices under the file's own names; an ``alpha`` is multiplied into the second of its layer.
+    """Return all the matrices under the file's own names; an ``alpha`` is multiplied into the second of its
+    layer.
 
     diffusers would take the alphas too, but loses them where an attention's layers have different ones.
     """

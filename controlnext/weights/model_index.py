@@ -1,4 +1,4 @@
-"""``model_index.json`` of a diffusers folder: the pipeline, parts and options that it was saved with."""
+"""``model_index.json`` of a diffusers directory: the pipeline, parts and options that it was saved with."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.shipped import SCHEDULER
 
 
-def check_index(family: Family, folder: Path, parts: Collection[str]) -> None:
+def check_index(family: Family, directory: Path, parts: Collection[str]) -> None:
     """Refuse a base that was saved for another pipeline, with parts or options that the family's has not.
 
-    ``parts``: the :func:`part_names` of the whole family, whose networks may be left out. A folder without
+    ``parts``: the :func:`part_names` of the whole family, whose networks may be left out. A directory without
     the file passes: networks and scheduler have configurations of their own. Raises
     :class:`CheckpointError`.
     """
-    if not (folder / INDEX).is_file():
+    if not (directory / INDEX).is_file():
         return
-    index = read_json(folder / INDEX)
-    what = f"{folder.name}: its {INDEX}"
+    index = read_json(directory / INDEX)
+    what = f"{directory.name}: its {INDEX}"
     _check_pipeline(family, what, index)
     components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
-    scheduler = read_json(folder / SCHEDULER).get("_class_name")
+    scheduler = read_json(directory / SCHEDULER).get("_class_name")
     for name, (_, cls) in components.items():
         # the scheduler's own file is looked at by itself
         if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):

@@ -113,7 +113,8 @@ def shapes_of(module: nn.Module) -> dict[str, Shape]:
 
 
 def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
-    """Return the tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
+    """Return the tensors of the state dict that are computed from the configuration, such as fixed
+    embeddings."""
     return {
         name: LazyTensor.from_tensor(tensor)
         for name, tensor in module.state_dict().items()

@@ -133,18 +133,19 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
-    """Check that of a diffusers folder. Unknown keys of its file are refused or warned of."""
-    config = read_json(folder / SCHEDULER)
+def read_scheduler(family: Family, directory: Path, origin: Setting) -> Scheduler:
+    """Check that of a diffusers directory. Unknown keys of its file are refused or warned of."""
+    config = read_json(directory / SCHEDULER)
     known = {key for spec in SAMPLER_SPECS.values() for key in spec.options} | UNREAD.keys()
-    check_unknown(f"{folder.name}: its scheduler", config, known, "diffusers' schedulers")
+    check_unknown(f"{directory.name}: its scheduler", config, known, "diffusers' schedulers")
     return Scheduler.of(family, public(config), origin)
 
 
 def checked_scheduler(
     family: Family, weight_source: WeightSource, settings: Mapping[str, Any], parts: Collection[str]
 ) -> Scheduler:
-    """Return the scheduler of a folder, after its configurations were found to ask for nothing that is not there.
+    """Return the scheduler of a directory, after its configurations were found to ask for nothing that is not
+    there.
 
     ``parts``: the :func:`~controlnext.weights.model_index.part_names` of the whole family. Raises one
     :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.

@@ -93,15 +93,15 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
 """What the runtime cannot do."""
 
 
-def check_tokenizer_config(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of ``config`` (of the tokenizer in ``folder``) of which nothing is known.
+def check_tokenizer_config(directory: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of ``config`` (of the tokenizer in ``directory``) of which nothing is known.
 
     Raises :class:`CheckpointError` naming a key that asks for what the runtime cannot do.
     """
     for key, (accepted, reason) in REFUSED.items():
         if key in config and config[key] not in accepted:
             raise CheckpointError(
-                f"{folder}: {key} of tokenizer_config.json is {config[key]!r}, which is not supported:"
+                f"{directory}: {key} of tokenizer_config.json is {config[key]!r}, which is not supported:"
                 f" {reason}; only {accepted[0]!r} is accepted"
             )
     return [key for key in config if not _is_known(key, config[key])]
@@ -113,12 +113,12 @@ def _is_known(key: str, value: Any) -> bool:
     return special or value is None or key in SUPPORTED or key in HARMLESS or key in REFUSED
 
 
-def class_of(folder: Path, named: str) -> str:
-    """Return the transformers class to load the tokenizer in ``folder`` with, of which a configuration says that it
-    is of the class ``named``. Raises :class:`CheckpointError` for one of another kind."""
+def class_of(directory: Path, named: str) -> str:
+    """Return the transformers class to load the tokenizer in ``directory`` with, of which a configuration
+    says that it is of the class ``named``. Raises :class:`CheckpointError` for one of another kind."""
     if named not in CLASSES:
         raise CheckpointError(
-            f"{folder}: its class is {named or 'not named'}; accepted: {', '.join(CLASSES)}"
+            f"{directory}: its class is {named or 'not named'}; accepted: {', '.join(CLASSES)}"
             " (in model_index.json, or as tokenizer_class in tokenizer_config.json)"
         )
     return CLASSES[named]

@@ -37,8 +37,9 @@ _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _STAND_IN_SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
-def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) -> str:
-    """Return the content of a ``tokenizer.json`` for the tokenizer in ``folder`` (of a diffusers checkpoint).
+def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any]) -> str:
+    """Return the content of a ``tokenizer.json`` for the tokenizer in ``directory`` (of a diffusers
+    checkpoint).
 
     Tokens that were added to the vocabulary are in it. Padding and truncation are set inside: to
     ``network.tokens``, or else to the length that the tokenizer names, at most the positions of the text
@@ -48,35 +49,35 @@ def read_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) ->
     and for one of more tokens than the text encoder knows, and
     :class:`~controlnext.errors.MissingDependencyError` where a library is needed to read it.
     """
-    _check_encoder(folder, config)
-    _check_readable(folder)
-    files = {name: read_json_if_there(folder / name) for name in _FILES}
-    unknown = check_tokenizer_config(folder, files[_CONFIG])
-    cls = class_of(folder, _named_class(folder, files[_CONFIG]))
+    _check_encoder(directory, config)
+    _check_readable(directory)
+    files = {name: read_json_if_there(directory / name) for name in _FILES}
+    unknown = check_tokenizer_config(directory, files[_CONFIG])
+    cls = class_of(directory, _named_class(directory, files[_CONFIG]))
     try:
-        tokenizer = getattr(transformers, cls).from_pretrained(str(folder), local_files_only=True)
-        _check_vocabulary(folder, tokenizer, list(asked_ids(files)), config["vocab_size"])
-        length = network.tokens or _length(folder, tokenizer, config["max_position_embeddings"])
-        content = _content(folder, tokenizer, length)
-        _check_ids(folder, tokenizer, content, length)
+        tokenizer = getattr(transformers, cls).from_pretrained(str(directory), local_files_only=True)
+        _check_vocabulary(directory, tokenizer, list(asked_ids(files)), config["vocab_size"])
+        length = network.tokens or _length(directory, tokenizer, config["max_position_embeddings"])
+        content = _content(directory, tokenizer, length)
+        _check_ids(directory, tokenizer, content, length)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged tokenizer can raise anything
         raise CheckpointError(
-            f"{folder} holds no usable tokenizer: {first_line(error)}; get the folder again"
+            f"{directory} holds no usable tokenizer: {first_line(error)}; get the directory again"
         ) from error
     if unknown:
         names = ", ".join(unknown)
         log.warning(
-            "%s: nothing is known of %s in %s; token ids are those of transformers", folder, names, _CONFIG
+            "%s: nothing is known of %s in %s; token ids are those of transformers", directory, names, _CONFIG
         )
     return content
 
 
-def _check_encoder(folder: Path, config: Mapping[str, Any]) -> None:
+def _check_encoder(directory: Path, config: Mapping[str, Any]) -> None:
     if config.get("use_attention_mask"):
         raise CheckpointError(
-            f"the text encoder of {folder} has use_attention_mask=true, which is not supported: its graph"
+            f"the text encoder of {directory} has use_attention_mask=true, which is not supported: its graph"
             " takes token ids alone"
         )
 
@@ -93,9 +94,10 @@ def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) ->
         )
 
 
-def _named_class(folder: Path, config: Mapping[str, Any]) -> str:
-    """Return the class that diffusers loads a tokenizer with; the tokenizer's own configuration does not count."""
-    entry = read_json_if_there(folder.parent / INDEX).get(folder.name)
+def _named_class(directory: Path, config: Mapping[str, Any]) -> str:
+    """Return the class that diffusers loads a tokenizer with; the tokenizer's own configuration does not
+    count."""
+    entry = read_json_if_there(directory.parent / INDEX).get(directory.name)
     if isinstance(entry, list) and len(entry) == 2 and all(entry):
         library, cls = entry
         return str(cls) if library == "transformers" else f"{library}.{cls}"
@@ -103,39 +105,40 @@ def _named_class(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _check_vocabulary(
-    folder: Path, tokenizer: Any, asked: Sequence[tuple[str, str, int]], known: int
+    directory: Path, tokenizer: Any, asked: Sequence[tuple[str, str, int]], known: int
 ) -> None:
-    """Check that every added token has the id that the files ask for, and that the text encoder knows all ids."""
+    """Check that every added token has the id that the files ask for, and that the text encoder knows all
+    ids."""
     backend = tokenizer.backend_tokenizer
     for file, token, index in asked:
         if backend.token_to_id(token) != index:
             raise CheckpointError(
-                f"{folder}: {file} gives the token {token} the id {index}, but loaded by transformers it has"
+                f"{directory}: {file} gives the token {token} the id {index}, but loaded by transformers it has"
                 f" {backend.token_to_id(token)}; save the base again with diffusers"
             )
     count = max(backend.get_vocab().values()) + 1
     if count > known:
         raise CheckpointError(
-            f"{folder} has {count} tokens, its text encoder knows {known}; they belong to different models,"
+            f"{directory} has {count} tokens, its text encoder knows {known}; they belong to different models,"
             " or tokens were added without the text encoder's embeddings"
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
-            f"{folder} names no pad_token, which prompts are padded with; add it to {_CONFIG}"
+            f"{directory} names no pad_token, which prompts are padded with; add it to {_CONFIG}"
         )
 
 
-def _length(folder: Path, tokenizer: Any, positions: int) -> int:
+def _length(directory: Path, tokenizer: Any, positions: int) -> int:
     """To how many tokens prompts are padded and cut."""
     asked = tokenizer.model_max_length
     if not isinstance(asked, int) or asked < 1:
         raise CheckpointError(
-            f"{folder}: model_max_length of {_CONFIG} is {asked!r}; give a whole number from 1 on"
+            f"{directory}: model_max_length of {_CONFIG} is {asked!r}; give a whole number from 1 on"
         )
     return min(asked, positions)
 
 
-def _content(folder: Path, tokenizer: Any, length: int) -> str:
+def _content(directory: Path, tokenizer: Any, length: int) -> str:
     # transformers sets these anew at every call
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(length, direction=tokenizer.truncation_side)
@@ -148,19 +151,19 @@ def _content(folder: Path, tokenizer: Any, length: int) -> str:
     content: str = backend.to_str()
     if json.loads(content)["model"].get("dropout"):
         raise CheckpointError(
-            f"{folder}: tokenizer.json has a dropout, which makes other ids every time; remove it"
+            f"{directory}: tokenizer.json has a dropout, which makes other ids every time; remove it"
         )
     return content
 
 
-def _check_ids(folder: Path, tokenizer: Any, content: str, length: int) -> None:
+def _check_ids(directory: Path, tokenizer: Any, content: str, length: int) -> None:
     """Check that the plain library gives the ids of transformers, whatever the configuration says."""
     plain = Tokenizer.from_str(content)
     for text in _texts(tokenizer):
         wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
         if plain.encode(text).ids != wanted:
             raise CheckpointError(
-                f"{folder}: of the text {text[:40]!r} the plain tokenizers library makes other ids than"
+                f"{directory}: of the text {text[:40]!r} the plain tokenizers library makes other ids than"
                 f" transformers; a {type(tokenizer).__name__} of this configuration is not supported"
             )
 
@@ -189,29 +192,30 @@ def stand_in_tokenizer(network: Network) -> str:
     return content
 
 
-def _check_readable(folder: Path) -> None:
+def _check_readable(directory: Path) -> None:
     """Check that there is a vocabulary, of which transformers makes an empty one where it is missing, and the
     library that reads it: transformers asks for others than the one that it lacks."""
-    if (folder / "tokenizer.json").is_file():
+    if (directory / "tokenizer.json").is_file():
         return
-    only = [path.name for path in folder.glob("*.model")]
-    if not only and not all((folder / name).is_file() for name in _OF_BYTES):
+    only = [path.name for path in directory.glob("*.model")]
+    if not only and not all((directory / name).is_file() for name in _OF_BYTES):
         raise CheckpointError(
-            f"{folder} has no vocabulary: neither tokenizer.json, nor {' with '.join(_OF_BYTES)}, nor a"
-            " .model file; get the folder again"
+            f"{directory} has no vocabulary: neither tokenizer.json, nor {' with '.join(_OF_BYTES)}, nor a"
+            " .model file; get the directory again"
         )
     if only and not is_installed("sentencepiece"):
         raise not_installed(
-            f"{folder} has {only[0]} and no tokenizer.json; sentencepiece, which reads it, is not installed",
+            f"{directory} has {only[0]} and no tokenizer.json; sentencepiece, which reads it, is not installed",
             "sentencepiece",
         )
 
 
-def shipped_clip_tokenizer(folder: Path, network: Network, config: Mapping[str, Any]) -> str:
-    """As :func:`read_tokenizer` for a shipped ``folder`` that has the settings, but not CLIP's vocabulary."""
+def shipped_clip_tokenizer(directory: Path, network: Network, config: Mapping[str, Any]) -> str:
+    """As :func:`read_tokenizer` for a shipped ``directory`` that has the settings, but not CLIP's
+    vocabulary."""
     merges = gzip.decompress(_CLIP_MERGES.read_bytes()).decode()
     with tempfile.TemporaryDirectory() as complete:
-        shutil.copytree(folder, complete, dirs_exist_ok=True)
+        shutil.copytree(directory, complete, dirs_exist_ok=True)
         Path(complete, "merges.txt").write_text(merges, encoding="utf-8")
         Path(complete, "vocab.json").write_text(json.dumps(_clip_vocabulary(merges)), encoding="utf-8")
         return read_tokenizer(Path(complete), network, config)

@@ -92,8 +92,8 @@ def _check_small(found: Mapping[str, LazyTensor], what: str) -> None:
 
 
 def _checked(name: str, tensor: LazyTensor, what: str) -> LazyTensor:
-    """Return the tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of a sum
-    nobody could tell whose they are."""
+    """Return the tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of
+    a sum nobody could tell whose they are."""
 
     def read() -> Tensor:
         value = tensor.read()

@@ -77,7 +77,8 @@ def _widths(found: Mapping[str, LazyTensor], pattern: str, axes: int) -> tuple[i
 
 
 def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
-    """Return the variants of all families that a module may be of: those with its output width, if there are any."""
+    """Return the variants of all families that a module may be of: those with its output width, if there are
+    any."""
     alike = [
         (family, variant)
         for family in registry.FAMILIES.values()

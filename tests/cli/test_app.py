@@ -103,7 +103,7 @@ def test_controlnext_export_is_the_subcommand(cli: Cli, tmp_path: Path) -> None:
 def test_python_m_controlnext(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "controlnext", "inspect", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert_refused(Done(done.returncode, done.stdout, done.stderr), "is no bundle")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "is not a bundle")
 
 
 def test_inspect_shows_the_bundle(cli: Cli, tiny_bundle: Path) -> None:

@@ -1,4 +1,5 @@
-"""The base model from a diffusers folder: right values, every published file layout, and clear refusals."""
+"""The base model from a diffusers directory: right values, every published file layout, and clear
+refusals."""
 
 from __future__ import annotations
 

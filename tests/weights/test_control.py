@@ -1,4 +1,5 @@
-"""The control modules' weights: published layouts, files and folders, refusals that say what was given."""
+"""The control modules' weights: published layouts, files and directories, refusals that say what was
+given."""
 
 from __future__ import annotations
 

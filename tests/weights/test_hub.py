@@ -116,7 +116,7 @@ def test_what_is_needed_is_downloaded_and_no_more(folder: Path, hub: StubHub) ->
 
 @pytest.mark.parametrize("given", ["canny", "canny/controlnet.safetensors"])
 def test_a_control_brings_its_unet_tensors(folder: Path, hub: StubHub, given: str) -> None:
-    """The same for the folder and for the file in it."""
+    """The same for the directory and for the file in it."""
     bias = publish(folder)
     checkpoint = load(folder / "base", f"{MODEL}/{given}")
     assert sorted(hub.downloads) == ["canny/controlnet.safetensors", "canny/unet.safetensors"]
@@ -242,7 +242,9 @@ def test_a_gated_repository_says_how_to_get_access(hub: StubHub, kind: str) -> N
 @pytest.mark.usefixtures("hub")
 def test_a_mistyped_id_says_that_there_is_no_such_repository() -> None:
     message = refusal(control="somebdy/model")
-    assert message.startswith("somebdy/model: no such file or folder here, and the hub shows no repository")
+    assert message.startswith(
+        "somebdy/model: no such file or directory here, and the hub shows no repository"
+    )
     assert "check the spelling" in message
     assert "HF_TOKEN" in message
 
@@ -266,7 +268,7 @@ def test_other_answers_of_the_hub_are_one_line(hub: StubHub, kind: str, status: 
 
 def test_an_id_that_the_hub_cannot_have_is_no_hub_id(hub: StubHub) -> None:
     assert "some--body/model is no hub id" in refusal(control="some--body/model")
-    assert "no hub id (owner/name[@revision][/folder or file])" in refusal(control="model.onnx")
+    assert "no hub id (owner/name[@revision][/directory or file])" in refusal(control="model.onnx")
     assert hub.downloads == []
 
 

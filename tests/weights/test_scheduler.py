@@ -40,10 +40,10 @@ def single(
     base = tiny_checkpoint_dir / "base"
     for encoder in ("text_encoder", "text_encoder_2"):
         assert not (base / encoder).exists()
-    folder = Path(shutil.copytree(shipped.shipped_folder(SDXL), tmp_path / "shipped"))
+    folder = Path(shutil.copytree(shipped.shipped_directory(SDXL), tmp_path / "shipped"))
     for name in ("unet", "vae"):
         shutil.copy(base / name / "config.json", folder / name / "config.json")
-    monkeypatch.setattr(shipped, "shipped_folder", lambda _family: folder)
+    monkeypatch.setattr(shipped, "shipped_directory", lambda _family: folder)
     tensors: dict[str, torch.Tensor] = {}
     for name in ("unet", "vae"):
         found = load_file(base / name / "diffusion_pytorch_model.safetensors")

@@ -205,13 +205,13 @@ Small = Callable[[str], tuple[Family, Path]]
 
 @pytest.fixture
 def small(tmp_path: Path, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Small:
-    """A family and a folder with its tiny ``base`` and the same as ``single.safetensors``; the shipped
+    """A family and a directory with its tiny ``base`` and the same as ``single.safetensors``; the shipped
     configurations are of these sizes."""
 
     def make(name: str) -> tuple[Family, Path]:
         family = get_family(name)
         folder = write_single_file(family, tiny_checkpoint(name) / "base", tmp_path)
-        monkeypatch.setattr(shipped, "shipped_folder", lambda _family: folder)
+        monkeypatch.setattr(shipped, "shipped_directory", lambda _family: folder)
         return family, tmp_path
 
     return make
@@ -266,7 +266,7 @@ def test_t5_of_a_single_file_is_left_out_and_the_remedy_named(
     assert "text_encoder_3" not in base.parts
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("controlnext")]
     assert "text_encoder_3 is left out" in message
-    assert "give a diffusers folder to keep it, or `leave_out`" in message
+    assert "give a diffusers directory to keep it, or `leave_out`" in message
     caplog.clear()
     assert (
         "text_encoder_3"
@@ -312,7 +312,7 @@ LOOKS = {
 }
 
 
-# each family once on either side; of folders every pair is tried
+# each family once on either side; of directories every pair is tried
 @pytest.mark.export
 @pytest.mark.parametrize(("wanted", "given"), list(itertools.pairwise([*FAMILIES, next(iter(FAMILIES))])))
 def test_a_checkpoint_of_another_family_is_refused_and_named(

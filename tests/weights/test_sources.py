@@ -180,5 +180,7 @@ def test_weight_files_are_chosen_by_stem_then_format_then_variant() -> None:
 
 
 def test_a_path_that_does_not_exist_is_named(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.safetensors: no such file or folder, and no hub id"):
+    with pytest.raises(
+        CheckpointError, match=r"nowhere.safetensors: no such file or directory, and no hub id"
+    ):
         load(folder, control=folder / "nowhere.safetensors")

@@ -46,7 +46,7 @@ def load(folder: Path, *controls: str, **options: object) -> Checkpoint:
 
 
 def publish(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> str:
-    """A folder as the family is published: controlnet.safetensors and unet.safetensors."""
+    """A directory as the family is published: controlnet.safetensors and unet.safetensors."""
     published = folder / name
     published.mkdir()
     shutil.copy(folder / "control.safetensors", published / "controlnet.safetensors")
@@ -99,7 +99,7 @@ def test_names_with_and_without_prefix(folder: Path, unet, increments, prefix: s
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_increments_beside_the_control_module_are_used(folder: Path, unet, increments, suffix: str) -> None:
-    """As the family is published: a folder with controlnet.safetensors and unet.safetensors."""
+    """As the family is published: a directory with controlnet.safetensors and unet.safetensors."""
     publish(folder, "published", increments)
     if suffix == "bin":
         (folder / "published/unet.safetensors").unlink()
@@ -175,7 +175,7 @@ def test_other_tensors_than_those_taken_of_a_given_folder_are_told_of(
 def test_what_may_belong_to_another_control_is_warned_of(
     folder: Path, unet, increments, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """Several controls in one folder: its UNet tensors go with the one that the folder stands for."""
+    """Several controls in one directory: its UNet tensors go with the one that the directory stands for."""
     publish(folder, "published", increments)
     shutil.copy(folder / "control.safetensors", folder / "published" / name)
     check(load(folder, f"published/{name}"), unet, {})

@@ -49,7 +49,7 @@ def single(
     def make(name: str, *networks: str) -> tuple[Family, Path]:
         family = get_family(name)
         folder = write_single_file(family, tiny_checkpoint(name) / "base", tmp_path)
-        monkeypatch.setattr(shipped, "shipped_folder", lambda _family: folder)
+        monkeypatch.setattr(shipped, "shipped_directory", lambda _family: folder)
         wanted = networks or [key for key in family.networks if key != "vae"]
         prefixes = tuple(PREFIXES[name][key] for key in wanted)
         path = tmp_path / "single.safetensors"
@@ -111,7 +111,7 @@ def test_a_single_file_without_a_vae_takes_one_and_names_the_option(
     alone = Path(shutil.copy(vae / "diffusion_pytorch_model.safetensors", path.parent / "my.safetensors"))
     check_vae(read_base(family, path, alone, family.prompt_encoders), vae)
     assert refusal(family, path).endswith(
-        "single.safetensors has no vae; `vae` takes another: a folder, a file or a hub id"
+        "single.safetensors has no vae; `vae` takes another: a directory, a file or a hub id"
     )
 
 
