@@ -1,4 +1,4 @@
-"""The base model: a diffusers directory, a single-file checkpoint or a hub id; a replacement VAE likewise."""
+"""Reading of the base model and a replacement VAE: a diffusers directory, a single file or a hub id."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Part:
-    """One network of the base: its configuration, and its tensors under the names that it expects."""
+    """One network of the base: its configuration, and its tensors by state-dict name."""
 
     config: dict[str, Any]
     tensors: dict[str, LazyTensor]
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass
 class Base:
-    """The base model; see :class:`controlnext.weights.Checkpoint` for what the entries hold."""
+    """The base model; :class:`controlnext.weights.Checkpoint` describes the fields."""
 
     scheduler: Scheduler
     options: dict[str, Any]
@@ -74,11 +74,10 @@ def read_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """Return the base model, with ``vae`` in the place of its own where one is given, and the settings
-    ``scheduler`` in the place of its scheduler's.
+    """Read the base model; ``vae`` replaces its VAE, ``scheduler`` settings of its scheduler.
 
-    The optional networks that ``leave_out`` names are neither fetched nor read. Raises
-    :class:`CheckpointError` for a base that asks for what the family's graphs and samplers do not do.
+    The optional networks in ``leave_out`` are neither downloaded nor read. Raises :class:`CheckpointError`
+    for a base with settings that the family's graphs and samplers do not support.
     """
     parts, family = part_names(family), _without(family, leave_out)
     replaced = () if vae is None else (VAE,)
@@ -102,10 +101,10 @@ def random_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """Return the family's full-size architecture with random numbers, without the networks that ``leave_out``
-    names, with the settings ``scheduler``.
+    """Return the family's full-size architecture with random numbers, without the networks in ``leave_out``,
+    with the scheduler settings ``scheduler``.
 
-    A text encoder whose vocabulary is not shipped has a stand-in tokenizer.
+    A text encoder whose vocabulary is not shipped gets a stand-in tokenizer.
     """
     family = _without(family, leave_out)
     base = _shipped_base(family)
@@ -162,8 +161,7 @@ def _read_directory(
 
 
 def _tell_absent(weight_source: WeightSource, network: Network) -> None:
-    """Warn where a network that a directory's index names is not there, as after a download that was cut
-    off."""
+    """Warn of a missing network that the directory's index names, as after an interrupted download."""
     index = weight_source.path / INDEX
     named = read_json(index).get(network.folder) if index.is_file() else None
     if isinstance(named, list) and any(named):
@@ -202,8 +200,8 @@ def _give_scheduler(family: Family) -> str:
 def _read_network(
     network: Network, weight_source: WeightSource, directory: Path, warn: bool = False
 ) -> tuple[Part, list[Source]]:
-    """Return a network of a diffusers checkpoint from its own ``directory``, which is ``weight_source`` or in
-    it; ``warn`` of keys that nothing reads, where that was not done before."""
+    """Read a network of a diffusers checkpoint from its own ``directory``, which is ``weight_source`` or in
+    it; ``warn`` of unknown keys if that was not done before."""
     try:
         config = complete_config(network, read_json(directory / "config.json"), warn)
     except CheckpointError as error:
@@ -242,7 +240,8 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
 def _convert(
     family: Family, name: str, config: Mapping[str, Any], found: Mapping[str, LazyTensor], what: str
 ) -> dict[str, LazyTensor]:
-    """Return one network out of a checkpoint or a file of its own, under today's names, strictly matched."""
+    """Take one network from a checkpoint or a file of its own, rename its tensors to today's names and match
+    them strictly."""
     expected = shapes_of(empty_module(family.networks[name], config))
     converted = found
     if not named_today(found, expected):
@@ -257,10 +256,10 @@ def _convert(
 
 
 def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Part, list[Source]]:
-    """Return a VAE's directory, a diffusers directory with one inside, a hub id of either, or a file.
+    """Read a VAE from its directory, a diffusers directory that contains one, a hub id of either, or a file.
 
-    A file that has its ``config.json`` beside it is read with that, any other with the configuration of the
-    VAE of the ``base``, or of the family's usual one where that has none.
+    A file with a ``config.json`` beside it is read with that; any other file with the configuration of the
+    VAE of ``base``, or of the family's default one if the base has none.
     """
     network = family.networks[VAE]
     weight_source = resolve(given, partial(choose_vae, network), beside_vae)

@@ -1,5 +1,5 @@
-"""What lies beside a control module: the denoiser's tensors that were trained with it, and files that nobody
-reads, of which a line is said."""
+"""Files beside a control module: the denoiser's tensors that were trained with it, and warnings about files
+that are not read."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def trained_beside(family: Family, control: WeightSource) -> WeightSource | None:
-    """Return the directory with the denoiser's tensors that were trained with a ``control``, the same whether
-    that was given as a directory or as the file in it; None if there are none."""
+    """Return the directory with the denoiser's tensors that were trained with a ``control``; None if there
+    are none. The result is the same for the control's directory and for the file in it."""
     directory, file = _directory(family, control), _file(control)
     files = _trained_files(family, directory)
     if directory.path != file.parent:
@@ -39,8 +39,8 @@ def trained_beside(family: Family, control: WeightSource) -> WeightSource | None
 
 
 def _directory(family: Family, control: WeightSource) -> WeightSource:
-    """Where the tensors of the denoiser lie that go with a ``control``: in its directory, or, where that has
-    none, in that of the file which a link in it leads to."""
+    """Return the directory of the denoiser's tensors that belong to a ``control``: the control's own, or, if
+    that has none and the control is a link, the directory of the link's target."""
     own = control.directory if control.path.is_file() else control
     if _trained_files(family, own) or not _file(control).is_symlink():
         return own
@@ -50,7 +50,7 @@ def _directory(family: Family, control: WeightSource) -> WeightSource:
 
 
 def _file(control: WeightSource) -> Path:
-    """Return the file of a control that is given as a file or as a directory."""
+    """Return the file of a control, which is given as a file or as a directory."""
     if control.path.is_file():
         return control.path
     return control.path / choose_weights(_names(control.path), control_weights.STEMS)[0]
@@ -65,7 +65,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def tell_unused(family: Family, controls: Sequence[WeightSource], given: Sequence[WeightSource]) -> None:
-    """Warn of trained tensors beside the ``controls`` whose place those ``given`` take."""
+    """Warn of trained tensors beside the ``controls`` that the ``given`` ones replace."""
     used = {weight_source.path.resolve() for weight_source in given}
     for directory in (_directory(family, control) for control in controls):
         files = _trained_files(family, directory)
@@ -84,7 +84,7 @@ def tell_other_controls(family: Family, control: WeightSource) -> None:
 
 
 def tell_other_trained(family: Family, given: WeightSource) -> None:
-    """Warn of weight files in a directory of trained tensors that are neither read nor a control's."""
+    """Warn of weight files in a directory of trained tensors that are not read and not a control's."""
     if not given.path.is_dir():
         return
     names = _names(given.path)

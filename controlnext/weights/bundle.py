@@ -1,4 +1,4 @@
-"""A checkpoint out of a finished bundle: its graphs keep every tensor under its state-dict name."""
+"""Reading the checkpoint back from a bundle, whose graphs store every tensor under its state-dict name."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
 def _initializers(
     bundle: Path, manifest: Manifest, controls: Collection[str]
 ) -> dict[str, dict[str, LazyTensor]]:
-    """Return the tensors of every network under their state-dict names, from all the graphs that hold
-    some."""
+    """Return the tensors of every network by state-dict name, collected from all graphs that hold some."""
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
     for directory, graph in manifest.graphs.items():
         model = ir.load(bundle / directory / MODEL)
@@ -80,7 +79,7 @@ def _initializers(
 
 
 def _weights(values: Mapping[str, ir.Value]) -> Iterator[tuple[str, LazyTensor]]:
-    """The parameters among a graph's initializers; those in int8 as the numbers that they stand for."""
+    """Yield the parameters among a graph's initializers, int8 ones dequantized."""
     tensors = {name: value.const_value for name, value in values.items() if value.const_value is not None}
     for name, tensor in tensors.items():
         quantized = tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
@@ -126,5 +125,6 @@ def _network(
 
 
 def _zeros(names: set[str], shapes: Mapping[str, Shape]) -> dict[str, LazyTensor]:
-    """For what a network's graphs leave out, since no output depends on it: a text encoder's last layer."""
+    """Return zeros for tensors that a network's graphs omit because no output depends on them, such as a text
+    encoder's last layer."""
     return {name: LazyTensor.from_tensor(torch.zeros(()).expand(shapes[name])) for name in names}

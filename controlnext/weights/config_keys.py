@@ -1,8 +1,8 @@
-"""What is done about every key of the base's configurations, as data.
+"""The treatment of every key of the base's configurations, as data.
 
-A key is supported (the graph or the runtime does what it says), harmless (it changes no number here, for the
-reason that is given) or limited: a value that asks for something that no graph does is refused by name.
-:mod:`controlnext.weights.config_check` looks keys up here.
+A key is supported (the graph or the runtime implements it), harmless (it changes no number here, for the
+given reason) or limited: values that no graph implements raise an error naming the key.
+:mod:`controlnext.weights.config_check` applies these rules.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from controlnext.families.values import is_integer, is_number
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done about a key: its values are all ``supported`` or ``harmless``, or those in ``accepts``
-    are; ``why``: where it goes, why it does no harm, or what the other values would ask for."""
+    """The treatment of a key: all of its values are ``supported`` or ``harmless``, or only those that
+    ``accepts`` admits; ``why``: what uses the key, why it is harmless, or what other values would ask for."""
 
     kind: Literal["supported", "harmless", "limited"]
     why: str
@@ -29,11 +29,13 @@ Rules = Mapping[str, Rule]
 
 
 def harmless(why: str) -> Rule:
+    """Return the rule for a key that changes no number here, with the reason."""
     return Rule("harmless", why)
 
 
 def only(*values: Any, why: str) -> Rule:
-    """Values that mean the same to the graph; null where the library takes that for its default."""
+    """Return the rule for a key that takes only these values, which mean the same to the graph; null counts
+    as the library's default."""
     words = ", ".join("null" if value is None else str(value) for value in values)
 
     def accepts(value: Any) -> bool:
@@ -53,6 +55,7 @@ def _blocks(*names: str) -> Rule:
 
 
 def keys(rule: Rule, *names: str) -> Rules:
+    """Return the same ``rule`` for every one of ``names``."""
     return dict.fromkeys(names, rule)
 
 

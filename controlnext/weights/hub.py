@@ -1,4 +1,5 @@
-"""Repositories on the model hub: what is needed of one is downloaded once and found again offline."""
+"""Download of repositories from the model hub: only the needed files, once, and from the cache when
+offline."""
 
 from __future__ import annotations
 
@@ -29,12 +30,11 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
-    """Return a directory with the files that ``wanted`` picks of a repository's, and the commit that they are
-    of.
+    """Download the files of a repository that ``wanted`` selects; return their directory and commit.
 
-    ``revision``: a branch, tag or commit; by default the main branch. Where the hub cannot be asked or
-    refuses, an earlier download serves, if ``wanted`` finds in it what is needed. Raises
-    :class:`CheckpointError` saying what is the matter and what helps.
+    ``revision``: a branch, tag or commit; the main branch by default. If the hub cannot be reached or refuses
+    access, an earlier download is used, provided that ``wanted`` finds the needed files in it. Raises
+    :class:`CheckpointError` saying what is wrong and how to fix it.
     """
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -61,7 +61,7 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
 
 
 def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Exception) -> tuple[Path, str]:
-    """What was downloaded before, where the hub answered with ``error``."""
+    """Return an earlier download, after the hub answered with ``error``."""
     reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
@@ -82,7 +82,7 @@ def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Excep
 
 
 def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """What it means that the hub answered with ``error``, and what helps; nothing for other errors."""
+    """Return the message for the hub's ``error``, with the fix; empty for other errors."""
     page = f"{constants.ENDPOINT}/{repository}"
     # a gated repository's error is a RepositoryNotFoundError too
     if isinstance(error, GatedRepoError):

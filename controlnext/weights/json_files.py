@@ -1,4 +1,4 @@
-"""Configuration files."""
+"""Reading of JSON configuration files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something
-    else."""
+    """Read a JSON object. Raises :class:`CheckpointError` if the file is missing, damaged or not an
+    object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -29,5 +29,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
-    """As :func:`read_json`; empty where the file is missing."""
+    """Read a JSON object as :func:`read_json` does; return an empty one if the file is missing."""
     return read_json(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What a file of weights looks like, for messages about files that do not fit."""
+"""Description of the content of weight files, for messages about files that do not fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _ARGUMENTS = (
 
 
 def looks_like(found: Mapping[str, LazyTensor]) -> str:
-    """What these tensors look like: ``"a VAE"``, or a few of their names where that is unknown."""
+    """Describe these tensors: ``"a VAE"``, or a few of their names if they are unknown."""
     if not found:
         return "an empty file"
     control = read_spec(found)
@@ -62,8 +62,8 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
 
 
 def argument_for(found: Mapping[str, LazyTensor]) -> str:
-    """Return the argument of load_checkpoint that takes such tensors, a part of a model; empty if they are
-    none."""
+    """Return the argument of load_checkpoint that takes such tensors, a part of a model; empty if none
+    does."""
     if read_spec(found):
         return "control"
     title = looks_like(found)

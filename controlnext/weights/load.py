@@ -1,4 +1,4 @@
-"""Loading a checkpoint from whatever the user gave."""
+"""Loading a checkpoint from the user's files or the hub."""
 
 from __future__ import annotations
 
@@ -116,14 +116,14 @@ def _read_controls(
 
 
 def _numbered(role: str, number: int) -> str:
-    """``"control"``, ``"control 2"``, ... for the numbers from 0 on."""
+    """Return ``"control"``, ``"control 2"``, ... for the numbers 0, 1, ..."""
     return role if number == 0 else f"{role} {number + 1}"
 
 
 def _find_trained(
     family: Family, base: Base, controls: Sequence[WeightSource], given: Sequence[Given], increments: bool
 ) -> list[Source]:
-    """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
+    """Apply the trained tensors that are ``given``, or those beside the ``controls`` if none are."""
     if given:
         weight_sources = [resolve(one, partial(choose_trained, family)) for one in given]
         tell_unused(family, controls, weight_sources)
@@ -148,10 +148,10 @@ def _find_trained(
 def _apply_trained(
     family: Family, base: Base, weight_sources: Mapping[int, WeightSource], increments: bool
 ) -> list[Source]:
-    """Apply the trained tensors in ``weight_sources``, by the number of the control or of the option they
-    came with.
+    """Apply the trained tensors in ``weight_sources``, by the number of the control or of the argument that
+    they came with.
 
-    A file that comes twice counts once: the same control may be given for two images.
+    A file that comes twice is applied once: the same control may be given for two images.
     """
     part = base.parts[family.denoiser]
     given: list[trained.FineTunedWeights] = []
