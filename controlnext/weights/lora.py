@@ -1,4 +1,4 @@
-"""LoRAs fused into the base's tensors: their names through diffusers, their layers through peft."""
+"""LoRAs fused into the base's tensors: diffusers converts their names, peft computes their layers."""
 
 from __future__ import annotations
 
@@ -49,12 +49,13 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source]:
-    """Add LoRAs, each ``PATH[:SCALE]``, to those tensors of ``base`` that they were trained for.
+    """Add LoRAs, each ``PATH[:SCALE]``, to the tensors of ``base`` that they were trained for.
 
     ``PATH``: a file, a directory with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The
-    sums are computed when they are read, in float32; what is there for a text encoder that ``base`` lacks is
-    left out with a warning. Raises :class:`InputError` for a scale that is no finite number and for a family
-    whose pipeline takes no LoRA, :class:`CheckpointError` for a file that is no plain LoRA or does not fit.
+    sums are computed on access, in float32; the tensors of a text encoder that ``base`` does not have are
+    ignored with a warning. Raises :class:`InputError` for a scale that is not a finite number and for a
+    family whose pipeline does not support LoRAs, :class:`CheckpointError` for a file that is not a plain LoRA
+    or does not fit.
     """
     if loras and not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
@@ -69,7 +70,8 @@ def _pipeline(family: Family) -> Any:
 
 
 def _split(given: str) -> tuple[str, float]:
-    """Path and scale. A path may hold colons: what follows the last is a scale only where it is a number."""
+    """Split into path and scale. A path may contain colons: the text after the last one is a scale only if it
+    is a number."""
     path, colon, last = given.rpartition(":")
     if not colon or Path(given).expanduser().exists():
         return given, 1.0
@@ -107,7 +109,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
 
 
 def _choose(names: Sequence[str]) -> list[str]:
-    """Return the LoRA among the files of a directory: the one that diffusers names, or the only one."""
+    """Return the LoRA among the files of a directory: the one with diffusers' name, or the only one."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if is_weight_file(name)]
     files = [name for name in weights if is_safetensors(name)] or weights
@@ -129,7 +131,8 @@ def _weight_file(weight_source: WeightSource) -> Path:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """peft's settings that diffusers' trainers write into the file, as ``"unet.lora_alpha"``."""
+    """Read peft's settings that diffusers' trainers write into the file, by names like
+    ``"unet.lora_alpha"``."""
     if not is_safetensors(file.name):
         return {}
     with safe_open(str(file), "pt") as opened:
@@ -141,10 +144,10 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
-    """Return all the matrices under the file's own names; an ``alpha`` is multiplied into the second of its
+    """Read all matrices under the file's own names; an ``alpha`` is multiplied into the second matrix of its
     layer.
 
-    diffusers would take the alphas too, but loses them where an attention's layers have different ones.
+    diffusers would accept the alphas too, but loses them if an attention's layers have different ones.
     """
     matrix = {name: _MATRIX.fullmatch(name) for name, tensor in found.items() if len(tensor.shape) >= 2}
     matches = {name: match for name, match in matrix.items() if match}
@@ -170,7 +173,7 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
 def _by_network(
     family: Family, base: Base, matrices: dict[str, Tensor], what: str
 ) -> dict[str, dict[str, Tensor]]:
-    """Return the matrices of each network under the names that diffusers gives them."""
+    """Return the matrices of each network, with diffusers' names."""
     config = SimpleNamespace(**base.parts[family.denoiser].config)
     try:
         # what follows the state dict differs between the pipelines: alphas or not
@@ -246,7 +249,7 @@ def _fuse(
 
 
 def _adapted(module: nn.Module, layers: list[str], strength: Mapping[str, Any]) -> Any:
-    """``module`` on the meta device with peft's layers in it; without settings their strength is 1."""
+    """Return ``module`` on the meta device with peft's layers in it; without settings their strength is 1."""
     names = {layer + _DOWN: torch.empty(0) for layer in layers}
     try:
         config = LoraConfig(target_modules=layers, **strength)

@@ -1,8 +1,8 @@
-"""What single-file checkpoints say of their scheduler: marker tensors, and the header's metadata.
+"""Scheduler settings in single-file checkpoints: marker tensors, and the header's metadata.
 
-The markers are tensors at the top level, empty or of one number, as the trainers of anime models and the
-interfaces that people draw with write and read them. The metadata are those of the model specification
-(``modelspec.``), of ComfyUI (``modelspec.predict_key``) and of kohya's scripts (``ss_``).
+Markers are tensors at the top level, empty or of one number, which the trainers of anime models and graphical
+interfaces write and read. The metadata keys are those of the model specification (``modelspec.``), of ComfyUI
+(``modelspec.predict_key``) and of kohya's scripts (``ss_``).
 """
 
 from __future__ import annotations
@@ -58,16 +58,17 @@ keys differ the first counts."""
 
 
 def is_marker(name: str) -> bool:
-    """Return whether a tensor of this name is no weight but a marker."""
+    """Return whether a tensor of this name is a marker, not a weight."""
     return name in MARKERS or name in REFUSED
 
 
 def marked_settings(family: Family, file: Path, names: Iterable[str]) -> dict[str, tuple[Any, str]]:
-    """Return the scheduler settings that a single file asks for, by key: the value and what says so.
+    """Return the scheduler settings that a single file asks for, by key: the value and the name of its
+    marker.
 
-    ``names``: of its tensors. Where tensors and metadata differ, or one of these from another, the tensors
-    count, then what comes first in :data:`METADATA`, with a warning. Raises :class:`CheckpointError` for a
-    marker that stands for what is not supported, or not of this family.
+    ``names``: of the file's tensors. Tensors take precedence over metadata, and metadata over others later in
+    :data:`METADATA`, with a warning if they differ. Raises :class:`CheckpointError` for a marker that is not
+    supported, or not by this family.
     """
     settings: dict[str, tuple[Any, str]] = {}
     metadata = read_metadata(file)
@@ -101,7 +102,7 @@ def _of_marker(family: Family, file: Path, name: str) -> Values:
 
 
 def _accepted(family: Family) -> list[str]:
-    """Return the markers that the family's default sampler does."""
+    """Return the markers that the family's default sampler supports."""
     return [name for name, values in MARKERS.items() if values.keys() <= _known(family).keys()]
 
 
@@ -128,7 +129,7 @@ def _of_metadata(family: Family, file: Path, name: str, value: str) -> Values:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """Return the metadata in the header of a ``.safetensors`` file; none of any other file."""
+    """Return the metadata in the header of a ``.safetensors`` file; empty for any other file."""
     if file.suffix.lower() != ".safetensors":
         return {}
     try:

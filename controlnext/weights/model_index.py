@@ -1,4 +1,4 @@
-"""``model_index.json`` of a diffusers directory: the pipeline, parts and options that it was saved with."""
+"""Checks of ``model_index.json`` of a diffusers directory: its pipeline, components and options."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from controlnext.weights.shipped import SCHEDULER
 
 
 def check_index(family: Family, directory: Path, parts: Collection[str]) -> None:
-    """Refuse a base that was saved for another pipeline, with parts or options that the family's has not.
+    """Raise for a base that was saved for another pipeline, or with components or options that the family
+    does not have.
 
-    ``parts``: the :func:`part_names` of the whole family, whose networks may be left out. A directory without
-    the file passes: networks and scheduler have configurations of their own. Raises
+    ``parts``: the :func:`part_names` of the whole family, including networks that are left out. A directory
+    without the file is accepted: networks and scheduler have their own configurations. Raises
     :class:`CheckpointError`.
     """
     if not (directory / INDEX).is_file():
@@ -63,5 +64,5 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
 
 
 def part_names(family: Family) -> set[str]:
-    """Return the names that a family's networks and tokenizers have in the index."""
+    """Return the names of a family's networks and tokenizers in the index."""
     return {*family.networks, *(network.tokenizer for network in family.networks.values())}

@@ -3,10 +3,10 @@ offline.
 
 ``configs/<family>/`` has the configuration of every network, the tokenizers' settings, the scheduler and
 ``single_file.json``: for each network the :mod:`~controlnext.weights.original` layout of its tensors' names,
-and the prefixes that they have in a single-file checkpoint, each with what takes its place. CLIP's vocabulary
-is in ``configs/clip/``; a tokenizer without a directory has a vocabulary that is not shipped.
+and their prefixes in a single-file checkpoint, each with its replacement. CLIP's vocabulary is in
+``configs/clip/``; the vocabulary of a tokenizer without a directory is not shipped.
 
-A family without such a directory loads from diffusers directories alone.
+A family without such a directory loads only from diffusers directories.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def shipped_directory(family: Family) -> Path:
-    """Raises :class:`CheckpointError` for a family that has none."""
+    """Return the family's shipped directory. Raises :class:`CheckpointError` if it has none."""
     directory = Path(__file__).parent / "configs" / family.name
     if not directory.is_dir():
         raise CheckpointError(
@@ -41,19 +41,19 @@ def shipped_directory(family: Family) -> Path:
 
 
 def shipped_config(family: Family, network: Network) -> dict[str, Any]:
-    """Return the full-size network's configuration."""
+    """Return the full-size network's configuration, complete."""
     return complete_config(network, read_json(shipped_directory(family) / network.folder / "config.json"))
 
 
 def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any]) -> str | None:
-    """Return content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is
+    """Return the content of ``tokenizer.json`` for a text encoder of this configuration; None if it is not
     shipped."""
     directory = shipped_directory(family) / network.tokenizer
     return shipped_clip_tokenizer(directory, network, config) if directory.is_dir() else None
 
 
 def read_options(family: Family, directory: Path) -> dict[str, Any]:
-    """Return the family's checkpoint options with the values that a diffusers directory gives them."""
+    """Read the values of the family's checkpoint options from a diffusers directory."""
     names = (INDEX, PREPROCESSOR) if family.checkpoint_options else ()
     files = [directory / name for name in names if (directory / name).is_file()]
     given = {key: (value, file) for file in files for key, value in read_json(file).items()}
@@ -68,9 +68,9 @@ def read_options(family: Family, directory: Path) -> dict[str, Any]:
 
 
 def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Layout:
-    """Return the original names of the tensors of one of the family's networks.
+    """Return the layout of the original tensor names of one of the family's networks.
 
-    The layout, not this function, raises :class:`CheckpointError` for a family without a shipped directory.
+    For a family without a shipped directory the layout raises :class:`CheckpointError` when it is called.
     """
 
     @cache

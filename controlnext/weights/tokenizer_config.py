@@ -1,4 +1,4 @@
-"""Every key of a ``tokenizer_config.json``: supported, harmless, or refused by name."""
+"""The treatment of every key of a ``tokenizer_config.json``: supported, harmless, or an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ HARMLESS: Mapping[str, str] = MappingProxyType(
 
 
 class Refusal(NamedTuple):
-    """``accepted``: the values that ask for nothing, the first of them to be written instead."""
+    """The treatment of a key that is not supported; ``accepted``: the values that are, the preferred one
+    first."""
 
     accepted: tuple[Any, ...]
     reason: str
@@ -94,9 +95,9 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
 
 
 def check_tokenizer_config(directory: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of ``config`` (of the tokenizer in ``directory``) of which nothing is known.
+    """Return the unknown keys of ``config``, of the tokenizer in ``directory``.
 
-    Raises :class:`CheckpointError` naming a key that asks for what the runtime cannot do.
+    Raises :class:`CheckpointError` naming a key that asks for something the runtime does not support.
     """
     for key, (accepted, reason) in REFUSED.items():
         if key in config and config[key] not in accepted:
@@ -114,8 +115,8 @@ def _is_known(key: str, value: Any) -> bool:
 
 
 def class_of(directory: Path, named: str) -> str:
-    """Return the transformers class to load the tokenizer in ``directory`` with, of which a configuration
-    says that it is of the class ``named``. Raises :class:`CheckpointError` for one of another kind."""
+    """Return the transformers class that loads the tokenizer in ``directory``, whose configuration has the
+    class ``named``. Raises :class:`CheckpointError` for an unsupported class."""
     if named not in CLASSES:
         raise CheckpointError(
             f"{directory}: its class is {named or 'not named'}; accepted: {', '.join(CLASSES)}"
@@ -125,7 +126,7 @@ def class_of(directory: Path, named: str) -> str:
 
 
 def asked_ids(files: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, int]]:
-    """The file, the token and its id for every token that a tokenizer's ``files`` say was added."""
+    """Yield the file, the token and its id for every added token in a tokenizer's ``files``."""
     for token, index in files.get("added_tokens.json", {}).items():
         yield "added_tokens.json", token, int(index)
     for index, token in files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {}).items():

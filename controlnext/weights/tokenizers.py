@@ -1,4 +1,4 @@
-"""Tokenizers as one ``tokenizer.json`` each, which the plain ``tokenizers`` library loads."""
+"""Conversion of tokenizers to one ``tokenizer.json`` each, which the plain ``tokenizers`` library loads."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any])
     """Return the content of a ``tokenizer.json`` for the tokenizer in ``directory`` (of a diffusers
     checkpoint).
 
-    Tokens that were added to the vocabulary are in it. Padding and truncation are set inside: to
-    ``network.tokens``, or else to the length that the tokenizer names, at most the positions of the text
-    encoder with this ``config``. What it gives was found equal to what transformers gives for :func:`_texts`.
+    It includes the tokens that were added to the vocabulary. Padding and truncation are set: to
+    ``network.tokens``, or else to the tokenizer's own length, at most the positions of the text encoder with
+    this ``config``. Its ids are compared with transformers' for :func:`_texts`.
 
-    Raises :class:`CheckpointError` for a damaged tokenizer, for one that asks for what the runtime cannot do,
-    and for one of more tokens than the text encoder knows, and
-    :class:`~controlnext.errors.MissingDependencyError` where a library is needed to read it.
+    Raises :class:`CheckpointError` for a damaged tokenizer, for settings that the runtime does not support,
+    and for more tokens than the text encoder has, and :class:`~controlnext.errors.MissingDependencyError` if
+    a library is needed to read it.
     """
     _check_encoder(directory, config)
     _check_readable(directory)
@@ -83,7 +83,7 @@ def _check_encoder(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) -> None:
-    """Raise :class:`CheckpointError` where text encoders whose embeddings are joined would get prompts of
+    """Raise :class:`CheckpointError` if text encoders whose embeddings are joined would get prompts of
     different lengths."""
     joined = [n.tokenizer for n in networks if n.tokenizer in tokenizers and not n.tokens]
     lengths = {name: json.loads(tokenizers[name])["truncation"]["max_length"] for name in joined}
@@ -95,8 +95,8 @@ def check_lengths(tokenizers: Mapping[str, str], networks: Iterable[Network]) ->
 
 
 def _named_class(directory: Path, config: Mapping[str, Any]) -> str:
-    """Return the class that diffusers loads a tokenizer with; the tokenizer's own configuration does not
-    count."""
+    """Return the class that diffusers loads a tokenizer with; the index takes precedence over the tokenizer's
+    own configuration."""
     entry = read_json_if_there(directory.parent / INDEX).get(directory.name)
     if isinstance(entry, list) and len(entry) == 2 and all(entry):
         library, cls = entry
@@ -107,8 +107,7 @@ def _named_class(directory: Path, config: Mapping[str, Any]) -> str:
 def _check_vocabulary(
     directory: Path, tokenizer: Any, asked: Sequence[tuple[str, str, int]], known: int
 ) -> None:
-    """Check that every added token has the id that the files ask for, and that the text encoder knows all
-    ids."""
+    """Check that every added token has the id in the files, and that the text encoder has all ids."""
     backend = tokenizer.backend_tokenizer
     for file, token, index in asked:
         if backend.token_to_id(token) != index:
@@ -129,7 +128,7 @@ def _check_vocabulary(
 
 
 def _length(directory: Path, tokenizer: Any, positions: int) -> int:
-    """To how many tokens prompts are padded and cut."""
+    """Return the number of tokens that prompts are padded and truncated to."""
     asked = tokenizer.model_max_length
     if not isinstance(asked, int) or asked < 1:
         raise CheckpointError(
@@ -157,7 +156,7 @@ def _content(directory: Path, tokenizer: Any, length: int) -> str:
 
 
 def _check_ids(directory: Path, tokenizer: Any, content: str, length: int) -> None:
-    """Check that the plain library gives the ids of transformers, whatever the configuration says."""
+    """Check that the plain library gives the same ids as transformers."""
     plain = Tokenizer.from_str(content)
     for text in _texts(tokenizer):
         wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
@@ -175,10 +174,10 @@ def _texts(tokenizer: Any) -> list[str]:
 
 
 def stand_in_tokenizer(network: Network) -> str:
-    """As :func:`read_tokenizer`, in the place of a vocabulary that is not shipped: a token for each byte.
+    """Return a ``tokenizer.json`` that replaces a vocabulary that is not shipped: one token for each byte.
 
-    It has nothing of the real tokenizer but the length of its prompts and its special tokens (padding 0, end
-    1, unknown 2): enough for a text encoder of random numbers, and for nothing else.
+    It shares only the length of prompts and the special tokens (padding 0, end 1, unknown 2) with the real
+    tokenizer: it is for text encoders with random weights only.
     """
     tokens = [*_STAND_IN_SPECIAL, *sorted(ByteLevel.alphabet())]
     tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, []))
@@ -193,8 +192,8 @@ def stand_in_tokenizer(network: Network) -> str:
 
 
 def _check_readable(directory: Path) -> None:
-    """Check that there is a vocabulary, of which transformers makes an empty one where it is missing, and the
-    library that reads it: transformers asks for others than the one that it lacks."""
+    """Check that there is a vocabulary, and the library to read it. Without the check transformers makes an
+    empty vocabulary, and asks for other libraries than the missing one."""
     if (directory / "tokenizer.json").is_file():
         return
     only = [path.name for path in directory.glob("*.model")]
@@ -211,7 +210,7 @@ def _check_readable(directory: Path) -> None:
 
 
 def shipped_clip_tokenizer(directory: Path, network: Network, config: Mapping[str, Any]) -> str:
-    """As :func:`read_tokenizer` for a shipped ``directory`` that has the settings, but not CLIP's
+    """Return the content of ``tokenizer.json`` for a shipped ``directory`` with settings but without CLIP's
     vocabulary."""
     merges = gzip.decompress(_CLIP_MERGES.read_bytes()).decode()
     with tempfile.TemporaryDirectory() as complete:
@@ -222,7 +221,8 @@ def shipped_clip_tokenizer(directory: Path, network: Network, config: Mapping[st
 
 
 def _clip_vocabulary(merges: str) -> dict[str, int]:
-    """CLIP's tokens: the 256 bytes inside a word, the same at its end, every merge, start and end of text."""
+    """Return CLIP's tokens: the 256 bytes inside a word, the same at its end, every merge, start and end of
+    text."""
     letters = sorted(ByteLevel.alphabet())
     merged = [line.replace(" ", "") for line in merges.splitlines()[1:]]
     tokens = [*letters, *(letter + "</w>" for letter in letters), *merged, *_CLIP_SPECIAL]

@@ -1,5 +1,5 @@
-"""Where weights lie: a local file or directory, or a repository on the model hub; which files there to
-take."""
+"""Sources of weights: a local file or directory, or a repository on the model hub; choice of the files to
+read."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ Beside = Callable[[str, Sequence[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A local file or directory, and the name that a manifest may tell: never its path."""
+    """A local file or directory, and the name that a manifest may contain: never its path."""
 
     path: Path
     name: str
     revision: str = ""
 
     def source(self, role: str, file: Path) -> Source:
-        """Return the provenance of one weight file in this place."""
+        """Return the origin of one weight file in this source."""
         inside = file.relative_to(self.path).as_posix() if file != self.path else ""
         revision = f"@{self.revision}" if self.revision else ""
         return Source(role, self.name, sha256(file), inside + revision)
 
     @property
     def directory(self) -> WeightSource:
-        """The directory that a file is in."""
+        """The directory of the file."""
         name = self.name.rpartition("/")[0] or self.path.parent.resolve().name
         return WeightSource(self.path.parent, name, self.revision)
 
 
 def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> WeightSource:
-    """Return the place that ``given`` names: an existing path, else a hub id,
+    """Return the source that ``given`` names: an existing path, or a hub id,
     ``owner/name[@revision][/directory or file]``.
 
-    From the hub the files that ``choice`` picks are downloaded, or the file that is named and what goes
-    ``beside`` it. Raises :class:`CheckpointError` where there is nothing.
+    From the hub the files that ``choice`` selects are downloaded, or the named file and those ``beside`` it.
+    Raises :class:`CheckpointError` if there is nothing.
     """
     path = Path(given).expanduser()
     if path.exists():
@@ -73,7 +73,7 @@ def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _n
 
 
 def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]) -> list[str]:
-    """What is needed of a repository that has files of these ``names``, or of what is ``inside`` it."""
+    """Return the files to download from a repository with files of these ``names``, or from ``inside`` it."""
     if inside in names:
         directory, slash, file = inside.rpartition("/")
         return [inside, *(directory + slash + name for name in beside(file, _below(names, directory)))]
@@ -93,9 +93,9 @@ def _below(names: Iterable[str], directory: str) -> list[str]:
 
 
 def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
-    """Which of a directory's weight files to read: those of the first stem that has any.
+    """Return a directory's weight files to read: those of the first stem that has any.
 
-    ``.safetensors`` goes before ``.bin``, ``.ckpt`` and ``.pt``, the plain file before a variant
+    ``.safetensors`` is preferred to ``.bin``, ``.ckpt`` and ``.pt``, the plain file to a variant
     (``model.fp16.safetensors``). All shards are returned; raises :class:`CheckpointError` if one is missing.
     Empty if nothing fits.
     """
@@ -117,7 +117,7 @@ def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
 
 
 def _give_one(directory: Path) -> str:
-    """What a directory has in place of the names that were looked for, as the end of a message."""
+    """Return a hint that lists a directory's weight files in place of the expected names."""
     paths = sorted(directory.glob("*")) + sorted(directory.glob("*/*"))
     there = [path.relative_to(directory).as_posix() for path in paths if is_weight_file(path.name)]
     if not there:
@@ -129,8 +129,7 @@ def _give_one(directory: Path) -> str:
 def read_weights(
     weight_source: WeightSource, directory: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
-    """Return the tensors of the weight files in ``directory``, which is ``weight_source`` or in it, or a file
-    itself."""
+    """Read the weight files in ``directory``, which is ``weight_source`` or in it, or a file itself."""
     files = weight_files(directory, stems, role)
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -139,7 +138,7 @@ def read_weights(
 
 
 def weight_files(directory: Path, stems: Sequence[str], role: str) -> list[Path]:
-    """Return the files that :func:`read_weights` reads."""
+    """Return the files that :func:`read_weights` reads. Raises :class:`CheckpointError` if there are none."""
     if directory.is_file():
         return [directory]
     try:
