@@ -62,6 +62,6 @@ def _check_known(path: Path, content: dict[str, Any]) -> None:
     if unknown:
         raise BundleError(
             f"{path} has {', '.join(unknown)}, which this version does not know: it was written by a newer"
-            f" one, or misspelled (accepted: {', '.join(known)}); update controlnext, or export the bundle again"
-            f"{did_you_mean(unknown[0], known)}"
+            f" one, or misspelled (accepted: {', '.join(known)}); update controlnext, or export the bundle"
+            f" again{did_you_mean(unknown[0], known)}"
         )

@@ -166,7 +166,7 @@ def _tell_absent(weight_source: WeightSource, network: Network) -> None:
     named = read_json(index).get(network.folder) if index.is_file() else None
     if isinstance(named, list) and any(named):
         log.warning(
-            "%s: the %s that its %s names is not there and is left out",
+            "%s: the %s that its %s names is missing and is left out",
             weight_source.name,
             network.folder,
             INDEX,
@@ -185,15 +185,15 @@ def _check_directory(family: Family, directory: Path) -> None:
         if not hint and missing == [SCHEDULER]:
             hint = _give_scheduler(family)
         raise CheckpointError(
-            f"{directory} is no diffusers directory of {family.name}: it lacks {', '.join(missing)}"
+            f"{directory} is not a diffusers directory of {family.name}: it lacks {', '.join(missing)}"
             f"{hint or '; give such a directory, a single-file checkpoint or a hub id'}"
         )
 
 
 def _give_scheduler(family: Family) -> str:
     return (
-        f"; nothing else says what the {family.denoiser} predicts and on which schedule: put there the"
-        f" {SCHEDULER} of the model that this one was made of, such as {family.default_base}"
+        f"; no other file has the {family.denoiser}'s prediction type and schedule: copy into it the"
+        f" {SCHEDULER} of the model that this one was made from, such as {family.default_base}"
     )
 
 
@@ -225,8 +225,8 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
         tokenizer = shipped_tokenizer(family, network, config) if network.tokenizer else ""
         if tokenizer is None:
             log.warning(
-                "%s: its %s is left out, as the vocabulary of that is not shipped; give a diffusers directory to"
-                " keep it, or `leave_out` to do without this line",
+                "%s: its %s is left out, as its vocabulary is not shipped; give a diffusers directory to"
+                " keep it, or `leave_out` to silence this warning",
                 weight_source.name,
                 name,
             )
@@ -269,7 +269,7 @@ def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Pa
         return _read_network(network, weight_source, directory, warn=True)
     found, sources = read_weights(weight_source, weight_source.path, (), VAE)
     of_base = base.path / network.folder / "config.json"
-    # beside a link, then beside what it leads to
+    # beside a link, then beside its target
     files = [file.with_name("config.json") for file in (weight_source.path, weight_source.path.resolve())]
     beside = [config for config in map(read_json_if_there, files) if config.get("_class_name") == network.cls]
     if beside:

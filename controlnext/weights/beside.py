@@ -26,7 +26,7 @@ def trained_beside(family: Family, control: WeightSource) -> WeightSource | None
     if directory is control or stands_for(file.name, _names(directory.path)):
         _tell_others(directory, files, lambda name: name.startswith(family.denoiser))
         if files and directory is not control:
-            log.info("%s is taken with %s beside it", control.name, files[0].name)
+            log.info("%s is used with %s beside it", control.name, files[0].name)
         return directory if files else None
     if files:
         log.warning(
@@ -71,7 +71,7 @@ def tell_unused(family: Family, controls: Sequence[WeightSource], given: Sequenc
         files = _trained_files(family, directory)
         if files and not used & {directory.path.resolve(), *(file.resolve() for file in files)}:
             log.warning(
-                "%s: the %s tensors beside the control module are not used, `unet_weights` takes their place",
+                "%s: the %s tensors beside the control module are not used, `unet_weights` replaces them",
                 directory.name,
                 family.denoiser,
             )
@@ -98,7 +98,7 @@ def _tell_others(directory: WeightSource, taken: Sequence[Path], mine: Callable[
     left = [name for name in others(_names(directory.path), [file.name for file in taken]) if mine(name)]
     if left:
         log.warning(
-            "%s: of its weights %s is taken and %s is not read; where that is meant, give its path",
+            "%s: of its weight files %s is read and %s is not; if that one is meant, give its path",
             directory.name,
             taken[0].name if taken else "none",
             ", ".join(left[:8]),

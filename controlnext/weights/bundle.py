@@ -27,8 +27,8 @@ from controlnext.weights.networks import Shape, canonical, empty_module, match, 
 from controlnext.weights.shipped import SCHEDULER
 
 SCALE, TRANSPOSED = ".scale", ".transposed"
-"""What follows the name of a weight in int8: for its steps; for one that is stored transposed."""
-# prefixes of the initializers of a graph's own network; a control module's has its name
+"""Suffixes of the name of an int8 weight: of its scales, and of a weight that is stored transposed."""
+# prefixes of a graph's own network's initializers; those of a control module have its name
 _OWN = ("network", "denoiser")
 
 
@@ -83,7 +83,7 @@ def _weights(values: Mapping[str, ir.Value]) -> Iterator[tuple[str, LazyTensor]]
     tensors = {name: value.const_value for name, value in values.items() if value.const_value is not None}
     for name, tensor in tensors.items():
         quantized = tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
-        # what a pass adds to a node has the node's name, which has a slash
+        # tensors that a pass adds to a node have the node's name, which contains a slash
         if "/" in name or (quantized is not None and quantized.dtype == ir.DataType.INT8):
             continue
         shape = tuple(tensor.shape.numpy())
@@ -113,7 +113,7 @@ def _network(
         empty_module(spec, config) if spec else empty_control(msgspec.convert(config, ControlSpec))
     )
     if spec and found:
-        # a tensor that goes by two names is in the graph under one of them
+        # a tensor with two names is in the graph under one of them
         known = {canonical(tensor) for tensor in found}
         absent = {tensor for tensor in expected if canonical(tensor) not in known}
         found = _zeros(absent, expected) | dict(found)

@@ -14,7 +14,7 @@ from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
 from controlnext.weights.weight_source import choose_weights
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
-"""Names of a network's weights in its directory of a diffusers checkpoint, by the library that it is of."""
+"""Names of a network's weight files in its directory of a diffusers checkpoint, by the network's library."""
 
 _CONFIG = "config.json"
 _TOKENIZER_FILES = (".json", ".txt", ".model")

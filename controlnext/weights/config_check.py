@@ -76,7 +76,7 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
         fits = takes(kind, value) or (value is None and takes(kind, False))
         if not fits or (is_integer(value) and value < 0):
             raise CheckpointError(
-                f"{what} has {key}={_short(value)}, which is no value of this key (accepted:"
+                f"{what} has {key}={_short(value)}, which is not a value of this key (accepted:"
                 f" {in_words(kind)}{', not below 0' if fits else ''}); correct its config.json, or get the"
                 " base again"
             )
@@ -86,11 +86,11 @@ def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:
     """Check that SDXL's embeddings of sizes leave room for the pooled prompt, whose width is the rest."""
     if config.get("addition_embed_type") != "text_time":
         return
-    size, whole = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
-    if not (is_integer(size) and is_integer(whole) and 0 < _TIME_IDS * size < whole):
+    size, total = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
+    if not (is_integer(size) and is_integer(total) and 0 < _TIME_IDS * size < total):
         raise CheckpointError(
-            f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={whole}"
-            f" (accepted: whole numbers, the second more than {_TIME_IDS} times the first); correct its"
+            f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={total}"
+            f" (accepted: integers, the second more than {_TIME_IDS} times the first); correct its"
             " config.json, or get the base again"
         )
 

@@ -39,7 +39,7 @@ def only(*values: Any, why: str) -> Rule:
     words = ", ".join("null" if value is None else str(value) for value in values)
 
     def accepts(value: Any) -> bool:
-        # to Python 1 and true are equal
+        # in Python 1 == True
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
     return Rule("limited", why, accepts, words)
@@ -67,9 +67,9 @@ _SIZE = Rule(
     "limited",
     "engines and calibration take their sizes from it",
     lambda value: is_integer(value) and value > 0,
-    "a whole number: latents at the size that it was trained at",
+    "a positive integer: the size of latents that it was trained at",
 )
-_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_integer, "a whole number")
+_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_integer, "an integer")
 
 UNET: Rules = {
     **keys(
@@ -114,13 +114,13 @@ UNET: Rules = {
     "time_cond_proj_dim": only(
         None, why="a distilled denoiser that takes the guidance scale as an input, which the graph lacks"
     ),
-    "class_embed_type": only(None, why="the denoiser wants class labels, which the graph does not take"),
-    "num_class_embeds": only(None, why="the denoiser wants class labels, which the graph does not take"),
+    "class_embed_type": only(None, why="the denoiser takes class labels, which the graph does not take"),
+    "num_class_embeds": only(None, why="the denoiser takes class labels, which the graph does not take"),
     "class_embeddings_concat": only(False, None, why="class labels, which the graph does not take"),
     "encoder_hid_dim": only(None, why="another encoder's embeddings, projected within the denoiser"),
     "encoder_hid_dim_type": only(None, why="another encoder's embeddings, projected within the denoiser"),
     "addition_embed_type": only(
-        None, "text_time", why="the denoiser wants image embeddings, hints or pooled text of another kind"
+        None, "text_time", why="the denoiser takes image embeddings, hints or pooled text of another kind"
     ),
     "attention_type": only("default", None, why="GLIGEN's boxes and phrases, which the graph does not take"),
     "upcast_attention": only(
@@ -202,8 +202,8 @@ _TRANSFORMERS: Rules = {
     "initializer_range": _TRAINING,
     "initializer_factor": _TRAINING,
 }
-"""Of every network of transformers. What is not listed for these classes is not read by them either:
-transformers keeps any key, and old releases wrote dozens that steer the generation of text."""
+"""Rules for every network of transformers. Other keys are not read by these classes: transformers keeps any
+key, and old releases wrote dozens about the generation of text."""
 
 _CLIP: Rules = {
     **_TRANSFORMERS,
@@ -275,7 +275,8 @@ NETWORKS: Mapping[str, Rules] = {
     "CLIPVisionModelWithProjection": CLIP_VISION,
     "T5EncoderModel": T5,
 }
-"""By class. Another class of a registry entry of one's own has no rules: what it is built with is traced."""
+"""Rules by class. Other classes, of registry entries that a user adds, have no rules: their graphs are
+traced."""
 
 OF_NETWORKS: Rules = {
     "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
@@ -292,4 +293,4 @@ OF_NETWORKS: Rules = {
         "gradient_checkpointing",
     ),
 }
-"""Keys that are no parameter of a diffusers class but found in its files."""
+"""Rules for keys that are not parameters of a diffusers class but found in its files."""

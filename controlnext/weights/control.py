@@ -19,7 +19,7 @@ from controlnext.weights.variants import Architecture, arguments, candidates, na
 
 PUBLISHED = ("controlnet", "controlnext")
 STEMS = (*PUBLISHED, "diffusion_pytorch_model", "model")
-"""Names under which control modules are published; the first are of nothing else."""
+"""File names of published control modules; PUBLISHED are used for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def match_control(found: Mapping[str, LazyTensor], family: Family, variant: str,
     read = read_spec(found)
     if read is None:
         raise CheckpointError(
-            f"{name} is no control module of {family.name}: it looks like {looks_like(found)}"
+            f"{name} is not a control module of {family.name}: it looks like {looks_like(found)}"
         )
     for candidate in wanted:
         if Architecture.of(candidate.control) == Architecture.of(read):
@@ -70,7 +70,7 @@ def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name
     found = candidates(read)
     own = [(f, v) for f, v in found if f == family]
     if own:
-        return f"{name} does not fit {asked}: it is {title(own)}; give that, or leave `variant` out"
+        return f"{name} does not fit {asked}: it is {title(own)}; give that, or remove `variant`"
     if found:
         return f"{name} does not fit {asked}: it is {title(found)}; give that, or weights of {family.name}"
     expected = "; or ".join(str(Architecture.of(variant.control)) for variant in wanted)

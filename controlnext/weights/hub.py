@@ -24,7 +24,7 @@ from controlnext.weights.lazy import first_line
 log = logging.getLogger(__name__)
 
 Wanted = Callable[[Sequence[str]], list[str]]
-"""Picks what is needed from the names of all files; raises :class:`CheckpointError` where it is not there."""
+"""Selects the needed files from the names of all; raises :class:`CheckpointError` if they are missing."""
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -39,13 +39,13 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError as error:
-        raise CheckpointError(f"{repository} is no hub id: {first_line(error)}") from error
+        raise CheckpointError(f"{repository} is not a hub id: {first_line(error)}") from error
     except Exception as error:  # no connection: each network library has its own exception
         return _earlier(repository, revision, wanted, error)
     files = wanted([sibling.rfilename for sibling in info.siblings or []])
     patterns = [glob.escape(file) for file in files]
     try:
-        # by the name of the revision, not its commit: the cache then knows it by that name offline too
+        # by the name of the revision, not its commit: the cache then has it under that name offline too
         directory = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
         # some of the hub's answers are the cause of an error that a file is not in the cache
@@ -70,14 +70,14 @@ def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Excep
         )
     except (OSError, ValueError) as absent:
         raise CheckpointError(
-            f"{reason}; no copy of it was downloaded before, and the path of a local one will do too"
+            f"{reason}; it was not downloaded before: give the path of a local copy"
         ) from absent
     try:
         wanted([path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()])
     except CheckpointError as lacking:
-        raise CheckpointError(f"{reason}, and of what was downloaded before: {lacking}") from error
+        raise CheckpointError(f"{reason}, and the earlier download lacks files: {lacking}") from error
     if not isinstance(error, OfflineModeIsEnabled):
-        log.warning("%s; %s is used as it was downloaded before", reason, repository)
+        log.warning("%s; the earlier download of %s is used", reason, repository)
     return directory, directory.name
 
 
@@ -96,7 +96,7 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
             f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
             f" ask for access at {page} and {_LOG_IN}"
         )
-    # before 1.0 what the cache lacks is such an error too, without a response
+    # before 1.0 a file that the cache lacks gives this error too, without a response
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return ""
     if error.response.status_code in (401, 403):

@@ -21,10 +21,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing; get the directory again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is no readable JSON: {first_line(error)}; get the file again"
+            f"{path} is not readable JSON: {first_line(error)}; get the file again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no configuration; get the file again")
+        raise CheckpointError(f"{path} is not a JSON object; get the file again")
     return content
 
 

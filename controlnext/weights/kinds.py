@@ -23,12 +23,14 @@ from controlnext.weights.lazy import LazyTensor, is_finite
 _TENSORS = 64
 _NUMBERS = 2**15
 _COSINE, _SHARE = 0.3, 0.2
-"""Values if they point as the base does and are not much smaller."""
+"""Tensors with a larger cosine and projection are values: they point as the base does and are not much
+smaller."""
 _PROJECTION = 0.5
-"""Values whatever the cosine. Increments of twice the base's size at a cosine of 0.2, which few single
-matrices of the small trained model exceed, give 0.4, and those of the opposite sign make values of 0.6."""
+"""Tensors with a larger projection are values whatever the cosine. Increments of twice the base's size at a
+cosine of 0.2, which few single matrices of the small trained model exceed, give 0.4, and those of the
+opposite sign make values of 0.6."""
 _CERTAIN = 4.0
-"""Random tensors of n numbers have cosines of 1 / sqrt(n): limits have to be so many times as large."""
+"""Random tensors of n numbers have cosines of 1 / sqrt(n); limits must be larger by this factor."""
 
 
 class NotFiniteError(ValueError):
@@ -94,7 +96,7 @@ def likeness(
     With ``gains`` only tensors that are about 1 in the base count.
     """
     pairs = []
-    # drawn, not every so many: the kinds of layers come by turns
+    # random, not evenly spaced: the types of layers alternate
     for name in random.Random(0).sample(names, min(len(names), _TENSORS)):
         ours, theirs = _sample(base[name].read()), _sample(found[name].read())
         if not is_finite(theirs):

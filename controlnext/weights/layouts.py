@@ -37,7 +37,7 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a text or image encoder", (r"encoder\.(layers|block)\.\d|resblocks\.\d",)),
 )
 
-# what takes files that are no base: the end of their title, and the argument of load_checkpoint
+# arguments of load_checkpoint for files that are not a base, by the end of their title
 _ARGUMENTS = (
     ("UNet", "unet_weights"),
     ("UNet under its original names", "unet_weights"),
@@ -58,7 +58,7 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
     for name, patterns in _LAYOUTS:
         if all(_fits(pattern, found) for pattern in patterns):
             return name
-    return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
+    return f"unknown weights ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
 
 
 def argument_for(found: Mapping[str, LazyTensor]) -> str:

@@ -16,11 +16,11 @@ from torch import Tensor
 from controlnext.errors import CheckpointError
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""Of files with weights, in upper or lower case; all but the first are pickles."""
+"""Suffixes of files with weights, in upper or lower case; all but the first are pickles."""
 
 _REOPEN_AFTER = 256 * 2**20
 
-# what DataParallel and torch.compile put in front of every name
+# prefixes that DataParallel and torch.compile add to every name
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
@@ -103,9 +103,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
         return _unwrapped(
             {name: LazyTensor.from_tensor(tensor.detach()) for name, tensor in _read_pickle(path).items()}
         )
-    raise CheckpointError(
-        f"{path} is no weight file; accepted are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
-    )
+    raise CheckpointError(f"{path} is not a weight file; accepted: {', '.join(SUFFIXES)}")
 
 
 def _unwrapped(found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -133,7 +131,7 @@ class _SafetensorsFile:
             return safe_open(str(self._path), "pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self._path} is no readable .safetensors file: {first_line(error)}; get the file again"
+                f"{self._path} is not a readable .safetensors file: {first_line(error)}; get the file again"
             ) from error
 
     def _read(self, name: str) -> Tensor:
@@ -157,7 +155,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         keys = f" but {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
         raise CheckpointError(
-            f"{path} holds no tensors by name{keys}; accepted is a state dict, or one under 'state_dict'"
+            f"{path} holds no tensors by name{keys}; accepted: a state dict, or one under 'state_dict'"
         )
     return content
 

@@ -202,7 +202,7 @@ def _refuse_files(given: Sequence[str]) -> None:
     if given:
         names = ", ".join(f"`{name}`" for name in given)
         raise InputError(
-            f"random weights take the place of every file: leave {names} or `random_seed` out",
+            f"random weights replace every file: remove {names} or `random_seed`",
             argument="random_seed",
         )
 

@@ -41,11 +41,11 @@ _ADAPTER = "lora"
 # layer, then "down" or "A" for the first of its two matrices, "up" or "B" for the second, in every format
 _MATRIX = re.compile(r"(.+)[._]lora(?:_linear_layer)?[._](?:(down|A)|up|B)\.weight")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-# what of peft's settings says how strong a layer is; the others steer training, or name modules to import
+# peft's settings of the strength of a layer; the others are about training, or name modules to import
 _STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 
 _Pair = tuple[Tensor, Tensor]
-"""down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)"""
+"""down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)."""
 
 
 def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source]:
@@ -59,7 +59,8 @@ def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source
     """
     if loras and not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
-            f"{family.name} takes no LoRA: diffusers' {family.pipeline_class} has none; leave `lora` out",
+            f"LoRAs are not supported by {family.name}: diffusers' {family.pipeline_class} has none; remove"
+            " `lora`",
             argument="lora",
         )
     return [_apply(family, base, *_split(given)) for given in loras]
@@ -83,7 +84,7 @@ def _split(given: str) -> tuple[str, float]:
         scale = math.nan
     if not math.isfinite(scale):
         raise InputError(
-            f"`lora` {given}: {last!r} is no finite number; give PATH or PATH:SCALE", argument="lora"
+            f"`lora` {given}: {last!r} is not a finite number; give PATH or PATH:SCALE", argument="lora"
         )
     return path, scale
 
@@ -102,7 +103,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
             strength = {key: settings[f"{name}.{key}"] for key in _STRENGTH if f"{name}.{key}" in settings}
             _fuse(network, part, pairs, strength, scale)
         else:
-            log.warning("%s: what it has for %s is left out; the base has none", weight_source.name, name)
+            log.warning("%s: its tensors for %s are left out; the base has none", weight_source.name, name)
     source = weight_source.source("lora", file)
     detail = ", ".join(filter(None, (source.detail, f"scale {scale:g}")))
     return msgspec.structs.replace(source, detail=detail)
@@ -158,8 +159,9 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
     }
     if any(problems.values()) or not matches:
         raise CheckpointError(
-            f"{what} is no plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank matrices;"
-            f" {listing(problems)}; accepted are pairs of such, with or without alpha: no DoRA, LoHa or LoKr"
+            f"{what} is not a plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank"
+            f" matrices; {listing(problems)}; accepted: pairs of such, with or without alpha, not DoRA, LoHa or"
+            " LoKr"
         )
     matrices = {}
     for name, match in matches.items():
@@ -176,7 +178,7 @@ def _by_network(
     """Return the matrices of each network, with diffusers' names."""
     config = SimpleNamespace(**base.parts[family.denoiser].config)
     try:
-        # what follows the state dict differs between the pipelines: alphas or not
+        # some pipelines return alphas after the state dict
         state, *_ = _pipeline(family).lora_state_dict(matrices, unet_config=config, return_lora_metadata=True)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
@@ -189,7 +191,7 @@ def _by_network(
     unknown = [name for name in state if name.partition(".")[0] not in family.networks]
     if unknown:
         raise CheckpointError(
-            f"{what} does not fit {family.name}: {listing({'for no network of it': unknown})}; give a LoRA of"
+            f"{what} does not fit {family.name}: {listing({'of other networks': unknown})}; give a LoRA of"
             f" {family.name} as diffusers or kohya's sd-scripts save it"
         )
     return networks

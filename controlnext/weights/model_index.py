@@ -30,7 +30,7 @@ def check_index(family: Family, directory: Path, parts: Collection[str]) -> None
     components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
     scheduler = read_json(directory / SCHEDULER).get("_class_name")
     for name, (_, cls) in components.items():
-        # the scheduler's own file is looked at by itself
+        # the scheduler's own file is checked separately
         if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):
             _check_component(family, what, name, cls, parts)
     options = {key: value for key, value in index.items() if key not in components}
@@ -41,11 +41,11 @@ def check_index(family: Family, directory: Path, parts: Collection[str]) -> None
 
 def _check_pipeline(family: Family, what: str, index: Mapping[str, Any]) -> None:
     name = index.get("_class_name")
-    cls = name[-1] if isinstance(name, list) and name else name  # of a pipeline of its own: file and class
+    cls = name[-1] if isinstance(name, list) and name else name  # a custom pipeline's file and class
     accepted = (family.pipeline_class, *family.pipelines)
     if cls is not None and cls not in accepted:
         raise CheckpointError(
-            f"{what} names the pipeline {cls}, which {family.title} is not sampled as; accepted are"
+            f"{what} names the pipeline {cls}, which does not fit {family.title}; accepted:"
             f" {', '.join(accepted)}"
         )
 
@@ -58,7 +58,7 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
     elif name in COMPONENTS or name in parts:
         return
     else:
-        raise CheckpointError(f"{what} has the part {name} ({cls}), which {family.title} does not have")
+        raise CheckpointError(f"{what} has the component {name} ({cls}), which {family.title} does not have")
     if cls not in accepted:
         raise CheckpointError(f"{what} has {cls} as its {name}; accepted: {', '.join(accepted)}")
 

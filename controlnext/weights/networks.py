@@ -20,10 +20,10 @@ from controlnext.weights.lazy import LazyTensor, first_line
 
 Shape = tuple[int, ...]
 
-# what a configuration says of the machine or the libraries that wrote it
+# keys about the machine or the libraries that wrote a configuration
 _VOLATILE = {"dtype", "torch_dtype", "transformers_version"}
 
-# names that other releases of the libraries gave the same tensors, or that one tensor has beside its first
+# other names of the same tensors, in other releases of the libraries or as second names
 _RENAMED = (
     (re.compile(r"^text_model\."), ""),
     (re.compile(r"^encoder\.embed_tokens\."), "shared."),
@@ -33,7 +33,7 @@ _RENAMED = (
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
 )
 
-# written by some releases and read by none: positions 0, 1, 2 ..., and CLIP's temperature
+# written by some releases, read by no release: positions 0, 1, 2 ..., and CLIP's temperature
 _HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
 
 
@@ -46,7 +46,7 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
     try:
         with init_empty_weights():
             if network.library == "diffusers":
-                # of any other key diffusers warns, each time
+                # diffusers warns of any other key, every time
                 known = inspect.signature(cls.__init__).parameters
                 taken = {key: v for key, v in config.items() if key in known or key.startswith("_")}
                 module = cls.from_config(taken)
@@ -75,7 +75,7 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
         full = json.loads(module.to_json_string())
     else:
         full = json.loads(module.config.to_json_string(use_diff=False))
-        # what every configuration has and nobody changed says nothing of the network
+        # unchanged defaults that every configuration has are not about the network
         general = json.loads(PretrainedConfig().to_json_string(use_diff=False))
         full = {key: value for key, value in full.items() if key not in general or value != general[key]}
     _check_family(network, {key: full.get(key) for key in network.required})

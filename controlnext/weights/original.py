@@ -26,7 +26,7 @@ class Origin:
 
 
 Layout = Callable[[str], Origin]
-"""Today's name of a tensor -> its origin."""
+"""Maps today's name of a tensor to its origin."""
 
 _RESNET = (
     (r"^spatial_res_block\.", r""),
@@ -213,4 +213,4 @@ LAYOUTS: Mapping[str, Callable[[Mapping[str, Any], str], Origin]] = {
     "clip_without_projection": _clip_without_projection,
     "mmdit": _mmdit,
 }
-"""Layouts by name, each still to be given the network's configuration."""
+"""Layouts by name, as functions of the network's configuration and a tensor's name."""

@@ -123,7 +123,7 @@ class Scheduler:
         if blind and self.settings["rescale_betas_zero_snr"].origin in ("marker", "option"):
             raise CheckpointError(
                 f"{what}: a schedule that ends without signal (rescale_betas_zero_snr) needs"
-                " prediction_type=v_prediction, and nothing says so; export with `scheduler`"
+                " prediction_type=v_prediction, which is not set; export with `scheduler`"
                 " prediction_type=v_prediction, or with `scheduler` rescale_betas_zero_snr=false",
                 argument="scheduler",
             )
@@ -176,25 +176,25 @@ def checked_scheduler(
 def _check_class(family: Family, cls: Any, what: str) -> None:
     if cls is not None and cls not in family.schedulers:
         raise CheckpointError(
-            f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; those of"
-            f" {', '.join(family.schedulers)} are read; give a base that was trained for one of them, or, if"
-            f" this one was, name it as {CLASS} in its {SCHEDULER}{_class_meant(family, cls)}"
+            f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; accepted:"
+            f" {', '.join(family.schedulers)}; give a base that was trained for one of them, or, if this one"
+            f" was, name it as {CLASS} in its {SCHEDULER}{_class_meant(family, cls)}"
         )
 
 
 def _class_meant(family: Family, cls: Any) -> str:
     """Return a hint at the class that a misspelled name means; empty if diffusers has the class."""
-    there = hasattr(importlib.import_module("diffusers"), str(cls))
-    return "" if there else did_you_mean(cls, family.schedulers)
+    exists = hasattr(importlib.import_module("diffusers"), str(cls))
+    return "" if exists else did_you_mean(cls, family.schedulers)
 
 
-_GIVE = "give `scheduler` {key}=VALUE, one of those accepted, or another base"
+_GIVE = "give `scheduler` {key}=VALUE, an accepted value, or another base"
 
 
 def _remedy(family: Family, key: str) -> str:
     if _readers(family, key):
         return _GIVE.format(key=key)
-    return f"give another base, or, if this one does without it, take it out of its {SCHEDULER}"
+    return f"give another base, or, if this one does not need it, remove it from its {SCHEDULER}"
 
 
 def _readers(family: Family, key: str) -> list[Option]:

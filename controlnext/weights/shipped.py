@@ -35,7 +35,8 @@ def shipped_directory(family: Family) -> Path:
     if not directory.is_dir():
         raise CheckpointError(
             f"no configurations of {family.name} are shipped, which random weights, single-file checkpoints"
-            " and original tensor names need; give diffusers directories and files with diffusers' tensor names"
+            " and original tensor names need; give diffusers directories and files with diffusers' tensor"
+            " names"
         )
     return directory
 
@@ -61,7 +62,7 @@ def read_options(family: Family, directory: Path) -> dict[str, Any]:
         value, file = given.get(key, (default, directory))
         if not alike(value, default):
             raise CheckpointError(
-                f"{directory.name}: its {file.name} has {key}={value!r}, which is no value of this option"
+                f"{directory.name}: its {file.name} has {key}={value!r}, which is not a value of this option"
                 f" (accepted: one like {default!r}); correct the file, or get the base again"
             )
     return {key: given[key][0] if key in given else d for key, d in family.checkpoint_options.items()}

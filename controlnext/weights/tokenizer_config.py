@@ -19,8 +19,8 @@ CLASSES: Mapping[str, str] = MappingProxyType(
         "TokenizersBackend": "PreTrainedTokenizerFast",
     }
 )
-"""The tokenizer classes of the families' pipelines, each with the one of the same ids that is made of a
-``tokenizers.Tokenizer`` in every release of transformers."""
+"""The tokenizer classes of the families' pipelines, each with the class that gives the same ids and is based
+on ``tokenizers.Tokenizer`` in every release of transformers."""
 
 SUPPORTED = frozenset(
     {
@@ -30,12 +30,12 @@ SUPPORTED = frozenset(
         *("model_max_length", "max_len", "padding_side", "truncation_side", "tokenizer_class", "backend"),
     }
 )
-"""transformers makes the tokenizer of them, and what it made is what a bundle gets."""
+"""Keys that transformers builds the tokenizer from; a bundle gets that tokenizer."""
 
-_DECODING = "it is about making text of ids"
+_DECODING = "it is about decoding ids to text"
 _CHAT = "it is about chats"
-_CALL = "pipelines say it in each call"
-_PATH = "it says where the files lay"
+_CALL = "pipelines set it in each call"
+_PATH = "it is the path of a file"
 HARMLESS: Mapping[str, str] = MappingProxyType(
     {
         "clean_up_tokenization_spaces": _DECODING,
@@ -60,16 +60,16 @@ HARMLESS: Mapping[str, str] = MappingProxyType(
         "special_tokens_map_file": _PATH,
         "is_local": _PATH,
         "local_files_only": _PATH,
-        "do_lower_case": "whatever it says, CLIP's tokenizer has all in lower case and T5's nothing",
+        "do_lower_case": "CLIP's tokenizer always converts to lower case, T5's never",
         "use_fast": "both kinds give the same ids",
         "from_slow": "both kinds give the same ids",
         "device_map": "a tokenizer is on no device",
-        "processor_class": "it names what belongs to other models",
+        "processor_class": "it names a class of other models",
         "trust_remote_code": "auto_map names such code",
         "verbose": "it is about messages",
     }
 )
-"""What changes no id, with the reason."""
+"""Keys that change no id, each with the reason."""
 
 
 class Refusal(NamedTuple):
@@ -83,7 +83,7 @@ class Refusal(NamedTuple):
 REFUSED: Mapping[str, Refusal] = MappingProxyType(
     {
         "split_special_tokens": Refusal(
-            (False, None), "it has special tokens in prompts read as text, which no tokenizer.json can say"
+            (False, None), "special tokens in prompts are read as text, which a tokenizer.json cannot express"
         ),
         "auto_map": Refusal((None, {}), "it names code that comes with the checkpoint"),
         "sp_model_kwargs": Refusal((None, {}), "it changes how sentencepiece divides words, at random too"),
@@ -91,7 +91,7 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
         "gguf_file": Refusal((None,), "it names a file of another format"),
     }
 )
-"""What the runtime cannot do."""
+"""Keys that the runtime does not support."""
 
 
 def check_tokenizer_config(directory: Path, config: Mapping[str, Any]) -> list[str]:
@@ -103,7 +103,7 @@ def check_tokenizer_config(directory: Path, config: Mapping[str, Any]) -> list[s
         if key in config and config[key] not in accepted:
             raise CheckpointError(
                 f"{directory}: {key} of tokenizer_config.json is {config[key]!r}, which is not supported:"
-                f" {reason}; only {accepted[0]!r} is accepted"
+                f" {reason}; accepted: {accepted[0]!r}"
             )
     return [key for key in config if not _is_known(key, config[key])]
 

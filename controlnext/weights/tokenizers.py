@@ -30,7 +30,7 @@ _CONFIG = "tokenizer_config.json"
 _FILES = (_CONFIG, "added_tokens.json", "tokenizer.json")
 
 _OF_BYTES = ("vocab.json", "merges.txt")
-"""A tokenizer's vocabulary as slow tokenizers save it."""
+"""Files of a tokenizer's vocabulary, as slow tokenizers save it."""
 
 _CLIP_MERGES = Path(__file__).parent / "configs" / "clip" / "merges.txt.gz"
 _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -69,7 +69,10 @@ def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any])
     if unknown:
         names = ", ".join(unknown)
         log.warning(
-            "%s: nothing is known of %s in %s; token ids are those of transformers", directory, names, _CONFIG
+            "%s: the unknown keys %s in %s are ignored; token ids equal transformers'",
+            directory,
+            names,
+            _CONFIG,
         )
     return content
 
@@ -118,8 +121,8 @@ def _check_vocabulary(
     count = max(backend.get_vocab().values()) + 1
     if count > known:
         raise CheckpointError(
-            f"{directory} has {count} tokens, its text encoder knows {known}; they belong to different models,"
-            " or tokens were added without the text encoder's embeddings"
+            f"{directory} has {count} tokens, its text encoder has {known}; they belong to different models,"
+            " or tokens were added without the text encoder's embeddings: get both from the same model"
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
@@ -132,13 +135,13 @@ def _length(directory: Path, tokenizer: Any, positions: int) -> int:
     asked = tokenizer.model_max_length
     if not isinstance(asked, int) or asked < 1:
         raise CheckpointError(
-            f"{directory}: model_max_length of {_CONFIG} is {asked!r}; give a whole number from 1 on"
+            f"{directory}: model_max_length of {_CONFIG} is {asked!r}; must be a positive integer"
         )
     return min(asked, positions)
 
 
 def _content(directory: Path, tokenizer: Any, length: int) -> str:
-    # transformers sets these anew at every call
+    # transformers sets these again at every call
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(length, direction=tokenizer.truncation_side)
     backend.enable_padding(
@@ -162,7 +165,7 @@ def _check_ids(directory: Path, tokenizer: Any, content: str, length: int) -> No
         wanted = tokenizer(text, padding="max_length", max_length=length, truncation=True).input_ids
         if plain.encode(text).ids != wanted:
             raise CheckpointError(
-                f"{directory}: of the text {text[:40]!r} the plain tokenizers library makes other ids than"
+                f"{directory}: for the text {text[:40]!r} the plain tokenizers library gives other ids than"
                 f" transformers; a {type(tokenizer).__name__} of this configuration is not supported"
             )
 
@@ -204,7 +207,8 @@ def _check_readable(directory: Path) -> None:
         )
     if only and not is_installed("sentencepiece"):
         raise not_installed(
-            f"{directory} has {only[0]} and no tokenizer.json; sentencepiece, which reads it, is not installed",
+            f"{directory} has {only[0]} and no tokenizer.json; sentencepiece, which reads it, is not"
+            " installed",
             "sentencepiece",
         )
 

@@ -17,10 +17,10 @@ from controlnext.weights.networks import listing
 from controlnext.weights.original import Layout, from_original
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Names under which trained tensors are published, besides the denoiser's own."""
+"""File names of published trained tensors, besides the denoiser's own."""
 
 _SMALL = 2**15
-"""Numbers in a tensor that is read as a whole when it is looked at first."""
+"""Largest number of elements of a tensor that is read completely in the first check."""
 _PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
 
 

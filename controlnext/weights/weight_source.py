@@ -22,9 +22,9 @@ _FILE = r"{stem}(?:\.(\w+))?(?:-\d+-of-(\d+))?(?:\.(\w+))?\.((?i:{suffixes}))"
 _SUFFIXES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 
 Choice = Callable[[Sequence[str]], Iterable[str]]
-"""Picks what is needed from the names of the files in a directory and below (``"unet/config.json"``)."""
+"""Selects the needed files from the names of those in a directory and below (``"unet/config.json"``)."""
 Beside = Callable[[str, Sequence[str]], Iterable[str]]
-"""Picks what goes with a file of that name from the names of the files in its directory."""
+"""Selects the files that belong to the named file from the names of those in its directory."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _n
     """
     path = Path(given).expanduser()
     if path.exists():
-        # what a link leads to may be named by a digest, as in the hub's cache
+        # the name of a link's target may be a digest, as in the hub's cache
         return WeightSource(path, path.name if path.name not in ("", "..") else path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))
     if not match:
         raise CheckpointError(
-            f"{given}: no such file or directory, and no hub id (owner/name[@revision][/directory or file])"
+            f"{given}: no such file or directory, and not a hub id"
+            " (owner/name[@revision][/directory or file])"
         )
     repository, revision, inside = match[1], unquote(match[2] or "") or None, match[3].strip("/")
     try:
@@ -82,7 +83,7 @@ def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
             f"hub repository {repository} has nothing that fits in {inside or 'its top directory'};"
-            f" its weights are {', '.join(weights[:8]) or 'none'}; one file is given as {repository}/FILE"
+            f" its weights are {', '.join(weights[:8]) or 'none'}; give one file as {repository}/FILE"
         )
     return chosen
 
@@ -111,7 +112,7 @@ def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
         if groups:
             key, files = min(groups.items())
             if len(files) != key[2]:
-                raise CheckpointError(f"{len(files)} of the {key[2]} parts of {files[0]} are there")
+                raise CheckpointError(f"{len(files)} of the {key[2]} parts of {files[0]} are present")
             return files
     return []
 
@@ -119,11 +120,11 @@ def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
 def _give_one(directory: Path) -> str:
     """Return a hint that lists a directory's weight files in place of the expected names."""
     paths = sorted(directory.glob("*")) + sorted(directory.glob("*/*"))
-    there = [path.relative_to(directory).as_posix() for path in paths if is_weight_file(path.name)]
-    if not there:
+    present = [path.relative_to(directory).as_posix() for path in paths if is_weight_file(path.name)]
+    if not present:
         return "; it has no weights at all: give another directory, a file or a hub id"
-    shown = ", ".join(there[:8]) + (" ..." if len(there) > 8 else "")
-    return f"; it has {shown}: give the one that is meant by its path, or rename it"
+    shown = ", ".join(present[:8]) + (" ..." if len(present) > 8 else "")
+    return f"; it has {shown}: give the path of the right one, or rename it"
 
 
 def read_weights(
@@ -138,7 +139,8 @@ def read_weights(
 
 
 def weight_files(directory: Path, stems: Sequence[str], role: str) -> list[Path]:
-    """Return the files that :func:`read_weights` reads. Raises :class:`CheckpointError` if there are none."""
+    """Return the files that :func:`read_weights` reads. Raises :class:`CheckpointError` if present are
+    none."""
     if directory.is_file():
         return [directory]
     try:
@@ -148,7 +150,7 @@ def weight_files(directory: Path, stems: Sequence[str], role: str) -> list[Path]
     if not chosen:
         accepted = ", ".join(f"{stem}.safetensors" for stem in stems)
         raise CheckpointError(
-            f"{directory} has no weights of the {role}; looked for {accepted}, or the same as"
+            f"{directory} has no weights of the {role}; accepted: {accepted}, or the same as"
             f" {', '.join(SUFFIXES[1:])}{_give_one(directory)}"
         )
     return [directory / name for name in chosen]

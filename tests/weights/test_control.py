@@ -119,7 +119,7 @@ def test_another_variant_than_the_one_asked_for_is_named_with_the_way_out() -> N
         match_control(published("sd15-mid"), get_family("sd15"), "down", "controlnet.safetensors")
     assert str(caught.value) == (
         "controlnet.safetensors does not fit `family` sd15 `variant` down: it is the control module of"
-        " `family` sd15 `variant` mid; give that, or leave `variant` out"
+        " `family` sd15 `variant` mid; give that, or remove `variant`"
     )
 
 
@@ -219,7 +219,7 @@ def test_a_narrowed_module_is_rebuilt_with_its_own_widths(variant: str, spec: Co
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a text or image encoder"),
         ("image_proj.norm.weight", "an IP-Adapter"),
         ("transformer_blocks.0.attn.add_k_proj.weight", "an SD3 or Flux transformer"),
-        ("mystery.weight", "nothing known (1 tensors: mystery.weight ...)"),
+        ("mystery.weight", "unknown weights (1 tensors: mystery.weight ...)"),
     ],
 )
 def test_other_files_are_recognised_by_their_names(name: str, title: str) -> None:
@@ -325,9 +325,7 @@ def test_pickled_control_modules(control: Path, load, name: str) -> None:
 
 def test_a_folder_without_control_weights_is_refused(load, control: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"no weights of the control; looked for .*no weights at all: g"
-    ):
+    with pytest.raises(CheckpointError, match=r"no weights of the control; accepted: .*no weights at all: g"):
         load(tmp_path / "empty")
     (tmp_path / "inside").mkdir()
     shutil.copy(control, tmp_path / "inside" / "depth.safetensors")
@@ -353,7 +351,7 @@ def test_other_weights_in_a_controls_folder_are_told_of(
     assert not caplog.records
     load(folder)
     assert [record.getMessage() for record in caplog.records] == [
-        "control: of its weights controlnet.safetensors is taken and canny.safetensors is not read; where"
+        "control: of its weight files controlnet.safetensors is read and canny.safetensors is not; if"
         " that is meant, give its path"
     ]
 

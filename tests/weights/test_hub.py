@@ -176,7 +176,7 @@ def test_without_a_download_the_message_says_why_the_hub_is_not_asked(offline: C
     offline()
     message = refusal()
     assert "offline mode is enabled" in message
-    assert "no copy of it was downloaded before" in message
+    assert "it was not downloaded before" in message
 
 
 def test_without_a_connection_and_a_download_the_message_says_so(
@@ -191,7 +191,7 @@ def test_a_download_of_something_else_does_not_serve(hub: StubHub, unplug: Calla
     load(base=hub.repositories[MODEL].folder / "base")
     unplug()
     message = refusal(control=hub.repositories[MODEL].folder / "control.safetensors")
-    assert "of what was downloaded before: hub repository somebody/model has nothing that fits" in message
+    assert "the earlier download lacks files: hub repository somebody/model has nothing that fits" in message
 
 
 def test_a_network_that_a_download_did_not_get_to_is_told(
@@ -199,7 +199,7 @@ def test_a_network_that_a_download_did_not_get_to_is_told(
 ) -> None:
     rewrite_json(folder / "base/model_index.json", text_encoder=["transformers", "CLIPTextModel"])
     assert "text_encoder" not in load(control=folder / "control.safetensors").networks
-    assert "the text_encoder that its model_index.json names is not there" in caplog.text
+    assert "the text_encoder that its model_index.json names is missing" in caplog.text
     assert hub.downloads
 
 
@@ -267,8 +267,8 @@ def test_other_answers_of_the_hub_are_one_line(hub: StubHub, kind: str, status: 
 
 
 def test_an_id_that_the_hub_cannot_have_is_no_hub_id(hub: StubHub) -> None:
-    assert "some--body/model is no hub id" in refusal(control="some--body/model")
-    assert "no hub id (owner/name[@revision][/directory or file])" in refusal(control="model.onnx")
+    assert "some--body/model is not a hub id" in refusal(control="some--body/model")
+    assert "not a hub id (owner/name[@revision][/directory or file])" in refusal(control="model.onnx")
     assert hub.downloads == []
 
 

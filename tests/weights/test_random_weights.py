@@ -110,5 +110,5 @@ def test_no_two_rows_of_a_large_matrix_are_alike() -> None:
 
 @pytest.mark.parametrize("option", ["base", "control", "unet_weights", "vae"])
 def test_files_given_with_random_weights_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match=f"leave `{option}` or `random_seed` out"):
+    with pytest.raises(InputError, match=f"remove `{option}` or `random_seed`"):
         load_checkpoint(SDXL, random_seed=0, **{option: "somewhere"})

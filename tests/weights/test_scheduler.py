@@ -110,18 +110,16 @@ def test_a_single_file_without_markers_is_as_published(single: Callable[..., Che
 def test_markers_of_what_no_sampler_does_are_refused(
     single: Callable[..., Checkpoint], tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(
-        CheckpointError, match=f"has the marker {name}: .*EDM.*accepted are v_pred, ztsnr; give"
-    ):
+    with pytest.raises(CheckpointError, match=f"has the marker {name}: .*EDM.*accepted: v_pred, ztsnr; give"):
         single({name: torch.tensor(1.0)})
     file = tmp_path / "base.safetensors"
     save_file({"a": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointError, match=f"has the marker {name}: .*accepted are none; give a base"):
+    with pytest.raises(CheckpointError, match=f"has the marker {name}: .*accepted: none; give a base"):
         marked_settings(get_family("sd3"), file, [name])
 
 
 def test_a_schedule_without_signal_needs_v_prediction(single: Callable[..., Checkpoint]) -> None:
-    with pytest.raises(CheckpointError, match="needs prediction_type=v_prediction, and nothing says so"):
+    with pytest.raises(CheckpointError, match="needs prediction_type=v_prediction, which is not set"):
         single({"ztsnr": NOTHING})
     assert single({"ztsnr": NOTHING}, scheduler=V).scheduler["prediction_type"] == "v_prediction"
 
@@ -150,17 +148,19 @@ def test_metadata_that_differ_count_in_one_order(
             "v_prediction",
             "modelspec.prediction_type",
         )
-    assert "modelspec.predict_key says epsilon: the first counts" in caplog.text
+    assert "modelspec.predict_key says epsilon: the first is used" in caplog.text
 
 
 def test_unknown_metadata_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "base.safetensors"
     save_file({"a": torch.zeros(1)}, file, {"modelspec.prediction_type": "x0", "modelspec.title": "t"})
     assert marked_settings(SDXL, file, ["a"]) == {}
-    assert "modelspec.prediction_type=x0, which is not known and left out" in caplog.text
+    assert "modelspec.prediction_type=x0, which is unknown and ignored" in caplog.text
     assert marked_settings(get_family("sd3"), file, ["a"]) == {}
     for name in MARKERS:
-        with pytest.raises(CheckpointError, match=f"marker {name}, which means nothing for .*are none; give"):
+        with pytest.raises(
+            CheckpointError, match=f"marker {name}, which .* does not support; accepted: none; give"
+        ):
             marked_settings(get_family("sd3"), file, [name])
 
 
@@ -273,8 +273,11 @@ def test_settings_that_do_not_go_together_are_refused_at_load(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"_class_name": "EulerDiscreteSheduler"}, "are read; .*; did you mean EulerDiscreteScheduler?"),
-        ({"_class_name": "LCMScheduler"}, "are read; give a base that was trained for one .*config.json$"),
+        ({"_class_name": "EulerDiscreteSheduler"}, "accepted: .*; did you mean EulerDiscreteScheduler?"),
+        (
+            {"_class_name": "LCMScheduler"},
+            "accepted: .*; give a base that was trained for one .*config.json$",
+        ),
         ({"use_beta_sigmas": True}, "accepted: false.; give `scheduler` use_beta_sigmas=VALUE, one of"),
         (
             {"sigma_data": 0.5},
@@ -295,7 +298,9 @@ def test_a_folder_without_a_scheduler_says_what_to_put_there(
 ) -> None:
     load("sdxl", {})
     (tmp_path / "base/scheduler/scheduler_config.json").unlink()
-    message = r"lacks scheduler/scheduler_config.json; nothing else says what the unet predicts .* put there"
+    message = (
+        r"lacks scheduler/scheduler_config.json; no other file has the unet.s prediction type .* copy into it"
+    )
     with pytest.raises(CheckpointError, match=f"{message}.*such as {SDXL.default_base}"):
         read_base(SDXL, tmp_path / "base", None)
 
@@ -316,7 +321,7 @@ INDEX = {
     [
         (
             {"_class_name": "KolorsPipeline"},
-            "names the pipeline KolorsPipeline.*accepted are Stable",
+            "names the pipeline KolorsPipeline.*accepted: Stable",
         ),
         ({"_class_name": ["mine", "LatentConsistencyModelPipeline"]}, "pipeline LatentConsistencyModel"),
         ({"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}, "InstructPix2Pix"),
@@ -327,7 +332,10 @@ INDEX = {
         ),
         ({"is_distilled": True}, "is_distilled=True"),
         ({"unet": ["mine", "MyUNet"]}, "has MyUNet as its unet; accepted: UNet2DConditionModel"),
-        ({"motion_adapter": ["diffusers", "MotionAdapter"]}, "has the part motion_adapter .MotionAdapter."),
+        (
+            {"motion_adapter": ["diffusers", "MotionAdapter"]},
+            "has the component motion_adapter .MotionAdapter.",
+        ),
         ({"scheduler": ["diffusers", "LCMScheduler"]}, "has LCMScheduler as its scheduler"),
     ],
 )

@@ -149,7 +149,7 @@ def test_other_unet_tensors_than_those_taken_are_told_of(
     load(folder, given)
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(
-        "published: of its weights unet.safetensors is taken and unet_v2.safetensors is"
+        "published: of its weight files unet.safetensors is read and unet_v2.safetensors is"
     )
     caplog.clear()
     load(folder, "control.safetensors", unet_weights=folder / "published", unet_increments=True)
@@ -158,7 +158,7 @@ def test_other_unet_tensors_than_those_taken_are_told_of(
     (folder / "published/unet.safetensors").unlink()
     (folder / "published/unet.fp16.safetensors").unlink()
     check(load(folder, given), unet, {})
-    assert "of its weights none is taken and unet_v2.safetensors is not read" in caplog.text
+    assert "of its weight files none is read and unet_v2.safetensors is not" in caplog.text
 
 
 def test_other_tensors_than_those_taken_of_a_given_folder_are_told_of(
@@ -168,7 +168,9 @@ def test_other_tensors_than_those_taken_of_a_given_folder_are_told_of(
     for name in ("unet", "finetune"):
         save_file(increments, folder / "trained" / f"{name}.safetensors")
     load(folder, unet_weights=folder / "trained", unet_increments=True)
-    assert "trained: of its weights unet.safetensors is taken and finetune.safetensors is not" in caplog.text
+    assert (
+        "trained: of its weight files unet.safetensors is read and finetune.safetensors is not" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("name", ["canny.safetensors", "controlnext.safetensors"])
