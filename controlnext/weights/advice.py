@@ -71,12 +71,12 @@ def lacking(family: Family, name: str, found: Mapping[str, LazyTensor], path: Pa
         return f"{path} {_without_vae(family, found)}"
     if argument:
         return (
-            f"{path} is not a {family.name} checkpoint but {title}: give it with `{argument}`, and with `base`"
-            " a complete checkpoint, a diffusers directory or a hub id"
+            f"{path} is not a checkpoint of {family.name} but {title}: give it with `{argument}`, and with"
+            " `base` a complete checkpoint, a diffusers directory or a hub id"
         )
     return (
-        f"{path} is not a complete {family.name} checkpoint: it has no {name} and looks like {title}; give a"
-        " checkpoint with all networks, a diffusers directory or a hub id"
+        f"{path} is not a complete checkpoint of {family.name}: it has no {name} and looks like {title}; give"
+        " a checkpoint with all networks, a diffusers directory or a hub id"
     )
 
 

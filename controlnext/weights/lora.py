@@ -160,8 +160,8 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
     if any(problems.values()) or not matches:
         raise CheckpointError(
             f"{what} is not a plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank"
-            f" matrices; {listing(problems)}; accepted: pairs of such, with or without alpha, not DoRA, LoHa or"
-            " LoKr"
+            f" matrices; {listing(problems)}; accepted: pairs of them, with or without alpha, not DoRA, LoHa"
+            " or LoKr"
         )
     matrices = {}
     for name, match in matches.items():

@@ -115,8 +115,8 @@ def _check_vocabulary(
     for file, token, index in asked:
         if backend.token_to_id(token) != index:
             raise CheckpointError(
-                f"{directory}: {file} gives the token {token} the id {index}, but loaded by transformers it has"
-                f" {backend.token_to_id(token)}; save the base again with diffusers"
+                f"{directory}: {file} gives the token {token} the id {index}, but loaded by transformers it"
+                f" has {backend.token_to_id(token)}; save the base again with diffusers"
             )
     count = max(backend.get_vocab().values()) + 1
     if count > known:

@@ -196,7 +196,7 @@ def test_settings_given_as_options_come_before_those_of_the_base(load: Callable[
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type=.*accepted: dpmsolver"),
         (
             {"prediction_type": "original_sample"},
-            "'unipc' does not support .*'original_sample'.*; give `scheduler` prediction_type=VALUE, one of",
+            "'unipc' does not support .*'original_sample'.*; give `scheduler` prediction_type=VALUE, an",
         ),
     ],
 )
@@ -278,10 +278,10 @@ def test_settings_that_do_not_go_together_are_refused_at_load(
             {"_class_name": "LCMScheduler"},
             "accepted: .*; give a base that was trained for one .*config.json$",
         ),
-        ({"use_beta_sigmas": True}, "accepted: false.; give `scheduler` use_beta_sigmas=VALUE, one of"),
+        ({"use_beta_sigmas": True}, "accepted: false.; give `scheduler` use_beta_sigmas=VALUE, an"),
         (
             {"sigma_data": 0.5},
-            "no sampler does .accepted: null.; give another base, or, .*take it out of its",
+            "no sampler supports .accepted: null.; give another base, or, .*remove it from its",
         ),
         ({"shift": True}, "shift=True, which is not supported"),
     ],

@@ -148,7 +148,7 @@ def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside:
 
 def test_other_files_given_as_a_base_name_their_argument(tiny_checkpoint_dir: Path) -> None:
     vae = tiny_checkpoint_dir / "base/vae/diffusion_pytorch_model.safetensors"
-    assert "no sdxl checkpoint but a VAE: give it with `vae`" in refusal(SDXL, vae)
+    assert "not a checkpoint of sdxl but a VAE: give it with `vae`" in refusal(SDXL, vae)
     control = tiny_checkpoint_dir / "control.safetensors"
     assert "give it with `control`, and with `base`" in refusal(SDXL, control)
 
