@@ -352,7 +352,7 @@ def test_other_weights_in_a_controls_folder_are_told_of(
     load(folder)
     assert [record.getMessage() for record in caplog.records] == [
         "control: of its weight files controlnet.safetensors is read and canny.safetensors is not; if"
-        " that is meant, give its path"
+        " that one is meant, give its path"
     ]
 
 
