@@ -141,7 +141,7 @@ def test_a_tiff_file_may_count_from_white_to_black(tmp_path: Path, mode: str) ->
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [0, 1, 3, 4])
 def test_arrays(dtype: Any, channels: int) -> None:
-    """The range of whole numbers is their type's; floats are in [0, 1]."""
+    """The range of integers is their type's; floats are in [0, 1]."""
     white = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1
     array = _grey() / 255 * white
     array = (array.round() if white > 1 else array).astype(dtype)
@@ -216,7 +216,7 @@ def test_a_damaged_file_that_pil_opened_is_one_line() -> None:
 def test_a_file_with_too_many_pixels_is_one_line(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Pillow refuses as a decompression bomb."""
+    """A file that Pillow rejects as a decompression bomb."""
     photo().save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1] // 3)
     with pytest.raises(InputError, match=r"cannot read image .*768 pixels"):

@@ -159,7 +159,7 @@ def test_a_row_passes_within_its_limit(value: float, limit: float, at_least: boo
 def test_a_manifest_that_lacks_what_its_family_needs_is_one_line(
     bundle: Path, change: dict[str, object], message: str
 ) -> None:
-    """Whatever entry has another name or type: no look-up fails later."""
+    """Any entry may have another name or type: it is found at once, not when it is read."""
     _change(bundle, **change)
     with pytest.raises(BundleError, match=f"{MANIFEST}: {message}.*export the bundle again") as caught:
         read_manifest(bundle)

@@ -33,6 +33,7 @@ class FullSize:
 
 @cache
 def full_size(family_name: str) -> FullSize:
+    """Return the family's full-size networks and checkpoint, on the meta device."""
     family, full = get_family(family_name), FullSize({}, {}, {})
     for name, network in family.networks.items():
         config = shipped_config(family, network)
@@ -46,7 +47,7 @@ def full_size(family_name: str) -> FullSize:
 def converted_by_diffusers(
     family: Family, name: str, module: torch.nn.Module, checkpoint: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What diffusers makes of one network of a single-file checkpoint."""
+    """Convert one network of a single-file checkpoint by diffusers' functions."""
     prefix, tensors = PREFIXES[family.name][name], dict(checkpoint)
     if name == "transformer":
         return single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(tensors)

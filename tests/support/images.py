@@ -1,4 +1,4 @@
-"""Images that tests of reading images have in common."""
+"""Images for tests of reading images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ SIZE = (32, 24)
 
 
 def photo() -> Image.Image:
-    """Smooth, with all levels, so that no colour model loses much of it."""
+    """Return a smooth image with all levels, so that no colour model loses much of it."""
     y, x = np.mgrid[: SIZE[1], : SIZE[0]]
     return Image.fromarray(np.stack([8 * x, 10 * y, 255 - 4 * (x + y)], axis=-1).astype(np.uint8))
 
 
 def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
+    """Return the image as a file of this format."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return file
 
 
 def drawn(ink: int, ground: int = 77) -> Image.Image:
-    """RGBA: a square of ``ink`` within transparent pixels of another colour, and one that is half there."""
+    """Return RGBA: a square of ``ink`` within transparent pixels of another colour, and a half transparent one."""
     pixels = np.zeros((24, 32, 4), np.uint8)
     pixels[..., :3] = ground
     pixels[8:16, 8:16] = (ink, ink, ink, 255)
@@ -33,7 +34,7 @@ def drawn(ink: int, ground: int = 77) -> Image.Image:
 
 
 def flat(ink: int, half: bool = True) -> np.ndarray:
-    """What :func:`drawn` is on the ground that suits it."""
+    """Return :func:`drawn` on the ground that contrasts with it, (24, 32, 3)."""
     ground = 255 if ink < 128 else 0
     pixels = np.full((24, 32, 3), ground)
     pixels[8:16, 8:16] = ink

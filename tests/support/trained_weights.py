@@ -20,12 +20,13 @@ NAMES = [
 
 
 def load(folder: Path, *controls: str, **options: object) -> Checkpoint:
+    """Load the tiny SDXL in ``folder`` with its control, or those of these names."""
     control = [folder / name for name in controls or ["control.safetensors"]]
     return load_checkpoint(SDXL, base=folder / "base", control=control, **options)
 
 
 def publish(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> str:
-    """A directory as the family is published: controlnet.safetensors and unet.safetensors."""
+    """Make a directory as the family is published: controlnet.safetensors and unet.safetensors."""
     published = folder / name
     published.mkdir()
     shutil.copy(folder / "control.safetensors", published / "controlnet.safetensors")
@@ -34,11 +35,12 @@ def publish(folder: Path, name: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def roles(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return role and name of every source but the base."""
     return [(source.role, source.name) for source in checkpoint.sources if source.name != "base"]
 
 
 def check(checkpoint: Checkpoint, unet: dict[str, torch.Tensor], changed: dict[str, torch.Tensor]) -> None:
-    """The UNet has the ``changed`` tensors, and the base's everywhere else."""
+    """Check that the UNet has the ``changed`` tensors, and the base's everywhere else."""
     tensors = checkpoint.networks["unet"].tensors
     assert list(tensors) == list(checkpoint.networks["unet"].module().state_dict())
     assert all(torch.equal(tensors[name], changed.get(name, tensor)) for name, tensor in unet.items())

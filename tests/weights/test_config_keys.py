@@ -1,4 +1,4 @@
-"""What a base's configurations ask for: every key has its rule, and what no graph does is refused by name."""
+"""Every key of a network's configuration has its rule; settings that no graph supports are refused by name."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_unknown_keys_are_warned_of_or_refused_where_a_newer_release_wrote_them(
 
 
 def test_keys_of_training_are_no_unknown_keys(caplog: pytest.LogCaptureFixture) -> None:
-    """What diffusers' EMAModel saves, and a switch of a class for training."""
+    """Keys that diffusers' EMAModel saves, and a switch of a class for training."""
     caplog.set_level(logging.WARNING)
     check_network(ALL["UNet2DConditionModel"], {"decay": 0.9999, "use_ema_warmup": True, "power": 0.75})
     check_network(Network("unet", "diffusers", "SomeOtherModel"), {"anything": 1})

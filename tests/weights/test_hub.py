@@ -68,7 +68,7 @@ def forget_sessions() -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """What ``HF_HUB_OFFLINE=1`` does, which the library reads when it is imported."""
+    """Set what ``HF_HUB_OFFLINE=1`` sets, which the library reads when it is imported."""
 
     def start() -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

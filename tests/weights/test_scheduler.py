@@ -1,4 +1,4 @@
-"""Where the settings of a scheduler come from: the base's file, markers in a single file, options."""
+"""A scheduler's settings come from the base's file and from options; settings that do not fit are refused."""
 
 from __future__ import annotations
 

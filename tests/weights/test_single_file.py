@@ -1,4 +1,4 @@
-"""Single-file checkpoints under their original names: the key conversion, held against diffusers' own."""
+"""Small single-file checkpoints give the same tensors as directories and diffusers, or are refused."""
 
 from __future__ import annotations
 

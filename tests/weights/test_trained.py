@@ -1,4 +1,4 @@
-"""Trained UNet tensors: values and increments, diffusers' and original names, parts of the UNet."""
+"""Trained UNet tensors that are given: values and increments, names of both kinds, parts of the UNet."""
 
 from __future__ import annotations
 
