@@ -125,7 +125,7 @@ def _weight_file(weight_source: WeightSource) -> Path:
     if not chosen:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
-            f"{weight_source.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
+            f"{weight_source.path} has no {_STEMS[0]}.safetensors and not exactly one weight file, but"
             f" {', '.join(weights[:8]) or 'none'}; give the LoRA's file itself"
         )
     return weight_source.path / chosen[0]

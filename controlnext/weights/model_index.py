@@ -58,7 +58,10 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
     elif name in COMPONENTS or name in parts:
         return
     else:
-        raise CheckpointError(f"{what} has the component {name} ({cls}), which {family.title} does not have")
+        raise CheckpointError(
+            f"{what} has the component {name} ({cls}), which {family.title} does not have; give a base of"
+            f" {family.name}"
+        )
     if cls not in accepted:
         raise CheckpointError(f"{what} has {cls} as its {name}; accepted: {', '.join(accepted)}")
 

@@ -91,7 +91,10 @@ def test_export_keeps_what_is_there(cli: Cli, tmp_path: Path, tiny_checkpoint_di
         folder.mkdir()
         (folder / name).write_text("precious")
     assert_refused(cli("export", "--model", "sdxl", *sources, "--output", bundle), "--force")
-    assert_refused(cli("export", "--model", "sdxl", *sources, "--output", other, "--force"), "other files")
+    assert_refused(
+        cli("export", "--model", "sdxl", *sources, "--output", other, "--force"),
+        "files that are not a bundle",
+    )
     assert (bundle / MANIFEST).read_text() == (other / "thesis.txt").read_text() == "precious"
 
 

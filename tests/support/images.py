@@ -25,7 +25,7 @@ def encoded(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
 
 
 def drawn(ink: int, ground: int = 77) -> Image.Image:
-    """Return RGBA: a square of ``ink`` within transparent pixels of another colour, and a half transparent one."""
+    """Return RGBA: a square of ``ink`` in transparent pixels of another colour, one of them half opaque."""
     pixels = np.zeros((24, 32, 4), np.uint8)
     pixels[..., :3] = ground
     pixels[8:16, 8:16] = (ink, ink, ink, 255)

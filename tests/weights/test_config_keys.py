@@ -1,4 +1,4 @@
-"""Every key of a network's configuration has its rule; settings that no graph supports are refused by name."""
+"""Every key of a network's configuration has its rule; settings that no graph supports are refused."""
 
 from __future__ import annotations
 
