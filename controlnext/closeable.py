@@ -1,4 +1,4 @@
-"""What holds resources until it is closed."""
+"""Objects that hold resources until they are closed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Closeable(ABC):
-    """A context manager: leaving it closes it."""
+    """A context manager that is closed at the end of its block."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The one error tree.
+"""The tree of errors that the package raises.
 
-A message names arguments in backticks, by the names that the Python functions take; each user interface turns
-them into its own, as the command line does into options.
+A message names arguments in backticks, by the names that the Python functions have; each user interface
+translates them, as the command line does into options.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 class ControlNeXtError(Exception):
-    """Base of everything that this package raises on purpose.
+    """Base class of the errors that this package raises.
 
-    ``argument``: the argument at fault, by its Python name; None where it is not clearly one.
+    ``argument``: the argument at fault, by its Python name; None if no single one is at fault.
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
@@ -23,7 +23,7 @@ class ControlNeXtError(Exception):
 
 
 class InputError(ControlNeXtError):
-    """What was given cannot be used: the message says what was given, what is accepted, how to mend it."""
+    """An input that cannot be used: the message says what was given, what is accepted, how to fix it."""
 
 
 class CheckpointError(InputError):
@@ -37,8 +37,8 @@ class BundleError(InputError):
 class EngineError(BundleError):
     """A built engine that is missing, damaged, or not for this bundle, machine or size.
 
-    ``problem``: what is wrong, without what helps; ``bundle``: its folder; ``build``: by name the arguments
-    with which an engine that is right is built (``backend``, sizes, ``workspace`` in bytes, ...).
+    ``problem``: what is wrong, without the fix; ``bundle``: its directory; ``build``: by name the arguments
+    that build a suitable engine (``backend``, sizes, ``workspace`` in bytes, ...).
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class EngineError(BundleError):
 
 
 class MissingDependencyError(InputError):
-    """A library that the request needs is not installed; the message names the pip command."""
+    """A library that is needed and not installed; the message names the pip command."""
 
 
 class WorkError(ControlNeXtError):
-    """The work itself failed: an export, a build, a full disk."""
+    """A failure of the work itself: an export, a build, a full disk."""
 
 
 class OutOfMemoryError(WorkError):
-    """There is not enough memory for a run at this size.
+    """A lack of memory for a run at this size.
 
-    ``savers``: the arguments of the pipeline with which it takes less.
+    ``savers``: the arguments of the pipeline that lower the memory use.
     """
 
     def __init__(self, width: int, height: int, savers: tuple[str, ...], reason: str) -> None:
@@ -73,12 +73,12 @@ class OutOfMemoryError(WorkError):
 
 
 class ParityError(WorkError):
-    """The engine's outputs differ from the PyTorch reference's by more than is allowed."""
+    """A difference between the engine's outputs and the PyTorch reference's that is larger than allowed."""
 
 
 @contextmanager
 def blames(argument: str) -> Iterator[None]:
-    """An error of the block that names no argument at fault gets this one."""
+    """Set ``argument`` on an error that the block raises, unless the error has one already."""
     try:
         yield
     except ControlNeXtError as error:

@@ -1,4 +1,4 @@
-"""Hints of other libraries, which are no business of a user."""
+"""Hints of other libraries that do not concern users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def silence_hints() -> None:
-    """Keep other libraries' hints off the terminal: about optional parts (torchvision), image files."""
+    """Silence other libraries' hints about optional packages (torchvision) and image files."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)

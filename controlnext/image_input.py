@@ -1,4 +1,4 @@
-"""Images as they are given, in files, by PIL or by NumPy: the one place where they are read.
+"""Reading of images from files, PIL and NumPy.
 
 The command line, the pipelines, preprocessors and calibration all read through this module, so that an image
 means the same everywhere; docs/families.md has the rules.
@@ -23,10 +23,10 @@ Bands = tuple[Image.Image, ...]
 """One image: a PIL image of mode RGB, or one or three of mode F with values in [0, 1]."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Endings of the files in a folder that are images."""
+"""Suffixes of the image files in a directory."""
 
 GROUNDS = ("black", "white")
-"""What transparent images are put on."""
+"""Backgrounds that transparent images are composited onto."""
 
 _ACCEPTED = (
     "give a PIL image, or an array (height, width), (height, width, 3) or (height, width, 4) of uint8, uint16"
@@ -34,38 +34,39 @@ _ACCEPTED = (
 )
 _EIGHT_BITS, _SIXTEEN_BITS = 255, 65535
 _KEYED = ("1", "L", "RGB")
-"""Modes in which a file may name one colour as transparent."""
+"""Modes in which a file may declare one colour transparent."""
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-"""A tag of TIFF files, and the value of it that Pillow overlooks where there are more than 8 bits."""
+"""A TIFF tag, and the value of it that Pillow ignores in images of more than 8 bits."""
 
 logger = logging.getLogger(__name__)
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image in a file, loaded and upright, in the file's own mode: :class:`ImageReader` makes RGB of it.
+    """Return the image in a file, loaded and upright, in the file's own mode: :class:`ImageReader` makes RGB
+    of it.
 
-    Raises :class:`InputError` where there is none, or a damaged one.
+    Raises :class:`InputError` for a missing or damaged file.
     """
     try:
         with Image.open(path) as image, _unmapped(image):
             ImageOps.exif_transpose(image, in_place=True)
             return image
-    except Exception as error:  # what Pillow's decoders raise for damaged files shares no other class
+    except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
         reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is no image that Pillow knows"
+            reason = "it is not an image in a format that Pillow reads"
         raise InputError(
             f"cannot read image {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
         ) from error
 
 
 class ImageReader:
-    """Reads images: PIL images of any mode, and arrays (height, width), (height, width, 3) or
+    """A reader of PIL images of any mode, and of arrays (height, width), (height, width, 3) or
     (height, width, 4) of bool, uint8, uint16 or floats in [0, 1].
 
-    An image that is transparent somewhere is put on the ground from which its content stands out: white where
-    that is dark, else black. A warning that calls it ``name`` says so once. ``one_ground``: the images are
-    the frames of a clip, and the ground of the first one serves all.
+    An image with transparency is composited onto the ground that its content contrasts with: white if the
+    content is dark, else black. A warning that calls it ``name`` says so once. ``one_ground``: the images are
+    the frames of a clip, and all get the ground of the first one.
     """
 
     def __init__(self, name: str = "the image", *, one_ground: bool = False) -> None:
@@ -74,9 +75,9 @@ class ImageReader:
         self._warned = False
 
     def read(self, given: object) -> Bands:
-        """The image upright and opaque; grey ones of more than 8 bits, and floats, keep all their levels.
+        """Return the image upright and opaque; grey images of more than 8 bits, and floats, keep all levels.
 
-        Raises :class:`InputError` for what is no image, or does not tell which of its levels is white.
+        Raises :class:`InputError` for an object that is not an image, and for levels without a known white.
         """
         try:
             decoded = _from_array(given) if isinstance(given, np.ndarray) else _from_pil(given)
@@ -90,7 +91,7 @@ class ImageReader:
         return tuple(Image.fromarray(levels[..., band]) for band in range(levels.shape[2]))
 
     def read_rgb(self, given: object) -> Image.Image:
-        """:meth:`read` as one PIL image of mode RGB: 8 bits, as preprocessors take it."""
+        """Return the same as :meth:`read` as one PIL image of mode RGB, 8 bits, for preprocessors."""
         bands = self.read(given)
         if bands[0].mode == "RGB":
             return bands[0]
@@ -99,7 +100,7 @@ class ImageReader:
         return Image.fromarray(pixels.astype(np.uint8))
 
     def _opaque(self, image: Image.Image) -> Image.Image:
-        """Mode RGB of mode RGB or RGBA."""
+        """Return an image of mode RGB or RGBA in mode RGB."""
         if image.mode == "RGB" or image.getchannel("A").getextrema()[0] == _EIGHT_BITS:
             return image.convert("RGB")
         pixels, white = np.asarray(image), np.float32(_EIGHT_BITS)
@@ -108,7 +109,7 @@ class ImageReader:
         return Image.alpha_composite(behind, image).convert("RGB")
 
     def _opaque_levels(self, levels: FloatArray) -> FloatArray:
-        """(height, width, 1 or 3) of these, or of these and alpha."""
+        """Return levels (height, width, 1 or 3), with the last channel of 2 or 4 applied as alpha."""
         if levels.shape[2] in (1, 3):
             return levels
         colours, alpha = levels[..., :-1], levels[..., -1]
@@ -118,7 +119,8 @@ class ImageReader:
         return ground + alpha[..., None] * (colours - ground)
 
     def _choose_ground(self, bright: NDArray[Any], alpha: NDArray[Any]) -> int:
-        """0 for black, 1 for white, by the brightness in [0, 1] of what can be seen, its largest channel."""
+        """Return 0 for black or 1 for white, from the brightness (largest channel, in [0, 1]) of visible
+        pixels."""
         ground, visible = self._ground, alpha.sum()
         if ground is None:
             ground = int(visible > 0 and (bright * alpha).sum() / visible < 0.5)
@@ -141,8 +143,8 @@ def _refusal(what: str) -> InputError:
 
 @contextmanager
 def _unmapped(image: Any) -> Iterator[None]:
-    """Keeps Pillow from mapping a TIFF file into memory, which it does at the size that the image has once it
-    is turned: without the file's name it reads it."""
+    """Keep Pillow from mapping a TIFF file into memory: it maps the size of the rotated image. Without the
+    file's name it reads the file instead."""
     name = getattr(image, "filename", "")
     if name:
         image.filename = ""
@@ -154,12 +156,12 @@ def _unmapped(image: Any) -> Iterator[None]:
 
 
 def _from_pil(given: object) -> Image.Image | FloatArray:
-    """Mode RGB or RGBA, or (height, width, 1 or 2) floats: grey [and alpha]."""
+    """Return an image of mode RGB or RGBA, or floats (height, width, 1 or 2): grey [and alpha]."""
     if not isinstance(given, Image.Image):
         raise _refusal(f"is of type {type(given).__name__}")
     if 0 in given.size:
         raise _refusal(f"has {given.width} x {given.height} pixels")
-    # of a palette image that was converted to RGB the note outlives its meaning, but not the file's format
+    # after a palette image was converted to RGB the key is stale; such an image has no file format
     noted = given.format is not None
     with _unmapped(given):
         image = ImageOps.exif_transpose(given)
@@ -176,7 +178,7 @@ def _from_pil(given: object) -> Image.Image | FloatArray:
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image | FloatArray:
-    """Mode RGB or RGBA of uint8 and bool, (height, width, 1, 3 or 4) floats of what has more levels."""
+    """Return uint8 and bool as an image of mode RGB or RGBA, others as floats (height, width, 1, 3 or 4)."""
     values = array[..., None] if array.ndim == 2 else array
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4) or not values.size:
         raise _refusal(f"is an array of shape {array.shape}")
@@ -193,7 +195,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image | FloatArray:
 
 
 def _sixteen_bits(values: NDArray[Any]) -> FloatArray:
-    """Levels in [0, 1] of whole numbers of 0 to 65535."""
+    """Return integers from 0 to 65535 as levels in [0, 1]."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > _SIXTEEN_BITS:
         raise _refusal(f"has values from {low} to {high}, where 16 bits have 0 to {_SIXTEEN_BITS}")
@@ -206,7 +208,7 @@ def _sixteen_bits(values: NDArray[Any]) -> FloatArray:
 
 
 def _checked(levels: FloatArray) -> FloatArray:
-    """Floats as they are, if they are in [0, 1]."""
+    """Return floats unchanged after checking that they are in [0, 1]."""
     low, high = levels.min(), levels.max()
     if not (low >= 0 and high <= 1):
         raise _refusal(f"has values from {low:.7g} to {high:.7g}, where floats are in [0, 1]")

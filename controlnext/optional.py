@@ -1,4 +1,4 @@
-"""Libraries of an optional extra: a missing one is an error that names the pip command."""
+"""Errors for libraries of an optional extra that are not installed; they name the pip command."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from controlnext.errors import MissingDependencyError
 
 @contextmanager
 def extra(name: str, title: str = "", *, otherwise: str = "") -> Iterator[None]:
-    """Imports in this block need the extra ``name``.
+    """Translate a failed import in this block into an error that names the extra ``name``.
 
-    ``title``: of the one library that is imported; ``otherwise``: the extra that suits other machines, and
-    which. Raises :class:`~controlnext.errors.MissingDependencyError` where a library is not installed, or,
+    ``title``: name of the library, if only one is imported; ``otherwise``: the extra for other machines.
+    Raises :class:`~controlnext.errors.MissingDependencyError` where a library is not installed, or,
     if it has a title, cannot be loaded.
     """
     try:
@@ -29,13 +29,13 @@ def extra(name: str, title: str = "", *, otherwise: str = "") -> Iterator[None]:
 
 
 def not_installed(missing: str, packages: str) -> MissingDependencyError:
-    """The error that ``missing`` tells, with the command that installs ``packages``."""
+    """Return an error with the message ``missing`` and the command that installs ``packages``."""
     return MissingDependencyError(f"{missing}; run pip install {packages}")
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
+    """Return whether a top-level module can be found, without importing it."""
     try:
         return find_spec(module) is not None
-    except ValueError:  # it was loaded without saying from where
+    except ValueError:  # a loaded module without a spec
         return True

@@ -1,4 +1,4 @@
-"""What of this machine's processor a process may use."""
+"""Processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """How many physical cores compute for this process: those of its affinity mask, at most as many as the
-    processor time that its container (control groups of version 1 or 2) is given.
+    """Return the number of physical cores for this process: the cores in its affinity mask, limited by the
+    processor time of its container (control groups, version 1 or 2).
 
     More threads than that wait for each other.
     """
@@ -23,7 +23,7 @@ def usable_cores() -> int:
 
 
 def _siblings(number: int) -> str:
-    """The processors that share a core with processor ``number``; itself where that is not known."""
+    """Return the processors that share a core with processor ``number``; only itself if unknown."""
     try:
         return (_CPUS / f"cpu{number}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
@@ -31,7 +31,7 @@ def _siblings(number: int) -> str:
 
 
 def _quotas() -> Iterator[float]:
-    """Processors' worth of time by every control group that this process is in and that limits it."""
+    """Yield the processor limit, in cores, of every control group that limits this process."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
@@ -43,22 +43,22 @@ def _quotas() -> Iterator[float]:
         root = _CONTROL_GROUPS / controllers if controllers else _CONTROL_GROUPS
         inside = root / path.lstrip("/")
         # in a container the path is the host's, and the files are at the root
-        for folder in (inside, *inside.parents):
-            quota = _quota(folder)
+        for directory in (inside, *inside.parents):
+            quota = _quota(directory)
             if quota is not None:
                 yield quota
-            if folder == root:
+            if directory == root:
                 break
 
 
-def _quota(folder: Path) -> float | None:
-    """What ``cpu.max`` (version 2) or ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us`` (1) allow."""
+def _quota(directory: Path) -> float | None:
+    """Return the limit in ``cpu.max`` (version 2) or ``cpu.cfs_quota_us`` and ``cpu.cfs_period_us`` (1)."""
     try:
-        if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
+        if (directory / "cpu.max").is_file():
+            quota, period = (directory / "cpu.max").read_text().split()
         else:
             quota, period = (
-                (folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+                (directory / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
             )
         limited = quota != "max" and int(quota) > 0 and int(period) > 0
         return int(quota) / int(period) if limited else None

@@ -1,7 +1,7 @@
-"""Tensor specs: the one description of a graph's inputs and outputs.
+"""Tensor specs: the description of a graph's inputs and outputs.
 
 Input names, dynamic axes, example inputs, optimization profiles and the runtime's checks all derive from
-these, so that they cannot disagree.
+them, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Dim = int | str
 
 
 def split_dim(dim: str) -> tuple[int, str]:
-    """``"8*height"`` -> ``(8, "height")``; ``"batch"`` -> ``(1, "batch")``."""
+    """Split ``"8*height"`` into ``(8, "height")``, ``"batch"`` into ``(1, "batch")``."""
     factor, star, symbol = dim.partition("*")
     return (int(factor), symbol) if star else (1, dim)
 
 
 def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
-    """The size of ``dim`` where the symbols have the given ``sizes``."""
+    """Return the size of ``dim`` where the symbols have the given ``sizes``."""
     if isinstance(dim, int):
         return dim
     factor, symbol = split_dim(dim)
@@ -39,7 +39,7 @@ class TensorSpec:
 
     A dimension written ``"@name"`` in the registry is a size of the model at hand
     (``"@cross_attention_dim"``) and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch
-    module takes the input when that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
+    module takes the input if that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
     """
 
     name: str
@@ -48,30 +48,32 @@ class TensorSpec:
     argument: str = ""
 
     def resolve(self, sizes: Mapping[str, int]) -> TensorSpec:
-        """The spec with every ``"@name"`` replaced by its size."""
+        """Return the spec with every ``"@name"`` replaced by its size."""
         shape = tuple(
             sizes[dim[1:]] if isinstance(dim, str) and dim.startswith("@") else dim for dim in self.shape
         )
         return replace(self, shape=shape)
 
     def for_control(self, control: ControlInputs) -> TensorSpec:
-        """The same input of another control: the name and the size of its batch carry its number."""
+        """Return the same input for another control, whose number is in the name and in the batch's
+        symbol."""
         first = ControlInputs()
         names = {getattr(first, of): getattr(control, of) for of in ("image", "scale", "batch")}
         shape = tuple(names.get(dim, dim) if isinstance(dim, str) else dim for dim in self.shape)
         return replace(self, name=names[self.name], shape=shape)
 
     def symbols(self) -> set[str]:
+        """Return the symbols in the shape."""
         return {split_dim(dim)[1] for dim in self.shape if isinstance(dim, str)}
 
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The concrete shape where the symbols have the given ``sizes``."""
+        """Return the concrete shape where the symbols have the given ``sizes``."""
         return tuple(evaluate_dim(dim, sizes) for dim in self.shape)
 
 
 @dataclass(frozen=True)
 class ControlInputs:
-    """The inputs that a denoiser has for control ``number``, counted from 1, by their names."""
+    """Names of a denoiser's inputs for control ``number``, counted from 1."""
 
     number: int = 1
 
@@ -100,14 +102,15 @@ class ControlInputs:
 
 
 def numbered_controls(count: int) -> list[ControlInputs]:
-    """The inputs of ``count`` controls."""
+    """Return the inputs of ``count`` controls."""
     return [ControlInputs(number) for number in range(1, count + 1)]
 
 
 def control_inputs(names: Iterable[str]) -> list[ControlInputs]:
-    """The controls that a denoiser has, of the names of its inputs and in their order: one a control image.
+    """Return the controls of a denoiser from its inputs' ``names``, in their order: one for each control
+    image.
 
-    Whether each has all of its inputs is for the check of the graph's signature.
+    It does not check that each has all of its inputs; the check of the graph's signature does.
     """
     found = map(re.compile(r"control_image(?:_(\d+))?").fullmatch, names)
     return [ControlInputs(int(match[1] or 1)) for match in found if match]
@@ -121,14 +124,14 @@ def bind(
 ) -> dict[str, int]:
     """Check ``arrays`` against ``specs`` and return the sizes of the symbols.
 
-    ``known``: sizes that the graph's other inputs have. Raises :class:`~controlnext.errors.InputError` for a
+    ``known``: sizes of the graph's other inputs. Raises :class:`~controlnext.errors.InputError` for a
     missing or unknown name, a wrong dtype, or a shape that contradicts the spec or another input.
     ``control_batch`` may be 1 or ``batch``.
     """
     names = {spec.name for spec in specs}
     if set(arrays) != names:
         missing, unknown = sorted(names - set(arrays)), sorted(set(arrays) - names)
-        raise InputError(f"{graph}: inputs missing {missing}, unknown {unknown}; it takes {sorted(names)}")
+        raise InputError(f"{graph}: inputs missing {missing}, unknown {unknown}; accepted: {sorted(names)}")
     sizes = dict(known)
     for spec in specs:
         array = arrays[spec.name]

@@ -1,4 +1,4 @@
-"""Types that several parts of the package have in common."""
+"""Types that several parts of the package share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ FloatArray = NDArray[np.float32]
 Feed = Mapping[str, np.ndarray]
 """Arrays by the names of a graph's inputs, or of its outputs."""
 Progress = Callable[[str, float], None]
-"""Takes what is being done and how much is done of all, from 0 to 1."""
+"""Called with the current task and the share of all work that is done, from 0 to 1."""
 
 
 class Precision(StrEnum):
-    """Arithmetic of a graph: a string, as users type it and manifests hold it, with what follows from it.
+    """Arithmetic of a graph: a string, as users type it and manifests hold it, with its properties.
 
-    ``weights``: the type that weights are stored as. ``calibrated``: which of the denoiser's layers have it,
-    and on which grids, is decided on sampling runs; everything else is exported in another precision, the
-    manifest's ``compute``. ``integer_products``: layers multiply integers, for which ONNX Runtime has
-    operators on processors alone, and those without VNNI need another form of the graph.
+    ``weights``: the type that weights are stored as. ``calibrated``: sampling runs decide which of the
+    denoiser's layers have this precision, and on which grids; all others are exported in the manifest's
+    ``compute`` precision. ``integer_products``: layers multiply integers; ONNX Runtime has operators for that
+    on processors only, and processors without VNNI need another form of the graph.
     """
 
     weights: np.dtype
@@ -44,4 +44,4 @@ class Precision(StrEnum):
 
 
 COMPUTES = tuple(precision for precision in Precision if not precision.calibrated)
-"""What a calibrated precision may leave everything else in: float32 for processors, float16 for GPUs."""
+"""Precisions of the layers that a calibrated one leaves out: float32 for processors, float16 for GPUs."""

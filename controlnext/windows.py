@@ -1,4 +1,4 @@
-"""Windows of a long clip: what is denoised at once, and which of it counts."""
+"""Windows of a long clip: the frames that are denoised together, and which of the results are used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from controlnext.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``start`` to ``stop`` of a clip, of which those from ``first`` on count."""
+    """Frames ``start`` to ``stop`` of a clip; the results from frame ``first`` on are used."""
 
     start: int
     stop: int
@@ -17,15 +17,16 @@ class Window:
 
 
 def clip_windows(frames: int, size: int, overlap: int) -> list[Window]:
-    """The windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames`` frames.
+    """Return the windows of ``size`` frames, overlapping by ``overlap``, that cover a clip of ``frames``
+    frames.
 
-    The last one is shifted back to end with the clip. A window that does not begin with the clip sees the
-    clip's first control image in the place of its own first one, so that its first frame does not count;
-    that frame has to lie in the window before. Raises :class:`InputError` where none can be made.
+    The last one is shifted back to end with the clip. A later window gets the clip's first control image in
+    place of its own first one, so its first frame is not used; that frame must be in the window before.
+    Raises :class:`InputError` if no such windows exist.
     """
     if size < 1:
         raise InputError(
-            f"frames_per_batch is {size}; give a whole number from 1 on", argument="frames_per_batch"
+            f"frames_per_batch is {size}; must be a positive integer", argument="frames_per_batch"
         )
     if frames <= size:
         return [Window(0, frames, 0)]

@@ -1,1 +1,1 @@
-"""What a bundle is: its files, its manifest, and what both have to be."""
+"""The format of a bundle: its files, its manifest, and the checks of both."""

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: checksums, and directories that are written aside and renamed."""
+"""Checksums, and files and directories that are written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANIFEST = "controlnext.json"
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -30,7 +30,7 @@ def check_replaceable(target: Path, force: bool) -> None:
         return
     if not (target / MANIFEST).exists():
         raise InputError(
-            f"output {target} holds other files and no bundle; give a new or empty directory",
+            f"output {target} holds files that are not a bundle; give a new or empty directory",
             argument="output",
         )
     if not force:
@@ -40,16 +40,16 @@ def check_replaceable(target: Path, force: bool) -> None:
 
 
 def check_writable(target: Path) -> None:
-    """Raise :class:`InputError` unless ``target`` can be written; missing directories are made."""
+    """Raise :class:`InputError` unless ``target`` can be written. Create missing directories."""
     with _directory_beside(target):
         pass
 
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """A directory beside ``target`` to write into; it takes ``target``'s place when the block ends well.
+    """Yield a directory beside ``target`` to write into; it replaces ``target`` when the block succeeds.
 
-    On any error the directory is removed and ``target`` is as it was. A full disk raises :class:`WorkError`.
+    On any error the directory is removed and ``target`` is unchanged. A full disk raises :class:`WorkError`.
     """
     check_replaceable(target, force)
     with _directory_beside(target) as aside:
@@ -60,7 +60,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A path to write a file at; it takes ``target``'s place when the block ends well."""
+    """Yield a path to write a file to; the file replaces ``target`` when the block succeeds."""
     with _directory_beside(target) as aside:
         yield aside / target.name
         (aside / target.name).replace(target)
@@ -68,10 +68,10 @@ def new_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _directory_beside(target: Path) -> Iterator[Path]:
-    """A new directory on the same disk as ``target``, so that a rename moves what is in it; removed in the
-    end.
+    """Yield a new directory on the same disk as ``target``, so that its content can be moved by a rename;
+    remove it at the end.
 
-    It has its name before it is made: an interrupt right after that leaves nothing behind either.
+    The name is chosen before the directory is created, so that an interrupt in between leaves nothing behind.
     """
     aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
@@ -110,10 +110,10 @@ def _explain(error: OSError, target: Path) -> Exception:
         errno.ENAMETOOLONG,
     ):
         return InputError(
-            f"cannot write to {target}: {error.strerror}; give `output` a place you may write",
+            f"cannot write to {target}: {error.strerror}; give `output` a writable path",
             argument="output",
         )
     if error.errno is None:
-        # so NumPy reports that a file took less than was written
+        # NumPy's error when fewer bytes were written than asked
         return WorkError(f"writing {target} failed: {error}; is the disk full? Nothing was written there")
     return error

@@ -1,4 +1,4 @@
-"""The files of a bundle: their names, and whether they are what the manifest says."""
+"""The files of a bundle: their names, and checks against the manifest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from controlnext.errors import BundleError
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """A graph and its weights, in the graph's directory."""
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
-"""A denoiser's graph as ONNX Runtime runs it best, of the same weights: what is computed once an image,
-where that is kept apart, and the rest."""
+"""A denoiser's graph in the form that ONNX Runtime runs fastest, with the same weights: the part that is
+computed once for each image, if it is separate, and the part that runs at every step."""
 PARTS = (PROLOGUE, STEP)
 UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
-"""The same of an int8 graph for processors that multiply uint8 by uint8 alone rightly."""
+"""The same for an int8 graph, for processors on which only uint8 x uint8 products are exact."""
 
 
 def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
-    """Checksums of every file of a bundle but the manifest itself, by relative path; ``without``: nor those
-    of the directory of that name."""
+    """Return the checksum of every file of a bundle except the manifest, by relative path; ``without``: a
+    directory whose files are left out too."""
     paths = sorted(path for path in bundle.rglob("*") if path.is_file() and path.name != MANIFEST)
     paths = [path for path in paths if not without or bundle / without not in path.parents]
     return {
@@ -29,7 +29,7 @@ def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
 
 
 def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
-    """The path of the bundle's file ``name``, after its size was found right."""
+    """Check the size of the bundle's file ``name`` and return its path. Raises :class:`BundleError`."""
     if name not in manifest.files:
         raise BundleError(f"{bundle / MANIFEST}: files has no {name}; export the bundle again")
     path, entry = bundle / name, manifest.files[name]
@@ -45,7 +45,7 @@ def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
 
 
 def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
-    """The path of the bundle's file ``name``, after its size and checksum were found right."""
+    """Check size and checksum of the bundle's file ``name``; return its path. Raises :class:`BundleError`."""
     path, entry = check_size(bundle, manifest, name), manifest.files[name]
     found = sha256(path)
     if found != entry.sha256:

@@ -1,4 +1,4 @@
-"""The bundle's manifest, ``controlnext.json``: what is in the directory and where it came from."""
+"""The bundle's manifest, ``controlnext.json``: the content of the directory and its origin."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Precision
 
 SCHEMA = 2
-"""Of manifests that are written; :mod:`controlnext.bundle.schema` reads earlier ones."""
+"""Schema of manifests that are written; :mod:`controlnext.bundle.schema` reads earlier ones."""
 
 
 class FileEntry(msgspec.Struct, frozen=True):
+    """Checksum and size of one file."""
+
     sha256: str
     bytes: int
 
@@ -29,15 +31,17 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorEntry:
+        """Return the entry for ``spec``, whose sizes are resolved."""
         return cls(spec.name, spec.dtype, list(spec.shape))
 
     def spec(self) -> TensorSpec:
+        """Return the entry as a :class:`~controlnext.tensor_spec.TensorSpec`."""
         return TensorSpec(self.name, self.dtype, tuple(self.shape))
 
 
 class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Steps of the symmetric int8 grids of a layer's activations: of its input, and of its output where that
-    is rounded too. ``normalized``: both are divided by the mean magnitude of the input's row first."""
+    """Scales of the symmetric int8 grids of a layer's activations: of its input, and of its output if that is
+    quantized too. ``normalized``: both are divided by the mean magnitude of the input's row first."""
 
     input: float
     output: float | None = None
@@ -45,12 +49,12 @@ class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Quantization(msgspec.Struct, frozen=True):
-    """What was decided about a graph's layers, by node name, and what it was decided on.
+    """The result of calibrating a graph: its quantized layers, by node name.
 
-    ``left_out``: layers that stay as they are, with the relative error of the graph's output that each alone
-    would cause if it were quantized. ``expected_error``: the same of all others together. ``float_share``:
-    the share of the layers' multiplications that is left out. ``steps``: how many denoising steps were looked
-    at.
+    ``left_out``: layers that are not quantized, with the relative error of the graph's output that each alone
+    would cause if it were. ``expected_error``: the same for all quantized layers together. ``float_share``:
+    the share of the layers' multiplications that is not quantized. ``steps``: the number of denoising steps
+    that were observed.
     """
 
     layers: dict[str, LayerScales]
@@ -63,8 +67,8 @@ class Quantization(msgspec.Struct, frozen=True):
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
-    ``compute`` and ``quantization`` are there where the ``precision`` is a calibrated one: the arithmetic of
-    everything that it leaves out, and what was decided.
+    ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
+    layers that are not quantized, and the result of calibration.
     """
 
     network: str
@@ -76,7 +80,7 @@ class Graph(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Where weights came from: the own name of a file or directory (never its path) or a hub id, a digest."""
+    """The origin of weights: the name of a file or directory (never its path) or a hub id, and a digest."""
 
     role: str
     name: str
@@ -85,8 +89,8 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a setting of the scheduler came from: the ``base``'s own file, the family's ``shipped`` defaults
-    (of single files), a ``marker`` in the checkpoint or its metadata, the stock ``pipeline`` that sets it in
+    """The origin of a setting of the scheduler: the ``base``'s own file, the family's ``shipped`` defaults
+    (for single files), a ``marker`` in the checkpoint or its metadata, the stock ``pipeline`` that sets it in
     every base, or an ``option`` of the export; ``name``: of the base, the marker or the pipeline."""
 
     origin: Literal["base", "shipped", "marker", "pipeline", "option"]
@@ -104,14 +108,18 @@ class ParityRow(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
+        """Whether the value is within the limit."""
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``configs``: the configuration of every network by name, as in the diffusers checkpoint.
-    ``options``: pipeline options of the checkpoint (``force_zeros_for_empty_prompt``).
-    ``parity``: what the export measured; empty when it was told not to. ``scheduler``: where each setting of
-    ``scheduler/scheduler_config.json`` came from; empty in bundles of earlier releases."""
+    """The content of ``controlnext.json``.
+
+    ``configs``: the configuration of every network by name, as in the diffusers checkpoint. ``options``:
+    pipeline options of the checkpoint (``force_zeros_for_empty_prompt``). ``parity``: the measurements of the
+    export; empty if it was not verified. ``scheduler``: the origin of each setting of
+    ``scheduler/scheduler_config.json``; empty in bundles of earlier releases.
+    """
 
     schema: int
     family: str

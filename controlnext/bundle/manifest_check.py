@@ -1,4 +1,4 @@
-"""A manifest held against the registry: what the family needs is there, so that no later look-up fails."""
+"""Check of a manifest against the registry: everything that the family needs is in it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Raise :class:`BundleError` for the first entry that is unknown to the family or that one refers to and
-    is not there. Which graphs there are is not looked at: a bundle may hold some of them."""
+    """Raise :class:`BundleError` for the first entry that the family does not have, and for a missing entry
+    that another one refers to. Missing graphs are accepted: a bundle may hold only some of them."""
     if manifest.family not in registry.FAMILIES:
         raise BundleError(f"unknown model {manifest.family!r}; accepted: {', '.join(registry.FAMILIES)}")
     family = registry.FAMILIES[manifest.family]
@@ -26,15 +26,15 @@ def check_manifest(manifest: Manifest) -> None:
     known = {spec.name: spec for spec in family.graphs}
     for name, graph in manifest.graphs.items():
         if name not in known:
-            raise BundleError(f"graphs has {name}, which {family.title} has not: {', '.join(known)}")
+            raise BundleError(f"graphs has the unknown graph {name}; accepted: {', '.join(known)}")
         _check_graph(name, graph, known[name])
         _check_config(family, manifest.configs, graph.network)
     _check_controls(manifest, family)
 
 
 def check_complete(manifest: Manifest, family: Family) -> None:
-    """Raise :class:`BundleError` where something is missing that the runtime needs to make images or clips:
-    a graph, one of its inputs or outputs, a pipeline option."""
+    """Raise :class:`BundleError` if the runtime cannot make images or clips because something is missing: a
+    graph, one of its inputs or outputs, a pipeline option."""
     for spec in family.graphs:
         if not spec.runs or (spec.optional and spec.name not in manifest.graphs):
             continue
@@ -55,8 +55,8 @@ def _check_graph(name: str, graph: Graph, spec: GraphSpec) -> None:
 
 def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
     if name not in configs:
-        there = ", ".join(configs) or "none"
-        raise BundleError(f"configs has no {name}, which {family.title} needs; it has {there}")
+        present = ", ".join(configs) or "none"
+        raise BundleError(f"configs has no {name}, which {family.title} needs; it has {present}")
     for key, kind in family.networks[name].read.items():
         if key not in configs[name]:
             raise BundleError(f"configs.{name} has no {key}, which {family.title} needs")
@@ -68,12 +68,12 @@ def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name
 def _check_controls(manifest: Manifest, family: Family) -> None:
     denoiser = manifest.graphs.get(family.denoiser)
     given = manifest.configs.keys() - family.networks.keys()
-    # a bundle without a denoiser does not tell how many there are
+    # a bundle without a denoiser does not tell their number
     count = len(given) if denoiser is None else len(control_inputs(t.name for t in denoiser.inputs))
     expected = [control.network for control in numbered_controls(count)]
     if given != set(expected):
         raise BundleError(
-            f"configs has {', '.join(manifest.configs) or 'none'}; of {count} controls expected are"
+            f"configs has {', '.join(manifest.configs) or 'none'}; expected for {count} controls:"
             f" {', '.join(expected) or 'none'}"
         )
 

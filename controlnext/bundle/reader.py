@@ -1,4 +1,4 @@
-"""A manifest read from its file: whole, of a schema that is known, and such as the registry expects it."""
+"""Reading a manifest: the file is complete, its schema is known, and its content fits the registry."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class _Header(msgspec.Struct):
 def read_manifest(bundle: Path) -> Manifest:
     """Read and validate the manifest of the bundle in directory ``bundle``.
 
-    Raises :class:`BundleError` where there is none, where it is damaged, of a newer schema, or does not fit
+    Raises :class:`BundleError` for a manifest that is missing, damaged, of a newer schema, or does not fit
     the registry (:mod:`controlnext.bundle.manifest_check`).
     """
     path = bundle / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{bundle} is no bundle: it has no {MANIFEST}; make one with controlnext export")
+        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; make one with controlnext export")
     try:
         content = msgspec.json.decode(path.read_bytes())
         _check_schema(path, msgspec.convert(content, _Header).schema)
@@ -62,6 +62,6 @@ def _check_known(path: Path, content: dict[str, Any]) -> None:
     if unknown:
         raise BundleError(
             f"{path} has {', '.join(unknown)}, which this version does not know: it was written by a newer"
-            f" one, or misspelled (known: {', '.join(known)}); update controlnext, or export the bundle again"
-            f"{did_you_mean(unknown[0], known)}"
+            f" one, or misspelled (accepted: {', '.join(known)}); update controlnext, or export the bundle"
+            f" again{did_you_mean(unknown[0], known)}"
         )

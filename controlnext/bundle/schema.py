@@ -1,4 +1,4 @@
-"""A manifest's content before it is typed: of which schema it is, and what earlier ones called otherwise."""
+"""Conversion of a manifest of an earlier schema to the current one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from controlnext.types import Precision
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` as the present :data:`SCHEMA` has it.
+    """Convert ``content`` to the current :data:`SCHEMA`.
 
-    Schema 1 called a graph's ``quantization`` ``int8``; its ``compute`` was "" where nothing was quantized.
+    In schema 1 a graph's ``quantization`` was called ``int8``; ``compute`` was "" if nothing was quantized.
     """
     graphs = content.get("graphs")
     if content["schema"] == 1 and isinstance(graphs, dict):
@@ -28,11 +28,12 @@ def _upgrade_graph(graph: Any) -> Any:
 
 
 def check_precisions(content: dict[str, Any]) -> None:
-    """Raise :class:`BundleError` for an unknown precision: msgspec's error would not say which are known."""
+    """Raise :class:`BundleError` for an unknown precision: msgspec's error does not list the accepted
+    ones."""
     graphs = content.get("graphs")
     named = {f"graphs.{name}.": graph for name, graph in graphs.items()} if isinstance(graphs, dict) else {}
     for prefix, entries in {"": content, **named}.items():
         for key in ("precision", "compute"):
             value = entries.get(key) if isinstance(entries, dict) else None
             if isinstance(value, str) and value not in [*Precision]:
-                raise BundleError(f"{prefix}{key} is {value!r}; known: {', '.join(Precision)}")
+                raise BundleError(f"{prefix}{key} is {value!r}; accepted: {', '.join(Precision)}")

@@ -1,6 +1,6 @@
-"""The registry: every family and variant as data, a file for each family.
+"""The registry: every family and variant as data, one file for each family.
 
-Adding a family means adding an entry here; no other file names a family.
+A new family is a new entry here; no other file names a family.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType({f.name: f for f in (SD15, SDX
 
 
 def get_family(name: str) -> Family:
-    """The family of that name; raises :class:`InputError` naming those that exist."""
+    """Return the family of that name. Raises :class:`InputError` listing the accepted names."""
     if name not in FAMILIES:
         raise InputError(f"unknown model {name!r}; accepted: {', '.join(FAMILIES)}", argument="family")
     return FAMILIES[name]

@@ -1,9 +1,9 @@
-"""Scheduler options: what each sampler knows, what it accepts, and how a configuration is read.
+"""Scheduler options: which values each sampler accepts, and how a configuration is read.
 
-Reading follows diffusers' `Class.from_config`: a key that the configuration lacks takes the target class's
-default (not that of the class that wrote the configuration), a key listed under `_use_default_values` counts
-as lacking, and a key that the target class does not know is ignored. An option that diffusers knows for the
-class and that is not supported here is refused, never ignored.
+Reading follows diffusers' `Class.from_config`: a missing key takes the target class's default (not the
+default of the class that wrote the configuration), a key listed under `_use_default_values` counts as
+missing, and a key that the target class does not have is ignored. An option that diffusers' class has and
+that is not supported here raises an error; it is never ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.errors import InputError
-from controlnext.families.values import is_number, is_whole
+from controlnext.families.values import is_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -33,39 +33,40 @@ OptionTable = Mapping[str, Option]
 
 
 def flag(default: bool = False) -> Option:
-    """true or false; diffusers takes null for false."""
+    """Return an option that is true or false; null counts as false, as in diffusers."""
     return Option(default, lambda value: value is None or isinstance(value, bool), "true, false")
 
 
 def off() -> Option:
-    """A switch of diffusers' that is not supported here, so that it may only be off."""
+    """Return an option for a diffusers switch that is not supported here: it must be off."""
     return Option(False, lambda value: value is None or value is False, "false")
 
 
 def unset() -> Option:
-    """A value of diffusers' that is not supported here, so that it may only be missing."""
+    """Return an option for a diffusers value that is not supported here: it must be null."""
     return Option(None, lambda value: value is None, "null")
 
 
 def choice(default: str | None, *others: str | None) -> Option:
-    """One of a few words; the default is one of them."""
+    """Return an option that takes one of a few strings, including the default."""
     words = (default, *others)
     return Option(default, lambda value: value in words, ", ".join("null" if w is None else w for w in words))
 
 
-def whole(default: int, lowest: int) -> Option:
-    """A whole number from `lowest` on."""
+def integer(default: int, lowest: int) -> Option:
+    """Return an option that takes integers of at least `lowest`."""
 
     def accepts(value: Any) -> bool:
-        return is_whole(value) and value >= lowest
+        return is_integer(value) and value >= lowest
 
-    return Option(default, accepts, f"whole numbers from {lowest} on")
+    return Option(default, accepts, f"integers of at least {lowest}")
 
 
 def number(
     default: float | None, lowest: float = -math.inf, highest: float = math.inf, *, above: bool = False
 ) -> Option:
-    """A number in [lowest, highest] (`above`: greater than `lowest`), or null where that is the default."""
+    """Return an option for numbers in [lowest, highest] (`above`: > `lowest`), and null if that is the
+    default."""
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -79,7 +80,7 @@ def number(
 
 
 def trained_betas() -> Option:
-    """A table of betas, or null for one made from beta_schedule."""
+    """Return an option that takes a list of betas, or null to compute them from beta_schedule."""
 
     def accepts(value: Any) -> bool:
         if value is None:
@@ -91,30 +92,30 @@ def trained_betas() -> Option:
 
 
 def step_numbers() -> Option:
-    """A list of step indices."""
+    """Return an option that takes a list of step indices."""
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and all(map(is_whole, value))
+        return isinstance(value, (list, tuple)) and all(map(is_integer, value))
 
-    return Option((), accepts, "a list of step numbers")
+    return Option((), accepts, "a list of step indices")
 
 
-_OF_A_RUN = "run with another sampler, or export again with `scheduler` {key}=VALUE, one of those accepted"
+_OF_A_RUN = "run with another sampler, or export again with `scheduler` {key}=VALUE, an accepted value"
 
 
 def read_options(
     sampler: str, known: OptionTable, config: Mapping[str, Any], remedy: str = _OF_A_RUN
 ) -> Mapping[str, Any]:
-    """The values of all `known` options for one configuration, checked.
+    """Read and check the values of all `known` options in one configuration.
 
     Args:
         sampler: name for the messages.
         known: the options of the target class.
         config: scheduler configuration as in scheduler_config.json.
-        remedy: what helps where a value is not supported; ``{key}`` in it stands for the option.
+        remedy: how to fix a value that is not supported, for the message; ``{key}`` stands for the option.
 
     Raises:
-        InputError: the configuration is no mapping, or an option has a value that is not supported.
+        InputError: the configuration is not a mapping, or an option has a value that is not supported.
     """
     if not isinstance(config, Mapping):
         raise InputError(

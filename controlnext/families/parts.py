@@ -1,4 +1,4 @@
-"""Networks and graphs that several families have in common."""
+"""Networks and graphs that several families share."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from controlnext.tensor_spec import TensorSpec
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
 _STATISTICS = "mean and standard deviation over a whole feature map: sums overflow and cancel in float16"
 FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS})
-"""Of every denoiser."""
+"""What stays in float32 in every denoiser, with the reason."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
 
 NUMBER = (int, float)
 OF_DENOISER: Mapping[str, type] = MappingProxyType({"sample_size": int})
 OF_VAE: Mapping[str, tuple[type, ...]] = MappingProxyType({"scaling_factor": NUMBER})
 OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
-"""What is read of their configurations when a bundle runs."""
+"""Configuration values that a running bundle reads, with their types."""
 
 NO_SHIFT: Config = MappingProxyType({"shift_factor": None})
 NO_STATISTICS: Config = MappingProxyType({"latents_mean": None, "latents_std": None})
-"""Of VAEs whose family's stock pipeline does not read these keys: it would decode the latents without."""
+"""For VAEs of families whose stock pipeline ignores these keys when it decodes latents."""
 
 CLIP_L = Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT)
 """The text encoder of SD1.5, and SDXL's first one."""
 CLIP_G = Network(
     "text_encoder_2", "transformers", "CLIPTextModelWithProjection", True, "tokenizer_2", read=OF_TEXT
 )
-"""The second one of SDXL and SD3."""
+"""The second text encoder of SDXL and SD3."""
 
 HIDDEN = TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@hidden_size"))
 POOLED = TensorSpec("text_embeds", "float32", ("batch", "@projection_dim"))
@@ -39,15 +39,16 @@ CONTROL = (
     TensorSpec("control_image", "float32", ("control_batch", 3, "8*height", "8*width")),
     TensorSpec("control_scale", "float32", ("batch",)),
 )
-"""Behind the other inputs of every image denoiser."""
+"""The last inputs of every image denoiser."""
 
-# odd latent sizes: they lead the trace through the UNet's general path, right at every size
+# odd latent sizes, so that the trace takes the UNet's general path, which is right at every size
 IMAGE_TRACE: Mapping[str, int] = MappingProxyType(
     {"batch": 3, "control_batch": 2, "height": 13, "width": 11, "sequence": 77}
 )
 
 
 def text_encoder(name: str, outputs: tuple[TensorSpec, ...], wrapper: str) -> GraphSpec:
+    """Return the graph of a text encoder: token ids (batch, sequence) int64 to ``outputs``."""
     return GraphSpec(
         name=name,
         network=name,
@@ -65,7 +66,7 @@ def _text_sizes(config: Config) -> dict[str, int]:
 
 
 def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
-    """Decoder and encoder under the names that Optimum's exports use."""
+    """Return the VAE's decoder and encoder graphs, with the names of Optimum's exports."""
     return (
         GraphSpec(
             name="vae_decoder",
@@ -78,12 +79,13 @@ def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
             sizes=lambda config: {"latent_channels": config["latent_channels"]},
             trace_sizes=_VAE_TRACE,
         ),
-        # not in these families' sampling
+        # these families' sampling does not need it
         replace(vae_encoder(), runs=False),
     )
 
 
 def vae_encoder() -> GraphSpec:
+    """Return the VAE encoder's graph: image (batch, 3, 8h, 8w) in [-1, 1] to mean and log-variance."""
     return GraphSpec(
         name="vae_encoder",
         network="vae",

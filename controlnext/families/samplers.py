@@ -1,5 +1,5 @@
-"""Every sampler as data: diffusers' class behind it, its file in the runtime, the options that it reads; and
-the scheduler classes whose configurations the samplers read.
+"""Every sampler as data: the diffusers class that it equals, its file in the runtime, the options that it
+reads; and the scheduler classes whose configurations the samplers read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from controlnext.families.options import (
     OptionTable,
     choice,
     flag,
+    integer,
     number,
     off,
     step_numbers,
     trained_betas,
     unset,
-    whole,
 )
 
 Group = Literal["noise", "flow"]
@@ -27,11 +27,11 @@ Group = Literal["noise", "flow"]
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler: where it is, what it equals, what it is for.
+    """A sampler: its code, the diffusers class that it equals, and its options.
 
-    ``scheduler``: diffusers' class that it equals. ``sampler``: file and class in
-    :mod:`controlnext.runtime.samplers`. ``group``: what the denoiser predicts. ``options``: what it reads of
-    a scheduler's configuration.
+    ``scheduler``: the diffusers class. ``sampler``: file and class in :mod:`controlnext.runtime.samplers`.
+    ``group``: the prediction type of its denoisers. ``options``: the keys that it reads from a scheduler's
+    configuration.
     """
 
     scheduler: str
@@ -41,7 +41,7 @@ class SamplerSpec:
 
 
 _SCHEDULE: OptionTable = {
-    "num_train_timesteps": whole(1000, 1),
+    "num_train_timesteps": integer(1000, 1),
     "beta_start": number(0.0001, 0),
     "beta_end": number(0.02, 0),
     "beta_schedule": choice("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -49,9 +49,9 @@ _SCHEDULE: OptionTable = {
     "rescale_betas_zero_snr": flag(),
     "prediction_type": choice("epsilon", "v_prediction", "sample"),
     "timestep_spacing": choice("linspace", "leading", "trailing"),
-    "steps_offset": whole(0, 0),
+    "steps_offset": integer(0, 0),
 }
-"""Known to every scheduler class."""
+"""Options of every scheduler class."""
 
 _SIGMAS: OptionTable = {
     "use_karras_sigmas": flag(),
@@ -61,14 +61,14 @@ _SIGMAS: OptionTable = {
     "sigma_max": number(None, 0, above=True),
     "final_sigmas_type": choice("zero", "sigma_min"),
 }
-"""Known to the classes whose schedule is a list of noise levels."""
+"""Options of the classes whose schedule is a list of noise levels."""
 
 _THRESHOLD: OptionTable = {
     "thresholding": flag(),
     "dynamic_thresholding_ratio": number(0.995, 0, 1),
     "sample_max_value": number(1.0, 0, above=True),
 }
-"""Known to the classes that can limit the predicted clean sample by dynamic thresholding."""
+"""Options of the classes that can limit the predicted clean sample by dynamic thresholding."""
 
 _ALPHA_BARS: OptionTable = {
     **_SCHEDULE,
@@ -77,7 +77,7 @@ _ALPHA_BARS: OptionTable = {
     "clip_sample": flag(True),
     "clip_sample_range": number(1.0, 0),
 }
-"""Of DDIM and DDPM."""
+"""Options of DDIM and DDPM."""
 
 _MULTISTEP: OptionTable = {
     **_SCHEDULE,
@@ -86,7 +86,7 @@ _MULTISTEP: OptionTable = {
     "lower_order_final": flag(True),
     "use_flow_sigmas": off(),
     "use_dynamic_shifting": off(),
-    "solver_order": whole(2, 1),
+    "solver_order": integer(2, 1),
 }
 
 SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
@@ -97,7 +97,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
             "noise",
             {
                 **_MULTISTEP,
-                # the last three belong to other solvers' configurations; diffusers reads them as bh2
+                # the last three belong to other solvers' configurations; diffusers treats them as bh2
                 "solver_type": choice("bh2", "bh1", "midpoint", "heun", "logrho"),
                 "predict_x0": flag(True),
                 "disable_corrector": step_numbers(),
@@ -142,7 +142,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
             {
                 **_MULTISTEP,
                 "algorithm_type": choice("dpmsolver++"),
-                # the last three belong to other solvers' configurations; diffusers reads them as midpoint
+                # the last three belong to other solvers' configurations; diffusers treats them as midpoint
                 "solver_type": choice("midpoint", "heun", "logrho", "bh1", "bh2"),
                 "euler_at_final": flag(),
                 "use_lu_lambdas": off(),
@@ -157,7 +157,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
             "flow_euler:FlowEulerSampler",
             "flow",
             {
-                "num_train_timesteps": whole(1000, 1),
+                "num_train_timesteps": integer(1000, 1),
                 "shift": number(1.0, 0, above=True),
                 "use_dynamic_shifting": off(),
                 "shift_terminal": number(None, 0, 1),
@@ -166,7 +166,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
                 "use_karras_sigmas": flag(),
                 "use_exponential_sigmas": flag(),
                 "use_beta_sigmas": off(),
-                # no parameters of the class, but diffusers reads them where another class's configuration
+                # not parameters of the class, but diffusers reads them if another class's configuration
                 # has them
                 "sigma_min": number(None, 0, above=True),
                 "sigma_max": number(None, 0, above=True),
@@ -177,7 +177,7 @@ SAMPLER_SPECS: Mapping[str, SamplerSpec] = MappingProxyType(
 
 
 def samplers_of(group: Group) -> tuple[str, ...]:
-    """The names of a group's samplers, in the table's order."""
+    """Return the names of a group's samplers, in the table's order."""
     return tuple(name for name, spec in SAMPLER_SPECS.items() if spec.group == group)
 
 
@@ -193,8 +193,8 @@ NOISE_SCHEDULERS = (
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
 )
-"""Classes for denoisers that predict noise: their configurations mean the same to every class, as diffusers'
-``from_config`` passes them on. Others do not: EDM's classes have noise levels of their own, LCM's and TCD's
-are for distilled denoisers, Heun's and KDPM2's have other defaults and ask the denoiser twice a step."""
+"""Classes for denoisers that predict noise. A configuration of one of them means the same to all of them, as
+diffusers' ``from_config`` assumes. Other classes differ: EDM has other noise levels, LCM and TCD are for
+distilled denoisers, Heun and KDPM2 have other defaults and call the denoiser twice in each step."""
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 """The same for flow matching."""

@@ -1,4 +1,4 @@
-"""What a registry entry is made of: frozen dataclasses that hold facts and compute nothing heavy."""
+"""Frozen dataclasses of the registry's entries: data, and no heavy computation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
 Config = Mapping[str, Any]
 
 PER_STEP_INPUTS = ("sample", "timestep")
-"""A denoiser's inputs that are new at every step."""
+"""The denoiser's inputs that change at every step."""
 
 
 @dataclass(frozen=True)
 class Injection:
-    """Where and how the control feature ``c`` joins the denoiser's feature ``x``.
+    """Place and method of adding the control feature ``c`` to the denoiser's feature ``x``.
 
     ``normalize(c) = (c - mean(c)) * (std(x) / (std(c) + eps)) + mean(x)``, mean and unbiased std per sample
     over all but the batch axis; ``pool`` is adaptive average pooling to x's height and width;
@@ -33,9 +33,10 @@ class Injection:
     order: Literal["normalize, pool", "pool, normalize"]
     eps: float
     width: Callable[[Config], int] = field(default=lambda config: config["block_out_channels"][0])
-    """Channels of that feature, from the denoiser's configuration; the control's output has as many."""
+    """Channels of that feature, from the denoiser's configuration; the control's output has the same
+    number."""
     tokens: bool = False
-    """The feature is a sequence of tokens (B, tokens, C) that ``module`` makes of its input (B, C', H, W) in
+    """Whether the feature is a sequence of tokens (B, tokens, C) that ``module`` makes of (B, C', H, W) in
     patches: the control is pooled to the grid of patches and flattened."""
     gain: float = 1.0
     use_sigmoid: bool = False
@@ -45,42 +46,43 @@ class Injection:
 
 @dataclass(frozen=True)
 class ControlSpec:
-    """Widths of a control module; the published ones by default, a smaller checkpoint's by reading it."""
+    """Widths of a control module; the defaults are the published ones, a checkpoint's own are read from
+    it."""
 
     out_channels: int
     embedding: tuple[int, ...] = (64, 64, 128)
-    """Convolutions that the image passes first, the first of stride 2; none in the first SD1.5 release."""
+    """Widths of the first convolutions, the first with stride 2; none in the first SD1.5 release."""
     embedding_padding: tuple[int, ...] = (1, 1, 1)
     embedding_groups: int = 2
     embedding_pool: bool = False
-    """A 2 x 2 max-pool behind them."""
+    """Whether a 2 x 2 max-pool follows them."""
     stages: tuple[int, ...] = (128, 256)
     stage_groups: tuple[int, ...] = (4, 8)
     mid_groups: int = 8
-    """Groups of the middle's norms; 0 for a middle without norms and without a residual connection."""
+    """Groups of the middle block's norms; 0 for a middle without norms and without residual connection."""
     learned_scale: bool = False
     time_channels: tuple[int, int] = (128, 256)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which a family was released: its control module and where that is injected."""
+    """A released variant of a family: its control module and where that is injected."""
 
     name: str
     control: ControlSpec
     injection: Injection
     unconditional_scale: float = 1.0
-    """What the control scale is multiplied by in the unconditional half of a guided batch."""
+    """Factor of the control scale in the unconditional half of a guided batch."""
     off_scale: float = 0.0
-    """The control scale at which nothing is added."""
+    """The control scale that switches the control off."""
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One exported graph: its name (and its directory's in the bundle), its network, inputs and outputs.
+    """One exported graph: its name (also its directory's in the bundle), its network, inputs and outputs.
 
     ``wrapper`` names the adapter in :mod:`controlnext.export.adapters` that gives the network this graph's
-    signature. ``float32`` says what stays in float32 at lower precision, each with its reason: all within
+    signature. ``float32``: what stays in float32 at lower precision, each with its reason: everything within
     modules of a name (``"wo"``), or nodes by a pattern of their module's path and operator
     (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
     """
@@ -94,17 +96,18 @@ class GraphSpec:
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
     runs: bool = True
-    """Whether the runtime runs it; a bundle without a graph that it does not run serves as well."""
+    """Whether the runtime needs it; a graph that it does not need may be missing from a bundle."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
-    """Whether ONNX Runtime computes once an image what does not depend on :data:`PER_STEP_INPUTS`. The
-    results stay in memory: of a clip that would be the features of every frame."""
+    """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
+    results stay in memory: for a clip these would be the features of every frame."""
 
     def with_controls(self, count: int) -> GraphSpec:
-        """The graph with ``count`` control images and scales: ``control_image``, ``control_image_2``, ...
+        """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
+        ...
 
-        Each image has a batch size of its own. A graph without a control image stays as it is. With a
-        count of 0 the denoiser's is that of the base model.
+        Each image has its own batch size. A graph without a control image is returned unchanged. With a
+        count of 0 the denoiser's graph is that of the base model.
         """
         first, further = ControlInputs(), numbered_controls(count)[1:]
         controls = [spec for spec in self.inputs if spec.name in (first.image, first.scale)]
@@ -126,27 +129,27 @@ class Network:
     cls: str
     optional: bool = False
     tokenizer: str = ""
-    """Folder of the tokenizer that feeds this text encoder."""
+    """Directory of this text encoder's tokenizer."""
     tokens: int = 0
-    """To how many tokens prompts are padded and cut; 0: as many as the encoder has positions."""
+    """The number of tokens that prompts are padded and truncated to; 0: the encoder's number of positions."""
     required: Config = field(default_factory=dict)
-    """Configuration values that tell this family's network from another family's of the same class."""
+    """Configuration values that distinguish this family's network from others of the same class."""
     read: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
-    """Configuration values that are read out of a bundle's manifest, with their types."""
+    """Configuration values that the runtime reads from a bundle's manifest, with their types."""
     traced: Config = field(default_factory=dict)
-    """Configuration values that graphs are traced with instead: the same numbers by operators that engines
-    run faster. Weights may differ in dimensions of 1."""
+    """Configuration values that replace the checkpoint's for tracing: the same numbers by operators that
+    engines run faster. Weights may differ in dimensions of 1."""
 
 
 @dataclass(frozen=True)
 class ControlNet:
-    """What diffusers has for the same purpose: the class of the control network, made of a copy of the
-    denoiser's first half, and of the pipeline that runs both. A benchmark compares with it."""
+    """The ControlNet in diffusers that the benchmark compares with: the class of the control network (a copy
+    of the denoiser's first half), and the pipeline that runs it."""
 
     model: str
     pipeline: str
     options: Config = field(default_factory=dict)
-    """What the published ones were made with, where that is not the class's default."""
+    """Arguments of the published ones that differ from the class's defaults."""
     image: str = "image"
     """The pipeline's argument for the control image."""
 
@@ -172,48 +175,49 @@ class Family:
     default_steps: int
     default_guidance: float
     schedulers: tuple[str, ...] = NOISE_SCHEDULERS
-    """The scheduler classes of a base whose configuration the samplers read."""
+    """Scheduler classes of bases whose configuration the samplers can read."""
     pipelines: tuple[str, ...] = ()
-    """Other pipelines of diffusers than ``pipeline_class`` whose bases have the same networks."""
+    """Other diffusers pipelines whose bases have the same networks."""
     vae_factor: int = 8
     vae_tiling: bool = True
-    """Whether diffusers' class of the VAE decodes in tiles."""
+    """Whether the VAE's diffusers class can decode in tiles."""
     size_multiple: int = 8
-    """What height and width of a result have to be multiples of."""
+    """Height and width of a result must be multiples of this."""
     largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)
     """The largest height and width in pixels, from the denoiser's configuration."""
     prompt_encoders: tuple[str, ...] = ()
     """Graph names of the text encoders, in the order in which their embeddings are concatenated."""
     sequence_encoder: str = ""
-    """Graph name of a text encoder whose embeddings follow the others as further tokens; those of a bundle
-    without it are zeros."""
+    """Graph name of a text encoder whose embeddings are appended to the others along the sequence; zeros if a
+    bundle does not have it."""
     multi_vector_tokens: bool = True
-    """Whether an added token of several vectors stands for all of them, as in the diffusers pipelines that
+    """Whether an added token with several vectors expands to all of them, as in the diffusers pipelines that
     load textual inversions."""
     pooled_input: str = ""
-    """The denoiser's input that takes the text encoders' pooled embeddings."""
+    """The denoiser's input for the text encoders' pooled embeddings."""
     join_pooled: bool = False
-    """Whether the pooled embeddings of all text encoders are concatenated; else the last one counts."""
+    """Whether the pooled embeddings of all text encoders are concatenated; if not, the last one is used."""
     conditioning: Mapping[str, Callable[[int, int], tuple[float, ...]]] = field(default_factory=dict)
-    """Inputs of the denoiser that follow from height and width in pixels: one row each."""
+    """Inputs of the denoiser that are computed from height and width in pixels: one row each."""
     pipeline_options: Config = field(default_factory=dict)
-    """Arguments of ``pipeline_class`` besides its networks and the checkpoint's own options."""
+    """Further arguments of ``pipeline_class``, besides networks and the checkpoint's own options."""
     checkpoint_options: Config = field(default_factory=dict)
     """Options that a checkpoint may set, with their defaults: in ``model_index.json``, or in
     ``feature_extractor/preprocessor_config.json``."""
     scheduler_options: Config = field(default_factory=dict)
     """Options that ``pipeline_class`` sets in any scheduler's configuration."""
     increments: bool = False
-    """Whether the denoiser's tensors that are published beside the control module are increments."""
+    """Whether the denoiser's tensors published beside the control module are increments."""
     float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
     controlnet: ControlNet | None = None
-    """None where diffusers has none."""
+    """The ControlNet to compare with; None if diffusers has none."""
     note: str = ""
-    """What a user has to know before choosing this family."""
+    """A note for users who choose this family."""
 
     def made_for(self, config: Config) -> tuple[int, int] | None:
-        """Height and width in pixels that a denoiser of this configuration was trained at, if it says so."""
+        """Return height and width in pixels of the denoiser's training images, if its configuration has
+        them."""
         size = config.get("sample_size")
         if not size:
             return None
@@ -221,7 +225,8 @@ class Family:
         return self.vae_factor * height, self.vae_factor * width
 
     def nearest_sizes(self, size: object) -> str:
-        """For a message that refuses a height or width: ``" (the nearest are 1016 and 1024)"``."""
+        """Return a hint for messages that reject a height or width: ``" (the nearest are 1016 and
+        1024)"``."""
         if not isinstance(size, Integral):
             return ""
         below = int(size) // self.size_multiple * self.size_multiple
@@ -230,7 +235,7 @@ class Family:
         return f" (the nearest are {below} and {below + self.size_multiple})"
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name; raises :class:`InputError` naming those that exist."""
+        """Return the variant of that name. Raises :class:`InputError` listing the accepted names."""
         if name not in self.variants:
             raise InputError(
                 f"{self.name} has no variant {name!r}; accepted: {', '.join(self.variants)}",

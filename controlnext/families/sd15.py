@@ -82,8 +82,8 @@ SD15 = Family(
                 "out_channels": 4,
             },
             read=OF_DENOISER,
-            # 1 x 1 convolutions between maps and tokens as products on the tokens: no change of layout, and
-            # in int8 no rounding of what they give
+            # 1 x 1 convolutions between maps and tokens become matrix products: no change of layout, and
+            # no rounding of their outputs in int8
             traced={"use_linear_projection": True},
         ),
         "vae": Network(
@@ -124,7 +124,7 @@ SD15 = Family(
         "feature_extractor": None,
         "requires_safety_checker": False,
     },
-    # StableDiffusionPipeline mends configurations from before these options had their meaning
+    # StableDiffusionPipeline fixes old configurations in which these options had another meaning
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),

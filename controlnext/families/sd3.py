@@ -28,14 +28,14 @@ from controlnext.families.schema import (
 )
 from controlnext.tensor_spec import TensorSpec
 
-_DISTANCE = "sorts distances between tokens by their logarithm: float16 puts some one place further"
-_RESIDUAL = "takes what wo gives and passes it on to every later layer, as in transformers"
+_DISTANCE = "buckets distances between tokens by their logarithm: float16 puts some into the next bucket"
+_RESIDUAL = "adds the output of wo, which reaches every later layer; transformers keeps it in float32 too"
 _T5 = {
-    "wo": "its outputs leave float16's range in the published T5-XXL, as transformers knows",
+    "wo": "its outputs overflow float16 in the published T5-XXL; transformers keeps it in float32 too",
     "*.layer.[01]/Add": _RESIDUAL,
-    "layer_norm": "squares of that: 256 is too much already",
-    "final_layer_norm": "the same",
-    "act": "third powers: 41 is too much already",
+    "layer_norm": "squares its inputs: 256 overflows",
+    "final_layer_norm": "squares its inputs: 256 overflows",
+    "act": "third powers: 41 overflows",
     "*.SelfAttention/Div": _DISTANCE,
     "*.SelfAttention/Log": _DISTANCE,
     "*.SelfAttention/Mul": _DISTANCE,
@@ -125,7 +125,7 @@ SD3 = Family(
             wrapper="denoiser",
             prologue=True,
             inputs=(
-                # patches of 2 x 2 latents: height and width count patches
+                # height and width are numbers of patches of 2 x 2 latents
                 TensorSpec("sample", "float32", _LATENT, "hidden_states"),
                 TensorSpec("timestep", "float32", ("batch",)),
                 TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@joint_attention_dim")),
@@ -146,7 +146,7 @@ SD3 = Family(
     default_steps=28,
     default_guidance=7.0,
     size_multiple=16,
-    # the table of positions ends there
+    # the size of the table of position embeddings
     largest_size=lambda config: 8 * config["patch_size"] * config["pos_embed_max_size"],
     prompt_encoders=("text_encoder", "text_encoder_2"),
     sequence_encoder="text_encoder_3",
@@ -159,5 +159,5 @@ SD3 = Family(
         options={"num_layers": 6},
         image="control_image",
     ),
-    note="no control weights were ever published for SD3; give `control` your own",
+    note="no control weights were published for SD3; give `control` your own",
 )

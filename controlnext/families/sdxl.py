@@ -32,7 +32,7 @@ from controlnext.tensor_spec import TensorSpec
 
 
 def _time_ids(height: int, width: int) -> tuple[float, ...]:
-    """Size conditioning (arXiv:2307.01952, 2.2): original size, top left of the crop, target size."""
+    """Return the size conditioning (arXiv:2307.01952, 2.2): original size, crop's top left, target size."""
     return (height, width, 0, 0, height, width)
 
 
@@ -112,7 +112,7 @@ SDXL = Family(
     prompt_encoders=("text_encoder", "text_encoder_2"),
     pooled_input="text_embeds",
     conditioning={"time_ids": _time_ids},
-    # the original SDXL VAE says so in its configuration; the fp16-fix VAE says false
+    # true in the original SDXL VAE's configuration, false in the fp16-fix VAE's
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionXLControlNetPipeline"),
 )

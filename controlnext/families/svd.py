@@ -16,8 +16,8 @@ from controlnext.tensor_spec import TensorSpec
 
 
 def _added_time_ids(_height: int, _width: int) -> tuple[float, ...]:
-    """Frames a second less one, motion bucket and noise augmentation: what the control was trained with,
-    whatever is asked for."""
+    """Return frames per second minus one, motion bucket and noise augmentation, always with the values that
+    the control was trained with."""
     return (6, 128, 0.02)
 
 
@@ -74,7 +74,7 @@ SVD = Family(
                 use_sigmoid=True,
             ),
             unconditional_scale=0.0,
-            # sigmoid(0) is one half; of this it is 0, as the learned scale is positive
+            # sigmoid(0) is one half; sigmoid of this times the positive learned scale is 0
             off_scale=-1e6,
         ),
     },

@@ -1,6 +1,6 @@
-"""Whether a value of a configuration is of the kind that is expected there.
+"""Checks of the type of configuration values.
 
-Of JSON: a list serves for a tuple and a whole number for any number, but true and false are no numbers.
+The values come from JSON: a list counts as a tuple, an integer as a number; true and false are not numbers.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeGuard, Union, get_args, get_origin
 
 
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number."""
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+    """Return whether a value is a finite number."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def alike(value: Any, default: Any) -> bool:
-    """Whether a value is of the kind of the default; a list, of as many numbers or other things alike."""
+    """Return whether a value has the type of the default; a list also its length and its entries' types."""
     if isinstance(default, bool) or default is None:
         return isinstance(value, type(default))
     if isinstance(default, int):
-        return is_whole(value)
+        return is_integer(value)
     if isinstance(default, float):
         return is_number(value)
     if isinstance(default, list | tuple):
@@ -38,9 +38,9 @@ def alike(value: Any, default: Any) -> bool:
 
 
 def takes(kind: Any, value: Any) -> bool:
-    """Whether an argument that is annotated as ``kind`` takes a value; what is not annotated takes any.
+    """Return whether an argument annotated as ``kind`` takes a value; without annotation it takes any.
 
-    Annotations of tuples tell what is inside, not how many: ``tuple[int]`` stands for lists of any length.
+    Annotations of tuples give the type of the entries, not their number: ``tuple[int]`` accepts any length.
     """
     inside = [one for one in get_args(kind) if one is not ...]
     if get_origin(kind) in (Union, UnionType):
@@ -52,14 +52,14 @@ def takes(kind: Any, value: Any) -> bool:
     if kind in (None, NoneType):
         return value is None
     if kind in (int, float):
-        return is_whole(value) if kind is int else is_number(value)
+        return is_integer(value) if kind is int else is_number(value)
     if kind in (bool, str):
         return isinstance(value, kind)
     return kind in (Any, Parameter.empty) or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def in_words(kind: Any) -> str:
-    """What :func:`takes` takes: ``"a whole number or a list"``."""
+    """Describe the values that :func:`takes` accepts: ``"an integer or a list"``."""
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(in_words, get_args(kind))))
     kind = get_origin(kind) or kind
@@ -68,10 +68,10 @@ def in_words(kind: Any) -> str:
 
 _WORDS: Mapping[Any, str] = MappingProxyType(
     {
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
         bool: "true or false",
-        str: "a word",
+        str: "a string",
         tuple: "a list",
         list: "a list",
         NoneType: "null",
@@ -80,6 +80,6 @@ _WORDS: Mapping[Any, str] = MappingProxyType(
 
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """For a message that refuses a name: ``"; did you mean prediction_type?"``, or nothing."""
+    """Return a hint for messages that reject a name, ``"; did you mean prediction_type?"``, or nothing."""
     near = difflib.get_close_matches(str(given), list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -1,1 +1,1 @@
-"""The control module and its injection, in PyTorch."""
+"""The control module and its injection into a denoiser, in PyTorch."""

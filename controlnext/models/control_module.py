@@ -1,4 +1,4 @@
-"""The control modules: an image and a timestep in, one feature map out (PyTorch).
+"""The control modules: from an image and a timestep to one feature map (PyTorch).
 
 State-dict names and architecture are those of the published checkpoints.
 """
@@ -15,10 +15,9 @@ from controlnext.families import ControlSpec
 
 
 class ControlModule(nn.Module):
-    """Control image (B, 3, H, W) in [0, 1] and timestep (B,) -> feature (B, out_channels, about H/8, W/8).
+    """The network from control image and timestep to the control feature.
 
-    Clips (B, frames, 3, H, W) are folded to B * frames rows, and so are their features. The first SVD
-    release gives H/32, W/32. ``scale`` is the learned scale, where the release has one.
+    ``scale`` is the learned scale, if the release has one.
     """
 
     scale: nn.Parameter | None
@@ -47,6 +46,11 @@ class ControlModule(nn.Module):
         self.register_parameter("scale", nn.Parameter(torch.ones(())) if spec.learned_scale else None)
 
     def forward(self, image: Tensor, timestep: Tensor) -> Tensor:
+        """Return the feature (B, out_channels, about H/8, W/8); about H/32, W/32 in the first SVD release.
+
+        ``image``: (B, 3, H, W) in [0, 1], or clips (B, frames, 3, H, W), which give B * frames features;
+        ``timestep``: (B,).
+        """
         time = self.time_embedding(self.time_proj(timestep).to(image.dtype))
         if image.ndim == 5:
             time = time[:, None].expand(-1, image.shape[1], -1).flatten(0, 1)
@@ -82,6 +86,6 @@ def _mid(width: int, groups: int) -> nn.Sequential:
 
 
 def meta_control(spec: ControlSpec) -> ControlModule:
-    """The module without memory for its weights."""
+    """Return the module with parameters on the meta device, in eval mode."""
     with torch.device("meta"):
         return ControlModule(spec).eval()

@@ -19,8 +19,8 @@ Pool = Callable[[Tensor, Size], Tensor]
 
 
 class Control(NamedTuple):
-    """What one control adds: its ``feature`` (B, C, h', w'), the ``scale`` asked for, (B,) or a scalar, and
-    the scale that its module learned, if it did."""
+    """One control: its ``feature`` (B, C, h', w'), the requested ``scale``, (B,) or a scalar, and the scale
+    that its module ``learned``, if any."""
 
     feature: Tensor
     scale: Tensor
@@ -28,19 +28,20 @@ class Control(NamedTuple):
 
 
 def adaptive_pool(maps: Tensor, size: Size) -> Tensor:
-    """PyTorch's adaptive average pooling."""
+    """Pool maps (B, C, h, w) to ``size`` with PyTorch's adaptive average pooling."""
     return F.adaptive_avg_pool2d(maps, size)
 
 
 def averaging_pool(maps: Tensor, size: Size) -> Tensor:
-    """The same as two products with averaging matrices, which an exported graph computes at every size."""
+    """Pool as :func:`adaptive_pool` does, by two matrix products, which can be exported with dynamic
+    sizes."""
     rows = _averaging_matrix(maps.shape[-2], size[0])
     columns = _averaging_matrix(maps.shape[-1], size[1])
     return torch.matmul(torch.matmul(rows, maps), columns.transpose(0, 1))
 
 
 def _averaging_matrix(count: int, pooled: int) -> Tensor:
-    """(pooled, count): row i averages the elements from floor(i count / pooled) to, not including,
+    """Return (pooled, count): row i averages the elements from floor(i count / pooled) up to, not including,
     ceil((i + 1) count / pooled), the windows of adaptive pooling."""
     row, column = torch.arange(pooled)[:, None], torch.arange(count)[None, :]
     inside = (column >= row * count // pooled) & (column < ((row + 1) * count + pooled - 1) // pooled)
@@ -49,9 +50,9 @@ def _averaging_matrix(count: int, pooled: int) -> Tensor:
 
 
 class CrossNormalization(nn.Module):
-    """``x + sum of strength * align(c, x)`` for a feature ``x`` and the features ``c`` of some controls.
+    """The sum ``x + sum of strength * align(c, x)`` over the features ``c`` of some controls.
 
-    Each control is aligned to the same ``x`` on its own. A module, so that its operations carry its name in
+    Each control is aligned to ``x`` separately. It is a module, so that its operations have its name in
     an exported graph.
     """
 
@@ -61,13 +62,14 @@ class CrossNormalization(nn.Module):
         self.pool = pool
 
     def forward(self, x: Tensor, controls: Sequence[Control], grid: Size | None = None) -> Tensor:
-        """``x``: a map (B, C, h, w), or tokens (B, h w, C) with ``grid`` (h, w)."""
+        """Return ``x`` with ``controls`` added; ``x``: a map (B, C, h, w), or tokens (B, h w, C) with
+        ``grid`` (h, w)."""
         total = x
         for control in controls:
             c = self._align(control.feature, x, grid or (x.shape[-2], x.shape[-1]))
             if grid:
                 c = c.flatten(2).transpose(1, 2)
-            # in the published order of the factors: rounding goes by it
+            # in the published order of the factors, for the same rounding
             c = c * self._factor(control).reshape(-1, *[1] * (x.ndim - 1))
             total = total + (c if self.injection.gain == 1 else c * self.injection.gain)
         return total
@@ -91,7 +93,7 @@ class CrossNormalization(nn.Module):
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation over all but the batch axis, (B, 1, 1, 1) each."""
+    """Return mean and unbiased standard deviation over all axes but the batch, (B, 1, 1, 1) each."""
     axes = tuple(range(1, x.ndim))
     return x.mean(axes).reshape(-1, 1, 1, 1), x.std(axes).reshape(-1, 1, 1, 1)
 
@@ -99,10 +101,10 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def _target(denoiser: nn.Module, injection: Injection) -> nn.Module:
     try:
         return denoiser.get_submodule(injection.module)
-    except AttributeError as error:  # also of a module that its configuration leaves out
+    except AttributeError as error:  # also for a module that its configuration switches off
         raise CheckpointError(
-            f"the denoiser ({type(denoiser).__name__}) has no module {injection.module}, at whose"
-            f" {injection.at} the control is injected; give a base whose denoiser has it, or a control of"
+            f"the denoiser ({type(denoiser).__name__}) has no module {injection.module}, where the control is"
+            f" injected at the {injection.at}; give a base whose denoiser has it, or a control of"
             " another variant"
         ) from error
 
@@ -111,7 +113,10 @@ def _target(denoiser: nn.Module, injection: Injection) -> nn.Module:
 def inject(
     denoiser: nn.Module, normalization: CrossNormalization, controls: Sequence[Control]
 ) -> Iterator[None]:
-    """While the context lasts, ``denoiser`` runs with ``controls`` added at the injection point."""
+    """Add ``controls`` at the injection point of ``denoiser`` while the context is open.
+
+    Raises :class:`CheckpointError` if the denoiser does not have the module of the injection point.
+    """
     injection = normalization.injection
     target = _target(denoiser, injection)
 

@@ -1,6 +1,6 @@
-"""The PyTorch reference: the stock diffusers pipeline, with its controls added by forward hooks.
+"""The PyTorch reference: the stock diffusers pipeline, with controls added by forward hooks.
 
-What "the same outputs as PyTorch" means everywhere in this project is defined here.
+It defines what "the same outputs as PyTorch" means in this project.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = [
 REFERENCES: Mapping[str, type[ImageReference | VideoReference]] = MappingProxyType(
     {"image": ImageReference, "video": VideoReference}
 )
-"""By a family's ``task``."""
+"""The reference class by a family's ``task``."""
 
 
 def reference_pipeline(checkpoint: Checkpoint) -> ImageReference | VideoReference:
-    """The reference for a checkpoint's family."""
+    """Return the reference pipeline of a checkpoint, in float32 on the CPU."""
     return REFERENCES[checkpoint.family.task].of(checkpoint)

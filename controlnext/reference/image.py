@@ -15,14 +15,15 @@ from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_te
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """``latents`` (N, C, h, w) float32 before decoding; ``images`` (N, H, W, 3) float32 in [0, 1]."""
+    """The result: ``latents`` (N, C, h, w) float32 before decoding; ``images`` (N, H, W, 3) float32 in [0,
+    1]."""
 
     latents: np.ndarray
     images: np.ndarray
 
 
 class ImageReference(StockPipeline):
-    """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.Request`."""
+    """The reference for images; it takes the arguments of :class:`controlnext.runtime.Request`."""
 
     @torch.no_grad()
     def __call__(

@@ -18,10 +18,10 @@ from controlnext.windows import Window
 
 @dataclass(frozen=True)
 class ControlInput:
-    """One control over a run.
+    """One control for all steps of a run.
 
-    ``image``: (1 or N, 3, H, W) in [0, 1], of a clip (1, frames, 3, H, W); repeated to the rows of a guided
-    batch, as the published pipelines do. ``scales``: for each step those of :func:`scale_rows`.
+    ``image``: (1 or N, 3, H, W) in [0, 1], for a clip (1, frames, 3, H, W); repeated to the rows of a guided
+    batch, as in the published pipelines. ``scales``: the result of :func:`scale_rows` for each step.
     """
 
     module: nn.Module
@@ -29,7 +29,8 @@ class ControlInput:
     scales: Sequence[Tensor]
 
     def control(self, step: int, rows: int, timestep: Tensor, frames: Sequence[int] | None) -> Control:
-        """The control at a step, for a batch of ``rows``; of a clip the frames of these numbers."""
+        """Return the control at a step, for a batch of ``rows``; for a clip, of the frames with these
+        numbers."""
         image = self.image if frames is None else self.image[:, list(frames)]
         image = image.repeat(rows // image.shape[0], *[1] * (image.ndim - 1))
         scale = self.scales[step]
@@ -46,10 +47,10 @@ def with_control(
     windows: Sequence[Window] | None = None,
     **fixed: Tensor,
 ) -> Iterator[None]:
-    """While the context lasts, each call of ``denoiser`` is one more step of a run with control.
+    """Run ``denoiser`` with control while the context is open; each call is the next step.
 
     With ``windows`` a call gets a whole clip (B, frames, ...), which is denoised window by window.
-    ``fixed``: arguments that take the place of the caller's, one row for all.
+    ``fixed``: arguments that replace the caller's, with one row for the whole batch.
     """
     stock, normalization = denoiser.forward, CrossNormalization(injection)
     signature = inspect.signature(stock)
@@ -88,14 +89,14 @@ def with_control(
 
 
 def scale_rows(scale: float | Sequence[float], guided: bool, unconditional: float) -> Tensor:
-    """``scale`` as (1, N), or (1, 1) where it is one for all; of a guided batch (2, N) or (2, 1), the first
-    row being that of its unconditional half, which gets ``unconditional`` times the scale."""
+    """Return ``scale`` as (1, N), or (1, 1) for a single number; for a guided batch (2, N) or (2, 1), where
+    the first row is the unconditional half's: ``unconditional`` times the scale."""
     row = torch.tensor(scale, dtype=torch.float32).reshape(1, -1)
     return torch.cat([unconditional * row, row]) if guided else row
 
 
 def scale_schedule(scale: Tensor, steps: int, start: float, end: float, off: float) -> list[Tensor]:
-    """``scale`` at each step, ``off`` outside [start, end] of the run, by the rule of diffusers' ControlNet
-    pipelines (``control_guidance_start``, ``control_guidance_end``)."""
+    """Return ``scale`` for each step, and ``off`` outside [start, end] of the run, by the rule of diffusers'
+    ControlNet pipelines (``control_guidance_start``, ``control_guidance_end``)."""
     keep = [start <= i / steps and (i + 1) / steps <= end for i in range(steps)]
     return [scale if kept else torch.full_like(scale, off) for kept in keep]

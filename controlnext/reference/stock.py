@@ -23,14 +23,14 @@ from controlnext.weights import Checkpoint
 from controlnext.weights.checkpoint import NetworkWeights
 
 SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
-"""diffusers' class behind each sampler."""
+"""The diffusers class of each sampler."""
 
 
 class StockPipeline:
-    """A stock diffusers ``pipeline`` and the control modules that are added to it, by name.
+    """A stock diffusers ``pipeline`` with control modules.
 
-    ``modules``: its networks and the control modules by name; ``scheduler``: the configuration that every
-    sampler gets.
+    ``modules``: its networks and the control modules by name; ``scheduler``: the scheduler configuration for
+    all samplers.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StockPipeline:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Self:
-        """The pipeline of a checkpoint, in float32 on the CPU."""
+        """Return the pipeline of a checkpoint, in float32 on the CPU."""
         family, stock = checkpoint.family, cls.stock_class(checkpoint.family)
         accepted = inspect.signature(stock).parameters
         networks = {**checkpoint.networks, family.denoiser: _stock_denoiser(checkpoint)}
@@ -67,42 +67,47 @@ class StockPipeline:
         )
         controls = {name: modules[name] for name, n in checkpoint.networks.items() if n.spec is None}
         config: Mapping[str, Any] = checkpoint.scheduler
-        if checkpoint.folder is not None:
-            # what the pipeline made of the base's, and then what the export was given
+        if checkpoint.directory is not None:
+            # the pipeline's version of the base's configuration, then the settings that the export was given
             config = _with_given(pipeline.scheduler.config, checkpoint)
         return cls(family, checkpoint.variant, pipeline, controls, config)
 
     @classmethod
     def from_folder(
-        cls, family: Family, variant: Variant, folder: Path, controls: Mapping[str, nn.Module], **options: Any
+        cls,
+        family: Family,
+        variant: Variant,
+        directory: Path,
+        controls: Mapping[str, nn.Module],
+        **options: Any,
     ) -> Self:
-        """The pipeline that diffusers loads with ``options`` from ``folder``, where ``save_pretrained`` wrote
-        it."""
-        index = json.loads((folder / "model_index.json").read_text())
+        """Return the pipeline that diffusers loads with ``options`` from ``directory``, written by
+        ``save_pretrained``."""
+        index = json.loads((directory / "model_index.json").read_text())
         absent = dict.fromkeys(name for name, value in index.items() if value == [None, None])
-        pipeline = cls.stock_class(family).from_pretrained(folder, **absent, **options)
+        pipeline = cls.stock_class(family).from_pretrained(directory, **absent, **options)
         return cls(family, variant, pipeline, controls, pipeline.scheduler.config)
 
     @staticmethod
     def stock_class(family: Family) -> Any:
-        """The class of the pipeline."""
+        """Return the pipeline's class."""
         return getattr(diffusers, family.pipeline_class)
 
     @staticmethod
     def parts(_checkpoint: Checkpoint) -> dict[str, Any]:
-        """What the pipeline consists of besides networks, tokenizers and scheduler."""
+        """Return the pipeline's components besides networks, tokenizers and scheduler."""
         return {}
 
     def placed(self, tensor: Tensor) -> Tensor:
-        """``tensor`` as the networks take it."""
+        """Return ``tensor`` with the networks' device and dtype."""
         return tensor.to(next(self.denoiser.parameters()))
 
     def scheduler(self, sampler: str) -> Any:
-        """diffusers' scheduler of that name with the checkpoint's configuration."""
+        """Return diffusers' scheduler for ``sampler`` with the checkpoint's configuration."""
         return make_scheduler(sampler, self._config)
 
     def set_steps(self, sampler: str | None, steps: int | None) -> tuple[int, int]:
-        """Put a fresh scheduler in; returns how many steps to ask it for, and how many it takes."""
+        """Set a new scheduler; return the number of steps to request, and the number that it takes."""
         self.pipeline.scheduler = self.scheduler(sampler or self.family.default_sampler)
         asked = steps or self.family.default_steps
         self.pipeline.scheduler.set_timesteps(asked)
@@ -110,25 +115,25 @@ class StockPipeline:
 
 
 def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:
-    """The denoiser, configured as stock diffusers reads it from the base's folder by itself."""
+    """Return the denoiser with the configuration that stock diffusers reads from the base's directory."""
     network = checkpoint.networks[checkpoint.family.denoiser]
-    if checkpoint.folder is None or network.spec is None:
+    if checkpoint.directory is None or network.spec is None:
         return network
     cls = getattr(diffusers, network.spec.cls)
-    return replace(network, config=cls.load_config(checkpoint.folder / network.spec.folder))
+    return replace(network, config=cls.load_config(checkpoint.directory / network.spec.folder))
 
 
 def _stock_scheduler(checkpoint: Checkpoint) -> Any:
-    """The scheduler as stock diffusers loads it from the base's folder by itself; of a base that is no such
-    folder, by the checkpoint's configuration."""
-    if checkpoint.folder is None:
+    """Return the scheduler that stock diffusers loads from the base's directory, or one with the checkpoint's
+    configuration if the base is not a diffusers directory."""
+    if checkpoint.directory is None:
         return make_scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
     default = SCHEDULERS[checkpoint.family.default_sampler]
     named = checkpoint.scheduler.get("_class_name", default)
     try:
-        return getattr(diffusers, named).from_pretrained(checkpoint.folder, subfolder="scheduler")
+        return getattr(diffusers, named).from_pretrained(checkpoint.directory, subfolder="scheduler")
     except ImportError:  # a class of a package that is not installed, such as LMS's
-        return getattr(diffusers, default).from_pretrained(checkpoint.folder, subfolder="scheduler")
+        return getattr(diffusers, default).from_pretrained(checkpoint.directory, subfolder="scheduler")
 
 
 def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
@@ -139,13 +144,16 @@ def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, 
 
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
-    """Diffusers' scheduler behind a sampler, with this configuration."""
+    """Return diffusers' scheduler for a sampler, with this configuration."""
     return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
 
 
 def control_tensor(images: Any, height: int, width: int, *, clip: bool = False) -> Tensor:
-    """(N, 3, height, width) in [0, 1]. To 8-bit RGB before resizing, as the published scripts do: resizing a
-    palette's indices, or colours apart from their alpha, gives other images."""
+    """Return images as (N, 3, height, width) float32 in [0, 1].
+
+    They are converted to 8-bit RGB before resizing, as in the published scripts: resizing a palette's
+    indices, or colours separately from their alpha, gives other images.
+    """
     several = images if isinstance(images, (list, tuple)) else [images]
     reader = ImageReader(one_ground=clip)
     rgb = [reader.read_rgb(p) if isinstance(p, Image.Image) else p for p in several]
@@ -154,7 +162,7 @@ def control_tensor(images: Any, height: int, width: int, *, clip: bool = False) 
 
 
 class LatentsKeeper:
-    """A pipeline's ``callback_on_step_end`` that keeps the latents of the last step."""
+    """A pipeline's ``callback_on_step_end`` that stores the latents of the last step."""
 
     latents: Tensor
 
@@ -164,5 +172,5 @@ class LatentsKeeper:
 
 
 def per_control(value: Any, count: int, shared: bool) -> list[Any]:
-    """One value for each of ``count`` controls; ``shared``: ``value`` is the same for all."""
+    """Return one value for each of ``count`` controls; ``shared``: all get the same ``value``."""
     return [value] * count if shared or count == 1 else list(value)

@@ -14,32 +14,32 @@ from controlnext.weights import Checkpoint
 
 
 def stock_tokenizers(checkpoint: Checkpoint, networks: Collection[str]) -> dict[str, Any]:
-    """The tokenizers that feed those of the ``networks`` that are text encoders, by name; None for those that
-    feed others.
+    """Return the tokenizers of the family's text encoders, by name; None if the text encoder is not in
+    ``networks``.
 
-    Of a base in a diffusers folder they are what diffusers loads from there by itself, so that a comparison
-    shows what the bundle's tokenizers lack; else the bundle's.
+    If the base is a diffusers directory, they are the tokenizers that diffusers loads from it, so that a
+    comparison shows errors of the bundle's tokenizers; if not, the bundle's.
     """
     loaded: dict[str, Any] = {}
     for name, network in checkpoint.family.networks.items():
         if not network.tokenizer:
             continue
         loaded[network.tokenizer] = None
-        if name in networks and checkpoint.folder:
+        if name in networks and checkpoint.directory:
             longest = network.tokens or checkpoint.networks[name].config["max_position_embeddings"]
-            loaded[network.tokenizer] = _loaded(checkpoint.folder, network.tokenizer, longest)
+            loaded[network.tokenizer] = _loaded(checkpoint.directory, network.tokenizer, longest)
         elif name in networks and network.tokenizer in checkpoint.tokenizers:
             loaded[network.tokenizer] = _of_bundle(checkpoint.tokenizers[network.tokenizer])
     return loaded
 
 
-def _loaded(folder: Path, name: str, longest: int) -> Any:
-    """As a stock pipeline's ``from_pretrained`` loads it. A pipeline cannot do without the length of prompts:
-    where the folder names none, or more than the family's prompts have, it is ``longest``."""
-    index = folder / "model_index.json"
+def _loaded(directory: Path, name: str, longest: int) -> Any:
+    """Load a tokenizer as a stock pipeline's ``from_pretrained`` does. A pipeline needs the length of
+    prompts: it is ``longest`` if the directory has none, or a larger one."""
+    index = directory / "model_index.json"
     entry = json.loads(index.read_text(encoding="utf-8")).get(name) if index.is_file() else None
     cls = getattr(transformers, entry[1]) if entry and entry[1] else transformers.AutoTokenizer
-    tokenizer = cls.from_pretrained(folder / name, local_files_only=True)
+    tokenizer = cls.from_pretrained(directory / name, local_files_only=True)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
 

@@ -22,21 +22,24 @@ from controlnext.windows import clip_windows
 
 @dataclass(frozen=True)
 class VideoReferenceOutput:
-    """``latents`` (1, F, C, h, w) float32 before decoding; ``frames`` (1, F, H, W, 3) float32 in [0, 1]."""
+    """The result: ``latents`` (1, F, C, h, w) float32 before decoding; ``frames`` (1, F, H, W, 3) in [0,
+    1]."""
 
     latents: np.ndarray
     frames: np.ndarray
 
 
 class VideoReference(StockPipeline):
-    """Called with the arguments of the runtime's pipeline for a :class:`controlnext.runtime.VideoRequest`."""
+    """The reference for clips; it takes the arguments of :class:`controlnext.runtime.VideoRequest`."""
 
     @staticmethod
     def stock_class(family: Family) -> Any:
+        """Return the pipeline's class, with guidance decided as in the published pipeline."""
         return _told_whether_guided(getattr(diffusers, family.pipeline_class))
 
     @staticmethod
     def parts(checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the feature extractor with the checkpoint's normalization."""
         normalization = {key: checkpoint.options[key] for key in ("image_mean", "image_std")}
         return {"feature_extractor": CLIPImageProcessor(**normalization)}
 
@@ -103,10 +106,11 @@ class VideoReference(StockPipeline):
 
 
 def _told_whether_guided(stock: Any) -> Any:
-    """The stock pipeline, told whether it is guided: as published, where the maximum asked for is at least 1.
+    """Return the stock pipeline's class with ``guided`` in place of its own decision: guided if the requested
+    maximum is at least 1, as published.
 
-    By itself it is guided above 1, and its loop asks again, of the guidance of the frames; where their
-    maximum says something else it fails.
+    The stock class is guided above 1, and its loop decides again, by the guidance of the frames; it fails if
+    the two decisions differ.
     """
 
     class Told(stock):

@@ -1,4 +1,4 @@
-"""Weights: from whatever the user has to networks with strictly checked tensors (PyTorch)."""
+"""Weights: from the user's checkpoints to networks with strictly checked tensors (PyTorch)."""
 
 from controlnext.weights.bundle import bundle_checkpoint
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights

@@ -1,4 +1,4 @@
-"""What helps where a base is not what was asked for, as ends of messages."""
+"""Hints for messages about a base that does not fit."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from controlnext.weights.networks import complete_config
 from controlnext.weights.shipped import section
 
 VAE = "vae"
-"""Name of the network that may be given apart from the base."""
-GIVE_VAE = "; `vae` takes another: a folder, a file or a hub id"
+"""Name of the network that may be given separately from the base."""
+GIVE_VAE = "; give another with `vae`: a directory, a file or a hub id"
 
-# UNets that no family has, told by their configurations
+# UNets of models that are not supported, recognized by their configurations
 _OTHER_BASES = (
     ("an inpainting model", {"in_channels": 9}),
     ("Stable Diffusion 2", {"use_linear_projection": True, "cross_attention_dim": 1024}),
 )
 
 
-def other_base(family: Family, folder: Path) -> str:
-    """What a diffusers folder looks like, as the end of a message; nothing if it is of the family."""
-    if _has_denoiser(family, folder):
+def other_base(family: Family, directory: Path) -> str:
+    """Return a hint about the model that a diffusers directory holds; empty if it is the family's."""
+    if _has_denoiser(family, directory):
         return ""
     for other in registry.FAMILIES.values():
-        if _has_denoiser(other, folder):
+        if _has_denoiser(other, directory):
             return (
                 f"; it looks like a base of {other.name} ({other.title}): give `family` {other.name},"
                 f" or a base of {family.name} ({family.title})"
             )
-    unet = folder / "unet" / "config.json"
+    unet = directory / "unet" / "config.json"
     config = read_json(unet) if unet.is_file() else {}
     for title, values in _OTHER_BASES:
         if all(config.get(key) == value for key, value in values.items()):
@@ -43,40 +43,40 @@ def other_base(family: Family, folder: Path) -> str:
     return ""
 
 
-def _has_denoiser(family: Family, folder: Path) -> bool:
+def _has_denoiser(family: Family, directory: Path) -> bool:
     network = family.networks[family.denoiser]
     try:
-        complete_config(network, read_json(folder / network.folder / "config.json"))
+        complete_config(network, read_json(directory / network.folder / "config.json"))
     except CheckpointError:
         return False
     return True
 
 
-def network_alone(family: Family, folder: Path) -> str:
-    """What helps where a base's folder is that of its denoiser or VAE; nothing if it is not."""
-    config = folder / "config.json"
+def network_alone(family: Family, directory: Path) -> str:
+    """Return a hint if a base's directory is the denoiser's or VAE's own; empty if it is not."""
+    config = directory / "config.json"
     cls = read_json(config).get("_class_name") if config.is_file() else None
     for name, argument in ((family.denoiser, "unet_weights"), (VAE, "vae")):
         if name in family.networks and cls == family.networks[name].cls:
             return (
-                f"; it is a {name} alone: give it with `{argument}`, and with `base` a base that has the rest"
+                f"; it is only a {name}: give it with `{argument}`, and with `base` a base that has the rest"
             )
     return ""
 
 
 def lacking(family: Family, name: str, found: Mapping[str, LazyTensor], path: Path) -> str:
-    """What is the matter with a single-file checkpoint that lacks a network, and what helps."""
+    """Return the message for a single-file checkpoint without the network ``name``."""
     title, argument = looks_like(found), argument_for(found)
     if name == VAE:
         return f"{path} {_without_vae(family, found)}"
     if argument:
         return (
-            f"{path} is no {family.name} checkpoint but {title}: give it with `{argument}`, and with `base` a"
-            " complete checkpoint, a diffusers folder or a hub id"
+            f"{path} is not a checkpoint of {family.name} but {title}: give it with `{argument}`, and with"
+            " `base` a complete checkpoint, a diffusers directory or a hub id"
         )
     return (
-        f"{path} is no complete {family.name} checkpoint: it has no {name} and looks like {title}; give a"
-        " checkpoint with all networks, a diffusers folder or a hub id"
+        f"{path} is not a complete checkpoint of {family.name}: it has no {name} and looks like {title}; give"
+        " a checkpoint with all networks, a diffusers directory or a hub id"
     )
 
 
@@ -86,7 +86,7 @@ def _without_vae(family: Family, found: Mapping[str, LazyTensor]) -> str:
         return f"has no {VAE}{GIVE_VAE}"
     embeddings = all(network.optional for network in rest.values())
     return (
-        f"has a {family.denoiser} alone and no {', '.join((VAE, *rest))}: give it with `unet_weights`,"
+        f"has only a {family.denoiser} and no {', '.join((VAE, *rest))}: give it with `unet_weights`,"
         " and with `base` a base that has the rest"
         + ("; or give `vae` too, for a bundle that takes embeddings" if embeddings else "")
     )

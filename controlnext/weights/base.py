@@ -1,4 +1,4 @@
-"""The base model: a diffusers folder, a single-file checkpoint or a hub id; a replacement VAE likewise."""
+"""Reading of the base model and a replacement VAE: a diffusers directory, a single file or a hub id."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from controlnext.weights.shipped import (
     read_options,
     section,
     shipped_config,
-    shipped_folder,
+    shipped_directory,
     shipped_tokenizer,
 )
 from controlnext.weights.tokenizers import check_lengths, read_tokenizer, stand_in_tokenizer
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Part:
-    """One network of the base: its configuration, and its tensors under the names that it expects."""
+    """One network of the base: its configuration, and its tensors by state-dict name."""
 
     config: dict[str, Any]
     tensors: dict[str, LazyTensor]
@@ -57,14 +57,14 @@ class Part:
 
 @dataclass
 class Base:
-    """The base model; see :class:`controlnext.weights.Checkpoint` for what the entries hold."""
+    """The base model; :class:`controlnext.weights.Checkpoint` describes the fields."""
 
     scheduler: Scheduler
     options: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     tokenizers: dict[str, str] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
-    folder: Path | None = None
+    directory: Path | None = None
 
 
 def read_base(
@@ -74,11 +74,10 @@ def read_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """The base model, with ``vae`` in the place of its own where one is given, and the settings ``scheduler``
-    in the place of its scheduler's.
+    """Read the base model; ``vae`` replaces its VAE, ``scheduler`` settings of its scheduler.
 
-    The optional networks that ``leave_out`` names are neither fetched nor read. Raises
-    :class:`CheckpointError` for a base that asks for what the family's graphs and samplers do not do.
+    The optional networks in ``leave_out`` are neither downloaded nor read. Raises :class:`CheckpointError`
+    for a base with settings that the family's graphs and samplers do not support.
     """
     parts, family = part_names(family), _without(family, leave_out)
     replaced = () if vae is None else (VAE,)
@@ -87,7 +86,7 @@ def read_base(
     if weight_source.path.is_file():
         base = _read_single_file(own, weight_source, scheduler)
     else:
-        base = _read_folder(own, weight_source, scheduler, parts)
+        base = _read_directory(own, weight_source, scheduler, parts)
     if vae is not None:
         with blames("vae"):
             base.parts[VAE], sources = _read_vae(family, vae, weight_source)
@@ -102,10 +101,10 @@ def random_base(
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
 ) -> Base:
-    """The family's full-size architecture with random numbers, without the networks that ``leave_out`` names,
-    with the settings ``scheduler``.
+    """Return the family's full-size architecture with random numbers, without the networks in ``leave_out``,
+    with the scheduler settings ``scheduler``.
 
-    A text encoder whose vocabulary is not shipped has a stand-in tokenizer.
+    A text encoder whose vocabulary is not shipped gets a stand-in tokenizer.
     """
     family = _without(family, leave_out)
     base = _shipped_base(family)
@@ -126,88 +125,88 @@ def _without(family: Family, leave_out: Collection[str]) -> Family:
 
 
 def _shipped_base(family: Family) -> Base:
-    folder = shipped_folder(family)
-    return Base(read_scheduler(family, folder, Setting("shipped")), read_options(family, folder))
+    directory = shipped_directory(family)
+    return Base(read_scheduler(family, directory, Setting("shipped")), read_options(family, directory))
 
 
-def _read_folder(
+def _read_directory(
     family: Family, weight_source: WeightSource, settings: Config, parts: Collection[str]
 ) -> Base:
-    folder = weight_source.path
-    _check_folder(family, folder)
+    directory = weight_source.path
+    _check_directory(family, directory)
     try:
         scheduler = checked_scheduler(family, weight_source, settings, parts)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}{other_base(family, folder)}", argument=error.argument) from error
-    base = Base(scheduler, read_options(family, folder), folder=folder)
+        raise CheckpointError(f"{error}{other_base(family, directory)}", argument=error.argument) from error
+    base = Base(scheduler, read_options(family, directory), directory=directory)
     for name, network in family.networks.items():
-        inside = folder / network.folder
+        inside = directory / network.folder
         if network.optional and not (inside / "config.json").is_file():
             _tell_absent(weight_source, network)
             continue
-        if network.tokenizer and not (folder / network.tokenizer).is_dir():
+        if network.tokenizer and not (directory / network.tokenizer).is_dir():
             log.warning("%s has no %s: %s is left out", weight_source.name, network.tokenizer, network.folder)
             continue
         try:
             base.parts[name], sources = _read_network(network, weight_source, inside)
         except CheckpointError as error:
-            hint = other_base(family, folder) or (GIVE_VAE if name == VAE else "")
+            hint = other_base(family, directory) or (GIVE_VAE if name == VAE else "")
             raise CheckpointError(f"{error}{hint}", argument=error.argument) from error
         base.sources += sources
         if network.tokenizer:
-            content = read_tokenizer(folder / network.tokenizer, network, base.parts[name].config)
+            content = read_tokenizer(directory / network.tokenizer, network, base.parts[name].config)
             base.tokenizers[network.tokenizer] = content
     check_lengths(base.tokenizers, family.networks.values())
     return base
 
 
 def _tell_absent(weight_source: WeightSource, network: Network) -> None:
-    """Warn where a network that a folder's index names is not there, as after a download that was cut off."""
+    """Warn of a missing network that the directory's index names, as after an interrupted download."""
     index = weight_source.path / INDEX
     named = read_json(index).get(network.folder) if index.is_file() else None
     if isinstance(named, list) and any(named):
         log.warning(
-            "%s: the %s that its %s names is not there and is left out",
+            "%s: the %s that its %s names is missing and is left out",
             weight_source.name,
             network.folder,
             INDEX,
         )
 
 
-def _check_folder(family: Family, folder: Path) -> None:
+def _check_directory(family: Family, directory: Path) -> None:
     required = [
         f"{network.folder}/config.json" for network in family.networks.values() if not network.optional
     ]
-    missing = [name for name in (*required, SCHEDULER) if not (folder / name).is_file()]
+    missing = [name for name in (*required, SCHEDULER) if not (directory / name).is_file()]
     if missing:
-        hint = other_base(family, folder) or network_alone(family, folder)
+        hint = other_base(family, directory) or network_alone(family, directory)
         if not hint and missing == [f"{VAE}/config.json"]:
             hint = GIVE_VAE
         if not hint and missing == [SCHEDULER]:
             hint = _give_scheduler(family)
         raise CheckpointError(
-            f"{folder} is no diffusers folder of {family.name}: it lacks {', '.join(missing)}"
-            f"{hint or '; give such a folder, a single-file checkpoint or a hub id'}"
+            f"{directory} is not a diffusers directory of {family.name}: it lacks {', '.join(missing)}"
+            f"{hint or '; give such a directory, a single-file checkpoint or a hub id'}"
         )
 
 
 def _give_scheduler(family: Family) -> str:
     return (
-        f"; nothing else says what the {family.denoiser} predicts and on which schedule: put there the"
-        f" {SCHEDULER} of the model that this one was made of, such as {family.default_base}"
+        f"; no other file has the {family.denoiser}'s prediction type and schedule: copy into it the"
+        f" {SCHEDULER} of the model that this one was made from, such as {family.default_base}"
     )
 
 
 def _read_network(
-    network: Network, weight_source: WeightSource, folder: Path, warn: bool = False
+    network: Network, weight_source: WeightSource, directory: Path, warn: bool = False
 ) -> tuple[Part, list[Source]]:
-    """A network of a diffusers checkpoint from its own ``folder``, which is ``weight_source`` or in it;
-    ``warn`` of keys that nothing reads, where that was not done before."""
+    """Read a network of a diffusers checkpoint from its own ``directory``, which is ``weight_source`` or in
+    it; ``warn`` of unknown keys if that was not done before."""
     try:
-        config = complete_config(network, read_json(folder / "config.json"), warn)
+        config = complete_config(network, read_json(directory / "config.json"), warn)
     except CheckpointError as error:
         raise CheckpointError(f"{weight_source.name}: {error}", argument=error.argument) from error
-    found, sources = read_weights(weight_source, folder, STEMS[network.library], network.folder)
+    found, sources = read_weights(weight_source, directory, STEMS[network.library], network.folder)
     expected = shapes_of(empty_module(network, config))
     return Part(config, match(found, expected, f"{weight_source.name}: {network.folder}")), sources
 
@@ -226,8 +225,8 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
         tokenizer = shipped_tokenizer(family, network, config) if network.tokenizer else ""
         if tokenizer is None:
             log.warning(
-                "%s: its %s is left out, as the vocabulary of that is not shipped; give a diffusers folder to"
-                " keep it, or `leave_out` to do without this line",
+                "%s: its %s is left out, as its vocabulary is not shipped; give a diffusers directory to"
+                " keep it, or `leave_out` to silence this warning",
                 weight_source.name,
                 name,
             )
@@ -241,7 +240,8 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
 def _convert(
     family: Family, name: str, config: Mapping[str, Any], found: Mapping[str, LazyTensor], what: str
 ) -> dict[str, LazyTensor]:
-    """One network out of a checkpoint or a file of its own, under today's names, strictly matched."""
+    """Take one network from a checkpoint or a file of its own, rename its tensors to today's names and match
+    them strictly."""
     expected = shapes_of(empty_module(family.networks[name], config))
     converted = found
     if not named_today(found, expected):
@@ -256,20 +256,20 @@ def _convert(
 
 
 def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Part, list[Source]]:
-    """A VAE's folder, a diffusers folder with one inside, a hub id of either, or a file.
+    """Read a VAE from its directory, a diffusers directory that contains one, a hub id of either, or a file.
 
-    A file that has its ``config.json`` beside it is read with that, any other with the configuration of the
-    VAE of the ``base``, or of the family's usual one where that has none.
+    A file with a ``config.json`` beside it is read with that; any other file with the configuration of the
+    VAE of ``base``, or of the family's default one if the base has none.
     """
     network = family.networks[VAE]
     weight_source = resolve(given, partial(choose_vae, network), beside_vae)
     if weight_source.path.is_dir():
         alone = (weight_source.path / "config.json").is_file()
-        folder = weight_source.path if alone else weight_source.path / network.folder
-        return _read_network(network, weight_source, folder, warn=True)
+        directory = weight_source.path if alone else weight_source.path / network.folder
+        return _read_network(network, weight_source, directory, warn=True)
     found, sources = read_weights(weight_source, weight_source.path, (), VAE)
     of_base = base.path / network.folder / "config.json"
-    # beside a link, then beside what it leads to
+    # beside a link, then beside its target
     files = [file.with_name("config.json") for file in (weight_source.path, weight_source.path.resolve())]
     beside = [config for config in map(read_json_if_there, files) if config.get("_class_name") == network.cls]
     if beside:

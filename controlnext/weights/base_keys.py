@@ -1,4 +1,4 @@
-"""What is done about the keys of a base's scheduler configuration and ``model_index.json``, as data."""
+"""The treatment of the keys of a base's scheduler configuration and ``model_index.json``, as data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from controlnext.weights.config_keys import Rules, harmless, keys, only
 
-_SOLVER = harmless("how one solver takes its steps; which one runs is chosen by the sampler")
+_SOLVER = harmless("a setting of one solver; the sampler chooses the solver")
 SCHEDULER: Rules = {
     **keys(
         _SOLVER,
@@ -30,12 +30,12 @@ SCHEDULER: Rules = {
         "clip_sample_range",
     ),
     **keys(
-        harmless("limits the predicted sample, where thresholding asks for that"),
+        harmless("limits the predicted sample, if thresholding is on"),
         "dynamic_thresholding_ratio",
         "sample_max_value",
     ),
     **keys(
-        harmless("of schedules that shift by the image's size or of flow matching, which are refused"),
+        harmless("of schedules that shift by the image's size or of flow matching, which are not supported"),
         "flow_shift",
         "time_shift_type",
         "base_shift",
@@ -49,7 +49,7 @@ SCHEDULER: Rules = {
         "sigma_max",
     ),
     "final_sigmas_type": harmless("the end of a list of noise levels, which this sampler does not have"),
-    "clip_denoised": harmless("written by old releases and read by none"),
+    "clip_denoised": harmless("written by old releases, read by no release"),
     "timestep_type": only("discrete", None, why="a denoiser that takes the logarithm of the noise level"),
     "variance_type": only(
         None,
@@ -60,15 +60,15 @@ SCHEDULER: Rules = {
         why="a denoiser that predicts variances too",
     ),
     "thresholding": only(False, None, why="dynamic thresholding of the predicted sample"),
-    "predict_epsilon": only(True, None, why="a denoiser that predicts something else than noise"),
+    "predict_epsilon": only(True, None, why="a denoiser that does not predict noise"),
     **keys(
-        only(None, why="EDM's noise levels, which no sampler does"),
+        only(None, why="EDM's noise levels, which no sampler supports"),
         "sigma_data",
         "sigma_schedule",
         "rho",
     ),
     **keys(
-        only(None, why="a distilled denoiser, whose sampler is not there"),
+        only(None, why="a distilled denoiser, whose sampler is not supported"),
         "original_inference_steps",
         "timestep_scaling",
     ),
@@ -86,24 +86,24 @@ SCHEDULER: Rules = {
         "rescale_betas_zero_snr",
     ),
 }
-"""Keys that the family's default sampler does not read, whatever others read."""
+"""Rules for keys that the family's default sampler does not read; other samplers may read them."""
 
 MODEL_INDEX: Rules = {
     "requires_aesthetics_score": only(
-        False, None, why="a refiner, which is told an aesthetic score that the graph does not take"
+        False, None, why="a refiner, whose aesthetic score is not an input of the graph"
     ),
-    "requires_safety_checker": harmless("warns where there is no safety checker"),
-    "add_watermarker": harmless("a watermark that the stock pipeline adds where a package is installed"),
+    "requires_safety_checker": harmless("warns if there is no safety checker"),
+    "add_watermarker": harmless("a watermark that the stock pipeline adds if a package is installed"),
     "is_distilled": only(False, None, why="a distilled denoiser"),
 }
-"""Options of pipelines that are no checkpoint options of the registry, which are read."""
+"""Rules for pipeline options that are not checkpoint options of the registry."""
 
 COMPONENTS: Mapping[str, str] = {
     "safety_checker": "blackens images after they are made; the runtime filters nothing",
     "feature_extractor": "prepares images for the safety checker, or, of SVD, as its own file says",
-    "image_encoder": "of IP-Adapters, which are no part of a base",
+    "image_encoder": "part of IP-Adapters, not of a base",
     "controlnet": "another kind of control; ControlNeXt's takes its place",
     "adapter": "another kind of control; ControlNeXt's takes its place",
     "watermark": "marks images after they are made",
 }
-"""Parts of a base that are left out, each with its reason."""
+"""Components of a base that are left out, each with the reason."""

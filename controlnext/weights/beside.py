@@ -1,5 +1,5 @@
-"""What lies beside a control module: the denoiser's tensors that were trained with it, and files that nobody
-reads, of which a line is said."""
+"""Files beside a control module: the denoiser's tensors that were trained with it, and warnings about files
+that are not read."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def trained_beside(family: Family, control: WeightSource) -> WeightSource | None:
-    """The folder with the denoiser's tensors that were trained with a ``control``, the same whether that was
-    given as a folder or as the file in it; None if there are none."""
-    folder, file = _folder(family, control), _file(control)
-    files = _trained_files(family, folder)
-    if folder.path != file.parent:
+    """Return the directory with the denoiser's tensors that were trained with a ``control``; None if there
+    are none. The result is the same for the control's directory and for the file in it."""
+    directory, file = _directory(family, control), _file(control)
+    files = _trained_files(family, directory)
+    if directory.path != file.parent:
         file = file.resolve()
-    if folder is control or stands_for(file.name, _names(folder.path)):
-        _tell_others(folder, files, lambda name: name.startswith(family.denoiser))
-        if files and folder is not control:
-            log.info("%s is taken with %s beside it", control.name, files[0].name)
-        return folder if files else None
+    if directory is control or stands_for(file.name, _names(directory.path)):
+        _tell_others(directory, files, lambda name: name.startswith(family.denoiser))
+        if files and directory is not control:
+            log.info("%s is used with %s beside it", control.name, files[0].name)
+        return directory if files else None
     if files:
         log.warning(
             "%s: %s beside it is not used, as it may belong to another control; if it was trained with this"
@@ -38,53 +38,53 @@ def trained_beside(family: Family, control: WeightSource) -> WeightSource | None
     return None
 
 
-def _folder(family: Family, control: WeightSource) -> WeightSource:
-    """Where the tensors of the denoiser lie that go with a ``control``: in its folder, or, where that has
-    none, in that of the file which a link in it leads to."""
-    own = control.folder if control.path.is_file() else control
+def _directory(family: Family, control: WeightSource) -> WeightSource:
+    """Return the directory of the denoiser's tensors that belong to a ``control``: the control's own, or, if
+    that has none and the control is a link, the directory of the link's target."""
+    own = control.directory if control.path.is_file() else control
     if _trained_files(family, own) or not _file(control).is_symlink():
         return own
     target = _file(control).resolve()
-    led = WeightSource(target, target.name).folder
+    led = WeightSource(target, target.name).directory
     return led if _trained_files(family, led) else own
 
 
 def _file(control: WeightSource) -> Path:
-    """The file of a control that is given as a file or as a folder."""
+    """Return the file of a control, which is given as a file or as a directory."""
     if control.path.is_file():
         return control.path
     return control.path / choose_weights(_names(control.path), control_weights.STEMS)[0]
 
 
-def _trained_files(family: Family, folder: WeightSource) -> list[Path]:
-    return [folder.path / name for name in choose_trained_beside(family, _names(folder.path))]
+def _trained_files(family: Family, directory: WeightSource) -> list[Path]:
+    return [directory.path / name for name in choose_trained_beside(family, _names(directory.path))]
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
 
 
 def tell_unused(family: Family, controls: Sequence[WeightSource], given: Sequence[WeightSource]) -> None:
-    """Warn of trained tensors beside the ``controls`` whose place those ``given`` take."""
+    """Warn of trained tensors beside the ``controls`` that the ``given`` ones replace."""
     used = {weight_source.path.resolve() for weight_source in given}
-    for folder in (_folder(family, control) for control in controls):
-        files = _trained_files(family, folder)
-        if files and not used & {folder.path.resolve(), *(file.resolve() for file in files)}:
+    for directory in (_directory(family, control) for control in controls):
+        files = _trained_files(family, directory)
+        if files and not used & {directory.path.resolve(), *(file.resolve() for file in files)}:
             log.warning(
-                "%s: the %s tensors beside the control module are not used, `unet_weights` takes their place",
-                folder.name,
+                "%s: the %s tensors beside the control module are not used, `unet_weights` replaces them",
+                directory.name,
                 family.denoiser,
             )
 
 
 def tell_other_controls(family: Family, control: WeightSource) -> None:
-    """Warn of weight files in a control's folder that are neither its own nor the denoiser's."""
+    """Warn of weight files in a control's directory that are neither its own nor the denoiser's."""
     if control.path.is_dir():
         _tell_others(control, [_file(control)], lambda name: not name.startswith(family.denoiser))
 
 
 def tell_other_trained(family: Family, given: WeightSource) -> None:
-    """Warn of weight files in a folder of trained tensors that are neither read nor a control's."""
+    """Warn of weight files in a directory of trained tensors that are not read and not a control's."""
     if not given.path.is_dir():
         return
     names = _names(given.path)
@@ -94,12 +94,12 @@ def tell_other_trained(family: Family, given: WeightSource) -> None:
     _tell_others(given, taken, lambda name: not shared or name.startswith(family.denoiser))
 
 
-def _tell_others(folder: WeightSource, taken: Sequence[Path], mine: Callable[[str], bool]) -> None:
-    left = [name for name in others(_names(folder.path), [file.name for file in taken]) if mine(name)]
+def _tell_others(directory: WeightSource, taken: Sequence[Path], mine: Callable[[str], bool]) -> None:
+    left = [name for name in others(_names(directory.path), [file.name for file in taken]) if mine(name)]
     if left:
         log.warning(
-            "%s: of its weights %s is taken and %s is not read; where that is meant, give its path",
-            folder.name,
+            "%s: of its weight files %s is read and %s is not; if that one is meant, give its path",
+            directory.name,
             taken[0].name if taken else "none",
             ", ".join(left[:8]),
         )

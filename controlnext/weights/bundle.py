@@ -1,4 +1,4 @@
-"""A checkpoint out of a finished bundle: its graphs keep every tensor under its state-dict name."""
+"""Reading the checkpoint back from a bundle, whose graphs store every tensor under its state-dict name."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from controlnext.weights.networks import Shape, canonical, empty_module, match, 
 from controlnext.weights.shipped import SCHEDULER
 
 SCALE, TRANSPOSED = ".scale", ".transposed"
-"""What follows the name of a weight in int8: for its steps; for one that is stored transposed."""
-# prefixes of the initializers of a graph's own network; a control module's has its name
+"""Suffixes of the name of an int8 weight: of its scales, and of a weight that is stored transposed."""
+# prefixes of a graph's own network's initializers; those of a control module have its name
 _OWN = ("network", "denoiser")
 
 
 def bundle_checkpoint(bundle: Path) -> Checkpoint:
-    """The checkpoint that ``bundle`` was exported from, in the bundle's precision; tensors are read lazily.
+    """Return the checkpoint that ``bundle`` was exported from, in the bundle's precision; tensors are read
+    lazily.
 
     Raises :class:`BundleError` for a bundle that is incomplete or damaged.
     """
@@ -66,10 +67,10 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
 def _initializers(
     bundle: Path, manifest: Manifest, controls: Collection[str]
 ) -> dict[str, dict[str, LazyTensor]]:
-    """The tensors of every network under their state-dict names, from all the graphs that hold some."""
+    """Return the tensors of every network by state-dict name, collected from all graphs that hold some."""
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
-    for folder, graph in manifest.graphs.items():
-        model = ir.load(bundle / folder / MODEL)
+    for directory, graph in manifest.graphs.items():
+        model = ir.load(bundle / directory / MODEL)
         for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
             if prefix in _OWN or prefix in controls:
@@ -78,11 +79,11 @@ def _initializers(
 
 
 def _weights(values: Mapping[str, ir.Value]) -> Iterator[tuple[str, LazyTensor]]:
-    """The parameters among a graph's initializers; those in int8 as the numbers that they stand for."""
+    """Yield the parameters among a graph's initializers, int8 ones dequantized."""
     tensors = {name: value.const_value for name, value in values.items() if value.const_value is not None}
     for name, tensor in tensors.items():
         quantized = tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
-        # what a pass adds to a node has the node's name, which has a slash
+        # tensors that a pass adds to a node have the node's name, which contains a slash
         if "/" in name or (quantized is not None and quantized.dtype == ir.DataType.INT8):
             continue
         shape = tuple(tensor.shape.numpy())
@@ -112,7 +113,7 @@ def _network(
         empty_module(spec, config) if spec else empty_control(msgspec.convert(config, ControlSpec))
     )
     if spec and found:
-        # a tensor that goes by two names is in the graph under one of them
+        # a tensor with two names is in the graph under one of them
         known = {canonical(tensor) for tensor in found}
         absent = {tensor for tensor in expected if canonical(tensor) not in known}
         found = _zeros(absent, expected) | dict(found)
@@ -124,5 +125,6 @@ def _network(
 
 
 def _zeros(names: set[str], shapes: Mapping[str, Shape]) -> dict[str, LazyTensor]:
-    """For what a network's graphs leave out, since no output depends on it: a text encoder's last layer."""
+    """Return zeros for tensors that a network's graphs omit because no output depends on them, such as a text
+    encoder's last layer."""
     return {name: LazyTensor.from_tensor(torch.zeros(()).expand(shapes[name])) for name in names}

@@ -1,4 +1,4 @@
-"""What a checkpoint is once it is loaded, wherever it came from."""
+"""A loaded checkpoint: configurations, and tensors that are read on access."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from controlnext.weights.networks import empty_module
 
 @dataclass(frozen=True)
 class NetworkWeights:
-    """One network: its configuration and its tensors, each read when it is asked for.
+    """One network: its configuration and its tensors, each read on access.
 
-    ``spec`` is None for the control module, whose ``config`` is its :class:`ControlSpec` as a dict.
+    ``spec`` is None for a control module, whose ``config`` is its :class:`ControlSpec` as a dict.
     """
 
     spec: Network | None
@@ -29,14 +29,14 @@ class NetworkWeights:
     tensors: Mapping[str, Tensor]
 
     def meta_module(self, traced: bool = False) -> nn.Module:
-        """The network with parameters on the meta device and computed buffers in memory, in eval mode;
-        ``traced``: in the form that graphs are made of."""
+        """Return the network with parameters on the meta device and computed buffers in memory, in eval mode;
+        ``traced``: with the configuration that graphs are traced with."""
         if self.spec is None:
             return empty_control(msgspec.convert(self.config, ControlSpec))
         return empty_module(self.spec, self.config | dict(self.spec.traced) if traced else self.config)
 
     def module(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The network with its weights, in eval mode and without gradients."""
+        """Return the network with its weights, in eval mode and without gradients."""
         module = self.meta_module()
         state = {
             name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -51,12 +51,12 @@ class Checkpoint:
     """A base model and its ControlNeXt weights.
 
     ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules;
-    text encoders are absent where the base has none. ``variant``: the registry's, of all control modules,
-    each of which has its own widths in its configuration. ``tokenizers``: content of a ``tokenizer.json`` by
-    folder name, with padding and truncation set inside. ``scheduler``: content of ``scheduler_config.json``.
-    ``options``: pipeline options of ``model_index.json``. ``random``: the weights are random numbers.
-    ``settings``: where each setting of the scheduler came from. ``folder``: the base's diffusers folder,
-    which stock diffusers loads by itself; None where the base is none.
+    text encoders that the base does not have are absent. ``variant``: the registry's, the same for all
+    control modules; each has its own widths in its configuration. ``tokenizers``: content of a
+    ``tokenizer.json`` by directory name, with padding and truncation set. ``scheduler``: content of
+    ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: whether the
+    weights are random numbers. ``settings``: the origin of each setting of the scheduler. ``directory``: the
+    base's diffusers directory, from which stock diffusers can load it; None if the base is not one.
     """
 
     family: Family
@@ -68,7 +68,7 @@ class Checkpoint:
     sources: list[Source]
     random: bool
     settings: dict[str, Setting] = field(default_factory=dict)
-    folder: Path | None = None
+    directory: Path | None = None
 
     @property
     def controls(self) -> list[NetworkWeights]:
@@ -76,13 +76,13 @@ class Checkpoint:
         return [network for network in self.networks.values() if network.spec is None]
 
     def without_controls(self) -> Checkpoint:
-        """The base model alone, with what was trained of it."""
+        """Return the base model without control modules, with the tensors that were trained for them."""
         networks = {name: network for name, network in self.networks.items() if network.spec is not None}
         return replace(self, networks=networks)
 
     @property
     def graphs(self) -> list[GraphSpec]:
-        """The graphs that an export of this checkpoint has."""
+        """The graphs that an export of this checkpoint contains."""
         return [
             spec.with_controls(len(self.controls))
             for spec in self.family.graphs

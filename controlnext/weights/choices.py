@@ -1,4 +1,5 @@
-"""Which files of a folder, or of a repository on the hub, are needed: for a base, a VAE, a control."""
+"""Choice of the files to read or download, from a directory or a hub repository: for a base, a VAE, a
+control."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
 from controlnext.weights.weight_source import choose_weights
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
-"""Names of a network's weights in its folder of a diffusers checkpoint, by the library that it is of."""
+"""Names of a network's weight files in its directory of a diffusers checkpoint, by the network's library."""
 
 _CONFIG = "config.json"
 _TOKENIZER_FILES = (".json", ".txt", ".model")
 
 
 def choose_base(family: Family, without: Collection[str], names: Sequence[str]) -> list[str]:
-    """The files of a diffusers folder of this family, without the weights of the networks in ``without``."""
+    """Return the files of a diffusers directory of this family, except the weights of the networks in
+    ``without``."""
     chosen = [name for name in names if name in (INDEX, SCHEDULER, PREPROCESSOR)]
     for key, network in family.networks.items():
         files = _choose_network(network, names)
@@ -39,42 +41,44 @@ def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
 
 
 def choose_vae(network: Network, names: Sequence[str]) -> list[str]:
-    """The files of a VAE's own folder, or of the VAE in a diffusers folder."""
+    """Return the files of a VAE's own directory, or of the VAE in a diffusers directory."""
     if _CONFIG in names:
         return [_CONFIG, *choose_weights(names, STEMS[network.library])]
     return _choose_network(network, names)
 
 
 def beside_vae(_file: str, names: Sequence[str]) -> list[str]:
-    """What a VAE's file is read with."""
+    """Return the files to read together with a VAE's file: its configuration."""
     return [name for name in names if name == _CONFIG]
 
 
 def choose_control(family: Family, names: Sequence[str]) -> list[str]:
-    """A control module's weights, and the tensors of the denoiser that were trained with it."""
+    """Return a control module's weights, and the tensors of the denoiser that were trained with it."""
     return choose_weights(names, control.STEMS) + choose_trained_beside(family, names)
 
 
 def choose_trained_beside(family: Family, names: Sequence[str]) -> list[str]:
-    """The files in a control's folder with the denoiser's tensors that were trained with it."""
+    """Return the files in a control's directory that hold the denoiser's tensors trained with it."""
     return choose_weights(names, (family.denoiser,))
 
 
 def beside_control(family: Family, file: str, names: Sequence[str]) -> list[str]:
-    """The denoiser's tensors that go with a control module's ``file``, among the ``names`` in its folder."""
+    """Return the files with the denoiser's tensors that belong to a control module's ``file``, among the
+    ``names`` in its directory."""
     return choose_trained_beside(family, names) if stands_for(file, names) else []
 
 
 def stands_for(file: str, names: Sequence[str]) -> bool:
-    """Whether a folder with these ``names`` in it stands for the control module in ``file``: another form of
-    the same name (``controlnet.fp16.safetensors``) is the same control, another name may be another one."""
-    of_folder = choose_weights(names, control.STEMS)
-    return bool(of_folder) and _stem(file) == _stem(of_folder[0])
+    """Return whether the control in ``file`` is the one that its directory, with these ``names``, stands for:
+    another format of the same name (``controlnet.fp16.safetensors``) is the same control, another name may be
+    another one."""
+    of_directory = choose_weights(names, control.STEMS)
+    return bool(of_directory) and _stem(file) == _stem(of_directory[0])
 
 
 def others(names: Sequence[str], chosen: Sequence[str]) -> list[str]:
-    """The weight files among the ``names`` in a folder that are no form of those ``chosen``, such as the same
-    in float16."""
+    """Return the weight files among the ``names`` in a directory that are not a format of the ``chosen``
+    ones, such as the same in float16."""
     taken = {_stem(file) for file in chosen}
     return sorted(name for name in names if is_weight_file(name) and _stem(name) not in taken)
 
@@ -84,5 +88,5 @@ def _stem(file: str) -> str:
 
 
 def choose_trained(family: Family, names: Sequence[str]) -> list[str]:
-    """The files of a folder that holds trained tensors of the denoiser."""
+    """Return the files of a directory of trained tensors of the denoiser."""
     return choose_weights(names, (family.denoiser, *trained.STEMS))

@@ -1,5 +1,5 @@
-"""What a configuration asks for, held against :mod:`~controlnext.weights.config_keys`: refused, warned of, or
-right."""
+"""Checks of configurations against the rules of :mod:`~controlnext.weights.config_keys`: errors and
+warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from packaging.version import InvalidVersion, Version
 
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
-from controlnext.families.values import did_you_mean, in_words, is_whole, takes
+from controlnext.families.values import did_you_mean, in_words, is_integer, takes
 from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS, Rules
 
 log = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ _VERSION = "_diffusers_version"
 def check_network(
     network: Network, config: Mapping[str, Any], checkpoint: str = "", *, warn: bool = True
 ) -> None:
-    """Refuse what the configuration file of ``network`` asks for and its graphs do not do, and values that
-    are none; ``checkpoint``: the name of the checkpoint that it is of, for the message.
+    """Raise for settings in the configuration of ``network`` that its graphs do not support, and for values
+    of a wrong type; ``checkpoint``: the checkpoint's name, for the message.
 
-    A key that no rule and no version of the class that is installed knows is warned of; transformers' files
-    are full of such keys that mean nothing, which pass. ``warn``: not where that was done before. Raises
-    :class:`CheckpointError` naming the key.
+    A key that neither a rule nor the installed class knows gives a warning; unknown keys of transformers'
+    files are ignored, as they are many and mean nothing. ``warn``: false if the warnings were given before.
+    Raises :class:`CheckpointError` naming the key.
     """
     if network.cls not in NETWORKS:
         return
@@ -52,8 +52,8 @@ def check_values(
     rules: Rules,
     remedy: Callable[[str], str] = lambda _key: "give another base",
 ) -> None:
-    """Raise :class:`CheckpointError` for the first key whose value its rule does not accept; ``what`` says
-    whose configuration it is, ``remedy`` what helps for a key."""
+    """Raise :class:`CheckpointError` for the first key whose value its rule does not accept; ``what``: the
+    configuration's name, ``remedy``: how to fix a key, both for the message."""
     for key, value in config.items():
         rule = rules.get(key)
         if rule is not None and not _accepts(rule.accepts, value):
@@ -64,9 +64,9 @@ def check_values(
 
 
 def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` for the first key that is read whose value is of no kind of its own.
+    """Raise :class:`CheckpointError` for the first key that is read and whose value has a wrong type.
 
-    The libraries look at few of them, and then fail far from here, or compute something else.
+    The libraries check few of them: they fail later, or compute something else.
     """
     for key, value in config.items():
         if key not in rules or rules[key].kind == "harmless" or key not in kinds:
@@ -74,23 +74,23 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
         kind = kinds[key]
         # both libraries take null for false
         fits = takes(kind, value) or (value is None and takes(kind, False))
-        if not fits or (is_whole(value) and value < 0):
+        if not fits or (is_integer(value) and value < 0):
             raise CheckpointError(
-                f"{what} has {key}={_short(value)}, which is no value of this key (accepted:"
+                f"{what} has {key}={_short(value)}, which is not a value of this key (accepted:"
                 f" {in_words(kind)}{', not below 0' if fits else ''}); correct its config.json, or get the"
                 " base again"
             )
 
 
 def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:
-    """That SDXL's embeddings of sizes leave room for the pooled prompt: its width is what they leave."""
+    """Check that SDXL's embeddings of sizes leave room for the pooled prompt, whose width is the rest."""
     if config.get("addition_embed_type") != "text_time":
         return
-    size, whole = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
-    if not (is_whole(size) and is_whole(whole) and 0 < _TIME_IDS * size < whole):
+    size, total = (config.get(key) for key in (_TIME_WIDTH, _ADDED_WIDTH))
+    if not (is_integer(size) and is_integer(total) and 0 < _TIME_IDS * size < total):
         raise CheckpointError(
-            f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={whole}"
-            f" (accepted: whole numbers, the second more than {_TIME_IDS} times the first); correct its"
+            f"{what} has addition_embed_type=text_time with {_TIME_WIDTH}={size} and {_ADDED_WIDTH}={total}"
+            f" (accepted: integers, the second more than {_TIME_IDS} times the first); correct its"
             " config.json, or get the base again"
         )
 
@@ -100,7 +100,8 @@ _TIME_IDS = 6
 
 
 def _check_statistics(what: str, config: Mapping[str, Any]) -> None:
-    """That a VAE's statistics are both there, of every channel: diffusers leaves out one alone."""
+    """Check that a VAE has both of its statistics, for every channel: diffusers ignores one without the
+    other."""
     given = {key: config.get(key) for key in ("latents_mean", "latents_std")}
     if all(value is None for value in given.values()):
         return
@@ -115,7 +116,7 @@ def _check_statistics(what: str, config: Mapping[str, Any]) -> None:
 
 @cache
 def _kinds(library: str, cls: str) -> Mapping[str, Any]:
-    """The types of a network's configuration values, as far as its class tells them."""
+    """Return the types of a network's configuration values that its class declares."""
     network = getattr(importlib.import_module(library), cls)
     if library == "transformers":
         return {key: type(value) for key, value in vars(network.config_class()).items() if value is not None}
@@ -131,10 +132,10 @@ def _kinds(library: str, cls: str) -> Mapping[str, Any]:
 def check_unknown(
     what: str, config: Mapping[str, Any], known: Collection[str], reader: str, *, warn: bool = True
 ) -> None:
-    """Refuse or warn of the public keys that are not ``known`` and are switched on.
+    """Raise for or warn of public keys that are not ``known`` and are switched on.
 
-    diffusers leaves them out with a warning, whatever they say. What a newer release than the one that is
-    installed wrote may change what is computed: that is refused.
+    diffusers ignores such keys with a warning. A key that a newer release than the installed one wrote may
+    change what is computed: it raises :class:`CheckpointError`.
     """
     for key, value in config.items():
         if key in known or key.startswith("_") or _is_off(value):

@@ -1,8 +1,8 @@
-"""What is done about every key of the base's configurations, as data.
+"""The treatment of every key of the base's configurations, as data.
 
-A key is supported (the graph or the runtime does what it says), harmless (it changes no number here, for the
-reason that is given) or limited: a value that asks for something that no graph does is refused by name.
-:mod:`controlnext.weights.config_check` looks keys up here.
+A key is supported (the graph or the runtime implements it), harmless (it changes no number here, for the
+given reason) or limited: values that no graph implements raise an error naming the key.
+:mod:`controlnext.weights.config_check` applies these rules.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from controlnext.families.values import is_number, is_whole
+from controlnext.families.values import is_integer, is_number
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What is done about a key: its values are all ``supported`` or ``harmless``, or those in ``accepts``
-    are; ``why``: where it goes, why it does no harm, or what the other values would ask for."""
+    """The treatment of a key: all of its values are ``supported`` or ``harmless``, or only those that
+    ``accepts`` admits; ``why``: what uses the key, why it is harmless, or what other values would ask for."""
 
     kind: Literal["supported", "harmless", "limited"]
     why: str
@@ -29,15 +29,17 @@ Rules = Mapping[str, Rule]
 
 
 def harmless(why: str) -> Rule:
+    """Return the rule for a key that changes no number here, with the reason."""
     return Rule("harmless", why)
 
 
 def only(*values: Any, why: str) -> Rule:
-    """Values that mean the same to the graph; null where the library takes that for its default."""
+    """Return the rule for a key that takes only these values, which mean the same to the graph; null counts
+    as the library's default."""
     words = ", ".join("null" if value is None else str(value) for value in values)
 
     def accepts(value: Any) -> bool:
-        # to Python 1 and true are equal
+        # in Python 1 == True
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
     return Rule("limited", why, accepts, words)
@@ -53,6 +55,7 @@ def _blocks(*names: str) -> Rule:
 
 
 def keys(rule: Rule, *names: str) -> Rules:
+    """Return the same ``rule`` for every one of ``names``."""
     return dict.fromkeys(names, rule)
 
 
@@ -63,10 +66,10 @@ _TRAINING = harmless("acts in training alone")
 _SIZE = Rule(
     "limited",
     "engines and calibration take their sizes from it",
-    lambda value: is_whole(value) and value > 0,
-    "a whole number: latents at the size that it was trained at",
+    lambda value: is_integer(value) and value > 0,
+    "a positive integer: the size of latents that it was trained at",
 )
-_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_whole, "a whole number")
+_WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_integer, "an integer")
 
 UNET: Rules = {
     **keys(
@@ -111,13 +114,13 @@ UNET: Rules = {
     "time_cond_proj_dim": only(
         None, why="a distilled denoiser that takes the guidance scale as an input, which the graph lacks"
     ),
-    "class_embed_type": only(None, why="the denoiser wants class labels, which the graph does not take"),
-    "num_class_embeds": only(None, why="the denoiser wants class labels, which the graph does not take"),
+    "class_embed_type": only(None, why="the denoiser takes class labels, which the graph does not take"),
+    "num_class_embeds": only(None, why="the denoiser takes class labels, which the graph does not take"),
     "class_embeddings_concat": only(False, None, why="class labels, which the graph does not take"),
     "encoder_hid_dim": only(None, why="another encoder's embeddings, projected within the denoiser"),
     "encoder_hid_dim_type": only(None, why="another encoder's embeddings, projected within the denoiser"),
     "addition_embed_type": only(
-        None, "text_time", why="the denoiser wants image embeddings, hints or pooled text of another kind"
+        None, "text_time", why="the denoiser takes image embeddings, hints or pooled text of another kind"
     ),
     "attention_type": only("default", None, why="GLIGEN's boxes and phrases, which the graph does not take"),
     "upcast_attention": only(
@@ -199,8 +202,8 @@ _TRANSFORMERS: Rules = {
     "initializer_range": _TRAINING,
     "initializer_factor": _TRAINING,
 }
-"""Of every network of transformers. What is not listed for these classes is not read by them either:
-transformers keeps any key, and old releases wrote dozens that steer the generation of text."""
+"""Rules for every network of transformers. Other keys are not read by these classes: transformers keeps any
+key, and old releases wrote dozens about the generation of text."""
 
 _CLIP: Rules = {
     **_TRANSFORMERS,
@@ -272,7 +275,8 @@ NETWORKS: Mapping[str, Rules] = {
     "CLIPVisionModelWithProjection": CLIP_VISION,
     "T5EncoderModel": T5,
 }
-"""By class. Another class of a registry entry of one's own has no rules: what it is built with is traced."""
+"""Rules by class. Other classes, of registry entries that a user adds, have no rules: their graphs are
+traced."""
 
 OF_NETWORKS: Rules = {
     "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
@@ -289,4 +293,4 @@ OF_NETWORKS: Rules = {
         "gradient_checkpointing",
     ),
 }
-"""Keys that are no parameter of a diffusers class but found in its files."""
+"""Rules for keys that are not parameters of a diffusers class but found in its files."""

@@ -1,4 +1,5 @@
-"""The control module's weights: variant and widths are read off the file, then every tensor is checked."""
+"""The control module's weights: variant and widths are read from the tensors, then every tensor is
+checked."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from controlnext.weights.variants import Architecture, arguments, candidates, na
 
 PUBLISHED = ("controlnet", "controlnext")
 STEMS = (*PUBLISHED, "diffusion_pytorch_model", "model")
-"""Names under which control modules are published; the first are of nothing else."""
+"""File names of published control modules; PUBLISHED are used for nothing else."""
 
 
 @dataclass(frozen=True)
 class ControlWeights:
-    """One control module: where it comes from, its variant, its own widths, and its tensors by name."""
+    """One control module: the name of its source, its variant, its own widths, and its tensors by name."""
 
     name: str
     variant: Variant
@@ -32,7 +33,10 @@ class ControlWeights:
 
 
 def empty_control(spec: ControlSpec) -> nn.Module:
-    """The control module with parameters on the meta device, in eval mode."""
+    """Return the control module with parameters on the meta device, in eval mode.
+
+    Raises :class:`CheckpointError` for widths that no module can have.
+    """
     try:
         return meta_control(spec).requires_grad_(False)
     except (ValueError, IndexError) as error:
@@ -40,16 +44,16 @@ def empty_control(spec: ControlSpec) -> nn.Module:
 
 
 def match_control(found: Mapping[str, LazyTensor], family: Family, variant: str, name: str) -> ControlWeights:
-    """The control module that ``found`` holds, after every tensor's name and shape was found right.
+    """Check every tensor's name and shape, and return the control module in ``found``.
 
-    ``variant`` "auto" takes that of the family's variants whose architecture it has. Raises
-    :class:`CheckpointError` saying what the tensors look like where that is none.
+    ``variant`` "auto" selects the variant of the family that has the tensors' architecture. Raises
+    :class:`CheckpointError` that describes the tensors if there is none.
     """
     wanted = list(family.variants.values()) if variant == "auto" else [family.variant(variant)]
     read = read_spec(found)
     if read is None:
         raise CheckpointError(
-            f"{name} is no control module of {family.name}: it looks like {looks_like(found)}"
+            f"{name} is not a control module of {family.name}: it looks like {looks_like(found)}"
         )
     for candidate in wanted:
         if Architecture.of(candidate.control) == Architecture.of(read):
@@ -66,7 +70,7 @@ def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name
     found = candidates(read)
     own = [(f, v) for f, v in found if f == family]
     if own:
-        return f"{name} does not fit {asked}: it is {title(own)}; give that, or leave `variant` out"
+        return f"{name} does not fit {asked}: it is {title(own)}; give that, or remove `variant`"
     if found:
         return f"{name} does not fit {asked}: it is {title(found)}; give that, or weights of {family.name}"
     expected = "; or ".join(str(Architecture.of(variant.control)) for variant in wanted)
@@ -77,7 +81,8 @@ def _mismatch(read: ControlSpec, family: Family, wanted: Sequence[Variant], name
 
 
 def check_one_variant(controls: Sequence[ControlWeights]) -> Variant:
-    """The variant that all ``controls`` have; raises :class:`CheckpointError` naming each one's if not."""
+    """Return the variant that all ``controls`` have. Raises :class:`CheckpointError` naming each one's if
+    they differ."""
     variant = controls[0].variant
     if any(control.variant != variant for control in controls):
         each = ", ".join(f"{control.name} is of variant {control.variant.name}" for control in controls)
@@ -86,8 +91,8 @@ def check_one_variant(controls: Sequence[ControlWeights]) -> Variant:
 
 
 def check_width(control: ControlWeights, family: Family, config: Mapping[str, Any]) -> None:
-    """Raise :class:`CheckpointError` where the control gives another number of channels than the denoiser of
-    configuration ``config`` has where they are injected."""
+    """Raise :class:`CheckpointError` if the control's number of channels differs from that of the denoiser
+    with configuration ``config`` at the injection point."""
     width, given = control.variant.injection.width(config), control.spec.out_channels
     if given == width:
         return

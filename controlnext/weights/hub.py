@@ -1,4 +1,5 @@
-"""Repositories on the model hub: what is needed of one is downloaded once and found again offline."""
+"""Download of repositories from the model hub: only the needed files, once, and from the cache when
+offline."""
 
 from __future__ import annotations
 
@@ -23,29 +24,29 @@ from controlnext.weights.lazy import first_line
 log = logging.getLogger(__name__)
 
 Wanted = Callable[[Sequence[str]], list[str]]
-"""Picks what is needed from the names of all files; raises :class:`CheckpointError` where it is not there."""
+"""Selects the needed files from the names of all; raises :class:`CheckpointError` if they are missing."""
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
-    """A folder with the files that ``wanted`` picks of a repository's, and the commit that they are of.
+    """Download the files of a repository that ``wanted`` selects; return their directory and commit.
 
-    ``revision``: a branch, tag or commit; by default the main branch. Where the hub cannot be asked or
-    refuses, an earlier download serves, if ``wanted`` finds in it what is needed. Raises
-    :class:`CheckpointError` saying what is the matter and what helps.
+    ``revision``: a branch, tag or commit; the main branch by default. If the hub cannot be reached or refuses
+    access, an earlier download is used, provided that ``wanted`` finds the needed files in it. Raises
+    :class:`CheckpointError` saying what is wrong and how to fix it.
     """
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HFValidationError as error:
-        raise CheckpointError(f"{repository} is no hub id: {first_line(error)}") from error
+        raise CheckpointError(f"{repository} is not a hub id: {first_line(error)}") from error
     except Exception as error:  # no connection: each network library has its own exception
         return _earlier(repository, revision, wanted, error)
     files = wanted([sibling.rfilename for sibling in info.siblings or []])
     patterns = [glob.escape(file) for file in files]
     try:
-        # by the name of the revision, not its commit: the cache then knows it by that name offline too
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        # by the name of the revision, not its commit: the cache then has it under that name offline too
+        directory = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
         # some of the hub's answers are the cause of an error that a file is not in the cache
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
@@ -53,35 +54,35 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
         raise CheckpointError(
             reason or f"the download of {repository} failed: {first_line(cause)}; try again"
         ) from error
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [file for file in files if not (directory / file).is_file()]
     if missing:
         raise CheckpointError(f"the download of {repository} lacks {', '.join(missing[:8])}; try again")
-    return folder, folder.name
+    return directory, directory.name
 
 
 def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Exception) -> tuple[Path, str]:
-    """What was downloaded before, where the hub answered with ``error``."""
+    """Return an earlier download, after the hub answered with ``error``."""
     reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
-        folder = Path(
+        directory = Path(
             snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
         )
     except (OSError, ValueError) as absent:
         raise CheckpointError(
-            f"{reason}; no copy of it was downloaded before, and the path of a local one will do too"
+            f"{reason}; it was not downloaded before: give the path of a local copy"
         ) from absent
     try:
-        wanted([path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()])
+        wanted([path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()])
     except CheckpointError as lacking:
-        raise CheckpointError(f"{reason}, and of what was downloaded before: {lacking}") from error
+        raise CheckpointError(f"{reason}, and the earlier download lacks files: {lacking}") from error
     if not isinstance(error, OfflineModeIsEnabled):
-        log.warning("%s; %s is used as it was downloaded before", reason, repository)
-    return folder, folder.name
+        log.warning("%s; the earlier download of %s is used", reason, repository)
+    return directory, directory.name
 
 
 def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """What it means that the hub answered with ``error``, and what helps; nothing for other errors."""
+    """Return the message for the hub's ``error``, with the fix; empty for other errors."""
     page = f"{constants.ENDPOINT}/{repository}"
     # a gated repository's error is a RepositoryNotFoundError too
     if isinstance(error, GatedRepoError):
@@ -95,7 +96,7 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
             f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
             f" ask for access at {page} and {_LOG_IN}"
         )
-    # before 1.0 what the cache lacks is such an error too, without a response
+    # before 1.0 a file that the cache lacks gives this error too, without a response
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return ""
     if error.response.status_code in (401, 403):

@@ -1,4 +1,4 @@
-"""Configuration files."""
+"""Reading of JSON configuration files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ INDEX = "model_index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; raises :class:`CheckpointError` where the file is missing, damaged or something else."""
+    """Read a JSON object. Raises :class:`CheckpointError` if the file is missing, damaged or not an
+    object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; get the folder again") from error
+        raise CheckpointError(f"{path} is missing; get the directory again") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is no readable JSON: {first_line(error)}; get the file again"
+            f"{path} is not readable JSON: {first_line(error)}; get the file again"
         ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no configuration; get the file again")
+        raise CheckpointError(f"{path} is not a JSON object; get the file again")
     return content
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
-    """As :func:`read_json`; empty where the file is missing."""
+    """Read a JSON object as :func:`read_json` does; return an empty one if the file is missing."""
     return read_json(path) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""What a file of weights looks like, for messages about files that do not fit."""
+"""Description of the content of weight files, for messages about files that do not fit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a text or image encoder", (r"encoder\.(layers|block)\.\d|resblocks\.\d",)),
 )
 
-# what takes files that are no base: the end of their title, and the argument of load_checkpoint
+# arguments of load_checkpoint for files that are not a base, by the end of their title
 _ARGUMENTS = (
     ("UNet", "unet_weights"),
     ("UNet under its original names", "unet_weights"),
@@ -48,7 +48,7 @@ _ARGUMENTS = (
 
 
 def looks_like(found: Mapping[str, LazyTensor]) -> str:
-    """What these tensors look like: ``"a VAE"``, or a few of their names where that is unknown."""
+    """Describe these tensors: ``"a VAE"``, or a few of their names if they are unknown."""
     if not found:
         return "an empty file"
     control = read_spec(found)
@@ -58,11 +58,12 @@ def looks_like(found: Mapping[str, LazyTensor]) -> str:
     for name, patterns in _LAYOUTS:
         if all(_fits(pattern, found) for pattern in patterns):
             return name
-    return f"nothing known ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
+    return f"unknown weights ({len(found)} tensors: {', '.join(list(found)[:3])} ...)"
 
 
 def argument_for(found: Mapping[str, LazyTensor]) -> str:
-    """The argument of load_checkpoint that takes such tensors, a part of a model; empty if they are none."""
+    """Return the argument of load_checkpoint that takes such tensors, a part of a model; empty if none
+    does."""
     if read_spec(found):
         return "control"
     title = looks_like(found)

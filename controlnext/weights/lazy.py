@@ -1,4 +1,4 @@
-"""Tensors that are read, computed or drawn one at a time, when they are asked for."""
+"""Tensors that are read, computed or drawn one at a time, on access."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from torch import Tensor
 from controlnext.errors import CheckpointError
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
-"""Of files with weights, in upper or lower case; all but the first are pickles."""
+"""Suffixes of files with weights, in upper or lower case; all but the first are pickles."""
 
 _REOPEN_AFTER = 256 * 2**20
 
-# what DataParallel and torch.compile put in front of every name
+# prefixes that DataParallel and torch.compile add to every name
 _WRAPPERS = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor that exists once ``read`` is called; its shape is known before."""
+    """A tensor that is read by ``read``; its shape is known before."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> LazyTensor:
-        """``function`` of this tensor, computed when read; the shape is found without reading."""
+        """Return ``function`` of this tensor, computed on access; the shape is found without reading."""
         shape = function(torch.empty(self.shape, device="meta")).shape
         return LazyTensor(tuple(shape), lambda: function(self.read()))
 
     @staticmethod
     def from_tensor(tensor: Tensor) -> LazyTensor:
-        """Return a tensor that is in memory already as a lazy one."""
+        """Wrap a tensor that is already in memory."""
         return LazyTensor(tuple(tensor.shape), lambda: tensor)
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by state-dict name. Each access reads the tensor anew, so that no two are held at once.
+    """Tensors by state-dict name. Each access reads the tensor again, so that no two are in memory together.
 
     Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity.
     """
@@ -66,12 +66,13 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def not_finite(origin: str, name: str) -> str:
-    """What is said of a tensor that is not finite."""
+    """Return the message about a tensor that is not finite."""
     return f"{origin}: tensor {name} holds NaN or infinity; get an undamaged copy of the weights"
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor is free of NaN and infinity (minimum and maximum show both, ten times cheaper)."""
+    """Return whether a tensor is free of NaN and infinity (checked by minimum and maximum, ten times
+    cheaper)."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = torch.aminmax(tensor.half() if tensor.element_size() == 1 else tensor)
@@ -79,20 +80,20 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file's name ends like that of a file with weights."""
+    """Return whether a file's suffix is that of a file with weights."""
     return name.lower().endswith(SUFFIXES)
 
 
 def is_safetensors(name: str) -> bool:
-    """Whether a file's name ends in ``.safetensors``, in upper or lower case."""
+    """Return whether a file's suffix is ``.safetensors``, in upper or lower case."""
     return name.lower().endswith(SUFFIXES[0])
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a ``.safetensors`` file, or of a pickle that needs no code to read.
+    """Read the tensors of a ``.safetensors`` file, or of a pickle that can be read without running code.
 
-    Those of a pickle may lie under ``state_dict``, where training frameworks put them. What DataParallel and
-    torch.compile put in front of all names is taken off.
+    The tensors of a pickle may be under ``state_dict``, as training frameworks save them. The prefixes that
+    DataParallel and torch.compile add to all names are removed.
 
     Raises :class:`CheckpointError` for any other file and for a damaged one.
     """
@@ -102,9 +103,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
         return _unwrapped(
             {name: LazyTensor.from_tensor(tensor.detach()) for name, tensor in _read_pickle(path).items()}
         )
-    raise CheckpointError(
-        f"{path} is no weight file; accepted are {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
-    )
+    raise CheckpointError(f"{path} is not a weight file; accepted: {', '.join(SUFFIXES)}")
 
 
 def _unwrapped(found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -115,7 +114,7 @@ def _unwrapped(found: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 class _SafetensorsFile:
-    """A memory-mapped file, mapped again from time to time so that pages that were read can be let go."""
+    """A memory-mapped file, mapped again from time to time so that the pages that were read can be freed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,7 +131,7 @@ class _SafetensorsFile:
             return safe_open(str(self._path), "pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{self._path} is no readable .safetensors file: {first_line(error)}; get the file again"
+                f"{self._path} is not a readable .safetensors file: {first_line(error)}; get the file again"
             ) from error
 
     def _read(self, name: str) -> Tensor:
@@ -156,7 +155,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):
         keys = f" but {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else ""
         raise CheckpointError(
-            f"{path} holds no tensors by name{keys}; accepted is a state dict, or one under 'state_dict'"
+            f"{path} holds no tensors by name{keys}; accepted: a state dict, or one under 'state_dict'"
         )
     return content
 
@@ -166,5 +165,5 @@ def _is_named_tensor(entry: tuple[object, object]) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that has text, or its type where there is none."""
+    """Return the first line of an error's message that has text, or the error's type if there is none."""
     return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__

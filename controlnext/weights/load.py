@@ -1,4 +1,4 @@
-"""Loading a checkpoint from whatever the user gave."""
+"""Loading a checkpoint from the user's files or the hub."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Find, check and open a base model and its ControlNeXt weights; tensors are read when asked for.
 
-    ``base``: diffusers folder, single-file checkpoint or hub id (default: the family's).
-    ``control``, ``unet_weights``, ``vae``: file, folder or hub id (``owner/name[@revision][/inside]``);
+    ``base``: diffusers directory, single-file checkpoint or hub id (default: the family's).
+    ``control``, ``unet_weights``, ``vae``: file, directory or hub id (``owner/name[@revision][/inside]``);
     several of the first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
     ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
-    with ``unet_increments`` differences to add. Where they are not given, those in the folder of a
+    with ``unet_increments`` differences to add. Where they are not given, those in the directory of a
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
@@ -100,7 +100,7 @@ def _read_controls(
     if not weight_sources:
         note = f"; {family.note}" if family.note else ""
         raise InputError(
-            "no control weights are given; give `control` a file, a folder or a hub id"
+            "no control weights are given; give `control` a file, a directory or a hub id"
             f" (or `random_seed` a seed, to try the architecture){note}"
         )
     controls: list[ControlWeights] = []
@@ -116,14 +116,14 @@ def _read_controls(
 
 
 def _numbered(role: str, number: int) -> str:
-    """``"control"``, ``"control 2"``, ... for the numbers from 0 on."""
+    """Return ``"control"``, ``"control 2"``, ... for the numbers 0, 1, ..."""
     return role if number == 0 else f"{role} {number + 1}"
 
 
 def _find_trained(
     family: Family, base: Base, controls: Sequence[WeightSource], given: Sequence[Given], increments: bool
 ) -> list[Source]:
-    """Apply the trained tensors that are ``given``, or else those beside the ``controls``."""
+    """Apply the trained tensors that are ``given``, or those beside the ``controls`` if none are."""
     if given:
         weight_sources = [resolve(one, partial(choose_trained, family)) for one in given]
         tell_unused(family, controls, weight_sources)
@@ -131,9 +131,9 @@ def _find_trained(
             tell_other_trained(family, weight_source)
         return _apply_trained(family, base, dict(enumerate(weight_sources)), increments)
     beside = {
-        number: folder
+        number: directory
         for number, weight_source in enumerate(controls)
-        if (folder := trained_beside(family, weight_source))
+        if (directory := trained_beside(family, weight_source))
     }
     if beside:
         return _apply_trained(family, base, beside, increments or family.increments)
@@ -148,10 +148,10 @@ def _find_trained(
 def _apply_trained(
     family: Family, base: Base, weight_sources: Mapping[int, WeightSource], increments: bool
 ) -> list[Source]:
-    """Apply the trained tensors in ``weight_sources``, by the number of the control or of the option they
-    came with.
+    """Apply the trained tensors in ``weight_sources``, by the number of the control or of the argument that
+    they came with.
 
-    A file that comes twice counts once: the same control may be given for two images.
+    A file that comes twice is applied once: the same control may be given for two images.
     """
     part = base.parts[family.denoiser]
     given: list[trained.FineTunedWeights] = []
@@ -194,7 +194,7 @@ def _assemble(
         base.sources + sources,
         random,
         base.scheduler.settings,
-        base.folder,
+        base.directory,
     )
 
 
@@ -202,7 +202,7 @@ def _refuse_files(given: Sequence[str]) -> None:
     if given:
         names = ", ".join(f"`{name}`" for name in given)
         raise InputError(
-            f"random weights take the place of every file: leave {names} or `random_seed` out",
+            f"random weights replace every file: remove {names} or `random_seed`",
             argument="random_seed",
         )
 

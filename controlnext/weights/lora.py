@@ -1,4 +1,4 @@
-"""LoRAs fused into the base's tensors: their names through diffusers, their layers through peft."""
+"""LoRAs fused into the base's tensors: diffusers converts their names, peft computes their layers."""
 
 from __future__ import annotations
 
@@ -41,24 +41,26 @@ _ADAPTER = "lora"
 # layer, then "down" or "A" for the first of its two matrices, "up" or "B" for the second, in every format
 _MATRIX = re.compile(r"(.+)[._]lora(?:_linear_layer)?[._](?:(down|A)|up|B)\.weight")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-# what of peft's settings says how strong a layer is; the others steer training, or name modules to import
+# peft's settings of the strength of a layer; the others are about training, or name modules to import
 _STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
 
 _Pair = tuple[Tensor, Tensor]
-"""down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)"""
+"""down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)."""
 
 
 def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source]:
-    """Add LoRAs, each ``PATH[:SCALE]``, to those tensors of ``base`` that they were trained for.
+    """Add LoRAs, each ``PATH[:SCALE]``, to the tensors of ``base`` that they were trained for.
 
-    ``PATH``: a file, a folder with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The sums
-    are computed when they are read, in float32; what is there for a text encoder that ``base`` lacks is left
-    out with a warning. Raises :class:`InputError` for a scale that is no finite number and for a family whose
-    pipeline takes no LoRA, :class:`CheckpointError` for a file that is no plain LoRA or does not fit.
+    ``PATH``: a file, a directory with one LoRA or a hub id; ``SCALE``: a finite number, 1 by default. The
+    sums are computed on access, in float32; the tensors of a text encoder that ``base`` does not have are
+    ignored with a warning. Raises :class:`InputError` for a scale that is not a finite number and for a
+    family whose pipeline does not support LoRAs, :class:`CheckpointError` for a file that is not a plain LoRA
+    or does not fit.
     """
     if loras and not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
-            f"{family.name} takes no LoRA: diffusers' {family.pipeline_class} has none; leave `lora` out",
+            f"LoRAs are not supported by {family.name}: diffusers' {family.pipeline_class} has none; remove"
+            " `lora`",
             argument="lora",
         )
     return [_apply(family, base, *_split(given)) for given in loras]
@@ -69,7 +71,8 @@ def _pipeline(family: Family) -> Any:
 
 
 def _split(given: str) -> tuple[str, float]:
-    """Path and scale. A path may hold colons: what follows the last is a scale only where it is a number."""
+    """Split into path and scale. A path may contain colons: the text after the last one is a scale only if it
+    is a number."""
     path, colon, last = given.rpartition(":")
     if not colon or Path(given).expanduser().exists():
         return given, 1.0
@@ -81,7 +84,7 @@ def _split(given: str) -> tuple[str, float]:
         scale = math.nan
     if not math.isfinite(scale):
         raise InputError(
-            f"`lora` {given}: {last!r} is no finite number; give PATH or PATH:SCALE", argument="lora"
+            f"`lora` {given}: {last!r} is not a finite number; give PATH or PATH:SCALE", argument="lora"
         )
     return path, scale
 
@@ -100,14 +103,14 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
             strength = {key: settings[f"{name}.{key}"] for key in _STRENGTH if f"{name}.{key}" in settings}
             _fuse(network, part, pairs, strength, scale)
         else:
-            log.warning("%s: what it has for %s is left out; the base has none", weight_source.name, name)
+            log.warning("%s: its tensors for %s are left out; the base has none", weight_source.name, name)
     source = weight_source.source("lora", file)
     detail = ", ".join(filter(None, (source.detail, f"scale {scale:g}")))
     return msgspec.structs.replace(source, detail=detail)
 
 
 def _choose(names: Sequence[str]) -> list[str]:
-    """The LoRA among the files of a folder: the one that diffusers names, or the only one."""
+    """Return the LoRA among the files of a directory: the one with diffusers' name, or the only one."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if is_weight_file(name)]
     files = [name for name in weights if is_safetensors(name)] or weights
@@ -122,14 +125,15 @@ def _weight_file(weight_source: WeightSource) -> Path:
     if not chosen:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
-            f"{weight_source.path} has no {_STEMS[0]}.safetensors and not just one weight file, but"
+            f"{weight_source.path} has no {_STEMS[0]}.safetensors and not exactly one weight file, but"
             f" {', '.join(weights[:8]) or 'none'}; give the LoRA's file itself"
         )
     return weight_source.path / chosen[0]
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """peft's settings that diffusers' trainers write into the file, as ``"unet.lora_alpha"``."""
+    """Read peft's settings that diffusers' trainers write into the file, by names like
+    ``"unet.lora_alpha"``."""
     if not is_safetensors(file.name):
         return {}
     with safe_open(str(file), "pt") as opened:
@@ -141,9 +145,10 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
-    """All the matrices under the file's own names; an ``alpha`` is multiplied into the second of its layer.
+    """Read all matrices under the file's own names; an ``alpha`` is multiplied into the second matrix of its
+    layer.
 
-    diffusers would take the alphas too, but loses them where an attention's layers have different ones.
+    diffusers would accept the alphas too, but loses them if an attention's layers have different ones.
     """
     matrix = {name: _MATRIX.fullmatch(name) for name, tensor in found.items() if len(tensor.shape) >= 2}
     matches = {name: match for name, match in matrix.items() if match}
@@ -154,8 +159,9 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
     }
     if any(problems.values()) or not matches:
         raise CheckpointError(
-            f"{what} is no plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank matrices;"
-            f" {listing(problems)}; accepted are pairs of such, with or without alpha: no DoRA, LoHa or LoKr"
+            f"{what} is not a plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank"
+            f" matrices; {listing(problems)}; accepted: pairs of them, with or without alpha, not DoRA, LoHa"
+            " or LoKr"
         )
     matrices = {}
     for name, match in matches.items():
@@ -169,10 +175,10 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
 def _by_network(
     family: Family, base: Base, matrices: dict[str, Tensor], what: str
 ) -> dict[str, dict[str, Tensor]]:
-    """The matrices of each network under the names that diffusers gives them."""
+    """Return the matrices of each network, with diffusers' names."""
     config = SimpleNamespace(**base.parts[family.denoiser].config)
     try:
-        # what follows the state dict differs between the pipelines: alphas or not
+        # some pipelines return alphas after the state dict
         state, *_ = _pipeline(family).lora_state_dict(matrices, unet_config=config, return_lora_metadata=True)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(
@@ -185,14 +191,14 @@ def _by_network(
     unknown = [name for name in state if name.partition(".")[0] not in family.networks]
     if unknown:
         raise CheckpointError(
-            f"{what} does not fit {family.name}: {listing({'for no network of it': unknown})}; give a LoRA of"
+            f"{what} does not fit {family.name}: {listing({'of other networks': unknown})}; give a LoRA of"
             f" {family.name} as diffusers or kohya's sd-scripts save it"
         )
     return networks
 
 
 def _pairs(network: Network, part: Part, matrices: dict[str, Tensor], what: str) -> dict[str, _Pair]:
-    """The two matrices of every layer, by the layer's name in the network."""
+    """Return the two matrices of every layer, by the layer's name in the network."""
     known = {canonical(name): name for name in part.tensors}
     found: dict[str, dict[str, Tensor]] = {}
     unknown = []
@@ -245,7 +251,7 @@ def _fuse(
 
 
 def _adapted(module: nn.Module, layers: list[str], strength: Mapping[str, Any]) -> Any:
-    """``module`` on the meta device with peft's layers in it; without settings their strength is 1."""
+    """Return ``module`` on the meta device with peft's layers in it; without settings their strength is 1."""
     names = {layer + _DOWN: torch.empty(0) for layer in layers}
     try:
         config = LoraConfig(target_modules=layers, **strength)

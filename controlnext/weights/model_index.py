@@ -1,4 +1,4 @@
-"""``model_index.json`` of a diffusers folder: the pipeline, parts and options that it was saved with."""
+"""Checks of ``model_index.json`` of a diffusers directory: its pipeline, components and options."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from controlnext.weights.json_files import INDEX, read_json
 from controlnext.weights.shipped import SCHEDULER
 
 
-def check_index(family: Family, folder: Path, parts: Collection[str]) -> None:
-    """Refuse a base that was saved for another pipeline, with parts or options that the family's has not.
+def check_index(family: Family, directory: Path, parts: Collection[str]) -> None:
+    """Raise for a base that was saved for another pipeline, or with components or options that the family
+    does not have.
 
-    ``parts``: the :func:`part_names` of the whole family, whose networks may be left out. A folder without
-    the file passes: networks and scheduler have configurations of their own. Raises
+    ``parts``: the :func:`part_names` of the whole family, including networks that are left out. A directory
+    without the file is accepted: networks and scheduler have their own configurations. Raises
     :class:`CheckpointError`.
     """
-    if not (folder / INDEX).is_file():
+    if not (directory / INDEX).is_file():
         return
-    index = read_json(folder / INDEX)
-    what = f"{folder.name}: its {INDEX}"
+    index = read_json(directory / INDEX)
+    what = f"{directory.name}: its {INDEX}"
     _check_pipeline(family, what, index)
     components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
-    scheduler = read_json(folder / SCHEDULER).get("_class_name")
+    scheduler = read_json(directory / SCHEDULER).get("_class_name")
     for name, (_, cls) in components.items():
-        # the scheduler's own file is looked at by itself
+        # the scheduler's own file is checked separately
         if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):
             _check_component(family, what, name, cls, parts)
     options = {key: value for key, value in index.items() if key not in components}
@@ -40,11 +41,11 @@ def check_index(family: Family, folder: Path, parts: Collection[str]) -> None:
 
 def _check_pipeline(family: Family, what: str, index: Mapping[str, Any]) -> None:
     name = index.get("_class_name")
-    cls = name[-1] if isinstance(name, list) and name else name  # of a pipeline of its own: file and class
+    cls = name[-1] if isinstance(name, list) and name else name  # a custom pipeline's file and class
     accepted = (family.pipeline_class, *family.pipelines)
     if cls is not None and cls not in accepted:
         raise CheckpointError(
-            f"{what} names the pipeline {cls}, which {family.title} is not sampled as; accepted are"
+            f"{what} names the pipeline {cls}, which does not fit {family.title}; accepted:"
             f" {', '.join(accepted)}"
         )
 
@@ -57,11 +58,14 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
     elif name in COMPONENTS or name in parts:
         return
     else:
-        raise CheckpointError(f"{what} has the part {name} ({cls}), which {family.title} does not have")
+        raise CheckpointError(
+            f"{what} has the component {name} ({cls}), which {family.title} does not have; give a base of"
+            f" {family.name}"
+        )
     if cls not in accepted:
         raise CheckpointError(f"{what} has {cls} as its {name}; accepted: {', '.join(accepted)}")
 
 
 def part_names(family: Family) -> set[str]:
-    """The names that a family's networks and tokenizers have in the index."""
+    """Return the names of a family's networks and tokenizers in the index."""
     return {*family.networks, *(network.tokenizer for network in family.networks.values())}

@@ -1,4 +1,4 @@
-"""Networks without memory for their weights, and the strict match of found tensors to them."""
+"""Networks on the meta device, and the strict match of tensors to them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from controlnext.weights.lazy import LazyTensor, first_line
 
 Shape = tuple[int, ...]
 
-# what a configuration says of the machine or the libraries that wrote it
+# keys about the machine or the libraries that wrote a configuration
 _VOLATILE = {"dtype", "torch_dtype", "transformers_version"}
 
-# names that other releases of the libraries gave the same tensors, or that one tensor has beside its first
+# other names of the same tensors, in other releases of the libraries or as second names
 _RENAMED = (
     (re.compile(r"^text_model\."), ""),
     (re.compile(r"^encoder\.embed_tokens\."), "shared."),
@@ -33,20 +33,20 @@ _RENAMED = (
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
 )
 
-# written by some releases and read by none: positions 0, 1, 2 ..., and CLIP's temperature
+# written by some releases, read by no release: positions 0, 1, 2 ..., and CLIP's temperature
 _HARMLESS = re.compile(r"(^|\.)(position_ids|logit_scale)$")
 
 
 def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
-    """The network, in eval mode, with parameters on the meta device and computed buffers in memory.
+    """Return the network, in eval mode, with parameters on the meta device and computed buffers in memory.
 
-    Raises :class:`CheckpointError` for a configuration that the network's class refuses.
+    Raises :class:`CheckpointError` for a configuration that the network's class rejects.
     """
     cls = getattr(importlib.import_module(network.library), network.cls)
     try:
         with init_empty_weights():
             if network.library == "diffusers":
-                # of any other key diffusers warns, each time
+                # diffusers warns of any other key, every time
                 known = inspect.signature(cls.__init__).parameters
                 taken = {key: v for key, v in config.items() if key in known or key.startswith("_")}
                 module = cls.from_config(taken)
@@ -60,10 +60,10 @@ def empty_module(network: Network, config: Mapping[str, Any]) -> Any:
 
 
 def complete_config(network: Network, config: Mapping[str, Any], warn: bool = False) -> dict[str, Any]:
-    """The configuration with every default filled in and nothing about paths and library versions.
+    """Return the configuration with all defaults filled in, without paths and library versions.
 
-    ``warn`` of keys that nothing reads, where that was not done before. Raises :class:`CheckpointError` for a
-    configuration of another class or family, and for one that asks for what the network's graphs do not do.
+    ``warn`` of unknown keys if that was not done before. Raises :class:`CheckpointError` for a configuration
+    of another class or family, and for settings that the network's graphs do not support.
     """
     cls = config.get("_class_name", network.cls)
     if cls != network.cls:
@@ -75,7 +75,7 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
         full = json.loads(module.to_json_string())
     else:
         full = json.loads(module.config.to_json_string(use_diff=False))
-        # what every configuration has and nobody changed says nothing of the network
+        # unchanged defaults that every configuration has are not about the network
         general = json.loads(PretrainedConfig().to_json_string(use_diff=False))
         full = {key: value for key, value in full.items() if key not in general or value != general[key]}
     _check_family(network, {key: full.get(key) for key in network.required})
@@ -103,17 +103,18 @@ def _check_read(network: Network, found: Mapping[str, Any]) -> None:
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the private entries that name paths and versions, but with its class."""
+    """Return a configuration without private entries, which name paths and versions; the class stays."""
     return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:
-    """Shape of every tensor of the state dict, in its order."""
+    """Return the shape of every tensor of the state dict, in its order."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
-    """The tensors of the state dict that are computed from the configuration, such as fixed embeddings."""
+    """Return the tensors of the state dict that are computed from the configuration, such as fixed
+    embeddings."""
     return {
         name: LazyTensor.from_tensor(tensor)
         for name, tensor in module.state_dict().items()
@@ -122,7 +123,7 @@ def computed_tensors(module: nn.Module) -> dict[str, LazyTensor]:
 
 
 def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: str) -> dict[str, LazyTensor]:
-    """``found`` under the expected names and in their order, after every name and shape was found right.
+    """Check every name and shape; return the tensors of ``found`` with the expected names, in their order.
 
     Raises :class:`CheckpointError` listing missing, unexpected and mis-shaped tensors.
     """
@@ -147,19 +148,19 @@ def match(found: Mapping[str, LazyTensor], expected: Mapping[str, Shape], what: 
 
 
 def named_today(found: Iterable[str], expected: Iterable[str]) -> bool:
-    """Whether every expected tensor is there under a name of some release of the libraries."""
+    """Return whether every expected tensor is found under a name that some release of the libraries uses."""
     return {canonical(name) for name in expected} <= {canonical(name) for name in found}
 
 
 def canonical(name: str) -> str:
-    """The name of a tensor, the same whichever release of the libraries wrote it."""
+    """Return the name of a tensor in a form that is the same for every release of the libraries."""
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
 
 
 def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
-    """``"2 missing (a, b); 7 unexpected (c, d, e ...)"``."""
+    """Return ``"2 missing (a, b); 7 unexpected (c, d, e ...)"`` for lists of names by problem."""
     parts = []
     for problem, names in ((key, list(value)) for key, value in problems.items()):
         if names:
@@ -169,7 +170,7 @@ def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
 
 
 def _fit(tensor: LazyTensor, shape: Shape) -> LazyTensor:
-    """A linear layer that was stored as a 1 x 1 convolution, as a matrix, and the other way round."""
+    """Reshape a linear layer that was stored as a 1 x 1 convolution to a matrix, and the reverse."""
     both = {*tensor.shape[2:], *shape[2:]}
     if tensor.shape[:2] == shape[:2] and {len(tensor.shape), len(shape)} == {2, 4} and both == {1}:
         return tensor.map(lambda value: value.reshape(shape))

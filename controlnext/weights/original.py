@@ -1,7 +1,7 @@
-"""Original (LDM, OpenCLIP, MMDiT) tensor names of the networks that diffusers and transformers named anew.
+"""Original (LDM, OpenCLIP, MMDiT) tensor names of the networks that diffusers and transformers renamed.
 
-Every name that a network expects is turned into its original name, so that whatever is left over in the
-file is known to be unexpected, and a part of a network converts like the whole.
+Every name that a network expects is converted to its original name, so that any other name in the file is
+known to be unexpected, and a part of a network converts like the whole.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from controlnext.weights.lazy import LazyTensor
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor lies in an original checkpoint: its name there, and what to take of it."""
+    """The source of a tensor in an original checkpoint: its name there, and the part of it to ``take``."""
 
     name: str
     take: Callable[[Tensor], Tensor] | None = None
 
 
 Layout = Callable[[str], Origin]
-"""Today's name of a tensor -> its origin."""
+"""Maps today's name of a tensor to its origin."""
 
 _RESNET = (
     (r"^spatial_res_block\.", r""),
@@ -117,7 +117,7 @@ _MMDIT_JOINED = re.compile(r"\.attn\.(?:to_|add_)([qkv])(?:_proj)?\.")
 def from_original(
     found: Mapping[str, LazyTensor], layout: Layout, expected: Iterable[str]
 ) -> dict[str, LazyTensor]:
-    """The tensors under today's names; those that no expected tensor stems from keep their own."""
+    """Return the tensors with today's names; tensors that no expected one is made of keep their names."""
     converted: dict[str, LazyTensor] = {}
     used: set[str] = set()
     for name in expected:
@@ -174,7 +174,7 @@ def _open_clip(_config: Mapping[str, Any], name: str) -> Origin:
 
 
 def _clip_without_projection(_config: Mapping[str, Any], name: str) -> Origin:
-    """The pooled output of SD3's first CLIP is not projected: its projection is the identity."""
+    """Map names of SD3's first CLIP, whose pooled output is not projected: its projection is the identity."""
     if name == "text_projection.weight":
         norm = "text_model.final_layer_norm.weight"
         return Origin(norm, lambda gain: torch.eye(len(gain), dtype=gain.dtype, device=gain.device))
@@ -190,12 +190,12 @@ def _mmdit(config: Mapping[str, Any], name: str) -> Origin:
 
 
 def _third(part: str) -> Callable[[Tensor], Tensor]:
-    """Query, key or value of a joined projection."""
+    """Return a function that takes query, key or value from a joined projection."""
     return lambda tensor: tensor.chunk(3)["qkv".index(part)]
 
 
 def _swap_halves(tensor: Tensor) -> Tensor:
-    """Shift and scale of a final modulation, which diffusers keeps the other way round."""
+    """Swap shift and scale of a final modulation, which diffusers stores in the reverse order."""
     return torch.cat(tensor.chunk(2)[::-1])
 
 
@@ -213,4 +213,4 @@ LAYOUTS: Mapping[str, Callable[[Mapping[str, Any], str], Origin]] = {
     "clip_without_projection": _clip_without_projection,
     "mmdit": _mmdit,
 }
-"""Layouts by name, each still to be given the network's configuration."""
+"""Layouts by name, as functions of the network's configuration and a tensor's name."""

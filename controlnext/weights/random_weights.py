@@ -1,4 +1,4 @@
-"""Random weights: the full-size architecture without any file, for trials of size and speed."""
+"""Random weights of the full-size architecture, for trials of size and speed without any file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BLOCK = 2**17 - 1
 
 
 def random_tensors(shapes: Mapping[str, Shape], network: str, seed: int) -> dict[str, LazyTensor]:
-    """Float16 tensors that depend on nothing but ``seed``, ``network`` and their names and shapes.
+    """Return float16 tensors that depend only on ``seed``, ``network`` and their names and shapes.
 
-    A tensor that goes by two names has the same numbers under both.
+    A tensor with two names has the same numbers under both.
     """
     return {
         name: LazyTensor(shape, partial(_draw, name, shape, f"{seed}/{network}/{canonical(name)}"))
@@ -30,7 +30,8 @@ def random_tensors(shapes: Mapping[str, Shape], network: str, seed: int) -> dict
 
 
 def _draw(name: str, shape: Shape, key: str) -> Tensor:
-    """Kernels N(0, 1 / fan-in), gains 1 + 0.1 N(0, 1), biases 0.1 N(0, 1): activations keep their size."""
+    """Draw kernels N(0, 1 / fan-in), gains 1 + 0.1 N(0, 1), biases 0.1 N(0, 1): activations keep their
+    size."""
     digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
     count = math.prod(shape)

@@ -1,4 +1,5 @@
-"""The scheduler's configuration of a base: where each setting comes from, and whether the samplers do it."""
+"""The scheduler configuration of a base: the origin of each setting, and checks that the samplers support
+it."""
 
 from __future__ import annotations
 
@@ -36,10 +37,10 @@ class Scheduler:
 
     @classmethod
     def of(cls, family: Family, config: Mapping[str, Any], origin: Setting) -> Scheduler:
-        """``config`` as the family's pipeline passes it on.
+        """Return ``config`` with the settings that the family's pipeline always sets.
 
         Options that it does not name stay unnamed: each scheduler class has its own defaults for them, which
-        diffusers keeps when one class is made from another's configuration.
+        diffusers keeps when it makes one class from another's configuration.
         """
         fixed = {key: value for key, value in family.scheduler_options.items() if key in config}
         settings = {key: origin for key in config if not key.startswith("_")}
@@ -49,14 +50,14 @@ class Scheduler:
         return cls({**config, **fixed}, settings | changed)
 
     def marked(self, found: Mapping[str, tuple[Any, str]]) -> Scheduler:
-        """With the settings of :func:`~controlnext.weights.markers.marked_settings`."""
+        """Return a copy with the settings of :func:`~controlnext.weights.markers.marked_settings`."""
         values = {key: value for key, (value, _) in found.items()}
         origins = {key: Setting("marker", name) for key, (_, name) in found.items()}
         return Scheduler(self.config | values, self.settings | origins)
 
     def check_marked(self, family: Family, found: Mapping[str, tuple[Any, str]], what: str) -> None:
-        """Refuse trained tensors in the file ``what`` whose markers ask for other settings than these, but
-        for those that a user gave. Raises :class:`CheckpointError`."""
+        """Raise :class:`CheckpointError` if the markers of trained tensors in the file ``what`` ask for other
+        settings than these. Settings that a user gave are exempt."""
         known = SAMPLER_SPECS[family.default_sampler].options
         others = {
             key: by
@@ -74,10 +75,10 @@ class Scheduler:
             )
 
     def given(self, family: Family, values: Mapping[str, Any]) -> Scheduler:
-        """With the settings that a user gave.
+        """Return a copy with the settings that a user gave.
 
         Raises :class:`InputError` for a key that no sampler of the family reads, and for a value that none of
-        those that read it takes.
+        them accepts.
         """
         for key, value in values.items():
             options = _readers(family, key)
@@ -99,12 +100,12 @@ class Scheduler:
         return Scheduler(self.config | dict(values), self.settings | origins)
 
     def checked(self, family: Family, what: str) -> Scheduler:
-        """The same, after :meth:`check`."""
+        """Return this scheduler after :meth:`check`."""
         self.check(family, what)
         return self
 
     def check(self, family: Family, what: str) -> None:
-        """Refuse what the family's default sampler does not do as the configuration has it.
+        """Raise for settings that the family's default sampler does not support.
 
         ``what``: the base's name, for the message. Raises :class:`CheckpointError`.
         """
@@ -122,32 +123,32 @@ class Scheduler:
         if blind and self.settings["rescale_betas_zero_snr"].origin in ("marker", "option"):
             raise CheckpointError(
                 f"{what}: a schedule that ends without signal (rescale_betas_zero_snr) needs"
-                " prediction_type=v_prediction, and nothing says so; export with `scheduler`"
+                " prediction_type=v_prediction, which is not set; export with `scheduler`"
                 " prediction_type=v_prediction, or with `scheduler` rescale_betas_zero_snr=false",
                 argument="scheduler",
             )
 
 
 def _written(value: Any) -> str:
-    """A value in the text of a message."""
+    """Return a value as text for a message."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def read_scheduler(family: Family, folder: Path, origin: Setting) -> Scheduler:
-    """That of a diffusers folder. Unknown keys of its file are refused or warned of."""
-    config = read_json(folder / SCHEDULER)
+def read_scheduler(family: Family, directory: Path, origin: Setting) -> Scheduler:
+    """Read the scheduler of a diffusers directory. Unknown keys of its file give an error or a warning."""
+    config = read_json(directory / SCHEDULER)
     known = {key for spec in SAMPLER_SPECS.values() for key in spec.options} | UNREAD.keys()
-    check_unknown(f"{folder.name}: its scheduler", config, known, "diffusers' schedulers")
+    check_unknown(f"{directory.name}: its scheduler", config, known, "diffusers' schedulers")
     return Scheduler.of(family, public(config), origin)
 
 
 def checked_scheduler(
     family: Family, weight_source: WeightSource, settings: Mapping[str, Any], parts: Collection[str]
 ) -> Scheduler:
-    """The scheduler of a folder, after its configurations were found to ask for nothing that is not there.
+    """Read the scheduler of a directory and check all of the directory's configurations.
 
     ``parts``: the :func:`~controlnext.weights.model_index.part_names` of the whole family. Raises one
-    :class:`CheckpointError` for all that do: what makes a base unfit shows in several of them.
+    :class:`CheckpointError` with all problems, as a base of another model usually has several.
     """
     scheduler = read_scheduler(family, weight_source.path, Setting("base", weight_source.name)).given(
         family, settings
@@ -175,28 +176,28 @@ def checked_scheduler(
 def _check_class(family: Family, cls: Any, what: str) -> None:
     if cls is not None and cls not in family.schedulers:
         raise CheckpointError(
-            f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; those of"
-            f" {', '.join(family.schedulers)} are read; give a base that was trained for one of them, or, if"
-            f" this one was, name it as {CLASS} in its {SCHEDULER}{_class_meant(family, cls)}"
+            f"{what}: its scheduler is {cls}, which no sampler of {family.title} reads; accepted:"
+            f" {', '.join(family.schedulers)}; give a base that was trained for one of them, or, if this one"
+            f" was, name it as {CLASS} in its {SCHEDULER}{_class_meant(family, cls)}"
         )
 
 
 def _class_meant(family: Family, cls: Any) -> str:
-    """What was meant by a class that diffusers does not have; one that it has is meant."""
-    there = hasattr(importlib.import_module("diffusers"), str(cls))
-    return "" if there else did_you_mean(cls, family.schedulers)
+    """Return a hint at the class that a misspelled name means; empty if diffusers has the class."""
+    exists = hasattr(importlib.import_module("diffusers"), str(cls))
+    return "" if exists else did_you_mean(cls, family.schedulers)
 
 
-_GIVE = "give `scheduler` {key}=VALUE, one of those accepted, or another base"
+_GIVE = "give `scheduler` {key}=VALUE, an accepted value, or another base"
 
 
 def _remedy(family: Family, key: str) -> str:
     if _readers(family, key):
         return _GIVE.format(key=key)
-    return f"give another base, or, if this one does without it, take it out of its {SCHEDULER}"
+    return f"give another base, or, if this one does not need it, remove it from its {SCHEDULER}"
 
 
 def _readers(family: Family, key: str) -> list[Option]:
-    """The option ``key`` of each of the family's samplers that reads it."""
+    """Return the option ``key`` of each of the family's samplers that reads it."""
     tables = [SAMPLER_SPECS[sampler].options for sampler in family.samplers]
     return [table[key] for table in tables if key in table]

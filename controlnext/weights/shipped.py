@@ -1,11 +1,12 @@
-"""The shipped folder of each family: a diffusers folder without weights, so that everything loads offline.
+"""The shipped directory of each family: a diffusers directory without weights, so that everything loads
+offline.
 
 ``configs/<family>/`` has the configuration of every network, the tokenizers' settings, the scheduler and
 ``single_file.json``: for each network the :mod:`~controlnext.weights.original` layout of its tensors' names,
-and the prefixes that they have in a single-file checkpoint, each with what takes its place.
-CLIP's vocabulary is in ``configs/clip/``; a tokenizer without a folder has a vocabulary that is not shipped.
+and their prefixes in a single-file checkpoint, each with its replacement. CLIP's vocabulary is in
+``configs/clip/``; the vocabulary of a tokenizer without a directory is not shipped.
 
-A family without such a folder loads from diffusers folders alone.
+A family without such a directory loads only from diffusers directories.
 """
 
 from __future__ import annotations
@@ -28,47 +29,49 @@ PREPROCESSOR = "feature_extractor/preprocessor_config.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
-def shipped_folder(family: Family) -> Path:
-    """Raises :class:`CheckpointError` for a family that has none."""
-    folder = Path(__file__).parent / "configs" / family.name
-    if not folder.is_dir():
+def shipped_directory(family: Family) -> Path:
+    """Return the family's shipped directory. Raises :class:`CheckpointError` if it has none."""
+    directory = Path(__file__).parent / "configs" / family.name
+    if not directory.is_dir():
         raise CheckpointError(
             f"no configurations of {family.name} are shipped, which random weights, single-file checkpoints"
-            " and original tensor names need; give diffusers folders and files with diffusers' tensor names"
+            " and original tensor names need; give diffusers directories and files with diffusers' tensor"
+            " names"
         )
-    return folder
+    return directory
 
 
 def shipped_config(family: Family, network: Network) -> dict[str, Any]:
-    """The full-size network's configuration."""
-    return complete_config(network, read_json(shipped_folder(family) / network.folder / "config.json"))
+    """Return the full-size network's configuration, complete."""
+    return complete_config(network, read_json(shipped_directory(family) / network.folder / "config.json"))
 
 
 def shipped_tokenizer(family: Family, network: Network, config: Mapping[str, Any]) -> str | None:
-    """Content of the ``tokenizer.json`` for a text encoder of this configuration; None if none is shipped."""
-    folder = shipped_folder(family) / network.tokenizer
-    return shipped_clip_tokenizer(folder, network, config) if folder.is_dir() else None
+    """Return the content of ``tokenizer.json`` for a text encoder of this configuration; None if it is not
+    shipped."""
+    directory = shipped_directory(family) / network.tokenizer
+    return shipped_clip_tokenizer(directory, network, config) if directory.is_dir() else None
 
 
-def read_options(family: Family, folder: Path) -> dict[str, Any]:
-    """The family's checkpoint options with the values that a diffusers folder gives them."""
+def read_options(family: Family, directory: Path) -> dict[str, Any]:
+    """Read the values of the family's checkpoint options from a diffusers directory."""
     names = (INDEX, PREPROCESSOR) if family.checkpoint_options else ()
-    files = [folder / name for name in names if (folder / name).is_file()]
+    files = [directory / name for name in names if (directory / name).is_file()]
     given = {key: (value, file) for file in files for key, value in read_json(file).items()}
     for key, default in family.checkpoint_options.items():
-        value, file = given.get(key, (default, folder))
+        value, file = given.get(key, (default, directory))
         if not alike(value, default):
             raise CheckpointError(
-                f"{folder.name}: its {file.name} has {key}={value!r}, which is no value of this option"
+                f"{directory.name}: its {file.name} has {key}={value!r}, which is not a value of this option"
                 f" (accepted: one like {default!r}); correct the file, or get the base again"
             )
     return {key: given[key][0] if key in given else d for key, d in family.checkpoint_options.items()}
 
 
 def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Layout:
-    """The original names of the tensors of one of the family's networks.
+    """Return the layout of the original tensor names of one of the family's networks.
 
-    The layout, not this function, raises :class:`CheckpointError` for a family without a shipped folder.
+    For a family without a shipped directory the layout raises :class:`CheckpointError` when it is called.
     """
 
     @cache
@@ -79,7 +82,7 @@ def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Lay
 
 
 def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors of one network in a single-file checkpoint, without their prefix."""
+    """Return the tensors of one network in a single-file checkpoint, without their prefix."""
     prefixes: dict[str, str] = _single_file(family)[name]["prefixes"]
     return {
         inside + key.removeprefix(prefix): tensor
@@ -90,4 +93,4 @@ def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[
 
 
 def _single_file(family: Family) -> dict[str, Any]:
-    return read_json(shipped_folder(family) / "single_file.json")
+    return read_json(shipped_directory(family) / "single_file.json")

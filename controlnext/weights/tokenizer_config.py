@@ -1,4 +1,4 @@
-"""Every key of a ``tokenizer_config.json``: supported, harmless, or refused by name."""
+"""The treatment of every key of a ``tokenizer_config.json``: supported, harmless, or an error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CLASSES: Mapping[str, str] = MappingProxyType(
         "TokenizersBackend": "PreTrainedTokenizerFast",
     }
 )
-"""The tokenizer classes of the families' pipelines, each with the one of the same ids that is made of a
-``tokenizers.Tokenizer`` in every release of transformers."""
+"""The tokenizer classes of the families' pipelines, each with the class that gives the same ids and is based
+on ``tokenizers.Tokenizer`` in every release of transformers."""
 
 SUPPORTED = frozenset(
     {
@@ -30,12 +30,12 @@ SUPPORTED = frozenset(
         *("model_max_length", "max_len", "padding_side", "truncation_side", "tokenizer_class", "backend"),
     }
 )
-"""transformers makes the tokenizer of them, and what it made is what a bundle gets."""
+"""Keys that transformers builds the tokenizer from; a bundle gets that tokenizer."""
 
-_DECODING = "it is about making text of ids"
+_DECODING = "it is about decoding ids to text"
 _CHAT = "it is about chats"
-_CALL = "pipelines say it in each call"
-_PATH = "it says where the files lay"
+_CALL = "pipelines set it in each call"
+_PATH = "it is the path of a file"
 HARMLESS: Mapping[str, str] = MappingProxyType(
     {
         "clean_up_tokenization_spaces": _DECODING,
@@ -60,20 +60,21 @@ HARMLESS: Mapping[str, str] = MappingProxyType(
         "special_tokens_map_file": _PATH,
         "is_local": _PATH,
         "local_files_only": _PATH,
-        "do_lower_case": "whatever it says, CLIP's tokenizer has all in lower case and T5's nothing",
+        "do_lower_case": "CLIP's tokenizer always converts to lower case, T5's never",
         "use_fast": "both kinds give the same ids",
         "from_slow": "both kinds give the same ids",
         "device_map": "a tokenizer is on no device",
-        "processor_class": "it names what belongs to other models",
+        "processor_class": "it names a class of other models",
         "trust_remote_code": "auto_map names such code",
         "verbose": "it is about messages",
     }
 )
-"""What changes no id, with the reason."""
+"""Keys that change no id, each with the reason."""
 
 
 class Refusal(NamedTuple):
-    """``accepted``: the values that ask for nothing, the first of them to be written instead."""
+    """The treatment of a key that is not supported; ``accepted``: the values that are, the preferred one
+    first."""
 
     accepted: tuple[Any, ...]
     reason: str
@@ -82,7 +83,7 @@ class Refusal(NamedTuple):
 REFUSED: Mapping[str, Refusal] = MappingProxyType(
     {
         "split_special_tokens": Refusal(
-            (False, None), "it has special tokens in prompts read as text, which no tokenizer.json can say"
+            (False, None), "special tokens in prompts are read as text, which a tokenizer.json cannot express"
         ),
         "auto_map": Refusal((None, {}), "it names code that comes with the checkpoint"),
         "sp_model_kwargs": Refusal((None, {}), "it changes how sentencepiece divides words, at random too"),
@@ -90,19 +91,19 @@ REFUSED: Mapping[str, Refusal] = MappingProxyType(
         "gguf_file": Refusal((None,), "it names a file of another format"),
     }
 )
-"""What the runtime cannot do."""
+"""Keys that the runtime does not support."""
 
 
-def check_tokenizer_config(folder: Path, config: Mapping[str, Any]) -> list[str]:
-    """The keys of ``config`` (of the tokenizer in ``folder``) of which nothing is known.
+def check_tokenizer_config(directory: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the unknown keys of ``config``, of the tokenizer in ``directory``.
 
-    Raises :class:`CheckpointError` naming a key that asks for what the runtime cannot do.
+    Raises :class:`CheckpointError` naming a key that asks for something the runtime does not support.
     """
     for key, (accepted, reason) in REFUSED.items():
         if key in config and config[key] not in accepted:
             raise CheckpointError(
-                f"{folder}: {key} of tokenizer_config.json is {config[key]!r}, which is not supported:"
-                f" {reason}; only {accepted[0]!r} is accepted"
+                f"{directory}: {key} of tokenizer_config.json is {config[key]!r}, which is not supported:"
+                f" {reason}; accepted: {accepted[0]!r}"
             )
     return [key for key in config if not _is_known(key, config[key])]
 
@@ -113,19 +114,19 @@ def _is_known(key: str, value: Any) -> bool:
     return special or value is None or key in SUPPORTED or key in HARMLESS or key in REFUSED
 
 
-def class_of(folder: Path, named: str) -> str:
-    """The transformers class to load the tokenizer in ``folder`` with, of which a configuration says that it
-    is of the class ``named``. Raises :class:`CheckpointError` for one of another kind."""
+def class_of(directory: Path, named: str) -> str:
+    """Return the transformers class that loads the tokenizer in ``directory``, whose configuration has the
+    class ``named``. Raises :class:`CheckpointError` for an unsupported class."""
     if named not in CLASSES:
         raise CheckpointError(
-            f"{folder}: its class is {named or 'not named'}; accepted: {', '.join(CLASSES)}"
+            f"{directory}: its class is {named or 'not named'}; accepted: {', '.join(CLASSES)}"
             " (in model_index.json, or as tokenizer_class in tokenizer_config.json)"
         )
     return CLASSES[named]
 
 
 def asked_ids(files: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, str, int]]:
-    """The file, the token and its id for every token that a tokenizer's ``files`` say was added."""
+    """Yield the file, the token and its id for every added token in a tokenizer's ``files``."""
     for token, index in files.get("added_tokens.json", {}).items():
         yield "added_tokens.json", token, int(index)
     for index, token in files.get("tokenizer_config.json", {}).get("added_tokens_decoder", {}).items():

@@ -1,4 +1,5 @@
-"""The denoiser's tensors that were trained together with a control module: new values, or increments."""
+"""Application of the denoiser's tensors that were trained with a control module: new values, or
+increments."""
 
 from __future__ import annotations
 
@@ -16,16 +17,16 @@ from controlnext.weights.networks import listing
 from controlnext.weights.original import Layout, from_original
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""Names under which trained tensors are published, besides the denoiser's own."""
+"""File names of published trained tensors, besides the denoiser's own."""
 
 _SMALL = 2**15
-"""Numbers in a tensor that is read as a whole when it is looked at first."""
+"""Largest number of elements of a tensor that is read completely in the first check."""
 _PREFIXES = ("model.diffusion_model.", "unet.", "transformer.")
 
 
 @dataclass(frozen=True)
 class FineTunedWeights:
-    """Trained tensors as they were found: where, and by name."""
+    """Trained tensors by name, and the name of their source."""
 
     name: str
     tensors: Mapping[str, LazyTensor]
@@ -34,11 +35,12 @@ class FineTunedWeights:
 def apply_trained(
     base: Mapping[str, LazyTensor], given: Sequence[FineTunedWeights], layout: Layout, increments: bool
 ) -> dict[str, LazyTensor]:
-    """``base`` with the tensors ``given`` in place of its own, or added to them in order and in float32.
+    """Return ``base`` with the ``given`` tensors in place of its own, or added to them in order and in
+    float32.
 
     Each may be a part of the denoiser and use diffusers' or the original names. Raises
-    :class:`CheckpointError` for tensors that the denoiser does not have, where values were given as
-    increments or increments as values, and where two give values for the same tensor.
+    :class:`CheckpointError` for tensors that the denoiser does not have, for values given as increments or
+    increments as values, and for two sources with values of the same tensor.
     """
     changed: dict[str, LazyTensor] = {}
     givers: dict[str, str] = {}
@@ -85,15 +87,15 @@ def _plain_names(found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _check_small(found: Mapping[str, LazyTensor], what: str) -> None:
-    """Read the small tensors for NaN and infinity, as a sample of the large ones is read anyway."""
+    """Read the small tensors to find NaN and infinity; of the large ones a sample is read anyway."""
     for name, tensor in found.items():
         if math.prod(tensor.shape) <= _SMALL:
             _checked(name, tensor, what).read()
 
 
 def _checked(name: str, tensor: LazyTensor, what: str) -> LazyTensor:
-    """The tensor, which raises :class:`CheckpointError` when it is read and holds NaN or infinity: of a sum
-    nobody could tell whose they are."""
+    """Return the tensor; it raises :class:`CheckpointError` on access if it holds NaN or infinity. The check
+    is made before a sum, which would not show whose they are."""
 
     def read() -> Tensor:
         value = tensor.read()
@@ -124,7 +126,7 @@ def _check_kind(
 ) -> None:
     """Raise :class:`CheckpointError` for values given as increments and for increments given as values.
 
-    Parity cannot see either: the reference would share the mistake.
+    Parity cannot detect either: the reference has the same mistake.
     """
     try:
         kind, measured = kind_of(base, found)

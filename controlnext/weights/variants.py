@@ -1,4 +1,4 @@
-"""Which of the registry's variants a control module may be of, as its tensors' names and shapes tell."""
+"""Detection of a control module's variant from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from controlnext.weights.lazy import LazyTensor
 
 
 class Architecture(NamedTuple):
-    """What tells control modules apart, whatever their widths."""
+    """The features that distinguish control modules, whatever their widths."""
 
     embedding: int
     stages: int
@@ -22,6 +22,7 @@ class Architecture(NamedTuple):
 
     @classmethod
     def of(cls, spec: ControlSpec) -> Architecture:
+        """Return the architecture of a control module with this ``spec``."""
         return cls(len(spec.embedding), len(spec.stages), spec.mid_groups > 0, spec.learned_scale)
 
     def __str__(self) -> str:
@@ -33,9 +34,10 @@ class Architecture(NamedTuple):
 
 
 def read_spec(found: Mapping[str, LazyTensor]) -> ControlSpec | None:
-    """What the tensors of a control module tell of it; None if they are something else's.
+    """Read a control module's widths from its tensors; None if they are not a control module's.
 
-    Group counts, padding and pooling leave no trace; ``out_channels`` is 0 where the last convolution lacks.
+    Group counts, padding and pooling cannot be read; ``out_channels`` is 0 if the last convolution is
+    missing.
     """
     if not any(re.fullmatch(r"down_sample\.\d+\.conv\.weight", name) for name in found):
         return None
@@ -51,7 +53,7 @@ def read_spec(found: Mapping[str, LazyTensor]) -> ControlSpec | None:
 
 
 def narrow(published: ControlSpec, read: ControlSpec) -> ControlSpec:
-    """The published spec with the widths of a checkpoint of the same architecture."""
+    """Return the published spec with the widths of a checkpoint of the same architecture."""
     return replace(
         published,
         out_channels=read.out_channels or published.out_channels,
@@ -67,7 +69,8 @@ def _shape(found: Mapping[str, LazyTensor], name: str, axes: int) -> tuple[int, 
 
 
 def _widths(found: Mapping[str, LazyTensor], pattern: str, axes: int) -> tuple[int, ...]:
-    """First axis of the tensors of so many axes whose names match, ordered by the number in the name."""
+    """Return the first dimension of the tensors with ``axes`` dimensions whose names match, ordered by the
+    number in the name."""
     widths = {
         int(match[1]): tensor.shape[0]
         for name, tensor in found.items()
@@ -77,7 +80,8 @@ def _widths(found: Mapping[str, LazyTensor], pattern: str, axes: int) -> tuple[i
 
 
 def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
-    """The variants of all families that a module may be of: those with its output width, if there are any."""
+    """Return the variants of all families that fit a module: those with its output width, or all of its
+    architecture if none has it."""
     alike = [
         (family, variant)
         for family in registry.FAMILIES.values()
@@ -88,7 +92,7 @@ def candidates(read: ControlSpec) -> list[tuple[Family, Variant]]:
 
 
 def title(variants: Iterable[tuple[Family, Variant]]) -> str:
-    """``"the control module of `family` sd15 `variant` mid"``, or of several that look the same."""
+    """Return ``"the control module of `family` sd15 `variant` mid"``, or several that look the same."""
     names = [arguments(family, variant) for family, variant in variants]
     if len(names) == 1:
         return f"the control module of {names[0]}"
@@ -96,5 +100,5 @@ def title(variants: Iterable[tuple[Family, Variant]]) -> str:
 
 
 def arguments(family: Family, variant: Variant) -> str:
-    """What asks for a variant: ``"`family` sd15 `variant` down"``."""
+    """Return the arguments that select a variant: ``"`family` sd15 `variant` down"``."""
     return f"`family` {family.name}" + (f" `variant` {variant.name}" if len(family.variants) > 1 else "")

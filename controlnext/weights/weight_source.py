@@ -1,4 +1,5 @@
-"""Where weights lie: a local file or folder, or a repository on the model hub; which files there to take."""
+"""Sources of weights: a local file or directory, or a repository on the model hub; choice of the files to
+read."""
 
 from __future__ import annotations
 
@@ -21,80 +22,81 @@ _FILE = r"{stem}(?:\.(\w+))?(?:-\d+-of-(\d+))?(?:\.(\w+))?\.((?i:{suffixes}))"
 _SUFFIXES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 
 Choice = Callable[[Sequence[str]], Iterable[str]]
-"""Picks what is needed from the names of the files in a folder and below (``"unet/config.json"``)."""
+"""Selects the needed files from the names of those in a directory and below (``"unet/config.json"``)."""
 Beside = Callable[[str, Sequence[str]], Iterable[str]]
-"""Picks what goes with a file of that name from the names of the files in its folder."""
+"""Selects the files that belong to the named file from the names of those in its directory."""
 
 
 @dataclass(frozen=True)
 class WeightSource:
-    """A local file or folder, and the name that a manifest may tell: never its path."""
+    """A local file or directory, and the name that a manifest may contain: never its path."""
 
     path: Path
     name: str
     revision: str = ""
 
     def source(self, role: str, file: Path) -> Source:
-        """The provenance of one weight file in this place."""
+        """Return the origin of one weight file in this source."""
         inside = file.relative_to(self.path).as_posix() if file != self.path else ""
         revision = f"@{self.revision}" if self.revision else ""
         return Source(role, self.name, sha256(file), inside + revision)
 
     @property
-    def folder(self) -> WeightSource:
-        """The folder that a file is in."""
+    def directory(self) -> WeightSource:
+        """The directory of the file."""
         name = self.name.rpartition("/")[0] or self.path.parent.resolve().name
         return WeightSource(self.path.parent, name, self.revision)
 
 
 def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _names: ()) -> WeightSource:
-    """The place that ``given`` names: an existing path, else a hub id,
-    ``owner/name[@revision][/folder or file]``.
+    """Return the source that ``given`` names: an existing path, or a hub id,
+    ``owner/name[@revision][/directory or file]``.
 
-    From the hub the files that ``choice`` picks are downloaded, or the file that is named and what goes
-    ``beside`` it. Raises :class:`CheckpointError` where there is nothing.
+    From the hub the files that ``choice`` selects are downloaded, or the named file and those ``beside`` it.
+    Raises :class:`CheckpointError` if there is nothing.
     """
     path = Path(given).expanduser()
     if path.exists():
-        # what a link leads to may be named by a digest, as in the hub's cache
+        # the name of a link's target may be a digest, as in the hub's cache
         return WeightSource(path, path.name if path.name not in ("", "..") else path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))
     if not match:
         raise CheckpointError(
-            f"{given}: no such file or folder, and no hub id (owner/name[@revision][/folder or file])"
+            f"{given}: no such file or directory, and not a hub id"
+            " (owner/name[@revision][/directory or file])"
         )
     repository, revision, inside = match[1], unquote(match[2] or "") or None, match[3].strip("/")
     try:
-        folder, commit = fetch(repository, revision, partial(_wanted, repository, inside, choice, beside))
+        directory, commit = fetch(repository, revision, partial(_wanted, repository, inside, choice, beside))
     except CheckpointError as error:
-        raise CheckpointError(f"{given}: no such file or folder here, and {error}") from error
-    return WeightSource(folder / inside, str(given), commit)
+        raise CheckpointError(f"{given}: no such file or directory here, and {error}") from error
+    return WeightSource(directory / inside, str(given), commit)
 
 
 def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]) -> list[str]:
-    """What is needed of a repository that has files of these ``names``, or of what is ``inside`` it."""
+    """Return the files to download from a repository with files of these ``names``, or from ``inside`` it."""
     if inside in names:
-        folder, slash, file = inside.rpartition("/")
-        return [inside, *(folder + slash + name for name in beside(file, _below(names, folder)))]
+        directory, slash, file = inside.rpartition("/")
+        return [inside, *(directory + slash + name for name in beside(file, _below(names, directory)))]
     chosen = [f"{inside}/{name}" if inside else name for name in choice(_below(names, inside))]
     if not chosen:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(
-            f"hub repository {repository} has nothing that fits in {inside or 'its top folder'};"
-            f" its weights are {', '.join(weights[:8]) or 'none'}; one file is given as {repository}/FILE"
+            f"hub repository {repository} has nothing that fits in {inside or 'its top directory'};"
+            f" its weights are {', '.join(weights[:8]) or 'none'}; give one file as {repository}/FILE"
         )
     return chosen
 
 
-def _below(names: Iterable[str], folder: str) -> list[str]:
-    prefix = f"{folder}/" if folder else ""
+def _below(names: Iterable[str], directory: str) -> list[str]:
+    prefix = f"{directory}/" if directory else ""
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
-    """Which of a folder's weight files to read: those of the first stem that has any.
+    """Return a directory's weight files to read: those of the first stem that has any.
 
-    ``.safetensors`` goes before ``.bin``, ``.ckpt`` and ``.pt``, the plain file before a variant
+    ``.safetensors`` is preferred to ``.bin``, ``.ckpt`` and ``.pt``, the plain file to a variant
     (``model.fp16.safetensors``). All shards are returned; raises :class:`CheckpointError` if one is missing.
     Empty if nothing fits.
     """
@@ -110,45 +112,45 @@ def choose_weights(names: Iterable[str], stems: Iterable[str]) -> list[str]:
         if groups:
             key, files = min(groups.items())
             if len(files) != key[2]:
-                raise CheckpointError(f"{len(files)} of the {key[2]} parts of {files[0]} are there")
+                raise CheckpointError(f"{len(files)} of the {key[2]} parts of {files[0]} are present")
             return files
     return []
 
 
-def _give_one(folder: Path) -> str:
-    """What a folder has in place of the names that were looked for, as the end of a message."""
-    paths = sorted(folder.glob("*")) + sorted(folder.glob("*/*"))
-    there = [path.relative_to(folder).as_posix() for path in paths if is_weight_file(path.name)]
-    if not there:
-        return "; it has no weights at all: give another folder, a file or a hub id"
-    shown = ", ".join(there[:8]) + (" ..." if len(there) > 8 else "")
-    return f"; it has {shown}: give the one that is meant by its path, or rename it"
+def _give_one(directory: Path) -> str:
+    """Return a hint that lists a directory's weight files in place of the expected names."""
+    paths = sorted(directory.glob("*")) + sorted(directory.glob("*/*"))
+    present = [path.relative_to(directory).as_posix() for path in paths if is_weight_file(path.name)]
+    if not present:
+        return "; it has no weights at all: give another directory, a file or a hub id"
+    shown = ", ".join(present[:8]) + (" ..." if len(present) > 8 else "")
+    return f"; it has {shown}: give the path of the right one, or rename it"
 
 
 def read_weights(
-    weight_source: WeightSource, folder: Path, stems: Sequence[str], role: str
+    weight_source: WeightSource, directory: Path, stems: Sequence[str], role: str
 ) -> tuple[dict[str, LazyTensor], list[Source]]:
-    """The tensors of the weight files in ``folder``, which is ``weight_source`` or in it, or a file
-    itself."""
-    files = weight_files(folder, stems, role)
+    """Read the weight files in ``directory``, which is ``weight_source`` or in it, or a file itself."""
+    files = weight_files(directory, stems, role)
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         tensors.update(read_file(file))
     return tensors, [weight_source.source(role, file) for file in files]
 
 
-def weight_files(folder: Path, stems: Sequence[str], role: str) -> list[Path]:
-    """The files that :func:`read_weights` reads."""
-    if folder.is_file():
-        return [folder]
+def weight_files(directory: Path, stems: Sequence[str], role: str) -> list[Path]:
+    """Return the files that :func:`read_weights` reads. Raises :class:`CheckpointError` if present are
+    none."""
+    if directory.is_file():
+        return [directory]
     try:
-        chosen = choose_weights((path.name for path in folder.iterdir()), stems)
+        chosen = choose_weights((path.name for path in directory.iterdir()), stems)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}; get the missing files") from error
+        raise CheckpointError(f"{directory}: {error}; get the missing files") from error
     if not chosen:
         accepted = ", ".join(f"{stem}.safetensors" for stem in stems)
         raise CheckpointError(
-            f"{folder} has no weights of the {role}; looked for {accepted}, or the same as"
-            f" {', '.join(SUFFIXES[1:])}{_give_one(folder)}"
+            f"{directory} has no weights of the {role}; accepted: {accepted}, or the same as"
+            f" {', '.join(SUFFIXES[1:])}{_give_one(directory)}"
         )
-    return [folder / name for name in chosen]
+    return [directory / name for name in chosen]

@@ -83,7 +83,7 @@ def test_contestants_take_turns(bundle: Path) -> None:
     assert [(m.contestant, len(m.samples)) for m in log.measurements] == [("engine fp32", 4), ("another", 4)]
     (missing,) = log.missing
     assert (missing.contestant, missing.measure) == ("nowhere", "step")
-    assert "is no bundle" in missing.reason
+    assert "is not a bundle" in missing.reason
 
 
 def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_complete_export_is_used_again(bundle: Path, tmp_path: Path) -> None:
         (["--model", "sd16", "--random-weights", "0"], ["unknown model 'sd16'"]),
         (["--model", "sd15", "--random-weights", "0", "--variant", "up"], ["no variant 'up'"]),
         (["BUNDLE", "--precision", "fp32"], ["belong to --model"]),
-        (["/nowhere"], ["/nowhere is no bundle"]),
+        (["/nowhere"], ["/nowhere is not a bundle"]),
         (["BUNDLE", "--measure", "speed"], ["unknown --measure speed", "step"]),
         (["BUNDLE", "--measure", "frames"], ["--measure frames", "makes no clips"]),
         (["BUNDLE", "--only", "onnx*"], ["--only onnx*", "torch eager float32"]),

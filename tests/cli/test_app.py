@@ -91,7 +91,10 @@ def test_export_keeps_what_is_there(cli: Cli, tmp_path: Path, tiny_checkpoint_di
         folder.mkdir()
         (folder / name).write_text("precious")
     assert_refused(cli("export", "--model", "sdxl", *sources, "--output", bundle), "--force")
-    assert_refused(cli("export", "--model", "sdxl", *sources, "--output", other, "--force"), "other files")
+    assert_refused(
+        cli("export", "--model", "sdxl", *sources, "--output", other, "--force"),
+        "files that are not a bundle",
+    )
     assert (bundle / MANIFEST).read_text() == (other / "thesis.txt").read_text() == "precious"
 
 
@@ -103,7 +106,7 @@ def test_controlnext_export_is_the_subcommand(cli: Cli, tmp_path: Path) -> None:
 def test_python_m_controlnext(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "controlnext", "inspect", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert_refused(Done(done.returncode, done.stdout, done.stderr), "is no bundle")
+    assert_refused(Done(done.returncode, done.stdout, done.stderr), "is not a bundle")
 
 
 def test_inspect_shows_the_bundle(cli: Cli, tiny_bundle: Path) -> None:

@@ -79,7 +79,7 @@ def test_an_engine_that_does_not_fit_comes_with_the_command_that_builds_one(name
 def test_the_command_that_builds_an_engine_is_one_that_the_command_line_takes(names: OptionNames) -> None:
     """No value is refused: the next thing that is wrong is the bundle, which is not there."""
     command = shlex.split(names.describe(ENGINE).partition("build one: ")[2])
-    with pytest.raises(BundleError, match="a bundle is no bundle"):
+    with pytest.raises(BundleError, match="a bundle is not a bundle"):
         typer.main.get_command(make_application()).main(command[1:], standalone_mode=False)
 
 

@@ -1,5 +1,5 @@
-"""The four code folders: one package, imports in one direction, a runtime that is light to import, and the
-document that tells of them."""
+"""The four code directories: one package, imports in one direction, a runtime that is light to import, and
+the document that tells of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders and files are complete or not there."""
+"""Directories and files are complete or not there."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path, force: bool) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="holds files that are not a bundle"):
         check_replaceable(tmp_path, force)
     with pytest.raises(InputError, match="is a file"):
         check_replaceable(tmp_path / "thesis.txt", force)
@@ -103,7 +103,7 @@ def test_a_short_write_is_the_same_error(tmp_path: Path) -> None:
     assert _listing(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_the_users_to_fix(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"), new_folder(tmp_path / "file" / "bundle"):
         pass

@@ -16,22 +16,14 @@ from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import read_examples
 from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime import Pipeline
-from controlnext.runtime.media.video_files import open_clip
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.vae import control_array, read_images
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
-from support.idle_clips import idle_pipeline, no_noise
+from support.images import SIZE, drawn, encoded, flat, photo
 from support.recipe import drawing
 
-SIZE = (32, 24)
 ORIENTATION = 0x0112
-
-
-def _photo() -> Image.Image:
-    """Smooth, with all levels, so that no colour model loses much of it."""
-    y, x = np.mgrid[: SIZE[1], : SIZE[0]]
-    return Image.fromarray(np.stack([8 * x, 10 * y, 255 - 4 * (x + y)], axis=-1).astype(np.uint8))
 
 
 def _shallow(mode: str) -> Image.Image:
@@ -53,32 +45,26 @@ def _deep(mode: str) -> Image.Image:
     return Image.frombytes(mode, SIZE, raw)
 
 
-def _bytes(image: Image.Image, format: str, **options: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file
-
-
 GREY = np.repeat(_grey().astype(np.uint8)[..., None], 3, axis=-1)
-PHOTO = np.asarray(_photo())
-LINES = np.asarray(_photo().convert("L").convert("RGB"))
+PHOTO = np.asarray(photo())
+LINES = np.asarray(photo().convert("L").convert("RGB"))
 
 MODES: dict[str, tuple[Callable[[], Image.Image], np.ndarray, int]] = {
     "1": (lambda: Image.fromarray(_grey() > 127), np.where(GREY > 127, np.uint8(255), np.uint8(0)), 0),
-    "L": (lambda: _photo().convert("L"), LINES, 0),
-    "LA": (lambda: _photo().convert("LA"), LINES, 0),
-    "La": (lambda: _photo().convert("LA").convert("La"), LINES, 0),
+    "L": (lambda: photo().convert("L"), LINES, 0),
+    "LA": (lambda: photo().convert("LA"), LINES, 0),
+    "La": (lambda: photo().convert("LA").convert("La"), LINES, 0),
     "P": (lambda: Image.fromarray(GREY[..., 0]).convert("P"), GREY, 0),
     "PA": (lambda: Image.fromarray(GREY[..., 0]).convert("P").convert("PA"), GREY, 0),
-    "RGB": (_photo, PHOTO, 0),
-    "RGBA": (lambda: _photo().convert("RGBA"), PHOTO, 0),
-    "RGBa": (lambda: _photo().convert("RGBA").convert("RGBa"), PHOTO, 0),
-    "RGBX": (lambda: _photo().convert("RGBX"), PHOTO, 0),
-    "CMYK": (lambda: _photo().convert("CMYK"), PHOTO, 0),
-    "YCbCr": (lambda: _photo().convert("YCbCr"), PHOTO, 3),
-    "HSV": (lambda: _photo().convert("HSV"), PHOTO, 6),
+    "RGB": (photo, PHOTO, 0),
+    "RGBA": (lambda: photo().convert("RGBA"), PHOTO, 0),
+    "RGBa": (lambda: photo().convert("RGBA").convert("RGBa"), PHOTO, 0),
+    "RGBX": (lambda: photo().convert("RGBX"), PHOTO, 0),
+    "CMYK": (lambda: photo().convert("CMYK"), PHOTO, 0),
+    "YCbCr": (lambda: photo().convert("YCbCr"), PHOTO, 3),
+    "HSV": (lambda: photo().convert("HSV"), PHOTO, 6),
     # its blues and greens lie beyond what eight bits of it hold
-    "LAB": (lambda: _photo().convert("LAB"), PHOTO, 40),
+    "LAB": (lambda: photo().convert("LAB"), PHOTO, 40),
     **{mode: ((lambda mode=mode: _deep(mode)), GREY, 0) for mode in ("I;16", "I;16L", "I;16B", "I", "F")},
 }
 """Of every mode of Pillow an image, the same in 8-bit RGB, and by how much the mode itself may change it."""
@@ -155,7 +141,7 @@ def test_a_tiff_file_may_count_from_white_to_black(tmp_path: Path, mode: str) ->
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [0, 1, 3, 4])
 def test_arrays(dtype: Any, channels: int) -> None:
-    """The range of whole numbers is their type's; floats are in [0, 1]."""
+    """The range of integers is their type's; floats are in [0, 1]."""
     white = np.iinfo(dtype).max if np.dtype(dtype).kind == "u" else 1
     array = _grey() / 255 * white
     array = (array.round() if white > 1 else array).astype(dtype)
@@ -206,7 +192,7 @@ def test_black_is_black_at_any_depth() -> None:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
 def test_damaged_files_are_one_line(tmp_path: Path, format: str) -> None:
     """Cut off, or with bytes that are wrong, they are read or refused: nothing else comes out."""
-    content, rng = _bytes(_photo(), format).getvalue(), np.random.RandomState(0)
+    content, rng = encoded(photo(), format).getvalue(), np.random.RandomState(0)
     path = tmp_path / "image"
     for length in (0, 10, len(content) // 3, len(content) - 40):
         path.write_bytes(content[:length])
@@ -222,7 +208,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, format: str) -> None:
 
 def test_a_damaged_file_that_pil_opened_is_one_line() -> None:
     """PIL reads the pixels only when they are asked for."""
-    content = _bytes(drawing(1, 64, 48), "PNG").getvalue()
+    content = encoded(drawing(1, 64, 48), "PNG").getvalue()
     with pytest.raises(InputError, match=r"the image cannot be read \(.*truncated.*\); give a PIL image"):
         ImageReader().read(Image.open(io.BytesIO(content[:-30])))
 
@@ -230,8 +216,8 @@ def test_a_damaged_file_that_pil_opened_is_one_line() -> None:
 def test_a_file_with_too_many_pixels_is_one_line(
     tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Pillow refuses as a decompression bomb."""
-    _photo().save(tmp_path / "image.png")
+    """A file that Pillow rejects as a decompression bomb."""
+    photo().save(tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", SIZE[0] * SIZE[1] // 3)
     with pytest.raises(InputError, match=r"cannot read image .*768 pixels"):
         open_image(tmp_path / "image.png")
@@ -244,128 +230,15 @@ def test_a_file_with_too_many_pixels_is_one_line(
     assert (done.status, done.err) == (0, "")
 
 
-def _drawn(ink: int, ground: int = 77) -> Image.Image:
-    """RGBA: a square of ``ink`` within transparent pixels of another colour, and one that is half there."""
-    pixels = np.zeros((24, 32, 4), np.uint8)
-    pixels[..., :3] = ground
-    pixels[8:16, 8:16] = (ink, ink, ink, 255)
-    pixels[0, 0] = (ink, ink, ink, 128)
-    return Image.fromarray(pixels)
-
-
-def _flat(ink: int, half: bool = True) -> np.ndarray:
-    """What :func:`_drawn` is on the ground that suits it."""
-    ground = 255 if ink < 128 else 0
-    pixels = np.full((24, 32, 3), ground)
-    pixels[8:16, 8:16] = ink
-    if half:
-        pixels[0, 0] = round(ground + (ink - ground) * 128 / 255)
-    return pixels
-
-
-def _palette(image: Image.Image, mode: str) -> Image.Image:
-    """With the alpha of each palette entry, which PIL keeps in three ways."""
-    indexed = image.quantize(8)
-    if mode == "PA":
-        return indexed.convert("PA")
-    return Image.open(_bytes(indexed, "PNG")) if mode == "P file" else indexed
-
-
-TRANSPARENT: dict[str, Callable[[Image.Image], object]] = {
-    "RGBA": lambda image: image,
-    "RGBa": lambda image: image.convert("RGBa"),
-    "LA": lambda image: image.convert("LA"),
-    "La": lambda image: image.convert("LA").convert("La"),
-    **{mode: (lambda image, mode=mode: _palette(image, mode)) for mode in ("P", "P file", "PA")},
-    "WebP": lambda image: Image.open(_bytes(image, "WEBP", lossless=True)),
-    "uint8": np.asarray,
-    "uint16": lambda image: np.asarray(image).astype(np.uint16) * 257,
-    "floats": lambda image: np.asarray(image) / 255,
-}
-
-
-@pytest.mark.parametrize("ink", [0, 40, 200, 255])
-@pytest.mark.parametrize("kind", TRANSPARENT)
-def test_drawings_on_transparent_ground(kind: str, ink: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Dark ones on white, light ones on black, whatever colour hides in what is transparent."""
-    image = TRANSPARENT[kind](_drawn(ink))
-    got = np.asarray(ImageReader("control_image").read_rgb(image)).astype(int)
-    assert np.abs(got - _flat(ink)).max() <= 1
-    (message,) = caplog.messages
-    assert message.startswith("control_image is transparent: it was put on a")
-    assert ("white" if ink < 128 else "black") in message
-    expected = preprocess("canny", Image.fromarray(got.astype(np.uint8)))
-    edges = np.asarray(preprocess("canny", image if isinstance(image, Image.Image) else _drawn(ink)))
-    np.testing.assert_array_equal(edges, np.asarray(expected))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "RGB", "I;16"])
-def test_a_colour_that_a_file_names_as_transparent(mode: str, caplog: pytest.LogCaptureFixture) -> None:
-    levels = np.zeros((24, 32), np.uint16)
-    levels[8:16, 8:16] = 1
-    image = Image.fromarray(levels * 65535 if mode == "I;16" else (levels * 255).astype(np.uint8))
-    image = image if mode == "I;16" else image.convert(mode)
-    white = {"I;16": 65535, "RGB": (255, 255, 255)}.get(mode, 255)
-    file = _bytes(image, "PNG", transparency=white)
-    got = np.asarray(ImageReader().read_rgb(Image.open(file)))
-    np.testing.assert_array_equal(got, np.broadcast_to(255 * (levels == 1)[..., None], got.shape))
-    assert "white ground" in caplog.text
-
-
-def test_what_was_converted_to_rgb_is_opaque(caplog: pytest.LogCaptureFixture) -> None:
-    """PIL keeps the note of a palette's transparent entry, though it means nothing any more."""
-    image = Image.open(_bytes(_drawn(0).quantize(8, dither=Image.Dither.NONE), "GIF", transparency=0))
-    image = image.convert("RGB")
-    np.testing.assert_array_equal(np.asarray(ImageReader().read_rgb(image)), np.asarray(image))
-    assert caplog.messages == []
-
-
-def test_colours_are_light_where_one_channel_is() -> None:
-    """A skeleton of saturated limbs is drawn on black, as its model was trained."""
-    image = _drawn(0)
-    image.paste((0, 0, 255, 255), (8, 8, 16, 16))
-    assert ImageReader().read_rgb(image).getpixel((1, 1)) == (0, 0, 0)
-
-
-def test_each_image_has_its_own_ground_and_a_clip_has_one(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """With one warning in either case."""
-    images = [_drawn(255), _drawn(0)]
-    batch = control_array(read_images(images), 24, 32)
-    for got, ink in zip(batch, (255, 0), strict=True):
-        np.testing.assert_allclose(got.transpose(1, 2, 0) * 255, _flat(ink), atol=1)
-    assert len(caplog.messages) == 1
-    blank = Image.new("RGBA", SIZE)
-    with idle_pipeline(tmp_path / "bundle", no_noise) as pipe:
-        controls, _ = pipe._read(pipe.request(image=_photo(), control_images=[blank, *images, *images]))
-    frames = controls[0].array([0, 1, 2], 24, 32)[0]
-    np.testing.assert_array_equal(frames[0], 0)
-    np.testing.assert_allclose(frames[1].transpose(1, 2, 0) * 255, _flat(255), atol=1)
-    np.testing.assert_array_equal(frames[2], 0)
-    assert len(caplog.messages) == 2
-    assert "the clip in control_images is transparent: it was put on a black" in caplog.messages[1]
-
-
-def test_frames_of_videos_keep_their_transparency(tmp_path: Path) -> None:
-    """A GIF with a ground that is transparent is drawn dark on white, as each of its frames is."""
-    first, second = (_drawn(0).transpose(Image.Transpose(turn)) for turn in (0, 1))
-    first.save(tmp_path / "clip.gif", save_all=True, append_images=[second], disposal=2)
-    with open_clip(tmp_path / "clip.gif", lambda image: image) as clip:
-        got = np.asarray(ImageReader().read_rgb(clip[0]))
-        assert got[1, 1].tolist() == [255, 255, 255]
-        assert got[12, 20].tolist() == [0, 0, 0]
-
-
 def test_calibration_reads_as_everything_does(tmp_path: Path) -> None:
     """TIFF files too, and 16 bits."""
     _deep("I;16").save(tmp_path / "a.tif")
-    _drawn(0).save(tmp_path / "b.png")
+    drawn(0).save(tmp_path / "b.png")
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name)
-    deep, drawn = read_examples(tmp_path)
+    deep, second = read_examples(tmp_path)
     np.testing.assert_array_equal(np.asarray(deep.image), GREY)
-    np.testing.assert_allclose(np.asarray(drawn.image), _flat(0), atol=1)
+    np.testing.assert_allclose(np.asarray(second.image), flat(0), atol=1)
     _shallow("I;16").save(tmp_path / "b.png")
     with pytest.raises(InputError, match=r"b\.png: the image has values up to 255"):
         read_examples(tmp_path)
@@ -386,9 +259,9 @@ def test_the_command_line_makes_what_the_pipeline_makes(
     made: dict[str, tuple[Image.Image, np.ndarray]] = {
         "grey16.png": (_deep("I;16"), GREY),
         "float.tif": (_deep("F"), GREY),
-        "turned.jpg": (_photo(), None),
-        "drawn.png": (_drawn(0), _flat(0)),
-        "palette.png": (_drawn(255).quantize(4), _flat(255)),
+        "turned.jpg": (photo(), None),
+        "drawn.png": (drawn(0), flat(0)),
+        "palette.png": (drawn(255).quantize(4), flat(255)),
     }
     image, wanted = made[kind]
     image.save(path, exif=exif if kind == "turned.jpg" else Image.Exif())

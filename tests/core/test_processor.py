@@ -1,4 +1,4 @@
-"""How many threads compute: as many as cores that the process may use."""
+"""Runs use as many threads as the process may use cores."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_windows_that_do_not_overlap_are_refused(size: int, excess: int) -> None
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_windows_without_frames_are_refused(size: int) -> None:
-    with pytest.raises(InputError, match=f"frames_per_batch is {size}; give a whole number from 1 on"):
+    with pytest.raises(InputError, match=f"frames_per_batch is {size}; must be a positive integer"):
         clip_windows(5, size, 1)
 
 

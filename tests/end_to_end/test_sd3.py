@@ -256,7 +256,7 @@ def test_sizes_that_do_not_divide_into_patches_are_refused(bundles: Bundles, opt
 
 def test_an_export_without_a_control_tells_that_none_was_published(cli: Cli, tmp_path: Path) -> None:
     done = cli("export", "--model", "sd3", "--output", tmp_path / "bundle")
-    assert_refused(done, "no control weights were ever published for SD3; give --control your own")
+    assert_refused(done, "no control weights were published for SD3; give --control your own")
     assert not list(tmp_path.iterdir())
 
 

@@ -102,7 +102,7 @@ def test_a_real_graph_in_float16(cli: Cli, tiny: Callable[..., Path]) -> None:
 def test_bundles_that_have_nothing_to_compare(cli: Cli, bundle: Path, tmp_path: Path) -> None:
     other = write_fake_bundle(tmp_path / "other", "sd3", text_encoders=False)
     assert_refused(cli("verify", bundle, "--layers", other), "is a bundle of", "not of the same model")
-    assert_refused(cli("verify", bundle, "--layers", tmp_path), "is no bundle")
+    assert_refused(cli("verify", bundle, "--layers", tmp_path), "is not a bundle")
     done = cli("verify", bundle, "--layers", bundle, "--report", tmp_path / "page.html")
     assert_refused(done, "--layers looks at the bundle alone; leave --report")
 

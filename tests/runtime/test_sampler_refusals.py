@@ -106,8 +106,8 @@ def test_a_refused_option_says_how_to_go_on() -> None:
     with pytest.raises(InputError) as caught:
         make_sampler("euler_a", config(prediction_type="sample"), 10)
     assert str(caught.value).endswith(
-        "; run with another sampler, or export again with `scheduler` prediction_type=VALUE, one of those"
-        " accepted"
+        "; run with another sampler, or export again with `scheduler` prediction_type=VALUE, an accepted"
+        " value"
     )
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, T5Config
 
 from controlnext.families import Family, Network, get_family
 from controlnext.weights.original import Layout
-from controlnext.weights.shipped import original_layout, shipped_folder, shipped_tokenizer
+from controlnext.weights.shipped import original_layout, shipped_directory, shipped_tokenizer
 from support.recipe import fill
 
 SDXL = get_family("sdxl")
@@ -65,7 +65,7 @@ def add_text_encoders(base: Path, family: Family = SDXL) -> Path:
         if content is None:
             t5_tokenizer().save_pretrained(base / network.tokenizer)
             continue
-        shutil.copytree(shipped_folder(family) / network.tokenizer, base / network.tokenizer)
+        shutil.copytree(shipped_directory(family) / network.tokenizer, base / network.tokenizer)
         (base / network.tokenizer / "tokenizer.json").write_text(content, encoding="utf-8")
     return base
 
@@ -89,7 +89,7 @@ def t5_tokenizer() -> transformers.T5TokenizerFast:
 
 def shrink_shipped(base: Path, folder: Path, family: Family = SDXL) -> Path:
     """A copy of the shipped configurations whose networks have the sizes of those in ``base``."""
-    shutil.copytree(shipped_folder(family), folder)
+    shutil.copytree(shipped_directory(family), folder)
     for network in family.networks.values():
         shutil.copy(base / network.folder / "config.json", folder / network.folder / "config.json")
     return folder

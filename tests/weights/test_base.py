@@ -1,4 +1,5 @@
-"""The base model from a diffusers folder: right values, every published file layout, and clear refusals."""
+"""The base model from a diffusers directory: right values, every published file layout, and clear
+refusals."""
 
 from __future__ import annotations
 
@@ -248,7 +249,7 @@ def test_a_folder_that_is_no_base_is_refused(load, tmp_path: Path) -> None:
 def test_a_damaged_configuration_is_named(base: Path, load) -> None:
     for damaged in ('{"in_channels": ', "[" * 100_000):
         (base / "unet/config.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"unet/config.json is no readable JSON"):
+        with pytest.raises(CheckpointError, match=r"unet/config.json is not readable JSON"):
             load(base)
 
 
@@ -265,7 +266,7 @@ def test_a_tokenizer_of_another_model_is_refused(full: Path, load, tmp_path: Pat
     name = next(name for name in tensors if name.endswith("token_embedding.weight"))
     save_file({**tensors, name: tensors[name][:1000].clone()}, base / "text_encoder/model.safetensors")
     rewrite_json(base / "text_encoder/config.json", vocab_size=1000, bos_token_id=0, eos_token_id=1)
-    with pytest.raises(CheckpointError, match="49408 tokens, its text encoder knows 1000"):
+    with pytest.raises(CheckpointError, match="49408 tokens, its text encoder has 1000"):
         load(base)
 
 

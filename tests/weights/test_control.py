@@ -1,9 +1,9 @@
-"""The control modules' weights: published layouts, files and folders, refusals that say what was given."""
+"""The control modules' weights: published layouts, files and directories, refusals that say what was
+given."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import FAMILIES, ControlSpec, Family, Variant, get_family
 from controlnext.models.control_module import ControlModule
-from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights import load as loading
+from controlnext.weights import load_checkpoint
 from controlnext.weights.base import Base, Part
 from controlnext.weights.control import ControlWeights, check_width, match_control
 from controlnext.weights.layouts import looks_like
@@ -76,19 +76,6 @@ def take(found: dict[str, LazyTensor], family: Family, variant: str) -> ControlW
     return control
 
 
-@pytest.fixture
-def control(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copy(tiny_checkpoint_dir / "control.safetensors", tmp_path))
-
-
-@pytest.fixture
-def load(tiny_checkpoint_dir: Path):
-    def load_control(control: Path, **options: object) -> Checkpoint:
-        return load_checkpoint(SDXL, base=tiny_checkpoint_dir / "base", control=control, **options)
-
-    return load_control
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("family", "asked"), PAIRS, ids=[f"{family.name}-{name}" for family, name in PAIRS])
 def test_a_published_control_fits_its_own_variants_and_is_named_to_others(
@@ -118,7 +105,7 @@ def test_another_variant_than_the_one_asked_for_is_named_with_the_way_out() -> N
         match_control(published("sd15-mid"), get_family("sd15"), "down", "controlnet.safetensors")
     assert str(caught.value) == (
         "controlnet.safetensors does not fit `family` sd15 `variant` down: it is the control module of"
-        " `family` sd15 `variant` mid; give that, or leave `variant` out"
+        " `family` sd15 `variant` mid; give that, or remove `variant`"
     )
 
 
@@ -218,7 +205,7 @@ def test_a_narrowed_module_is_rebuilt_with_its_own_widths(variant: str, spec: Co
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a text or image encoder"),
         ("image_proj.norm.weight", "an IP-Adapter"),
         ("transformer_blocks.0.attn.add_k_proj.weight", "an SD3 or Flux transformer"),
-        ("mystery.weight", "nothing known (1 tensors: mystery.weight ...)"),
+        ("mystery.weight", "unknown weights (1 tensors: mystery.weight ...)"),
     ],
 )
 def test_other_files_are_recognised_by_their_names(name: str, title: str) -> None:
@@ -227,7 +214,7 @@ def test_other_files_are_recognised_by_their_names(name: str, title: str) -> Non
 
 def test_the_base_given_as_control_is_recognised(tiny_checkpoint_dir: Path, load) -> None:
     unet = tiny_checkpoint_dir / "base/unet/diffusion_pytorch_model.safetensors"
-    with pytest.raises(CheckpointError, match="no control module of sdxl: it looks like an SDXL UNet"):
+    with pytest.raises(CheckpointError, match="not a control module of sdxl: it looks like an SDXL UNet"):
         load(unet)
 
 
@@ -283,118 +270,9 @@ def test_no_control_is_refused(tiny_checkpoint_dir: Path) -> None:
 
 def test_where_no_control_was_published_the_message_says_so() -> None:
     with pytest.raises(
-        InputError, match=r"no control weights are given; .*no control weights were ever published"
+        InputError, match=r"no control weights are given; .*no control weights were published"
     ):
         load_checkpoint(get_family("sd3"))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "controlnet.safetensors",
-        "controlnext.safetensors",
-        "diffusion_pytorch_model.safetensors",
-        "model.safetensors",
-    ],
-)
-def test_a_folder_is_searched_for_the_published_names(control: Path, load, name: str, tmp_path: Path) -> None:
-    folder = tmp_path / "control"
-    folder.mkdir()
-    shutil.copy(control, folder / name)
-    checkpoint = load(folder)
-    assert torch.equal(
-        checkpoint.networks["control"].tensors["mid_convs.1.bias"], load_file(control)["mid_convs.1.bias"]
-    )
-    assert checkpoint.sources[-1].detail == name
-
-
-@pytest.mark.parametrize("name", ["controlnet.bin", "controlnext.bin"])
-def test_pickled_control_modules(control: Path, load, name: str) -> None:
-    torch.save(load_file(control), control.with_name(name))
-    control.unlink()
-    checkpoint = load(control.parent)
-    assert checkpoint.sources[-1].detail == name
-    assert checkpoint.networks["control"].module()(torch.ones(1, 3, 16, 16), torch.ones(1)).shape == (
-        1,
-        32,
-        2,
-        2,
-    )
-
-
-def test_a_folder_without_control_weights_is_refused(load, control: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"no weights of the control; looked for .*no weights at all: g"
-    ):
-        load(tmp_path / "empty")
-    (tmp_path / "inside").mkdir()
-    shutil.copy(control, tmp_path / "inside" / "depth.safetensors")
-    control.rename(tmp_path / "canny.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"; it has canny.safetensors, inside/depth.safetensors: give the one that is"
-    ):
-        load(tmp_path)
-
-
-def test_other_weights_in_a_controls_folder_are_told_of(
-    load, control: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """But not other forms of the same, and not where the file itself was given."""
-    folder = tmp_path / "control"
-    folder.mkdir()
-    for name in ("controlnet.safetensors", "controlnet.fp16.safetensors", "controlnet.bin", "readme.txt"):
-        shutil.copy(control, folder / name)
-    load(folder)
-    assert not caplog.records
-    shutil.copy(control, folder / "canny.safetensors")
-    load(folder / "controlnet.safetensors")
-    assert not caplog.records
-    load(folder)
-    assert [record.getMessage() for record in caplog.records] == [
-        "control: of its weights controlnet.safetensors is taken and canny.safetensors is not read; where"
-        " that is meant, give its path"
-    ]
-
-
-def test_a_source_is_named_as_it_was_given(load, control: Path, tmp_path: Path) -> None:
-    """As in the hub's cache, where links lead to files that are named by digests."""
-    blob = control.rename(tmp_path / "0f3a")
-    control.symlink_to(blob)
-    assert load(control).sources[-1].name == "control.safetensors"
-
-
-@pytest.fixture
-def second(control: Path) -> Path:
-    """A second control of the same layout and other numbers."""
-    path = control.with_name("depth.safetensors")
-    shapes = {name: tensor.shape for name, tensor in load_file(control).items()}
-    save_file(numbers(shapes, 1), path)
-    return path
-
-
-def test_several_controls_are_networks_of_their_own_in_their_order(control: Path, second: Path, load) -> None:
-    checkpoint = load([control, second])
-    names = [name for name, network in checkpoint.networks.items() if network.spec is None]
-    assert names == ["control", "control_2"]
-    for name, path in zip(names, (control, second), strict=True):
-        tensors = load_file(path)
-        found = checkpoint.networks[name].module().state_dict()
-        assert found.keys() == tensors.keys()
-        assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
-    sources = {source.role: source.name for source in checkpoint.sources}
-    assert (sources["control"], sources["control 2"]) == ("control.safetensors", "depth.safetensors")
-    inputs = [tensor.name for tensor in checkpoint.graphs[-1].inputs]
-    assert inputs[-4:] == ["control_image", "control_scale", "control_image_2", "control_scale_2"]
-
-
-def test_each_of_several_controls_has_its_own_widths(control: Path, load) -> None:
-    small = ControlModule(ControlSpec(32, stages=(64, 128)))
-    save_file(small.state_dict(), control.with_name("small.safetensors"))
-    checkpoint = load([control, control.with_name("small.safetensors")])
-    stages = [network.config["stages"] for network in checkpoint.controls]
-    assert stages == [(128, 256), (64, 128)]
-    assert checkpoint.variant == SDXL.variants["sdxl"]
 
 
 def test_controls_of_different_variants_are_refused_each_with_its_own(tmp_path: Path) -> None:
@@ -405,10 +283,3 @@ def test_controls_of_different_variants_are_refused_each_with_its_own(tmp_path: 
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(get_family("sd15"), control=paths, base="somewhere")
     assert "sd15.bin is of variant down, sd15-mid.bin is of variant mid; give several" in str(caught.value)
-
-
-def test_the_second_of_two_controls_is_named_when_it_does_not_fit(control: Path, load) -> None:
-    shapes = {"mid_convs.1.weight": (48, 256, 1, 1), "mid_convs.1.bias": (48,)}
-    save_file({**load_file(control), **numbers(shapes, 0)}, control.with_name("wide.safetensors"))
-    with pytest.raises(CheckpointError, match=r"^wide.safetensors gives 48 channels"):
-        load([control, control.with_name("wide.safetensors")])

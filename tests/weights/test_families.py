@@ -1,4 +1,5 @@
-"""Bases of every family: what is shipped, what a folder gives, and which folder is refused in which words."""
+"""Bases of every family: what is shipped, what a directory gives, and which directory is refused in which
+words."""
 
 from __future__ import annotations
 
@@ -163,14 +164,14 @@ def test_networks_that_are_left_out_are_not_fetched(
         {"steps_offset": 3},
         {},
     ],
-    ids=["mended", "old", "other", "unnamed"],
+    ids=["fixed", "old", "other", "unnamed"],
 )
 @pytest.mark.parametrize("kind", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 def test_samplers_are_those_of_the_stock_pipeline(
     copy: Copy, name: str, kind: str, named: dict[str, Any]
 ) -> None:
-    """SD1.5's pipeline mends the options that the scheduler's file names, SDXL's does not."""
+    """SD1.5's pipeline fixes the options that the scheduler's file names, SDXL's does not."""
     family, base = get_family(name), copy(name)
     config = {"_class_name": kind, "beta_schedule": "scaled_linear", "beta_start": 0.00085, **named}
     (base / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
@@ -266,7 +267,7 @@ def test_what_needs_shipped_configurations_says_so(toy: Family, full: Copy, tmp_
     single = tmp_path / "single.safetensors"
     save_file({"model.diffusion_model.conv_in.weight": torch.zeros(1)}, single)
     refused = pytest.raises(
-        CheckpointError, match=r"no configurations of toy are shipped.*give diffusers folders"
+        CheckpointError, match=r"no configurations of toy are shipped.*give diffusers directories"
     )
     with refused:
         random_base(toy, 0)

@@ -68,7 +68,7 @@ def forget_sessions() -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """What ``HF_HUB_OFFLINE=1`` does, which the library reads when it is imported."""
+    """Set what ``HF_HUB_OFFLINE=1`` sets, which the library reads when it is imported."""
 
     def start() -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -116,7 +116,7 @@ def test_what_is_needed_is_downloaded_and_no_more(folder: Path, hub: StubHub) ->
 
 @pytest.mark.parametrize("given", ["canny", "canny/controlnet.safetensors"])
 def test_a_control_brings_its_unet_tensors(folder: Path, hub: StubHub, given: str) -> None:
-    """The same for the folder and for the file in it."""
+    """The same for the directory and for the file in it."""
     bias = publish(folder)
     checkpoint = load(folder / "base", f"{MODEL}/{given}")
     assert sorted(hub.downloads) == ["canny/controlnet.safetensors", "canny/unet.safetensors"]
@@ -176,7 +176,7 @@ def test_without_a_download_the_message_says_why_the_hub_is_not_asked(offline: C
     offline()
     message = refusal()
     assert "offline mode is enabled" in message
-    assert "no copy of it was downloaded before" in message
+    assert "it was not downloaded before" in message
 
 
 def test_without_a_connection_and_a_download_the_message_says_so(
@@ -191,7 +191,7 @@ def test_a_download_of_something_else_does_not_serve(hub: StubHub, unplug: Calla
     load(base=hub.repositories[MODEL].folder / "base")
     unplug()
     message = refusal(control=hub.repositories[MODEL].folder / "control.safetensors")
-    assert "of what was downloaded before: hub repository somebody/model has nothing that fits" in message
+    assert "the earlier download lacks files: hub repository somebody/model has nothing that fits" in message
 
 
 def test_a_network_that_a_download_did_not_get_to_is_told(
@@ -199,7 +199,7 @@ def test_a_network_that_a_download_did_not_get_to_is_told(
 ) -> None:
     rewrite_json(folder / "base/model_index.json", text_encoder=["transformers", "CLIPTextModel"])
     assert "text_encoder" not in load(control=folder / "control.safetensors").networks
-    assert "the text_encoder that its model_index.json names is not there" in caplog.text
+    assert "the text_encoder that its model_index.json names is missing" in caplog.text
     assert hub.downloads
 
 
@@ -242,7 +242,9 @@ def test_a_gated_repository_says_how_to_get_access(hub: StubHub, kind: str) -> N
 @pytest.mark.usefixtures("hub")
 def test_a_mistyped_id_says_that_there_is_no_such_repository() -> None:
     message = refusal(control="somebdy/model")
-    assert message.startswith("somebdy/model: no such file or folder here, and the hub shows no repository")
+    assert message.startswith(
+        "somebdy/model: no such file or directory here, and the hub shows no repository"
+    )
     assert "check the spelling" in message
     assert "HF_TOKEN" in message
 
@@ -265,8 +267,8 @@ def test_other_answers_of_the_hub_are_one_line(hub: StubHub, kind: str, status: 
 
 
 def test_an_id_that_the_hub_cannot_have_is_no_hub_id(hub: StubHub) -> None:
-    assert "some--body/model is no hub id" in refusal(control="some--body/model")
-    assert "no hub id (owner/name[@revision][/folder or file])" in refusal(control="model.onnx")
+    assert "some--body/model is not a hub id" in refusal(control="some--body/model")
+    assert "not a hub id (owner/name[@revision][/directory or file])" in refusal(control="model.onnx")
     assert hub.downloads == []
 
 

@@ -224,7 +224,7 @@ def test_what_follows_the_last_colon_is_a_scale_unless_it_belongs_to_the_path(
 def test_a_scale_that_is_no_finite_number_is_refused(scale: str, tmp_path: Path) -> None:
     file = tmp_path / "lora.safetensors"
     save_file({"x": torch.zeros(1)}, file)
-    with pytest.raises(InputError, match=r"is no finite number; give PATH"):
+    with pytest.raises(InputError, match=r"is not a finite number; give PATH"):
         apply_loras(SD15, base_of(SD15, {}), [f"{file}:{scale}"])
 
 
@@ -239,7 +239,7 @@ def refusal(family: Family, tensors: dict[str, Tensor], folder: Path) -> str:
 
 def test_a_file_that_is_no_lora_is_refused_with_what_it_looks_like(tmp_path: Path) -> None:
     line = refusal(SD15, {"encoder.conv_in.weight": torch.zeros(4, 3, 3, 3)}, tmp_path)
-    assert "no plain LoRA (it looks like a VAE)" in line
+    assert "not a plain LoRA (it looks like a VAE)" in line
     assert "an empty file" in refusal(SD15, {}, tmp_path)
 
 
@@ -281,7 +281,7 @@ def test_a_lora_of_another_family_is_refused_with_the_layers_that_do_not_fit(tmp
     assert "unknown (add_embedding.linear_1.lora_A.weight" in line
     assert "mis-shaped (conv_in [32, 4, 1, 1] x [4, 4, 3, 3] for [16, 4, 3, 3]" in line
     line = refusal(SDXL, as_peft(low_rank({"transformer": networks(SD3)["transformer"]})), tmp_path)
-    assert "for no network of it (transformer." in line
+    assert "of other networks (transformer." in line
 
 
 def test_a_folder_with_two_files_is_refused(tmp_path: Path) -> None:
@@ -293,6 +293,6 @@ def test_a_folder_with_two_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_family_whose_pipeline_takes_no_lora_is_refused() -> None:
     with pytest.raises(
-        InputError, match=r"svd takes no LoRA: diffusers' StableVideoDiffusionPipeline has none"
+        InputError, match=r"LoRAs are not supported by svd: diffusers' StableVideoDiffusionPipeline has none"
     ):
         apply_loras(get_family("svd"), Base({}, {}), ["x.safetensors"])

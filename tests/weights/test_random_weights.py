@@ -87,7 +87,7 @@ def test_a_tensor_of_two_names_has_the_same_numbers_under_both() -> None:
 
 @pytest.mark.export
 def test_sd3_has_its_own_positions_and_a_stand_in_for_t5s_vocabulary() -> None:
-    """What a configuration determines is not drawn; prompts can be given to a bundle of random weights."""
+    """Tensors that a configuration determines are not drawn; a bundle of random weights takes prompts."""
     base = random_base(SD3, 0, leave_out=["text_encoder"])
     positions = empty_module(
         SD3.networks["transformer"], base.parts["transformer"].config
@@ -110,5 +110,5 @@ def test_no_two_rows_of_a_large_matrix_are_alike() -> None:
 
 @pytest.mark.parametrize("option", ["base", "control", "unet_weights", "vae"])
 def test_files_given_with_random_weights_are_refused(option: str) -> None:
-    with pytest.raises(InputError, match=f"leave `{option}` or `random_seed` out"):
+    with pytest.raises(InputError, match=f"remove `{option}` or `random_seed`"):
         load_checkpoint(SDXL, random_seed=0, **{option: "somewhere"})

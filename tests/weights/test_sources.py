@@ -30,14 +30,14 @@ def load(folder: Path, **changes: object) -> Checkpoint:
 def test_a_truncated_file_is_named(folder: Path) -> None:
     path = folder / "control.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"control.safetensors is no readable .safetensors file"):
+    with pytest.raises(CheckpointError, match=r"control.safetensors is not a readable .safetensors file"):
         load(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff" * 64])
 def test_a_file_that_is_no_safetensors_file_is_named(folder: Path, content: bytes) -> None:
     (folder / "control.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is no readable") as caught:
+    with pytest.raises(CheckpointError, match="is not a readable") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
 
@@ -137,7 +137,7 @@ def test_names_lose_what_wrappers_put_before_them(folder: Path, prefix: str) -> 
 
 def test_other_suffixes_are_refused(folder: Path) -> None:
     (folder / "control.safetensors").rename(folder / "control.onnx")
-    with pytest.raises(CheckpointError, match=r"accepted are \.safetensors, \.bin, \.ckpt, \.pt and \.pth"):
+    with pytest.raises(CheckpointError, match=r"accepted: \.safetensors, \.bin, \.ckpt, \.pt, \.pth"):
         load(folder, control=folder / "control.onnx")
 
 
@@ -180,5 +180,7 @@ def test_weight_files_are_chosen_by_stem_then_format_then_variant() -> None:
 
 
 def test_a_path_that_does_not_exist_is_named(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.safetensors: no such file or folder, and no hub id"):
+    with pytest.raises(
+        CheckpointError, match=r"nowhere.safetensors: no such file or directory, and not a hub id"
+    ):
         load(folder, control=folder / "nowhere.safetensors")

@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from controlnext.errors import CheckpointError, MissingDependencyError
 from controlnext.families import get_family
 from controlnext.weights import tokenizers
-from controlnext.weights.shipped import shipped_folder, shipped_tokenizer
+from controlnext.weights.shipped import shipped_directory, shipped_tokenizer
 from controlnext.weights.tokenizers import _CLIP_MERGES, _clip_vocabulary, read_tokenizer, stand_in_tokenizer
 from support.weights_models import SDXL, t5_tokenizer
 
@@ -55,7 +55,7 @@ def test_ids_of_a_known_prompt(contents: dict[str, str], name: str, pad: int) ->
 def test_the_plain_library_gives_the_ids_of_transformers(
     contents: dict[str, str], name: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(shipped_folder(SDXL) / name, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(shipped_directory(SDXL) / name, tmp_path, dirs_exist_ok=True)
     merges = gzip.decompress(_CLIP_MERGES.read_bytes()).decode()
     (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
     (tmp_path / "vocab.json").write_text(json.dumps(_clip_vocabulary(merges)))
@@ -68,7 +68,7 @@ def test_the_plain_library_gives_the_ids_of_transformers(
 
 
 def test_a_saved_tokenizer_is_read_back_the_same(contents: dict[str, str], tmp_path: Path) -> None:
-    shutil.copytree(shipped_folder(SDXL) / "tokenizer_2", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(shipped_directory(SDXL) / "tokenizer_2", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text(contents["tokenizer_2"], encoding="utf-8")
     assert read_tokenizer(tmp_path, NETWORK, CLIP) == contents["tokenizer_2"]
 
@@ -76,7 +76,7 @@ def test_a_saved_tokenizer_is_read_back_the_same(contents: dict[str, str], tmp_p
 def test_a_text_encoder_of_fewer_positions_shortens_the_prompt(
     contents: dict[str, str], tmp_path: Path
 ) -> None:
-    shutil.copytree(shipped_folder(SDXL) / "tokenizer", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(shipped_directory(SDXL) / "tokenizer", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.json").write_text(contents["tokenizer"], encoding="utf-8")
     ids = (
         Tokenizer.from_str(read_tokenizer(tmp_path, NETWORK, CLIP | {"max_position_embeddings": 16}))
@@ -128,7 +128,7 @@ def test_a_t5_tokenizer_of_an_older_release_has_the_same_ids(tmp_path: Path) -> 
 
 def test_a_t5_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     t5_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"tokens, its text encoder knows 50"):
+    with pytest.raises(CheckpointError, match=r"tokens, its text encoder has 50"):
         read_tokenizer(tmp_path, T5, {"vocab_size": 50})
 
 

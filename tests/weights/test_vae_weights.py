@@ -49,7 +49,7 @@ def single(
     def make(name: str, *networks: str) -> tuple[Family, Path]:
         family = get_family(name)
         folder = write_single_file(family, tiny_checkpoint(name) / "base", tmp_path)
-        monkeypatch.setattr(shipped, "shipped_folder", lambda _family: folder)
+        monkeypatch.setattr(shipped, "shipped_directory", lambda _family: folder)
         wanted = networks or [key for key in family.networks if key != "vae"]
         prefixes = tuple(PREFIXES[name][key] for key in wanted)
         path = tmp_path / "single.safetensors"
@@ -81,11 +81,11 @@ def test_a_folder_without_a_vae_takes_one(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_vae_is_refused_with_the_option(base: Path, tmp_path: Path) -> None:
-    assert "it lacks vae/config.json; `vae` takes another" in refusal(SDXL, base)
+    assert "it lacks vae/config.json; give another with `vae`" in refusal(SDXL, base)
     (base / "vae").mkdir()
     shutil.copy(tmp_path / "vae/config.json", base / "vae")
     assert "no weights of the vae" in (message := refusal(SDXL, base))
-    assert "`vae` takes another" in message
+    assert "give another with `vae`" in message
 
 
 def test_a_vae_that_is_replaced_is_not_looked_at(base: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_single_file_without_a_vae_takes_one_and_names_the_option(
     alone = Path(shutil.copy(vae / "diffusion_pytorch_model.safetensors", path.parent / "my.safetensors"))
     check_vae(read_base(family, path, alone, family.prompt_encoders), vae)
     assert refusal(family, path).endswith(
-        "single.safetensors has no vae; `vae` takes another: a folder, a file or a hub id"
+        "single.safetensors has no vae; give another with `vae`: a directory, a file or a hub id"
     )
 
 
@@ -123,7 +123,7 @@ def test_a_file_with_the_denoiser_alone_says_what_else_is_needed(
     family, path = single(name, get_family(name).denoiser)
     rest = [key for key in family.networks if key not in (family.denoiser, "vae")]
     message = refusal(family, path)
-    assert f"has a {family.denoiser} alone and no {', '.join(('vae', *rest))}: give it with" in message
+    assert f"has only a {family.denoiser} and no {', '.join(('vae', *rest))}: give it with" in message
     assert "`unet_weights`, and with `base` a base that has the rest" in message
     assert ("for a bundle that takes embeddings" in message) is (name != "svd")
     prefix = PREFIXES[name][family.denoiser]
@@ -143,12 +143,12 @@ def test_a_unet_alone_and_a_vae_are_a_base_that_takes_embeddings(
 @pytest.mark.parametrize(("inside", "argument"), [("unet", "unet_weights"), ("vae", "vae")])
 def test_the_folder_of_one_network_is_no_base(tiny_checkpoint_dir: Path, inside: str, argument: str) -> None:
     message = refusal(SDXL, tiny_checkpoint_dir / "base" / inside)
-    assert f"it is a {inside} alone: give it with `{argument}`, and with `base`" in message
+    assert f"it is only a {inside}: give it with `{argument}`, and with `base`" in message
 
 
 def test_other_files_given_as_a_base_name_their_argument(tiny_checkpoint_dir: Path) -> None:
     vae = tiny_checkpoint_dir / "base/vae/diffusion_pytorch_model.safetensors"
-    assert "no sdxl checkpoint but a VAE: give it with `vae`" in refusal(SDXL, vae)
+    assert "not a checkpoint of sdxl but a VAE: give it with `vae`" in refusal(SDXL, vae)
     control = tiny_checkpoint_dir / "control.safetensors"
     assert "give it with `control`, and with `base`" in refusal(SDXL, control)
 
