@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.contestants import OFFLOADED, WITHOUT_CONTROL
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
+from controlnext.bench.targets import OFFLOADED, WITHOUT_CONTROL
 from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"
@@ -28,9 +28,9 @@ BFLOAT16 = "torch eager bfloat16"
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of a contestant, or ``part`` of that."""
+    """What was measured of a target, or ``part`` of that."""
 
-    contestant: str
+    target: str
     measure: str
     part: str = ""
 
@@ -39,7 +39,7 @@ class Figure:
         return [measurement.parts[self.part]] if self.part else measurement.rounds
 
     def __str__(self) -> str:
-        return f"{self.contestant}, {self.part or self.measure}"
+        return f"{self.target}, {self.part or self.measure}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def ratios(results: Results) -> list[Ratio]:
     """The goals whose figures were measured."""
     found = []
     for goal in GOALS:
-        pair = [results.find(figure.contestant, figure.measure) for figure in (goal.what, goal.against)]
+        pair = [results.find(figure.target, figure.measure) for figure in (goal.what, goal.against)]
         if goal.family not in ("", results.family) or results.size > goal.largest or None in pair:
             continue
         what, against = (m for m in pair if m is not None)

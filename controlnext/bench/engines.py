@@ -1,4 +1,4 @@
-"""Contestants that run graphs: a bundle's engines, and a graph that another exporter made."""
+"""Targets that run graphs: a bundle's engines, and a graph that another exporter made."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ TurnKind = Literal["step", "image"]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Target:
     """One way of running a model.
 
     ``runner``: the class in :data:`controlnext.bench.worker.RUNNERS` that knows how; it takes ``bundle``, the
@@ -55,12 +55,12 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Open ``contestant``. ``launched``: when the process was started, on the machine's monotonic clock.
+    """Open ``target``. ``launched``: when the process was started, on the machine's monotonic clock.
 
     The answer has one sample, the parts of the time until then.
     """
 
-    contestant: Contestant
+    target: Target
     holds: Holds
     threads: int
     launched: float

@@ -40,7 +40,7 @@ def _bars(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
     """Medians with their quartiles."""
     factor, unit = UNITS.get(measure, (1, "s"))
     spread = [[(m.median - m.low) / factor for m in found], [(m.high - m.median) / factor for m in found]]
-    axes.barh([m.contestant for m in found], [m.median / factor for m in found], xerr=spread, capsize=3)
+    axes.barh([m.target for m in found], [m.median / factor for m in found], xerr=spread, capsize=3)
     _label(axes, ", ".join(filter(None, (measure, at(found[0].work)))), unit)
     axes.invert_yaxis()
 
@@ -53,7 +53,7 @@ def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
     left, colours = [0.0] * len(found), matplotlib.colormaps["tab20"]
     for number, name in enumerate(names):
         seconds = [m.parts.get(name, 0.0) for m in found]
-        axes.barh([m.contestant for m in found], seconds, left=left, label=name, color=colours(number))
+        axes.barh([m.target for m in found], seconds, left=left, label=name, color=colours(number))
         left = [start + more for start, more in zip(left, seconds, strict=True)]
     _label(axes, f"parts of {measure}, {at(found[0].work)}", "s")
     axes.invert_yaxis()
@@ -61,9 +61,9 @@ def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
 
 
 def _curves(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """A line for each contestant."""
-    for name in dict.fromkeys(m.contestant for m in found):
-        own = [m for m in found if m.contestant == name]
+    """A line for each target."""
+    for name in dict.fromkeys(m.target for m in found):
+        own = [m for m in found if m.target == name]
         places = [getattr(m.work, CURVES[measure]) for m in own]
         axes.plot(places, [m.median for m in own], marker="o", label=name)
         axes.fill_between(places, [m.low for m in own], [m.high for m in own], alpha=0.2)

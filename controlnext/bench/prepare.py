@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from controlnext.bench.messages import Contestant
+from controlnext.bench.messages import Target
 from controlnext.bundle.files import MANIFEST, new_folder
 from controlnext.bundle.format import check_size
 from controlnext.bundle.reader import read_manifest
@@ -52,19 +52,19 @@ def is_complete(bundle: Path) -> bool:
     return True
 
 
-def prepare(contestant: Contestant, python: Path | None) -> None:
-    """Make what ``contestant`` runs, unless it is there. ``python``: of an environment that has optimum."""
-    if contestant.maker:
-        MAKERS[contestant.maker](contestant, python)
+def prepare(target: Target, python: Path | None) -> None:
+    """Make what ``target`` runs, unless it is there. ``python``: of an environment that has optimum."""
+    if target.maker:
+        MAKERS[target.maker](target, python)
 
 
-def _make_uncontrolled(contestant: Contestant, _python: Path | None) -> None:
-    target = Path(contestant.bundle)
-    if not is_complete(target):
-        _in_process(export_uncontrolled, Path(contestant.origin), target)
+def _make_uncontrolled(target: Target, _python: Path | None) -> None:
+    destination = Path(target.bundle)
+    if not is_complete(destination):
+        _in_process(export_uncontrolled, Path(target.origin), destination)
 
 
-def export_uncontrolled(origin: Path, target: Path) -> None:
+def export_uncontrolled(origin: Path, destination: Path) -> None:
     """The denoiser of the bundle ``origin`` without its controls: a bundle of that one graph, with the same
     weights and of the same precision."""
     from controlnext.export import export_bundle
@@ -81,34 +81,34 @@ def export_uncontrolled(origin: Path, target: Path) -> None:
     export_bundle(
         replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
         manifest.precision,
-        target,
+        destination,
         compute=graph.compute or Precision.FP32,
         calibrated=quantization,
         force=True,
     )
 
 
-def _make_with_optimum(contestant: Contestant, python: Path | None) -> None:
-    graph = Path(str(contestant.options["graph"]))
+def _make_with_optimum(target: Target, python: Path | None) -> None:
+    graph = Path(str(target.options["graph"]))
     if graph.is_file():
         return
     folder = graph.parent.parent
     stock = folder.parent / "diffusers"
-    _save_once(Path(contestant.origin), stock)
+    _save_once(Path(target.origin), stock)
     exporter = [str(python), "-m", "optimum.exporters.onnx", "--task", "text-to-image"]
     _call([*exporter, "--model", str(stock), str(folder)])
 
 
-def _make_stock_pipeline(contestant: Contestant, _python: Path | None) -> None:
-    _save_once(Path(contestant.origin), Path(str(contestant.options["stock"])))
+def _make_stock_pipeline(target: Target, _python: Path | None) -> None:
+    _save_once(Path(target.origin), Path(str(target.options["stock"])))
 
 
-def _save_once(bundle: Path, target: Path) -> None:
-    if not target.is_dir():
-        _in_process(save_stock_pipeline, bundle, target)
+def _save_once(bundle: Path, destination: Path) -> None:
+    if not destination.is_dir():
+        _in_process(save_stock_pipeline, bundle, destination)
 
 
-def save_stock_pipeline(bundle: Path, target: Path) -> None:
+def save_stock_pipeline(bundle: Path, destination: Path) -> None:
     """The bundle's base model as a diffusers folder, with each control module as a file of its name in it."""
     from safetensors.torch import save_file
     from transformers.utils.logging import disable_progress_bar
@@ -118,7 +118,7 @@ def save_stock_pipeline(bundle: Path, target: Path) -> None:
 
     disable_progress_bar()
     checkpoint = bundle_checkpoint(bundle)
-    with new_folder(target) as folder:
+    with new_folder(destination) as folder:
         reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
         _rename_tokenizers(folder)
         for name, weights in checkpoint.networks.items():
@@ -134,13 +134,13 @@ def _rename_tokenizers(folder: Path) -> None:
         file.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 
-MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyType(
+MAKERS: Mapping[str, Callable[[Target, Path | None], None]] = MappingProxyType(
     {"uncontrolled": _make_uncontrolled, "stock": _make_stock_pipeline, "optimum": _make_with_optimum}
 )
-"""What makes what a contestant runs, by its ``maker``."""
+"""What makes what a target runs, by its ``maker``."""
 
 
-def copy_without_engines(bundle: Path, target: Path) -> Path:
+def copy_without_engines(bundle: Path, destination: Path) -> Path:
     """The bundle in a new folder, as it is when it was never loaded. Files are linked where the disk is the
     same."""
 
@@ -150,8 +150,8 @@ def copy_without_engines(bundle: Path, target: Path) -> Path:
         except OSError:
             shutil.copy2(source, copied)
 
-    shutil.copytree(bundle, target, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
-    return target
+    shutil.copytree(bundle, destination, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
+    return destination
 
 
 def _in_process(function: Callable[..., None], *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""Contestants in PyTorch: the denoiser by itself, the stock diffusers pipeline, diffusers' ControlNet."""
+"""Targets in PyTorch: the denoiser by itself, the stock diffusers pipeline, diffusers' ControlNet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every contestant is asked for: the same prompt, control image, sizes and numbers."""
+"""What every target is asked for: the same prompt, control image, sizes and numbers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -12,16 +13,18 @@ from controlnext.bench.hardware import Hardware
 from controlnext.bench.messages import Seconds, Work
 
 SECONDS, BYTES = "s", "bytes"
+JSON_KEYS: Mapping[str, str] = MappingProxyType({"target": "contestant"})
+"""Names in bench.json that differ from the code's: files of earlier versions stay readable."""
 BASELINE = "torch eager float32"
 """What the others are compared with in the table, where it was measured."""
 
 
-class Measurement(msgspec.Struct, frozen=True):
+class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
     """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
     ``rounds`` the median of each turn; ``parts`` the medians of the parts that a sample has. ``work``: None
     where it depends on none."""
 
-    contestant: str
+    target: str
     measure: str
     work: Work | None
     unit: str
@@ -33,17 +36,17 @@ class Measurement(msgspec.Struct, frozen=True):
     parts: Seconds = {}
 
 
-class Missing(msgspec.Struct, frozen=True):
-    """Why a contestant has no such figure."""
+class Missing(msgspec.Struct, frozen=True, rename=JSON_KEYS):
+    """Why a target has no such figure."""
 
-    contestant: str
+    target: str
     measure: str
     work: Work | None
     reason: str
 
 
 class Results(msgspec.Struct, frozen=True):
-    """``family`` and ``size`` in bytes: those of the first bundle. ``turns``: the order in which contestants
+    """``family`` and ``size`` in bytes: those of the first bundle. ``turns``: the order in which targets
     were asked. ``groups``: who was in memory at the same time and took turns, by what was measured; different
     groups were measured one after the other."""
 
@@ -57,15 +60,13 @@ class Results(msgspec.Struct, frozen=True):
     groups: dict[str, list[list[str]]]
     turns: list[str]
 
-    def find(self, contestant: str, measure: str) -> Measurement | None:
+    def find(self, target: str, measure: str) -> Measurement | None:
         """The first such figure: that at the size that was asked for."""
-        return next(
-            (m for m in self.measurements if (m.contestant, m.measure) == (contestant, measure)), None
-        )
+        return next((m for m in self.measurements if (m.target, m.measure) == (target, measure)), None)
 
 
 def summarize(
-    contestant: str,
+    target: str,
     measure: str,
     work: Work | None,
     turns: Sequence[Sequence[Seconds]],
@@ -78,7 +79,7 @@ def summarize(
     names = dict.fromkeys(name for sample in samples for name in sample)
     parts = {name: statistics.median(sample.get(name, 0.0) for sample in samples) for name in names}
     return Measurement(
-        contestant,
+        target,
         measure,
         work,
         unit,
@@ -91,20 +92,20 @@ def summarize(
     )
 
 
-COLUMNS = ("measured", "at", "contestant", "median", "quartiles", "against torch float32")
-PART_COLUMNS = ("measured", "contestant", "parts")
+COLUMNS = ("measured", "at", "target", "median", "quartiles", "against torch float32")
+PART_COLUMNS = ("measured", "target", "parts")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
     """The table of what was measured, under :data:`COLUMNS`."""
-    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.contestant == BASELINE}
+    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.target == BASELINE}
     table: list[tuple[str, ...]] = []
     for m in results.measurements:
         baseline = at_baseline.get((m.measure, m.work))
         ratio = f"{m.median / baseline:.2f}" if baseline else ""
         spread = f"{quantity(m.low, m.unit)} to {quantity(m.high, m.unit)}"
-        table.append((m.measure, at(m.work), m.contestant, quantity(m.median, m.unit), spread, ratio))
-    return table + [(m.measure, at(m.work), m.contestant, "", m.reason, "") for m in results.missing]
+        table.append((m.measure, at(m.work), m.target, quantity(m.median, m.unit), spread, ratio))
+    return table + [(m.measure, at(m.work), m.target, "", m.reason, "") for m in results.missing]
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
@@ -112,7 +113,7 @@ def part_rows(results: Results) -> list[tuple[str, ...]]:
     return [
         (
             m.measure,
-            m.contestant,
+            m.target,
             ", ".join(f"{name} {quantity(seconds, m.unit)}" for name, seconds in m.parts.items()),
         )
         for m in results.measurements

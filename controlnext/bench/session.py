@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.contestants import IMAGES, MEASURES, STEPS, line_up
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
-from controlnext.bench.messages import Contestant, TurnKind, Work
+from controlnext.bench.messages import Target, TurnKind, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
+from controlnext.bench.targets import IMAGES, MEASURES, STEPS, all_targets
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
@@ -61,26 +61,26 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
     manifests = _check_bundles(bundles)
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
-    contestants = _choose(bundles, settings, made)
+    targets = _choose(bundles, settings, made)
     plan = TurnPlan(
         threads=settings.threads or core_count(),
         rounds=settings.rounds,
         runs=settings.runs,
         room=_FREE * free_memory(),
-        report=_counted(report, _count_turns(contestants, items, settings)),
+        report=_counted(report, _count_turns(targets, items, settings)),
     )
     log = Log()
     if items:
-        ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
+        ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    _run_images(_measured(contestants, *IMAGES), main, settings, plan, report, log)
+    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log)
     if "load" in settings.measures:
-        run_loads(_measured(contestants, "load"), made, plan, log)
+        run_loads(_measured(targets, "load"), made, plan, log)
     return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
 
 
 def _run_images(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     main: Work,
     settings: Settings,
     plan: TurnPlan,
@@ -91,7 +91,7 @@ def _run_images(
     images: list[Item] = [(name, "image", image) for name in IMAGES if name in settings.measures]
     if not images:
         return
-    ready = _prepared(contestants, settings, images, report, log)
+    ready = _prepared(targets, settings, images, report, log)
     if "image" in settings.measures:
         run_warm(ready, "pipeline", images[:1], plan, log)
     if cold := [name for name, _, _ in images if name != "image"]:
@@ -151,53 +151,53 @@ def _step_items(main: Work, settings: Settings) -> list[Item]:
     return [(name, "step", work) for name in STEPS if name in settings.measures for work in works[name]]
 
 
-def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Contestant]:
+def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Target]:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
         raise InputError(f"unknown --measure {unknown[0]}; accepted: {', '.join(MEASURES)}")
     gpu = gpu_of(settings.device) is not None
-    everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
-    chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
+    available = all_targets(bundles, made, settings.device, gpu, settings.optimum is not None)
+    chosen = [one for one in available if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:
-        names = ", ".join(dict.fromkeys(one.name for one in everyone))
+        names = ", ".join(dict.fromkeys(one.name for one in available))
         raise InputError(f"--only {' '.join(settings.only)} fits nobody; there are {names}")
     return chosen
 
 
-def _measured(contestants: Sequence[Contestant], *measures: str) -> list[Contestant]:
+def _measured(targets: Sequence[Target], *measures: str) -> list[Target]:
     """Those of whom any of ``measures`` can be taken."""
-    return [one for one in contestants if set(measures) & set(one.measures)]
+    return [one for one in targets if set(measures) & set(one.measures)]
 
 
 def _prepared(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     settings: Settings,
     items: Sequence[Item],
     report: Progress,
     log: Log,
-) -> list[Contestant]:
-    """Make what ``contestants`` run; those for whom that was possible."""
+) -> list[Target]:
+    """Make what ``targets`` run; those for whom that was possible."""
     ready = []
-    for contestant in contestants:
-        report(f"preparing {contestant.name}", 0.0)
+    for target in targets:
+        report(f"preparing {target.name}", 0.0)
         try:
-            prepare(contestant, Path(settings.optimum) if settings.optimum else None)
+            prepare(target, Path(settings.optimum) if settings.optimum else None)
         # an exporter may fail in any way: that there is nothing to measure is a result
         except Exception as error:
             reason = str(error) or type(error).__name__
-            log.missing += [Missing(contestant.name, name, work, reason) for name, _, work in items]
+            log.missing += [Missing(target.name, name, work, reason) for name, _, work in items]
         else:
-            ready.append(contestant)
+            ready.append(target)
     return ready
 
 
-def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], settings: Settings) -> int:
+def _count_turns(targets: Sequence[Target], items: Sequence[Item], settings: Settings) -> int:
     asked, rounds = settings.measures, settings.rounds
-    images = len(_measured(contestants, *IMAGES))
-    count = len(items) * len(_measured(contestants, *STEPS)) * rounds
+    images = len(_measured(targets, *IMAGES))
+    count = len(items) * len(_measured(targets, *STEPS)) * rounds
     count += images * rounds * ("image" in asked)
     count += images * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
-    return count + len(_measured(contestants, "load")) * (1 + rounds) * ("load" in asked)
+    return count + len(_measured(targets, "load")) * (1 + rounds) * ("load" in asked)
 
 
 def _counted(report: Progress, total: int) -> Callable[[str], None]:

@@ -1,4 +1,4 @@
-"""Contestants in turns, each in a process of its own, all with the same number of threads."""
+"""Targets in turns, each in a process of its own, all with the same number of threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Turn, TurnKind, Work
+from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Target, Turn, TurnKind, Work
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
 from controlnext.closeable import Closeable
@@ -56,10 +56,10 @@ class Log:
 
 
 class Child(Closeable):
-    """The process of a contestant."""
+    """The process of a target."""
 
-    def __init__(self, contestant: Contestant, threads: int) -> None:
-        self.contestant, self.threads = contestant, threads
+    def __init__(self, target: Target, threads: int) -> None:
+        self.target, self.threads = target, threads
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._launched = time.monotonic()
         self._process = subprocess.Popen(
@@ -71,10 +71,10 @@ class Child(Closeable):
         )
 
     def begin(self, holds: Holds) -> Answer:
-        return self.ask(Begin(self.contestant, holds, self.threads, self._launched))
+        return self.ask(Begin(self.target, holds, self.threads, self._launched))
 
     def ask(self, request: Begin | Turn) -> Answer:
-        """Raises :class:`WorkError` with the reason where the contestant fails."""
+        """Raises :class:`WorkError` with the reason where the target fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -107,40 +107,40 @@ class Child(Closeable):
         self._said.close()
 
 
-def in_groups(contestants: Sequence[Contestant], holds: Holds, room: float) -> Iterator[list[Contestant]]:
-    """``contestants`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
-    group: list[Contestant] = []
-    for contestant in contestants:
-        if group and sum(_size(one, holds) + LIBRARIES for one in (*group, contestant)) > room:
+def in_groups(targets: Sequence[Target], holds: Holds, room: float) -> Iterator[list[Target]]:
+    """``targets`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
+    group: list[Target] = []
+    for target in targets:
+        if group and sum(_size(one, holds) + LIBRARIES for one in (*group, target)) > room:
             yield group
             group = []
-        group.append(contestant)
+        group.append(target)
     if group:
         yield group
 
 
-def _size(contestant: Contestant, holds: Holds) -> int:
-    return contestant.denoiser if holds == "denoiser" else contestant.weights
+def _size(target: Target, holds: Holds) -> int:
+    return target.denoiser if holds == "denoiser" else target.weights
 
 
 def run_warm(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     holds: Holds,
     items: Sequence[tuple[str, TurnKind, Work]],
     plan: TurnPlan,
     log: Log,
 ) -> None:
     """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
-    for group in in_groups(contestants, holds, plan.room):
-        log.groups.setdefault(holds, []).append([contestant.name for contestant in group])
+    for group in in_groups(targets, holds, plan.room):
+        log.groups.setdefault(holds, []).append([target.name for target in group])
         with contextlib.ExitStack() as opened:
             children = []
-            for contestant in group:
-                child = opened.enter_context(Child(contestant, plan.threads))
+            for target in group:
+                child = opened.enter_context(Child(target, plan.threads))
                 try:
                     child.begin(holds)
                 except WorkError as error:
-                    log.missing += [Missing(contestant.name, n, work, str(error)) for n, _, work in items]
+                    log.missing += [Missing(target.name, n, work, str(error)) for n, _, work in items]
                 else:
                     children.append(child)
             for measure, task, work in items:
@@ -148,7 +148,7 @@ def run_warm(
 
 
 def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: TurnPlan, log: Log) -> None:
-    takers = {child.contestant.name: partial(_take_turn, child, measure, turn) for child in children}
+    takers = {child.target.name: partial(_take_turn, child, measure, turn) for child in children}
     _rounds(takers, (measure,), turn.work, plan, log)
 
 
@@ -157,30 +157,30 @@ def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
 
 
 def run_cold(
-    contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
+    targets: Sequence[Target], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
 ) -> None:
     """From the start of a process to its ``first`` image, and the most ``memory`` it had until then."""
 
-    def take(contestant: Contestant) -> Samples:
-        with Child(contestant, plan.threads) as child:
+    def take(target: Target) -> Samples:
+        with Child(target, plan.threads) as child:
             (opened,) = child.begin("pipeline").samples
             answer = child.ask(Turn("image", work, 1, cold=True))
         (drawn,) = answer.samples
         seconds = {part: opened.get(part, 0.0) + drawn.get(part, 0.0) for part in (*opened, *drawn)}
         return {"first": [seconds], "memory": [{"peak": float(answer.peak)}]}
 
-    takers = {one.name: partial(take, one) for one in contestants}
+    takers = {one.name: partial(take, one) for one in targets}
     _rounds(takers, measures, work, plan, log, warm_up=1)
 
 
-def run_loads(contestants: Sequence[Contestant], folder: Path, plan: TurnPlan, log: Log) -> None:
+def run_loads(targets: Sequence[Target], folder: Path, plan: TurnPlan, log: Log) -> None:
     """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
 
-    def take(contestant: Contestant, copy: Path) -> Samples:
+    def take(target: Target, copy: Path) -> Samples:
         shutil.rmtree(copy / "engines", ignore_errors=True)
         samples: Samples = {}
         for measure in LOADS:
-            with Child(replace(contestant, bundle=str(copy)), plan.threads) as child:
+            with Child(replace(target, bundle=str(copy)), plan.threads) as child:
                 (opened,) = child.begin("everything").samples
             samples[measure] = [{"load": opened["load"]}]
         return samples
@@ -190,9 +190,9 @@ def run_loads(contestants: Sequence[Contestant], folder: Path, plan: TurnPlan, l
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         copies = {
             one.name: copy_without_engines(Path(one.bundle), Path(scratch) / str(number))
-            for number, one in enumerate(contestants)
+            for number, one in enumerate(targets)
         }
-        takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
+        takers = {one.name: partial(take, one, copies[one.name]) for one in targets}
         _rounds(takers, LOADS, None, plan, log, warm_up=1)
 
 
@@ -204,7 +204,7 @@ def _rounds(
     log: Log,
     warm_up: int = 0,
 ) -> None:
-    """The turn of every contestant, by name, round after round, the first ``warm_up`` without counting."""
+    """The turn of every target, by name, round after round, the first ``warm_up`` without counting."""
     found: dict[str, dict[str, list[list[Seconds]]]] = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for number in range(warm_up + plan.rounds):

@@ -1,7 +1,7 @@
-"""The process of one contestant: it opens it, takes its turns and tells how long they took.
+"""The process of one target: it opens it, takes its turns and tells how long they took.
 
 Started as ``python -m controlnext.bench.worker``; requests come on stdin, answers go to stdout, a line each.
-Nothing heavy is imported before it is asked for, so that a cold start is that of the contestant.
+Nothing heavy is imported before it is asked for, so that a cold start is that of the target.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RUNNERS: Mapping[str, str] = MappingProxyType(
         "graph": "controlnext.bench.engines:GraphRunner",
     }
 )
-"""Module and class by what a contestant's ``runner`` may be."""
+"""Module and class by what a target's ``runner`` may be."""
 
 LONG = 60.0
 """Seconds from which a turn has one counted run."""
 
 
 class Runner(Protocol):
-    """How a contestant is run; made of its bundle, the number of threads and its options."""
+    """How a target is run; made of its bundle, the number of threads and its options."""
 
     def begin(self, holds: Holds) -> Seconds:
         """Import what it needs and open it; gives the seconds of both: ``import`` and ``load``."""
@@ -61,17 +61,17 @@ def main() -> None:
                 assert runner is not None
                 samples = _take(runner, request)
             answer = Answer(samples, peak_memory())
-        # whatever library fails, and however: that a contestant cannot run is a result
+        # whatever library fails, and however: that a target cannot run is a result
         except Exception as error:
             answer = Answer(error=_in_words(error))
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
 def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
-    contestant = request.contestant
-    module, _, name = RUNNERS[contestant.runner].partition(":")
+    target = request.target
+    module, _, name = RUNNERS[target.runner].partition(":")
     cls: Any = getattr(import_module(module), name)
-    runner: Runner = cls(Path(contestant.bundle), request.threads, **contestant.options)
+    runner: Runner = cls(Path(target.bundle), request.threads, **target.options)
     return runner, [{"start": began - request.launched, **runner.begin(request.holds)}]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from controlnext.bench.contestants import DEFAULT_MEASURES, MEASURES
+from controlnext.bench.targets import DEFAULT_MEASURES, MEASURES
 from controlnext.bundle.files import check_writable
 from controlnext.cli import options
 from controlnext.cli.console import print_json, print_table, progress
@@ -72,7 +72,7 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help='Contestants by name: "engine*", "torch eager float32"; may be repeated.',
+            help='Targets by name: "engine*", "torch eager float32"; may be repeated.',
             show_default="all",
         ),
     ] = None,
@@ -81,7 +81,7 @@ def bench(
     ] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.", show_default="as the height")] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contestant.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each target.")] = 3,
     runs: Annotated[int, typer.Option(min=1, help="Counted runs in a turn.")] = 2,
     size: Annotated[Numbers, _places("size", "Heights and widths", SIZES)] = None,
     batch: Annotated[Numbers, _places("batch", "Images at a time", BATCHES)] = None,
@@ -89,7 +89,7 @@ def bench(
         Numbers, _places("frames", "Frames of a clip, of which the first counts else,", FRAMES)
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each contestant.", show_default="one for each core")
+        int | None, typer.Option(min=1, help="Of each target.", show_default="one for each core")
     ] = None,
     device: options.Device = "auto",
     optimum: Annotated[
@@ -114,7 +114,7 @@ def bench(
 ) -> None:
     """Measure bundles of one model beside PyTorch, diffusers and the base model, in turns.
 
-    Each contestant runs in a process of its own with as many threads as the others. One that cannot run is a
+    Each target runs in a process of its own with as many threads as the others. One that cannot run is a
     row with the reason.
     """
     device_index(device)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from controlnext.bench.messages import Contestant, Option
+from controlnext.bench.messages import Option, Target
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
@@ -31,14 +31,14 @@ _CONTROLNET = 1.5
 """What a pipeline with a ControlNet holds, against one without."""
 
 
-def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Contestant]:
+def all_targets(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Target]:
     """All that can be compared with each other, those that are compared with each other first.
 
     PyTorch takes the weights of the first bundle. What has to be made is made in folder ``made``. ``gpu``:
     there is one, and ``device`` is not the processor; ``optimum``: optimum's exporter is at hand.
     """
     manifests = {path: read_manifest(path) for path in bundles}
-    ours: list[Contestant] = []
+    ours: list[Target] = []
     for path, name in _names(manifests).items():
         ours.append(_engine(path, name, device))
     for path, name in _names(manifests).items():
@@ -60,25 +60,23 @@ def _names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
     }
 
 
-def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant:
+def _engine(path: Path, name: str, device: str, **options: Option) -> Target:
     manifest = read_manifest(path)
     folder = get_family(manifest.family).denoiser
     size = sum(entry.bytes for entry in manifest.files.values())
     denoiser = sum(entry.bytes for file, entry in manifest.files.items() if file.startswith(f"{folder}/"))
     given: dict[str, Option] = {"device": device, **options}
-    return Contestant(
-        name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given
-    )
+    return Target(name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given)
 
 
-def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
+def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Target:
     """The same engine, traced without the control."""
-    target = _own_folder(path, made) / "without-control"
+    destination = _own_folder(path, made) / "without-control"
     engine = _engine(path, f"{name} {WITHOUT_CONTROL}", device)
-    return replace(engine, bundle=str(target), measures=STEPS, maker="uncontrolled", origin=str(path))
+    return replace(engine, bundle=str(destination), measures=STEPS, maker="uncontrolled", origin=str(path))
 
 
-def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Contestant]:
+def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Target]:
     """Every way in which the bundle's denoiser can run on such a device, whatever ``auto`` chooses."""
     folder = get_family(read_manifest(path).family).denoiser
     for backend in registry.BACKENDS.values():
@@ -90,18 +88,18 @@ def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Contest
             yield replace(engine, measures=STEPS)
 
 
-def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contestant]:
+def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Target]:
     """What PyTorch, diffusers and optimum make of the same weights."""
     manifest = read_manifest(path)
     family = get_family(manifest.family)
     count, denoiser = _weights(manifest, *manifest.graphs), _weights(manifest, family.denoiser)
 
-    def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Contestant:
+    def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Target:
         given: dict[str, Option] = {"device": device, "dtype": dtype, **options}
         sizes = count * _DTYPES[dtype], denoiser * _DTYPES[dtype]
-        return Contestant(name, "torch", str(path), measures, *sizes, given)
+        return Target(name, "torch", str(path), measures, *sizes, given)
 
-    def images(name: str, dtype: str) -> Contestant:
+    def images(name: str, dtype: str) -> Target:
         plain = torch(name, dtype, IMAGES, stock=str(_own_folder(path, made) / "diffusers"))
         return replace(plain, runner="pipeline", maker="stock", origin=str(path))
 
@@ -121,12 +119,12 @@ def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contesta
     return others
 
 
-def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
+def _optimum(path: Path, made: Path, device: str, count: int) -> Target:
     folder = _own_folder(path, made) / "optimum"
     graph = folder / get_family(read_manifest(path).family).denoiser / "model.onnx"
     options: dict[str, Option] = {"device": device, "graph": str(graph)}
     size = int(_COPIES * count * _DTYPES["float32"])
-    return Contestant(
+    return Target(
         "optimum float32 without control",
         "graph",
         str(path),
