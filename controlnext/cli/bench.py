@@ -1,4 +1,4 @@
-"""``controlnext bench``: a bundle's engines beside what a user would run instead."""
+"""``controlnext bench``: measure a bundle's engines against PyTorch, diffusers and the base model."""
 
 from __future__ import annotations
 
@@ -25,46 +25,48 @@ if TYPE_CHECKING:
 
 SIZES, BATCHES, FRAMES = (256, 512, 768, 1024), (1, 2, 4), (2, 4, 8)
 PRECISIONS = (Precision.FP32, Precision.INT8)
-"""Of ``--model``, unless others are asked for."""
+"""Default precisions of ``--model``."""
 
 Numbers = list[int] | None
 
 
-def _at_least_one(numbers: Numbers) -> Numbers:
+def _check_positive(numbers: Numbers) -> Numbers:
     for number in numbers or ():
         if number < 1:
-            raise typer.BadParameter(f"{number} is too small; give whole numbers from 1 on")
+            raise typer.BadParameter(f"{number} is too small; it must be a positive integer")
     return numbers
 
 
-def _places(measure: str, what: str, default: tuple[int, ...]) -> typer.models.OptionInfo:
+def _sweep(values: str, measure: str, default: tuple[int, ...]) -> typer.models.OptionInfo:
     shown = ", ".join(map(str, default))
-    text = f"{what} of --measure {measure}; may be repeated."
-    return typer.Option(callback=_at_least_one, help=text, show_default=shown)
+    text = f"{values} for --measure {measure}; may be repeated."
+    return typer.Option(callback=_check_positive, help=text, show_default=shown)
 
 
 def bench(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[BUNDLE]...", help="Bundles of one model.", show_default=False),
+        typer.Argument(metavar="[BUNDLE]...", help="Paths to bundles of the same model.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help=f"Instead of bundles: this family with --random-weights ({', '.join(FAMILIES)}).",
+            help=f"Model family to export with --random-weights, instead of bundles: {', '.join(FAMILIES)}.",
             show_default=False,
         ),
     ] = None,
-    variant: Annotated[str, typer.Option(help="Release of that family.")] = "auto",
+    variant: Annotated[str, typer.Option(help="Variant of the model family.")] = "auto",
     random_weights: options.RandomWeights = None,
     precision: Annotated[
         list[Precision] | None,
-        typer.Option(help="Of --model; may be repeated.", show_default=", ".join(PRECISIONS)),
+        typer.Option(
+            help="Precision of the export of --model; may be repeated.", show_default=", ".join(PRECISIONS)
+        ),
     ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What is measured; may be repeated: {', '.join(MEASURES)}.",
+            help=f"Measurement to take: {', '.join(MEASURES)}; may be repeated.",
             show_default=", ".join(DEFAULT_MEASURES),
         ),
     ] = None,
@@ -72,32 +74,36 @@ def bench(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help='Targets by name: "engine*", "torch eager float32"; may be repeated.',
+            help='Targets to measure, by name, such as "engine*" or "torch eager float32"; may be repeated.',
             show_default="all",
         ),
     ] = None,
     height: Annotated[
-        int | None, typer.Option(help="In pixels.", show_default="what the model was made for, up to 512")
+        int | None,
+        typer.Option(help="Image height in pixels.", show_default="the model's sample size, up to 512"),
     ] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.", show_default="as the height")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each target.")] = 3,
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs in a turn.")] = 2,
-    size: Annotated[Numbers, _places("size", "Heights and widths", SIZES)] = None,
-    batch: Annotated[Numbers, _places("batch", "Images at a time", BATCHES)] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Image width in pixels.", show_default="the height")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of denoising steps.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of turns of each target.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Number of measured runs in a turn.")] = 2,
+    size: Annotated[Numbers, _sweep("Height and width in pixels", "size", SIZES)] = None,
+    batch: Annotated[Numbers, _sweep("Batch size", "batch", BATCHES)] = None,
     frames: Annotated[
-        Numbers, _places("frames", "Frames of a clip, of which the first counts else,", FRAMES)
+        Numbers,
+        _sweep("Number of frames (the first value holds for the other measurements)", "frames", FRAMES),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each target.", show_default="one for each core")
+        int | None,
+        typer.Option(min=1, help="Number of CPU threads of each target.", show_default="one per core"),
     ] = None,
     device: options.Device = "auto",
     optimum: Annotated[
         Path | None,
         typer.Option(
             metavar="PYTHON",
-            help="Interpreter of an environment that has optimum's ONNX exporter: its export of the base"
-            " model is measured too.",
+            help="Path to a Python interpreter with optimum's ONNX exporter, whose export is measured too.",
             show_default=False,
         ),
     ] = None,
@@ -105,17 +111,16 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for bench.json, bench.md and bench.png, and for what has to be exported, which is"
-            " used again the next time.",
+            help="Path to the output directory, which also caches exports.",
             show_default=False,
         ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure bundles of one model beside PyTorch, diffusers and the base model, in turns.
+    """Benchmark bundles of one model against PyTorch, diffusers and the base model.
 
-    Each target runs in a process of its own with as many threads as the others. One that cannot run is a
-    row with the reason.
+    Each target runs in its own process with the same number of threads. A target that cannot run is a row
+    with the reason.
     """
     device_index(device)
     _check_choice(bundles or [], model, random_weights, precision)
@@ -161,14 +166,14 @@ def _check_choice(
     bundles: list[Path], model: str | None, random_weights: int | None, precision: list[Precision] | None
 ) -> None:
     if (model is None) == (not bundles):
-        what = "both bundles and --model" if bundles else "neither a bundle nor --model"
-        raise InputError(f"{what} were given; give bundles, or --model and --random-weights")
+        given = "both bundles and --model" if bundles else "neither a bundle nor --model"
+        raise InputError(f"{given} were given; give either bundles or --model with --random-weights")
     if model is None and (random_weights is not None or precision):
-        raise InputError("--random-weights and --precision belong to --model; leave them out with a bundle")
+        raise InputError("--random-weights and --precision require --model; remove them, or give --model")
     if model is not None and random_weights is None:
         raise InputError(
-            "--model was given without --random-weights; give it a seed, or export your weights and give the"
-            " bundle"
+            "--model was given without --random-weights; give --random-weights SEED, or export your weights"
+            " and give the bundle"
         )
 
 

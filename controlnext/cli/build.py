@@ -1,4 +1,4 @@
-"""``controlnext build``: engines for a bundle's graphs."""
+"""``controlnext build``: build engines of a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -20,49 +20,54 @@ def build(
     bundle: options.Bundle,
     backend: Annotated[
         list[str],
-        typer.Option(help=f"Library to build with: {' or '.join(FLAVORS)}, which needs no GPU for it."),
+        typer.Option(help=f"Backend to build engines for: {' or '.join(FLAVORS)}."),
     ],
     graph: Annotated[
         list[str] | None,
-        typer.Option(metavar="FOLDER", help="Graph to build; may be repeated.", show_default="all graphs"),
+        typer.Option(
+            metavar="NAME", help="Name of a graph to build; may be repeated.", show_default="all graphs"
+        ),
     ] = None,
     height: options.HeightRange = None,
     width: options.WidthRange = None,
     batch: options.BatchRange = None,
     frames: options.FramesRange = None,
     optimization_level: Annotated[
-        int, typer.Option(min=0, max=5, help="0 builds quickest; 5 searches longest for the fastest engine.")
+        int,
+        typer.Option(
+            min=0, max=5, help="Builder optimization level, from 0 (fastest build) to 5 (fastest engine)."
+        ),
     ] = 3,
     workspace: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="MIB",
-            help="GPU memory that a layer may use besides its tensors.",
-            show_default="all there is",
+            help="Workspace size limit in MiB.",
+            show_default="unlimited",
         ),
     ] = None,
     strip_weights: Annotated[
         bool,
         typer.Option(
-            "--strip-weights", help="Leave out weights that loading can take from the bundle's graph."
+            "--strip-weights", help="Build engines without weights, which are read from the bundle at load."
         ),
     ] = False,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
             metavar="X.Y",
-            help="GPU architecture to build for, or current for that of this machine (tensorrt-rtx); may be"
-            " repeated.",
+            help="Compute capability to build for, or current (tensorrt-rtx only); may be repeated.",
             show_default="8.0 and later",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build even what was built before.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild engines that are up to date.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Build engines for a bundle's graphs into its folder engines.
+    """Build TensorRT or TensorRT-RTX engines of a bundle's graphs.
 
-    What was built before from the same graph, with the same options and library, stays as it is.
+    Engines go into the bundle's directory engines. One that was built before from the same graph, with the
+    same options and library, is kept.
     """
     started = time.monotonic()
     manifest = read_manifest(bundle)

@@ -1,4 +1,4 @@
-"""``controlnext export``: from a checkpoint to a bundle."""
+"""``controlnext export``: export a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def _check_compute(name: str | None) -> str | None:
 
 
 def export(
-    model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the graphs.")] = Precision.FP16,
+    model: Annotated[str, typer.Option(help=f"Model family: {', '.join(FAMILIES)}.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Path to the output directory.")],
+    precision: Annotated[Precision, typer.Option(help="Precision of the exported graphs.")] = Precision.FP16,
     variant: Annotated[
-        str, typer.Option(help="Release of the family; auto reads it off the control weights.")
+        str, typer.Option(help="Variant of the model family; auto detects it from the control weights.")
     ] = "auto",
     base: options.Base = None,
     control: options.Control = None,
@@ -55,8 +55,8 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Control images to calibrate int8 on, each with its prompt in a .txt file of its name.",
+            metavar="DIR",
+            help="Path to a directory of int8 calibration images, each with its prompt in NAME.txt.",
             show_default="drawn examples",
         ),
     ] = None,
@@ -65,33 +65,33 @@ def export(
         typer.Option(
             callback=_check_compute,
             metavar=f"<{'|'.join(COMPUTES)}>",
-            help="Arithmetic of what int8 leaves out.",
-            show_default="fp16 for TensorRT engines, else fp32, which processors compute in",
+            help="Precision of the layers that are not int8.",
+            show_default="fp16 with --backend tensorrt or tensorrt-rtx, else fp32",
         ),
     ] = None,
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"What to build besides the ONNX graphs: {', '.join(BACKENDS)}; may be repeated.",
-            show_default="onnx, the graphs alone",
+            help=f"Backend to build engines for after the export: {', '.join(BACKENDS)}; may be repeated.",
+            show_default="onnx, the graphs only",
         ),
     ] = None,
     height: options.HeightRange = None,
     width: options.WidthRange = None,
     batch: options.BatchRange = None,
     frames: options.FramesRange = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
             "--verify/--no-verify",
-            help="Compare the engine with PyTorch and fail if they differ.",
-            show_default="on, but off with --random-weights",
+            help="Compare the outputs with PyTorch and fail if they differ.",
+            show_default="on; off with --random-weights",
         ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Export a model with its control fused in to a folder that the runtime reads."""
+    """Export a ControlNeXt model to a bundle of ONNX graphs."""
     started = time.monotonic()
     sources = Sources(
         base=base,
@@ -112,7 +112,7 @@ def export(
     check_replaceable(output, force)
     if not precision.calibrated and (calibration or compute):
         calibrated = " or ".join(known for known in Precision if known.calibrated)
-        raise InputError(f"--calibration and --compute belong to --precision {calibrated}; leave them out")
+        raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
     examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
         from controlnext.evaluation.parity import measure

@@ -140,7 +140,7 @@ def test_a_newer_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--steps", "0"], ["steps is 0", "from 1 on"]),
+        (["--steps", "0"], ["steps is 0", "must be a positive integer"]),
         (["--height", "100"], ["128 x 100", "multiples of 8"]),
         (["--report", "page.pdf"], ["page.pdf", ".html"]),
         (["--prompt", "a house"], ["no text encoders", "--prompt"]),

@@ -185,8 +185,8 @@ def test_export_builds_engines_too(cli: Cli, quick_export: tuple[object, ...], t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--height", "512"), ("--height is for engines alone", "--backend tensorrt or tensorrt-rtx")),
-        (("--backend", "onnx", "--batch", "2"), ("--batch is for engines alone",)),
+        (("--height", "512"), ("--height is for engines only", "--backend tensorrt or tensorrt-rtx")),
+        (("--backend", "onnx", "--batch", "2"), ("--batch is for engines only",)),
         (("--backend", "coreml"), ("'coreml'", "accepted: onnx, tensorrt, tensorrt-rtx")),
         (("--backend", "tensorrt-rtx", "--width", "100"), ("width is 100", "multiples of 8")),
     ],

@@ -157,11 +157,11 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         (
             "image",
             {"image": "{tmp}/outline.png", "decode_chunk": 2},
-            ["Stable Diffusion XL takes no --image, --decode-chunk; leave", "accepted:", "--num-images"],
+            ["Stable Diffusion XL does not support --image, --decode-chunk;", "accepted:", "--num-images"],
         ),
-        ("image", {"fps": 7}, ["takes no --fps"]),
-        ("image", {"scale": [1, 2]}, ["--scale was given 2 times, the controls of this bundle are 1"]),
-        ("two controls", {}, ["--control-image was given 1 times, the controls of this bundle are 2"]),
+        ("image", {"fps": 7}, ["does not support --fps;"]),
+        ("image", {"scale": [1, 2]}, ["--scale was given 2 times, but the number of controls is 1"]),
+        ("two controls", {}, ["--control-image was given 1 times, but the number of controls is 2"]),
     ],
 )
 def test_images_that_cannot_be(
@@ -269,8 +269,11 @@ def test_a_video_to_videos(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"prompt": "a house"}, ["Stable Video Diffusion takes no --prompt; leave", "accepted:", "--image"]),
-        ({"num_images": 2, "negative_prompt": "b"}, ["takes no --negative-prompt, --num-images"]),
+        (
+            {"prompt": "a house"},
+            ["Stable Video Diffusion does not support --prompt;", "accepted:", "--image"],
+        ),
+        ({"num_images": 2, "negative_prompt": "b"}, ["does not support --negative-prompt, --num-images;"]),
         ({"image": []}, ["Stable Video Diffusion needs --image"]),
         ({"image": "{tmp}/control"}, ["cannot read image"]),
         ({"control_image": "{tmp}/missing"}, ["cannot read video", "missing", "give a folder of images"]),

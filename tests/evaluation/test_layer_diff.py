@@ -104,7 +104,7 @@ def test_bundles_that_have_nothing_to_compare(cli: Cli, bundle: Path, tmp_path: 
     assert_refused(cli("verify", bundle, "--layers", other), "is a bundle of", "not of the same model")
     assert_refused(cli("verify", bundle, "--layers", tmp_path), "is no bundle")
     done = cli("verify", bundle, "--layers", bundle, "--report", tmp_path / "page.html")
-    assert_refused(done, "--layers looks at the bundle alone; leave --report")
+    assert_refused(done, "--layers does not support --report or original weights")
 
 
 def test_missing_polygraphy_names_the_pip_command(

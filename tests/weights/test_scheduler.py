@@ -235,7 +235,7 @@ def test_settings_are_read_as_json_or_words() -> None:
         "sigma_min": None,
     }
     for wrong in ("prediction_type", "=v", "prediction_type=", ""):
-        with pytest.raises(InputError, match="is no setting; give KEY=VALUE"):
+        with pytest.raises(InputError, match="is not a setting; give KEY=VALUE"):
             parse_settings([wrong])
     with pytest.raises(InputError, match="shift twice"):
         parse_settings(["shift=1,shift=2"])
