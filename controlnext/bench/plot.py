@@ -1,4 +1,4 @@
-"""The results as an image."""
+"""Plot of the results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = {"batch": "batch", "size": "height", "frames": "frames"}
-"""Measures that are taken at several sizes, and what of the size is on their horizontal axis."""
+"""Measurements at several sizes, and the field of :class:`Work` on their horizontal axis."""
 
 UNITS = {"memory": (1e9, "GB")}
-"""What a number of a measure is divided by, and the unit then."""
+"""Divisor and unit of measurements that are not in seconds."""
 
 
 def write_plot(path: Path, results: Results) -> None:
-    """Write ``results`` to the .png file ``path``: a panel for each measure. Needs matplotlib."""
+    """Plot ``results`` to the .png file ``path``, one panel per measurement. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     measures = list(dict.fromkeys(m.measure for m in results.measurements))
@@ -37,7 +37,7 @@ def write_plot(path: Path, results: Results) -> None:
 
 
 def _bars(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """Medians with their quartiles."""
+    """Draw medians with their quartiles."""
     factor, unit = UNITS.get(measure, (1, "s"))
     spread = [[(m.median - m.low) / factor for m in found], [(m.high - m.median) / factor for m in found]]
     axes.barh([m.target for m in found], [m.median / factor for m in found], xerr=spread, capsize=3)
@@ -46,7 +46,7 @@ def _bars(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
 
 
 def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """The parts of images, beside each other."""
+    """Draw the parts of images as stacked bars."""
     import matplotlib
 
     names = dict.fromkeys(name for m in found for name in m.parts)
@@ -61,7 +61,7 @@ def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
 
 
 def _curves(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """A line for each target."""
+    """Draw a line per target."""
     for name in dict.fromkeys(m.target for m in found):
         own = [m for m in found if m.target == name]
         places = [getattr(m.work, CURVES[measure]) for m in own]

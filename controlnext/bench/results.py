@@ -1,4 +1,4 @@
-"""What was measured: medians with their spread, and the machine."""
+"""Results of the benchmark: medians, quartiles, the machine; and tables of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ SECONDS, BYTES = "s", "bytes"
 JSON_KEYS: Mapping[str, str] = MappingProxyType({"target": "contestant"})
 """Names in bench.json that differ from the code's: files of earlier versions stay readable."""
 BASELINE = "torch eager float32"
-"""What the others are compared with in the table, where it was measured."""
+"""The target that the table compares the others with, if it was measured."""
 
 
 class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
-    """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
-    ``rounds`` the median of each turn; ``parts`` the medians of the parts that a sample has. ``work``: None
-    where it depends on none."""
+    """A measurement of one target.
+
+    ``samples``: all samples in the order in which they were taken, with their ``median`` and the quartiles
+    ``low`` and ``high``. ``rounds``: the median of each turn. ``parts``: the medians of the samples' parts.
+    ``work``: None for loading, which has no size.
+    """
 
     target: str
     measure: str
@@ -37,7 +40,7 @@ class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
 
 
 class Missing(msgspec.Struct, frozen=True, rename=JSON_KEYS):
-    """Why a target has no such figure."""
+    """A measurement that failed, with the reason."""
 
     target: str
     measure: str
@@ -46,9 +49,12 @@ class Missing(msgspec.Struct, frozen=True, rename=JSON_KEYS):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """``family`` and ``size`` in bytes: those of the first bundle. ``turns``: the order in which targets
-    were asked. ``groups``: who was in memory at the same time and took turns, by what was measured; different
-    groups were measured one after the other."""
+    """All results of a benchmark.
+
+    ``family`` and ``size`` (in bytes) are those of the first bundle. ``turns``: targets in the order of their
+    turns. ``groups``: by what the processes had open, the groups of targets that were in memory at the same
+    time and took turns; groups were measured one after the other.
+    """
 
     hardware: Hardware
     settings: dict[str, Any]
@@ -61,7 +67,7 @@ class Results(msgspec.Struct, frozen=True):
     turns: list[str]
 
     def find(self, target: str, measure: str) -> Measurement | None:
-        """The first such figure: that at the size that was asked for."""
+        """Return the first such measurement, which is the one at the main size, or None."""
         return next((m for m in self.measurements if (m.target, m.measure) == (target, measure)), None)
 
 
@@ -72,7 +78,7 @@ def summarize(
     turns: Sequence[Sequence[Seconds]],
     unit: str = SECONDS,
 ) -> Measurement:
-    """The figure of the samples of all ``turns``, each sample by its parts."""
+    """Summarize the samples of all ``turns``; a sample has the seconds (or bytes) of its parts."""
     samples = [sample for turn in turns for sample in turn]
     totals = [sum(sample.values()) for sample in samples]
     low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if totals[1:] else totals * 3
@@ -97,7 +103,7 @@ PART_COLUMNS = ("measured", "target", "parts")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """The table of what was measured, under :data:`COLUMNS`."""
+    """Return the table of all measurements, with the columns :data:`COLUMNS`."""
     at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.target == BASELINE}
     table: list[tuple[str, ...]] = []
     for m in results.measurements:
@@ -109,7 +115,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
-    """The parts of images in the order in which they happen, under :data:`PART_COLUMNS`."""
+    """Return the table of the parts of images in their order, with the columns :data:`PART_COLUMNS`."""
     return [
         (
             m.measure,
@@ -122,7 +128,7 @@ def part_rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def markdown(results: Results) -> str:
-    """All tables as a Markdown page."""
+    """Return all tables as a Markdown page."""
     machine = results.hardware
     lines = [machine.title, ""]
     for columns, table in ((COLUMNS, rows(results)), (PART_COLUMNS, part_rows(results))):
@@ -132,7 +138,7 @@ def markdown(results: Results) -> str:
 
 
 def markdown_table(columns: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
+    """Return the lines of a Markdown table."""
     return [_line(columns), _line(["---"] * len(columns)), *map(_line, table)]
 
 
@@ -141,7 +147,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def at(work: Work | None) -> str:
-    """A size in words; empty for what has none."""
+    """Return the text of a size; empty for None."""
     if work is None:
         return ""
     several = f" x {work.frames} frames" if work.frames > 1 else ""
@@ -150,7 +156,7 @@ def at(work: Work | None) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit, three digits of it."""
+    """Return a number to three digits with its unit."""
     if unit == BYTES:
         return f"{value / 1e9:.3g} GB"
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

@@ -1,4 +1,4 @@
-"""Targets in turns, each in a process of its own, all with the same number of threads."""
+"""Turns of targets, each in its own process, all with the same number of threads."""
 
 from __future__ import annotations
 
@@ -24,30 +24,34 @@ from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
 Samples = dict[str, list[Seconds]]
-"""Of what was measured, by its name."""
+"""Samples by the name of the measurement."""
 
 REST = 0.2
-"""Seconds before a turn: threads of the one before still spin, ONNX Runtime's for 45 ms, PyTorch's for 10."""
+"""Pause before a turn in seconds: threads of the previous target still spin, ONNX Runtime's for 45 ms,
+PyTorch's for 10 ms."""
 LOADS = ("load first", "load again")
 LIBRARIES = int(0.6e9)
-"""Bytes that a process is reckoned to need besides its weights."""
+"""Estimated bytes of a process besides its weights."""
 
 
 @dataclass(frozen=True)
 class TurnPlan:
-    """``rounds`` of turns of ``runs`` counted runs, ``threads`` in each process, ``room`` bytes of memory for
-    all that are open at the same time. ``report`` is told who has its turn."""
+    """Settings of all turns: ``rounds`` of turns with ``runs`` measured runs each.
+
+    ``threads``: of each process. ``room``: bytes of memory for all processes that are open at the same time.
+    ``report``: callback that gets the measurement and the target of each turn.
+    """
 
     threads: int
     rounds: int
     runs: int
     room: float
-    report: Callable[[str], None] = lambda _what: None
+    report: Callable[[str], None] = lambda _turn: None
 
 
 @dataclass
 class Log:
-    """What came of the turns; :class:`controlnext.bench.results.Results` says what the fields are."""
+    """Outcome of the turns; for the fields see :class:`controlnext.bench.results.Results`."""
 
     measurements: list[Measurement] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -56,25 +60,27 @@ class Log:
 
 
 class Child(Closeable):
-    """The process of a target."""
+    """The process of a target: :mod:`controlnext.bench.worker`."""
 
     def __init__(self, target: Target, threads: int) -> None:
         self.target, self.threads = target, threads
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._launched = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "controlnext.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
 
     def begin(self, holds: Holds) -> Answer:
+        """Open the target in the process; raise :class:`WorkError` with the reason if that fails."""
         return self.ask(Begin(self.target, holds, self.threads, self._launched))
 
     def ask(self, request: Begin | Turn) -> Answer:
-        """Raises :class:`WorkError` with the reason where the target fails."""
+        """Send a request and return the answer; raise :class:`WorkError` with the reason if the target
+        fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -92,23 +98,25 @@ class Child(Closeable):
 
     def _ending(self) -> str:
         status = self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f"its process ended with status {status}{': ' + lines[-1] if lines else ''}"
 
     def close(self) -> None:
+        """End the process and release its files."""
         if self._process.stdin is not None:
-            # A process that died leaves what was still to be written to it, which closing tries once more.
+            # closing flushes the buffer, which fails if the process has died
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
 
 def in_groups(targets: Sequence[Target], holds: Holds, room: float) -> Iterator[list[Target]]:
-    """``targets`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
+    """Yield groups of ``targets`` in their order that fit into ``room`` bytes, with at least one target
+    each."""
     group: list[Target] = []
     for target in targets:
         if group and sum(_size(one, holds) + LIBRARIES for one in (*group, target)) > room:
@@ -130,7 +138,7 @@ def run_warm(
     plan: TurnPlan,
     log: Log,
 ) -> None:
-    """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
+    """Measure ``items`` (name, task, size) with processes that stay open between turns."""
     for group in in_groups(targets, holds, plan.room):
         log.groups.setdefault(holds, []).append([target.name for target in group])
         with contextlib.ExitStack() as opened:
@@ -159,7 +167,7 @@ def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
 def run_cold(
     targets: Sequence[Target], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
 ) -> None:
-    """From the start of a process to its ``first`` image, and the most ``memory`` it had until then."""
+    """Measure the time from the start of a process to its ``first`` image, and its peak ``memory``."""
 
     def take(target: Target) -> Samples:
         with Child(target, plan.threads) as child:
@@ -173,8 +181,11 @@ def run_cold(
     _rounds(takers, measures, work, plan, log, warm_up=1)
 
 
-def run_loads(targets: Sequence[Target], folder: Path, plan: TurnPlan, log: Log) -> None:
-    """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
+def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: Log) -> None:
+    """Measure loading every graph of a bundle, without cached engines and again with them.
+
+    It works on copies of the bundles in a temporary directory in ``directory``.
+    """
 
     def take(target: Target, copy: Path) -> Samples:
         shutil.rmtree(copy / "engines", ignore_errors=True)
@@ -185,9 +196,9 @@ def run_loads(targets: Sequence[Target], folder: Path, plan: TurnPlan, log: Log)
             samples[measure] = [{"load": opened["load"]}]
         return samples
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # linked files must not stay behind: a file with two links is refused by some who read weights
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    directory.mkdir(parents=True, exist_ok=True)
+    # linked copies must be removed: some readers refuse a weights file with two links
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
         copies = {
             one.name: copy_without_engines(Path(one.bundle), Path(scratch) / str(number))
             for number, one in enumerate(targets)
@@ -204,7 +215,8 @@ def _rounds(
     log: Log,
     warm_up: int = 0,
 ) -> None:
-    """The turn of every target, by name, round after round, the first ``warm_up`` without counting."""
+    """Call ``takers``, the turns by target, round after round; the first ``warm_up`` rounds are not
+    counted."""
     found: dict[str, dict[str, list[list[Seconds]]]] = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for number in range(warm_up + plan.rounds):

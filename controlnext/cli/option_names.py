@@ -24,12 +24,14 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "decode_chunk": ("decode_chunk_size",),
         "frames": ("num_frames",),
         "guidance": ("guidance_scale", "max_guidance_scale"),
+        "measure": ("measures",),
         "min_guidance": ("min_guidance_scale",),
         "model": ("family",),
         "no_t5": ("leave_out",),
         "num_images": ("num_images_per_prompt",),
         "random_weights": ("random_seed",),
         "scale": ("control_scale",),
+        "size": ("sizes",),
         "steps": ("num_inference_steps",),
     }
 )
