@@ -46,7 +46,7 @@ def test_verify_compares_built_engines_too(
     own = [name for name in rows if not name.startswith("tensorrt-rtx: ")]
     assert [f"tensorrt-rtx: {name}" for name in own] == list(rows)[len(own) :]
     assert "latents, 6 steps 112x96" in own
-    assert "the run is at 112 x 96, which the built engines take" in caplog.text
+    assert "the sampling run is at 112 x 96, which the built engines accept" in caplog.text
     assert all(rows[name]["value"] < 1e-4 for name in ("unet: noise_pred", "latents, 6 steps 112x96"))
     assert (rows["tensorrt-rtx: unet: noise_pred"]["value"] > 5e-3) == wrong
     assert done.status == (1 if wrong else 0)
