@@ -1,4 +1,5 @@
-"""The benchmark: what it measures of a tiny bundle, in what order, and what becomes of those that fail."""
+"""The benchmark measures a tiny bundle in turns, reports targets that fail, and compares results with
+goals."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
 
 @pytest.fixture(scope="module")
 def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SD1.5 in float32; engines may be kept in it."""
+    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
     return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
 
 
@@ -69,7 +70,7 @@ def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: P
 
 
 def test_targets_take_turns(bundle: Path) -> None:
-    """Two processes that are open at the same time, and one that cannot be opened."""
+    """Two processes are open at the same time; a third target cannot be opened."""
     engine = _targets(bundle, bundle)["engine fp32"]
     others = {"another": str(bundle), "nowhere": str(bundle / "nowhere")}
     others = {
@@ -99,7 +100,7 @@ def test_a_target_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) 
 def test_an_interrupt_leaves_no_linked_copies(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of weights with a second link is refused by readers that fear an attack."""
+    """Some readers refuse a weights file with a second link."""
 
     def interrupted(*_arguments: object, **_options: object) -> None:
         (copy,) = tmp_path.glob("*/*")
@@ -121,8 +122,8 @@ def test_a_process_that_dies_is_an_error_with_its_status(bundle: Path) -> None:
             child.ask(Turn("step", WORK, 1))
 
 
-def test_processes_are_opened_as_far_as_memory_goes() -> None:
-    """For a step a process opens the denoiser alone."""
+def test_processes_are_grouped_by_memory() -> None:
+    """For steps a process opens only the denoiser."""
     three = [Target(name, "engine", "", (), int(2e9), int(1e9)) for name in "abc"]
     groups = [[one.name for one in group] for group in in_groups(three, "pipeline", room=6e9)]
     assert groups == [["a", "b"], ["c"]]
@@ -155,8 +156,7 @@ def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -
 
 
 def _results(family: str = "sd15", size: int = 0, **rounds: float | list[float]) -> Results:
-    """Results with these figures, of one round or several, by target and measure with two underscores
-    between."""
+    """Make results of one or several rounds; keywords are TARGET__MEASURE."""
     work = Work(height=512, width=512)
     measurements = []
     for name, given in rounds.items():
@@ -177,7 +177,7 @@ def test_goals_are_only_of_what_was_measured() -> None:
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
-    """On a machine that is twice as slow in the second round, and once in a while for one of them only."""
+    """The machine is twice as slow in the second round, and slow for only one target in the third."""
     (ratio,) = ratios(_results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0]))
     assert (ratio.low, ratio.value, ratio.high, ratio.passed) == (0.3, 0.3, 0.5, True)
 

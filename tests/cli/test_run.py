@@ -20,7 +20,7 @@ Bundles = dict[str, Path]
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Image bundles of a few operators: with one control, with two, and without text encoders."""
+    """Write fake image bundles: with one control, with two, and without text encoders."""
     directory = tmp_path_factory.mktemp("bundles")
     return {
         "image": write_fake_bundle(directory / "image"),
@@ -30,7 +30,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
 
 
 def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """They are those of the pipeline with the arguments of the same meaning."""
+    """The images are the pipeline's with the same arguments."""
     flags = {"negative_prompt": "green", "guidance": 2.5, "sampler": "euler", "steps": 3, "seed": 4}
     flags |= {"scale": 0.6, "control_start": 0.3, "control_end": 0.7, "width": 32, "height": 16}
     flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2}
@@ -61,8 +61,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
 
 
 def test_one_image_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """What is not asked for is left to the pipeline: the size is the control image's. Offloaded it is the
-    same image."""
+    """The pipeline's defaults hold: the size is the control image's. With --offload the image is the same."""
     output = tmp_path / "image.png"
     flags = {"prompt": "a", "control_image": outline, "steps": 2, "output": output, "device": "cpu"}
     done = run(cli, bundles["image"], **flags)
@@ -87,7 +86,7 @@ def test_one_image_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: 
 
 
 def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
-    """Each has its image; one scale serves all, or each has its own."""
+    """Each control has its image; there is one scale for all, or one per control."""
     drawing(2, 64, 48).save(tmp_path / "second.png")
     images, output = [outline, tmp_path / "second.png"], tmp_path / "image.png"
     with Pipeline.load(bundles["two controls"]) as pipe:
@@ -156,7 +155,7 @@ def test_a_truncated_image_is_one_line(cli: Cli, bundles: Bundles, outline: Path
 
 
 def test_a_photo_that_lies_on_its_side_is_put_upright(cli: Cli, tmp_path: Path, bundles: Bundles) -> None:
-    """Cameras note in EXIF data how the image is to be turned: 6 is a quarter to the right."""
+    """The EXIF orientation is applied: 6 means rotated by 90 degrees clockwise."""
     exif = Image.Exif()
     exif[0x0112] = 6
     drawing(1, 64, 48).save(tmp_path / "photo.png", exif=exif)

@@ -39,7 +39,7 @@ def svd(tiny: Any) -> Path:
 def test_a_clip_is_the_pipelines(
     cli: Cli, tmp_path: Path, svd: Path, outline: Path, control_frames: Path
 ) -> None:
-    """In windows, and with every option that is for clips; the control goes through Canny frame by frame."""
+    """It is denoised in windows, with every option for clips; Canny is applied to every control frame."""
     flags = {"frames": 6, "guidance": 2, "min_guidance": 1.5, "noise_aug_strength": 0.1, "decode_chunk": 3}
     done = run(
         cli,
@@ -72,8 +72,8 @@ def test_a_clip_is_the_pipelines(
 def test_a_video_to_videos(
     cli: Cli, tmp_path: Path, svd: Path, outline: Path, control_frames: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder to an MP4 and that to a GIF: as many frames of the same size, as many a second as asked or as
-    the control has. Nothing is left in the temporary folder."""
+    """A directory gives an MP4 and that a GIF, with the frame rate of --fps or of the control video.
+    Temporary files are removed."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     first, second = tmp_path / "clip.mp4", tmp_path / "clip.gif"

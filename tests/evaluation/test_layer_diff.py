@@ -1,4 +1,4 @@
-"""``verify --layers``: where the graphs of two bundles first differ."""
+"""``verify --layers`` finds where the graphs of two bundles first differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 
 TENSORS = 15
-"""That the fake denoiser computes."""
+"""Number of tensors that the fake denoiser computes."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def _changed(bundle: Path, other: Path, name: str, factor: float) -> Path:
-    """A copy whose denoiser has another constant of this name."""
+    """Copy a bundle with the constant ``name`` of its denoiser multiplied by ``factor``."""
     shutil.copytree(bundle, other)
     path = other / "unet" / "model.onnx"
     model = onnx.load(path)
@@ -56,7 +56,7 @@ def _layers(cli: Cli, bundle: Path, other: Path) -> Any:
 def test_the_first_tensor_that_differs_is_found(
     cli: Cli, bundle: Path, tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many are computed at a time; all behind it differ too, by what they have of it."""
+    """It is found for every group size; all tensors that depend on it differ too."""
     monkeypatch.setattr(layers, "GROUP", group)
     other = _changed(bundle, tmp_path / "other", "time_ids_divisor", 1.25)
     (graph,) = _layers(cli, bundle, other)
@@ -73,13 +73,13 @@ def test_the_first_tensor_that_differs_is_found(
     assert {name for name, error in found.items() if error} == set(reached)
 
 
-def test_equal_graphs_are_left_out(cli: Cli, bundle: Path) -> None:
+def test_equal_graphs_are_skipped(cli: Cli, bundle: Path) -> None:
     assert _layers(cli, bundle, bundle) == []
     assert cli("verify", bundle, "--layers", bundle).out == "all graphs are equal\n"
 
 
 def test_numbers_that_are_not_finite(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    """Are no error of nothing: they go before all others."""
+    """Tensors that are not finite have an infinite error and come first."""
     other = _changed(bundle, tmp_path / "other", "half", float("nan"))
     (graph,) = _layers(cli, bundle, other)
     assert graph["first"]["tensor"] == "halved"
@@ -90,7 +90,7 @@ def test_numbers_that_are_not_finite(cli: Cli, bundle: Path, tmp_path: Path) -> 
 
 
 def test_a_real_graph_in_float16(cli: Cli, tiny: Callable[..., Path]) -> None:
-    """Nodes are named after their modules; rounding shows as what it is."""
+    """Nodes are named after their modules; errors are of the size of float16 rounding."""
     (graph,) = _layers(cli, tiny("sdxl", "fp16"), tiny("sdxl"))
     assert graph["compared"] > 500
     errors = [layer["error"] for layer in graph["worst"]]

@@ -140,7 +140,7 @@ _SVD_V1 = {
     "projection_class_embeddings_input_dim": 24,
     "num_frames": 3,
 }
-"""Configurations of whole models for SVD's first release, of which no run was recorded: the second's."""
+"""Configuration of the denoiser of whole models of SVD's first release, of which no run was recorded."""
 
 
 def tiny_networks(variant: str) -> dict[str, nn.Module]:
