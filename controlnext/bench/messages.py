@@ -11,7 +11,8 @@ Seconds = dict[str, float]
 """Seconds of each part of a run, by the part's name."""
 Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
-"""What a process opens first: the denoiser; a pipeline that opens engines when needed; every graph."""
+"""The engines that a process opens first: the denoiser; a pipeline that opens engines when needed; every
+graph."""
 TurnKind = Literal["step", "image"]
 
 
