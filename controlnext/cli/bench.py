@@ -5,116 +5,44 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
-import typer
 
-from controlnext.bench.targets import DEFAULT_MEASURES, MEASURES
+from controlnext.bench.targets import DEFAULT_MEASURES
 from controlnext.bundle.files import check_writable
-from controlnext.cli import options
+from controlnext.cli import bench_options, options
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.engines.base import device_index
 from controlnext.errors import InputError
-from controlnext.families import FAMILIES, get_family
+from controlnext.families import get_family
 from controlnext.optional import extra
 from controlnext.types import Precision, Progress
 
 if TYPE_CHECKING:
     from controlnext.bench.results import Results
 
-SIZES, BATCHES, FRAMES = (256, 512, 768, 1024), (1, 2, 4), (2, 4, 8)
-PRECISIONS = (Precision.FP32, Precision.INT8)
-"""Default precisions of ``--model``."""
-
-Numbers = list[int] | None
-
-
-def _check_positive(numbers: Numbers) -> Numbers:
-    for number in numbers or ():
-        if number < 1:
-            raise typer.BadParameter(f"{number} is too small; it must be a positive integer")
-    return numbers
-
-
-def _sweep(values: str, measure: str, default: tuple[int, ...]) -> typer.models.OptionInfo:
-    shown = ", ".join(map(str, default))
-    text = f"{values} for --measure {measure}; may be repeated."
-    return typer.Option(callback=_check_positive, help=text, show_default=shown)
-
 
 def bench(
-    bundles: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[BUNDLE]...", help="Paths to bundles of the same model.", show_default=False),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Model family to export with --random-weights, instead of bundles: {', '.join(FAMILIES)}.",
-            show_default=False,
-        ),
-    ] = None,
-    variant: Annotated[str, typer.Option(help="Variant of the model family.")] = "auto",
+    bundles: bench_options.Bundles = None,
+    model: bench_options.Model = None,
+    variant: bench_options.Variant = "auto",
     random_weights: options.RandomWeights = None,
-    precision: Annotated[
-        list[Precision] | None,
-        typer.Option(
-            help="Precision of the export of --model; may be repeated.", show_default=", ".join(PRECISIONS)
-        ),
-    ] = None,
-    measure: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Measurement to take: {', '.join(MEASURES)}; may be repeated.",
-            show_default=", ".join(DEFAULT_MEASURES),
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help='Targets to measure, by name, such as "engine*" or "torch eager float32"; may be repeated.',
-            show_default="all",
-        ),
-    ] = None,
-    height: Annotated[
-        int | None,
-        typer.Option(help="Image height in pixels.", show_default="the model's sample size, up to 512"),
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Image width in pixels.", show_default="the height")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Number of denoising steps.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Number of turns of each target.")] = 3,
-    runs: Annotated[int, typer.Option(min=1, help="Number of measured runs in a turn.")] = 2,
-    size: Annotated[Numbers, _sweep("Height and width in pixels", "size", SIZES)] = None,
-    batch: Annotated[Numbers, _sweep("Batch size", "batch", BATCHES)] = None,
-    frames: Annotated[
-        Numbers,
-        _sweep("Number of frames (the first value holds for the other measurements)", "frames", FRAMES),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of CPU threads of each target.", show_default="one per core"),
-    ] = None,
+    precision: bench_options.Precisions = None,
+    measure: bench_options.Measure = None,
+    only: bench_options.Only = None,
+    height: bench_options.Height = None,
+    width: bench_options.Width = None,
+    steps: bench_options.Steps = 8,
+    rounds: bench_options.Rounds = 3,
+    runs: bench_options.Runs = 2,
+    size: bench_options.Size = None,
+    batch: bench_options.Batch = None,
+    frames: bench_options.Frames = None,
+    threads: bench_options.Threads = None,
     device: options.Device = "auto",
-    optimum: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PYTHON",
-            help="Path to a Python interpreter with optimum's ONNX exporter, whose export is measured too.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Path to the output directory, which also caches exports.",
-            show_default=False,
-        ),
-    ] = None,
+    optimum: bench_options.Optimum = None,
+    output: bench_options.Output = None,
     as_json: options.Json = False,
 ) -> None:
     """Benchmark bundles of one model against PyTorch, diffusers and the base model.
@@ -140,9 +68,9 @@ def bench(
         steps=steps,
         rounds=rounds,
         runs=runs,
-        sizes=list(size or SIZES),
-        batches=list(batch or BATCHES),
-        frames=list(frames or FRAMES),
+        sizes=list(size or bench_options.SIZES),
+        batches=list(batch or bench_options.BATCHES),
+        frames=list(frames or bench_options.FRAMES),
         threads=threads,
         device=device,
         optimum=None if optimum is None else str(optimum),
@@ -152,7 +80,8 @@ def bench(
         made = output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="controlnext-bench-")))
         if model is not None:
             assert random_weights is not None
-            bundles = _export(model, variant, random_weights, precision or list(PRECISIONS), made, report)
+            precisions = precision or list(bench_options.PRECISIONS)
+            bundles = _export(model, variant, random_weights, precisions, made, report)
         results = run(bundles or [], settings, made, report)
     if output is not None:
         _write(output, results)

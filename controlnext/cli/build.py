@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
-
-import typer
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.cli import options
+from controlnext.cli import build_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
 from controlnext.engines.tensorrt.flavors import FLAVORS
@@ -18,50 +15,17 @@ from controlnext.families import get_family
 
 def build(
     bundle: options.Bundle,
-    backend: Annotated[
-        list[str],
-        typer.Option(help=f"Backend to build engines for: {' or '.join(FLAVORS)}."),
-    ],
-    graph: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Name of a graph to build; may be repeated.", show_default="all graphs"
-        ),
-    ] = None,
+    backend: build_options.Backend,
+    graph: build_options.Graph = None,
     height: options.HeightRange = None,
     width: options.WidthRange = None,
     batch: options.BatchRange = None,
     frames: options.FramesRange = None,
-    optimization_level: Annotated[
-        int,
-        typer.Option(
-            min=0, max=5, help="Builder optimization level, from 0 (fastest build) to 5 (fastest engine)."
-        ),
-    ] = 3,
-    workspace: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="MIB",
-            help="Workspace size limit in MiB.",
-            show_default="unlimited",
-        ),
-    ] = None,
-    strip_weights: Annotated[
-        bool,
-        typer.Option(
-            "--strip-weights", help="Build engines without weights, which are read from the bundle at load."
-        ),
-    ] = False,
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X.Y",
-            help="Compute capability to build for, or current (tensorrt-rtx only); may be repeated.",
-            show_default="8.0 and later",
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Rebuild engines that are up to date.")] = False,
+    optimization_level: build_options.OptimizationLevel = 3,
+    workspace: build_options.Workspace = None,
+    strip_weights: build_options.StripWeights = False,
+    compute_capability: build_options.ComputeCapability = None,
+    force: build_options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Build TensorRT or TensorRT-RTX engines of a bundle's graphs.

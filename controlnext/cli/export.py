@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from controlnext.bundle.files import check_replaceable
 from controlnext.bundle.manifest import Manifest, ParityRow
-from controlnext.cli import options
+from controlnext.cli import export_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.engines.tensorrt.build import Built
-from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import (
     default_examples,
     read_examples,
     run_trajectories,
 )
-from controlnext.families import FAMILIES, get_family
+from controlnext.families import get_family
 from controlnext.optional import extra
-from controlnext.types import COMPUTES, Precision
-
-BACKENDS = ("onnx", *FLAVORS)
-
-
-def _check_compute(name: str | None) -> str | None:
-    if name is not None and name not in COMPUTES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(COMPUTES)}")
-    return name
+from controlnext.types import Precision
 
 
 def export(
-    model: Annotated[str, typer.Option(help=f"Model family: {', '.join(FAMILIES)}.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Path to the output directory.")],
-    precision: Annotated[Precision, typer.Option(help="Precision of the exported graphs.")] = Precision.FP16,
-    variant: Annotated[
-        str, typer.Option(help="Variant of the model family; auto detects it from the control weights.")
-    ] = "auto",
+    model: export_options.Model,
+    output: export_options.Output,
+    precision: export_options.ExportPrecision = Precision.FP16,
+    variant: export_options.Variant = "auto",
     base: options.Base = None,
     control: options.Control = None,
     unet_weights: options.UnetWeights = None,
@@ -52,43 +38,15 @@ def export(
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Path to a directory of int8 calibration images, each with its prompt in NAME.txt.",
-            show_default="drawn examples",
-        ),
-    ] = None,
-    compute: Annotated[
-        str | None,
-        typer.Option(
-            callback=_check_compute,
-            metavar=f"<{'|'.join(COMPUTES)}>",
-            help="Precision of the layers that are not int8.",
-            show_default="fp16 with --backend tensorrt or tensorrt-rtx, else fp32",
-        ),
-    ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Backend to build engines for after the export: {', '.join(BACKENDS)}; may be repeated.",
-            show_default="onnx, the graphs only",
-        ),
-    ] = None,
+    calibration: export_options.Calibration = None,
+    compute: export_options.Compute = None,
+    backend: export_options.Backend = None,
     height: options.HeightRange = None,
     width: options.WidthRange = None,
     batch: options.BatchRange = None,
     frames: options.FramesRange = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")] = False,
-    verify: Annotated[
-        bool | None,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Compare the outputs with PyTorch and fail if they differ.",
-            show_default="on; off with --random-weights",
-        ),
-    ] = None,
+    force: export_options.Force = False,
+    verify: export_options.Verify = None,
     as_json: options.Json = False,
 ) -> None:
     """Export a ControlNeXt model to a bundle of ONNX graphs."""
@@ -108,7 +66,7 @@ def export(
     if variant != "auto":
         family.variant(variant)
     sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
-    plan = make_plan(backend or (), BACKENDS, family, sizes)
+    plan = make_plan(backend or (), export_options.BACKENDS, family, sizes)
     check_replaceable(output, force)
     if not precision.calibrated and (calibration or compute):
         calibrated = " or ".join(known for known in Precision if known.calibrated)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import typer
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.cli import options
+from controlnext.cli import options, verify_options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 
 def verify(
     bundle: options.Bundle,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path to an HTML report to write.")
-    ] = None,
+    report: verify_options.Report = None,
     base: options.Base = None,
     control: options.Control = None,
     unet_weights: options.UnetWeights = None,
@@ -38,30 +35,14 @@ def verify(
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
-    prompt: Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")] = None,
-    control_image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Path to the control image of the sampling run.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of denoising steps of the sampling run.")] = None,
-    height: Annotated[int | None, typer.Option(help="Image height of the sampling run in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Image width of the sampling run in pixels.")] = None,
-    ranges: Annotated[
-        bool,
-        typer.Option(
-            "--ranges",
-            help="Measure float16 range and rounding error per tensor and module, instead of parity.",
-        ),
-    ] = False,
-    depth: Annotated[
-        int, typer.Option(min=1, help="Number of path components that identify a module of --ranges.")
-    ] = 3,
-    layers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE",
-            help="Path to a bundle of another precision to compare tensor by tensor, instead of parity.",
-        ),
-    ] = None,
+    prompt: verify_options.Prompt = None,
+    control_image: verify_options.ControlImage = None,
+    steps: verify_options.Steps = None,
+    height: verify_options.Height = None,
+    width: verify_options.Width = None,
+    ranges: verify_options.Ranges = False,
+    depth: verify_options.Depth = 3,
+    layers: verify_options.Layers = None,
     as_json: options.Json = False,
 ) -> None:
     """Compare a bundle with PyTorch: each graph, then a whole sampling run.
