@@ -256,7 +256,7 @@ def test_the_command_line_refuses_an_unknown_setting(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("beta_end=2", "with what --scheduler gives: .* betas range from .*lie between 0 and 1"),
+        ("beta_end=2", "with the settings of --scheduler: .* betas range from .*lie between 0 and 1"),
         ("use_karras_sigmas=true,use_exponential_sigmas=true", "`scheduler` use_karras_sigmas=false"),
         ("trained_betas=[0.1]", "1 trained_betas for 1000 training timesteps"),
     ],
