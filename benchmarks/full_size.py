@@ -1,10 +1,10 @@
-"""Export every family at full size from random numbers, inspect the result and run one step of it.
+"""Export every family at full size with random weights, inspect the bundle and run one step of it.
 
     python benchmarks/full_size.py [--only sd15-fp16 ...] [--folder DIR]
 
-Prints a Markdown table: seconds, peak memory and size of each export, what its peak may be (1.3 times the
-largest graph's weights and 1.5 GB), and seconds and peak memory of one step at 256 x 256 on the processor.
-Needs up to 20 GB of memory and, in DIR, 25 GB of disk for the largest; every bundle is removed in the end.
+Prints a Markdown table: seconds, peak memory and size of each export, its allowed peak memory (1.3 times the
+largest graph's weights plus 1.5 GB), and seconds and peak memory of one step at 256 x 256 on the CPU. Needs
+up to 20 GB of memory and 25 GB of disk in DIR for the largest bundle; every bundle is removed at the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from controlnext.bundle.files import MANIFEST
 
 @dataclass(frozen=True)
 class Trial:
-    """An export with these options; ``clip`` says that its bundle makes clips."""
+    """An export with these options; ``clip``: whether its bundle makes clips."""
 
     name: str
     options: tuple[str, ...]
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the trials that were asked for and print a row for each."""
+    """Run the selected trials and print a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [*(trial.name for trial in TRIALS), T5]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -61,17 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for name in given.only:
-        folder = Path(tempfile.mkdtemp(dir=given.folder))
+        directory = Path(tempfile.mkdtemp(dir=given.folder))
         try:
-            row = measure(name, folder)
+            row = measure(name, directory)
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(directory)
         print(f"| {name} | {' | '.join(row)} |", flush=True)
 
 
-def measure(name: str, folder: Path) -> list[str]:
-    """The figures of one row."""
-    bundle = folder / "bundle"
+def measure(name: str, directory: Path) -> list[str]:
+    """Run a trial in ``directory`` and return the cells of its row."""
+    bundle = directory / "bundle"
     trial = next((trial for trial in TRIALS if trial.name == name), None)
     if trial is None:
         seconds, peak = run([sys.executable, __file__, "--export-t5", str(bundle)])
@@ -88,30 +88,32 @@ def measure(name: str, folder: Path) -> list[str]:
     if trial is None:
         return [*row, "", ""]
     controlnext("inspect", str(bundle), "--json")
-    seconds, peak = controlnext("run", str(bundle), *images(trial, folder), "--steps", "1", "--json")
+    seconds, peak = controlnext("run", str(bundle), *images(trial, directory), "--steps", "1", "--json")
     return [*row, f"{seconds:.0f}", gb(peak)]
 
 
-def images(trial: Trial, folder: Path) -> list[str]:
-    """The options of a run at 256 x 256: a prompt and an image, or an image and a clip of two frames."""
+def images(trial: Trial, directory: Path) -> list[str]:
+    """Write control images and return the options of a run at 256 x 256, of an image or of a clip of two
+    frames."""
     size = (256, 256)
     if not trial.clip:
-        Image.new("RGB", size, "white").save(folder / "control.png")
-        words = ["--prompt", "a red circle", "--control-image", str(folder / "control.png")]
-        return [*words, "--output", str(folder / "image.png")]
-    (folder / "clip").mkdir()
+        Image.new("RGB", size, "white").save(directory / "control.png")
+        words = ["--prompt", "a red circle", "--control-image", str(directory / "control.png")]
+        return [*words, "--output", str(directory / "image.png")]
+    (directory / "clip").mkdir()
     for frame in range(2):
-        Image.new("RGB", size, (0, 0, 255 * frame)).save(folder / "clip" / f"{frame}.png")
-    still = ["--image", str(folder / "clip" / "0.png"), "--control-image", str(folder / "clip")]
-    return [*still, "--output", str(folder / "clip.gif")]
+        Image.new("RGB", size, (0, 0, 255 * frame)).save(directory / "clip" / f"{frame}.png")
+    still = ["--image", str(directory / "clip" / "0.png"), "--control-image", str(directory / "clip")]
+    return [*still, "--output", str(directory / "clip.gif")]
 
 
 def controlnext(*arguments: str) -> tuple[float, int]:
+    """Run the command ``controlnext``; see :func:`run`."""
     return run([sys.executable, "-m", "controlnext", *arguments])
 
 
 def run(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak memory in bytes of a command that has to succeed."""
+    """Run a command and return its seconds and peak memory in bytes; exit with its output if it fails."""
     started = time.monotonic()
     with (
         tempfile.TemporaryFile() as output,
@@ -126,7 +128,7 @@ def run(command: list[str]) -> tuple[float, int]:
 
 
 def export_t5(bundle: Path) -> None:
-    """Export SD3's third text encoder alone: the family without its other graphs."""
+    """Export SD3's third text encoder alone."""
     from controlnext.export import export_bundle
     from controlnext.families import get_family
     from controlnext.weights import load_checkpoint
@@ -137,6 +139,7 @@ def export_t5(bundle: Path) -> None:
 
 
 def gb(count: int) -> str:
+    """Return a number of bytes in GB."""
     return f"{count / 1e9:.1f}"
 
 

@@ -1,11 +1,11 @@
-"""Export families at full size from random numbers and build TensorRT-RTX engines of them; no GPU is needed.
+"""Export families at full size with random weights and build TensorRT-RTX engines of them, without a GPU.
 
     python benchmarks/full_size_engines.py [--only sdxl-fp16 ...] [--folder DIR] [--all-graphs]
 
-Prints a Markdown table: for each engine what it takes, seconds, peak memory and its size. Each graph is built
-in a process of its own, the denoiser only unless --all-graphs is given. Needs up to 12 GB of memory and, in
-DIR, 15 GB of disk; every bundle is removed in the end. With --bundle DIR the engines of one bundle that is
-there are built instead, for the sizes of the one that --only names, and it stays.
+Prints a Markdown table: the largest batch, seconds, peak memory and size of each engine. Each graph is built
+in its own process, only the denoiser unless --all-graphs is given. Needs up to 12 GB of memory and 15 GB of
+disk in DIR; every bundle is removed at the end. With --bundle DIR the engines of an existing bundle are built
+instead, for the sizes of the trial of --only, and the bundle is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from controlnext.bundle.files import MANIFEST
 
 @dataclass(frozen=True)
 class EngineTrial:
-    """An export and the sizes that its engines are built for, as the command line takes both."""
+    """An export and the sizes of its engines, both as options of the command line."""
 
     name: str
     export: tuple[str, ...]
@@ -47,7 +47,7 @@ COLUMNS = ("engine", "largest batch", "build, s", "peak, GB", "graph, GB", "engi
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the trials that were asked for and print a row for each engine."""
+    """Run the selected trials and print a row for each engine."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     names = [trial.name for trial in TRIALS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -56,19 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--all-graphs", action="store_true")
     given = parser.parse_args(arguments)
     if given.bundle and len(given.only) > 1:
-        parser.error("--bundle needs --only NAME: what the bundle is")
+        parser.error("--bundle needs --only NAME, the trial of the bundle")
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     for trial in (trial for trial in TRIALS if trial.name in given.only):
         if given.bundle:
             measure(trial, given.bundle, given.all_graphs)
             continue
-        folder = Path(tempfile.mkdtemp(dir=given.folder))
+        directory = Path(tempfile.mkdtemp(dir=given.folder))
         try:
-            bundle = folder / "bundle"
+            bundle = directory / "bundle"
             controlnext("export", *trial.export, "--random-weights", "0", "--output", str(bundle), "--json")
             measure(trial, bundle, given.all_graphs)
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(directory)
 
 
 def measure(trial: EngineTrial, bundle: Path, all_graphs: bool) -> None:
@@ -78,11 +78,11 @@ def measure(trial: EngineTrial, bundle: Path, all_graphs: bool) -> None:
     for graph in graphs:
         options = ("--backend", "tensorrt-rtx", "--graph", graph, *trial.sizes, "--force", "--json")
         seconds, peak = controlnext("build", str(bundle), *options)
-        place = bundle / "engines" / "tensorrt-rtx-portable" / graph
-        profile = json.loads((place / "entry.json").read_text())["key"]["profile"]
+        directory = bundle / "engines" / "tensorrt-rtx-portable" / graph
+        profile = json.loads((directory / "entry.json").read_text())["key"]["profile"]
         largest = "x".join(str(size) for size in next(iter(profile.values()))[-1])
         weights = sum(e["bytes"] for name, e in manifest["files"].items() if name.startswith(f"{graph}/"))
-        sizes = gb(weights), gb((place / "model.engine").stat().st_size)
+        sizes = gb(weights), gb((directory / "model.engine").stat().st_size)
         row = (f"{trial.name} {graph}", largest, f"{seconds:.0f}", gb(peak), *sizes)
         print(f"| {' | '.join(row)} |", flush=True)
 

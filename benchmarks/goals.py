@@ -1,11 +1,10 @@
-"""The ratios that this project aims at, as data, and how far a run of the benchmark meets them.
+"""The ratios that this project aims at, as data, compared with the results of a benchmark.
 
     controlnext bench build/sd15-fp32 build/sd15-int8 --output build/bench
     python benchmarks/goals.py build/bench/bench.json
 
-A ratio is taken in each round, of what ran within seconds of each other, and the median of the rounds counts:
-a shared machine's speed drifts, and it drifts for both. A row is left out where one of its figures was not
-measured.
+A ratio is computed in each round, from turns within seconds of each other, and the median of the rounds
+counts: the speed of a shared machine drifts, but for both alike. A goal without measurements is skipped.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.contestants import OFFLOADED, WITHOUT_CONTROL
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
+from controlnext.bench.targets import OFFLOADED, WITHOUT_CONTROL
 from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"
@@ -28,26 +27,26 @@ BFLOAT16 = "torch eager bfloat16"
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured of a contestant, or ``part`` of that."""
+    """A measurement of a target, or a ``part`` of it."""
 
-    contestant: str
+    target: str
     measure: str
     part: str = ""
 
     def values(self, measurement: Measurement) -> list[float]:
-        """Of each round; parts are known of all rounds together."""
+        """Return the values of all rounds; a part has only one value for all of them."""
         return [measurement.parts[self.part]] if self.part else measurement.rounds
 
     def __str__(self) -> str:
-        return f"{self.contestant}, {self.part or self.measure}"
+        return f"{self.target}, {self.part or self.measure}"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``what`` is to be at most so many times ``against``.
+    """The goal that ``what`` divided by ``against`` is at most ``at_most``.
 
-    It stands for models of ``family`` (any, where that is empty) and of up to ``largest`` bytes, and for
-    images of ``side`` pixels (any, where that is 0).
+    It applies to models of ``family`` (empty: any) of up to ``largest`` bytes, at images of ``side`` pixels
+    (0: any).
     """
 
     name: str
@@ -61,7 +60,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Ratio:
-    """``what`` of a goal divided by ``against`` in each round: the median, the least and the greatest."""
+    """The ratio of a goal: the median, minimum and maximum over the rounds."""
 
     goal: Goal
     value: float
@@ -70,6 +69,7 @@ class Ratio:
 
     @property
     def passed(self) -> bool:
+        """Tell whether the ratio meets the goal."""
         return self.value <= self.goal.at_most
 
 
@@ -79,7 +79,7 @@ def _step(name: str, engine: str, against: str, at_most: float, family: str, sid
 
 
 def _engines(make: Callable[[str], Goal]) -> list[Goal]:
-    """The goal of each of our engines by itself."""
+    """Return the goals of the engines of all precisions."""
     return [make(f"engine {precision}") for precision in Precision]
 
 
@@ -151,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def ratios(results: Results) -> list[Ratio]:
-    """The goals whose figures were measured."""
+    """Return the ratios of all goals that ``results`` has measurements for."""
     found = []
     for goal in GOALS:
-        pair = [results.find(figure.contestant, figure.measure) for figure in (goal.what, goal.against)]
+        pair = [results.find(figure.target, figure.measure) for figure in (goal.what, goal.against)]
         if goal.family not in ("", results.family) or results.size > goal.largest or None in pair:
             continue
         what, against = (m for m in pair if m is not None)

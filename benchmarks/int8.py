@@ -1,13 +1,12 @@
-"""An int8 bundle against the float32 bundle of the same weights, side by side on a processor.
+"""Compare an int8 bundle with the float32 bundle of the same weights on a CPU.
 
     controlnext-export --model sd15 --precision fp32 --random-weights 0 --output build/sd15-fp32
     controlnext-export --model sd15 --precision int8 --random-weights 0 --output build/sd15-int8
     python benchmarks/int8.py build/sd15-fp32 build/sd15-int8
 
-Samples built-in calibration examples with the float32 denoiser and lets the int8 one answer every step as
-well: that gives the relative L2 error of the output (root mean square over the steps, and the worst). Then
-each takes some of these steps in turns, and a Markdown table tells the seconds of a step and how many times
-faster int8 is.
+Samples built-in calibration examples with the float32 denoiser and runs the int8 one on the same inputs, for
+the relative L2 error of the output (root mean square over the steps, and the largest). Then both run some of
+these steps in turns; a Markdown table has the seconds of a step and the speed-up.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args(arguments)
     manifest = read_manifest(given.float32)
-    folder = get_family(manifest.family).denoiser
+    denoiser = get_family(manifest.family).denoiser
     engines = [
-        open_engine(path, read_manifest(path), folder, device="cpu") for path in (given.float32, given.int8)
+        open_engine(path, read_manifest(path), denoiser, device="cpu") for path in (given.float32, given.int8)
     ]
     feeds: list[Feed] = []
     errors: list[float] = []
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(engine: Engine, feeds: list[Feed]) -> list[float]:
-    """Seconds of each step but the first, beside which the other engine's threads still spin."""
+    """Return the seconds of each step but the first, during which the other engine's threads still spin."""
     seconds = []
     for feed in feeds:
         started = time.perf_counter()

@@ -1,13 +1,12 @@
-"""Where the time of a denoising step goes, by operator, and how close that is to the processor's peak.
+"""Profile a denoising step by operator, and compare it with the CPU's peak.
 
     controlnext-export --model sd15 --precision fp32 --random-weights 0 --output build/sd15-fp32
     python benchmarks/operators.py build/sd15-fp32 --size 256
 
-Runs steps of a guided image by ONNX Runtime with its profiler and prints a Markdown table: milliseconds of
-a step by kind of operator, its share, and for convolutions and products of float32 matrices the arithmetic
-done a second. The last line is the peak to compare that with: the product of two large matrices by the same
-library. Steps take a little longer than without the profiler. The bundle needs its form for ONNX Runtime
-(step.onnx); nothing is written to it.
+Runs steps with guidance by ONNX Runtime with its profiler and prints a Markdown table: milliseconds per step
+by operator type, its share, and GFLOP/s for convolutions and float32 matrix products. The last line is the
+peak for comparison: the product of two large matrices by the same library. Steps take a little longer than
+without the profiler. The bundle needs the form for ONNX Runtime (step.onnx); nothing is written to it.
 """
 
 from __future__ import annotations
@@ -74,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
-    """The profiler's events of all operators in ``runs`` steps, after one that is not counted."""
+    """Return the profiler's events of all operators in ``runs`` steps after a warm-up."""
     manifest = read_manifest(bundle)
-    folder = bundle / get_family(manifest.family).denoiser
+    directory = bundle / get_family(manifest.family).denoiser
     feed = dict(step_feed(bundle, work))
-    prologue, step = (folder / name for name in parts_for(manifest.precision))
+    prologue, step = (directory / name for name in parts_for(manifest.precision))
     if prologue.exists():
         once = onnxruntime.InferenceSession(prologue)
         feed |= zip((value.name for value in once.get_outputs()), run(once, feed), strict=True)
@@ -97,12 +96,13 @@ def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
 
 
 def run(session: onnxruntime.InferenceSession, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What ``session`` makes of those of ``feed`` that it takes."""
+    """Run ``session`` with the arrays of ``feed`` that it has as inputs."""
     return session.run(None, {value.name: feed[value.name] for value in session.get_inputs()})
 
 
 def operations(event: Mapping[str, Any]) -> float:
-    """Multiplications and additions of a convolution or of a product of float32 matrices; 0 of all else."""
+    """Return the floating-point operations of a convolution or float32 matrix product; 0 for other
+    operators."""
     arguments = event["args"]
     taken: list[Shape] = [shape for entry in arguments["input_type_shape"] for shape in entry.values()]
     (made,) = arguments["output_type_shape"][:1] or [{}]
@@ -113,7 +113,7 @@ def operations(event: Mapping[str, Any]) -> float:
 
 
 def peak(large: int, runs: int) -> float:
-    """GFLOP/s of the product of two large matrices."""
+    """Return the GFLOP/s of the product of two large matrices."""
     shape = [large, large]
     given, made = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("given", "made")

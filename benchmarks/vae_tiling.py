@@ -1,12 +1,12 @@
-"""Decode random latents whole and in tiles, on a processor: memory, time, and what the tiles change.
+"""Decode random latents whole and in tiles on a CPU, and compare memory, time and pixels.
 
     controlnext-export --model sd15 --precision fp32 --random-weights 0 --output build/sd15-fp32
     python benchmarks/vae_tiling.py build/sd15-fp32 --size 512 --size 1024 --size 2048
 
-Prints a Markdown table with a row for each size of a square image: the peak memory of a process that opens
-the decoder and decodes one image, the seconds of decoding, and the largest difference between the pixels
-of both images, which are in [0, 1]. Nothing is written to the bundle. Where a whole image does not fit
-into the memory, --only-tiled leaves it out.
+Prints a Markdown table with a row per size of a square image: the peak memory of a process that opens the
+decoder and decodes one image, the seconds of decoding, and the largest difference of the pixels of both
+images, in [0, 1]. Nothing is written to the bundle. If a whole image does not fit into memory, use
+--only-tiled.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         decode(given.bundle, given.size[0], given.only_tiled, given.image)
         return
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
         for size in given.size:
-            tiled = measure(given.bundle, size, True, Path(folder) / "tiled.npy")
+            tiled = measure(given.bundle, size, True, Path(scratch) / "tiled.npy")
             row = (str(size), "", tiled[0], "", tiled[1], "")
             if not given.only_tiled:
-                whole = measure(given.bundle, size, False, Path(folder) / "whole.npy")
-                images = [np.load(Path(folder) / name) for name in ("tiled.npy", "whole.npy")]
+                whole = measure(given.bundle, size, False, Path(scratch) / "whole.npy")
+                images = [np.load(Path(scratch) / name) for name in ("tiled.npy", "whole.npy")]
                 difference = f"{np.abs(images[0] - images[1]).max():.3f}"
                 row = (str(size), whole[0], tiled[0], whole[1], tiled[1], difference)
             print(f"| {' | '.join(row)} |", flush=True)
 
 
 def measure(bundle: Path, size: int, tiled: bool, image: Path) -> tuple[str, str]:
-    """Peak memory in GB and seconds of decoding, in a process of its own that writes ``image``."""
+    """Decode in a new process that writes ``image``; return its peak memory in GB and the seconds of
+    decoding."""
     command = [sys.executable, __file__, str(bundle), "--size", str(size), "--image", str(image)]
     done = subprocess.run([*command, *["--only-tiled"] * tiled], stdout=subprocess.PIPE, check=False)
     if done.returncode:
@@ -63,7 +64,7 @@ def measure(bundle: Path, size: int, tiled: bool, image: Path) -> tuple[str, str
 
 
 def decode(bundle: Path, size: int, tiled: bool, image: Path) -> None:
-    """Decode in this process; prints one JSON object."""
+    """Decode in this process and print a JSON object."""
     with Pipeline.load(bundle, "onnxruntime", "cpu", cache=False) as pipe:
         engine, factor = pipe.bundle.engine("vae_decoder"), pipe.family.vae_factor
         (latents,) = engine.inputs

@@ -1,4 +1,4 @@
-"""What many tests share: models, made once a run whatever the number of worker processes; the command."""
+"""Shared fixtures: models, exported once per run for all worker processes; the command line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from support.exports import export_shapes, export_tiny, once
 
 pytest_plugins = ["support.suite"]
 
-# the same examples in every run, however busy the machine is
+# the same examples in every run, without a deadline on busy machines
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread_each(worker_id: str) -> None:
-    """Worker processes share the cores: with two threads in each of two, ONNX Runtime's wait for each other,
-    spinning."""
+    """Use one thread per worker process: with more threads than cores, ONNX Runtime's threads spin."""
     if worker_id == "master":
         return
     import onnxruntime
@@ -52,7 +51,7 @@ def _one_thread_each(worker_id: str) -> None:
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A temporary folder that the worker processes of one run have in common."""
+    """Return a temporary directory that all worker processes of a run share."""
     base = tmp_path_factory.getbasetemp()
     return base if worker_id == "master" else base.parent
 
@@ -76,18 +75,18 @@ def _tokenizers_are_read_once() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(shared_folder: Path) -> Callable[[str], Path]:
-    """The folder of the tiny model of a variant: ``base/`` (diffusers layout, no text encoders) and
+    """Return the directory of a variant's tiny model: ``base/`` (diffusers layout, no text encoders) and
     ``control.safetensors``."""
     from support.recipe import write_checkpoint
 
     return lambda variant: once(
-        shared_folder / f"tiny-{variant}", lambda folder: write_checkpoint(variant, folder)
+        shared_folder / f"tiny-{variant}", lambda directory: write_checkpoint(variant, directory)
     )
 
 
 @pytest.fixture(scope="session")
 def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callable[..., Path]:
-    """The tiny model of a variant as a bundle of a precision. Tests read it and never write to it."""
+    """Return the tiny model of a variant as a bundle of a precision. Tests must not write to it."""
 
     def bundle(variant: str, precision: str = "fp32") -> Path:
         make = partial(export_tiny, variant, tiny_checkpoint(variant), precision)
@@ -98,43 +97,43 @@ def tiny(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> Callabl
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint_dir(tiny_checkpoint: Callable[[str], Path]) -> Path:
-    """The tiny SDXL."""
+    """Return the directory of the tiny SDXL."""
     return tiny_checkpoint("sdxl")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny: Callable[..., Path]) -> Path:
-    """The tiny SDXL as a float32 bundle."""
+    """Return the tiny SDXL as a float32 bundle."""
     return tiny("sdxl")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle_fp16(tiny: Callable[..., Path]) -> Path:
-    """The tiny SDXL as a float16 bundle."""
+    """Return the tiny SDXL as a float16 bundle."""
     return tiny("sdxl", "fp16")
 
 
 @pytest.fixture(scope="session")
 def shapes_bundle(shared_folder: Path) -> Path:
-    """The small trained model as a float32 bundle. Tests read it and never write to it."""
-    return once(shared_folder / "shapes-fp32", lambda folder: export_shapes("fp32", folder))
+    """Return the small trained model as a float32 bundle. Tests must not write to it."""
+    return once(shared_folder / "shapes-fp32", lambda directory: export_shapes("fp32", directory))
 
 
 @pytest.fixture(scope="session")
 def shapes_bundle_fp16(shared_folder: Path) -> Path:
-    """The small trained model as a float16 bundle. Tests read it and never write to it."""
-    return once(shared_folder / "shapes-fp16", lambda folder: export_shapes("fp16", folder))
+    """Return the small trained model as a float16 bundle. Tests must not write to it."""
+    return once(shared_folder / "shapes-fp16", lambda directory: export_shapes("fp16", directory))
 
 
 @pytest.fixture(scope="session")
 def shapes_bundle_int8(shared_folder: Path) -> Path:
-    """The small trained model as an int8 bundle. Tests read it and never write to it."""
-    return once(shared_folder / "shapes-int8", lambda folder: export_shapes("int8", folder))
+    """Return the small trained model as an int8 bundle. Tests must not write to it."""
+    return once(shared_folder / "shapes-int8", lambda directory: export_shapes("int8", directory))
 
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs ``controlnext`` (or another entry point) in this process."""
+    """Return a function that runs ``controlnext`` (or another entry point) in this process."""
 
     def run(*arguments: object, entry: Callable[[], None] = main) -> Done:
         monkeypatch.setattr(sys, "argv", ["controlnext", *map(str, arguments)])

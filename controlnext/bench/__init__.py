@@ -1,1 +1,1 @@
-"""The benchmark: what runs a bundle beside what a user would run instead, each in a process of its own."""
+"""The benchmark: a bundle's engines against PyTorch, diffusers and optimum, each in its own process."""

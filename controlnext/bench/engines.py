@@ -1,4 +1,4 @@
-"""Contestants that run graphs: a bundle's engines, and a graph that another exporter made."""
+"""Runners of graphs: a bundle's engines, and a graph of another exporter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 
 class EngineRunner:
-    """The engines of a bundle. ``backend``, ``device`` and ``provider`` as for
-    :meth:`controlnext.runtime.Pipeline.load`, and ``offload``; ``cuda_graphs``: whether TensorRT may record
-    steps."""
+    """Runner of a bundle's engines.
+
+    ``backend``, ``device``, ``provider`` and ``offload`` are as for
+    :meth:`controlnext.runtime.Pipeline.load`. ``cuda_graphs``: whether TensorRT may record steps as CUDA
+    graphs.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class EngineRunner:
         self._step = cache(self._bound_step)
 
     def begin(self, holds: Holds) -> Seconds:
+        """Import the libraries and load the pipeline; see :meth:`controlnext.bench.worker.Runner.begin`."""
         started = time.perf_counter()
         from controlnext.bench.timeline import TimedBackend
         from controlnext.engines.offload import OffloadBackend
@@ -45,16 +49,16 @@ class EngineRunner:
         self.timed = TimedBackend(self._select())
         imported = time.perf_counter()
         backend = OffloadBackend(self.timed) if self.offload else self.timed
-        # a step may be measured of a bundle that has the denoiser alone
+        # steps are also measured of bundles that have only the denoiser
         self.pipeline = Pipeline.of(Bundle(self.bundle, backend, cache=True, whole=holds != "denoiser"))
         bundle = self.pipeline.bundle
-        folders = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
-        for folder in folders.get(holds, []):
-            bundle.engine(folder)
+        graphs = {"denoiser": [bundle.family.denoiser], "everything": list(bundle.manifest.graphs)}
+        for graph_name in graphs.get(holds, []):
+            bundle.engine(graph_name)
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
     def _select(self) -> Backend:
-        """The backend, which imports the library behind it."""
+        """Return the backend; this imports its library."""
         from controlnext.engines import registry, select_backend
         from controlnext.engines.tensorrt.backend import TrtBackend
 
@@ -64,6 +68,7 @@ class EngineRunner:
         return select_backend(self.backend, self.device, self.provider, self.threads)
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
+        """Time ``runs`` steps or images of the pipeline."""
         from controlnext.bench.requests import image_arguments, seconds_of
         from controlnext.bench.timeline import image_timeline
 
@@ -81,18 +86,22 @@ class EngineRunner:
         bound = bundle.engine(bundle.family.denoiser).bind(
             {name: array for name, array in feed.items() if name not in PER_STEP_INPUTS}
         )
-        changing = {name: feed[name] for name in PER_STEP_INPUTS}
-        return partial(bound.run, changing)
+        per_step = {name: feed[name] for name in PER_STEP_INPUTS}
+        return partial(bound.run, per_step)
 
 
 class GraphRunner:
-    """The graph ``graph`` of a denoiser in diffusers' input names, by ONNX Runtime as it comes; inputs are
-    those of ``bundle``."""
+    """Runner of a denoiser's ONNX file ``graph``, with diffusers' input names, by ONNX Runtime with its
+    defaults.
+
+    The inputs are those of the denoiser of ``bundle``.
+    """
 
     def __init__(self, bundle: Path, threads: int, *, graph: str, device: str = "auto") -> None:
         self.bundle, self.threads, self.graph, self.device = bundle, threads, graph, device
 
     def begin(self, _holds: Holds) -> Seconds:
+        """Import ONNX Runtime and make the session."""
         started = time.perf_counter()
         import onnxruntime
 
@@ -106,18 +115,19 @@ class GraphRunner:
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
     def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
+        """Time ``runs`` runs of the graph."""
         import numpy as np
 
         from controlnext.bench.requests import seconds_of, step_feed
 
         feed = step_feed(self.bundle, work)
-        given = {}
-        for wanted in self.session.get_inputs():
-            array = feed[wanted.name]
-            if wanted.name == "timestep":
-                # one number for all rows, of the type that the exporter chose
-                array = array[:1].reshape([1] * len(wanted.shape))
-            kind = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}.get(wanted.type, np.float32)
-            given[wanted.name] = array.astype(kind)
-        run = partial(self.session.run, None, given)
+        inputs = {}
+        for spec in self.session.get_inputs():
+            array = feed[spec.name]
+            if spec.name == "timestep":
+                # one timestep for the whole batch, of the rank and type that the exporter chose
+                array = array[:1].reshape([1] * len(spec.shape))
+            dtype = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}.get(spec.type, np.float32)
+            inputs[spec.name] = array.astype(dtype)
+        run = partial(self.session.run, None, inputs)
         return [{"step": seconds_of(run)} for _ in range(runs)]

@@ -1,4 +1,4 @@
-"""The machine and the libraries, named."""
+"""Description of the machine and of the installed libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-# of those that decide which kernels a library has for float32, bfloat16 and int8
+# instruction sets that decide which float32, bfloat16 and int8 kernels a library uses
 INSTRUCTIONS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -31,8 +31,11 @@ INSTRUCTIONS = (
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """``cores`` are physical ones, of those that this process may use; ``memory`` is in bytes; ``int8_form``:
-    how ONNX Runtime multiplies int8 on the processor."""
+    """The machine and the versions of the libraries.
+
+    ``cores``: number of physical cores available to this process. ``memory``: in bytes. ``int8_form``: the
+    types that ONNX Runtime multiplies int8 layers in on this processor.
+    """
 
     processor: str
     cores: int
@@ -45,7 +48,7 @@ class Hardware(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """The machine in one line."""
+        """Return the machine in one line."""
         gpu = f", {self.gpu}" if self.gpu else ""
         form = [f"int8 as {self.int8_form}"] if self.int8_form else []
         sets = f" ({', '.join(self.instructions + form)})" if self.instructions + form else ""
@@ -53,7 +56,7 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 def find_hardware() -> Hardware:
-    """This machine and what is installed. Needs psutil."""
+    """Describe this machine and the installed libraries. Needs psutil."""
     import psutil
 
     facts = _processor()
@@ -77,7 +80,7 @@ def find_hardware() -> Hardware:
 
 
 def core_count() -> int:
-    """Physical cores, of those that this process may use. Needs psutil."""
+    """Return the number of physical cores available to this process. Needs psutil."""
     import psutil
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -85,14 +88,14 @@ def core_count() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that processes can still have. Needs psutil."""
+    """Return the available memory in bytes. Needs psutil."""
     import psutil
 
     return psutil.virtual_memory().available
 
 
 def _processor() -> dict[str, str]:
-    """What Linux says of the first processor; empty elsewhere."""
+    """Return the entries of /proc/cpuinfo for the first processor; empty on other systems than Linux."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""What the benchmark and the processes that it measures tell each other: one line of JSON a message."""
+"""Messages between the benchmark and the processes that it measures, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Literal
 import msgspec
 
 Seconds = dict[str, float]
-"""Of the parts of something, by name."""
+"""Seconds of each part of a run, by the part's name."""
 Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
-"""What a process opens at its beginning: what steps need, nothing before an image needs it, every graph."""
+"""The engines that a process opens first: the denoiser; a pipeline that opens engines when needed; every
+graph."""
 TurnKind = Literal["step", "image"]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way of running a model.
+class Target:
+    """A target of the benchmark: one way of running a model.
 
-    ``runner``: the class in :data:`controlnext.bench.worker.RUNNERS` that knows how; it takes ``bundle``, the
-    folder of the bundle whose weights are used, and ``options``. ``measures``: what can be measured of it.
-    ``weights``: bytes of what it keeps in memory, estimated, and ``denoiser`` what of it is the denoiser's.
-    ``maker``: what of :data:`controlnext.bench.prepare.MAKERS` makes what it runs, from the bundle
-    ``origin``; empty where that is there already.
+    ``runner``: key of its class in :data:`controlnext.bench.worker.RUNNERS`, which takes ``bundle``, the
+    directory of the bundle whose weights are used, and ``options``. ``measures``: supported measurements.
+    ``weights``: estimated bytes in memory, and ``denoiser`` the denoiser's share of them. ``maker``: key of
+    the function in :data:`controlnext.bench.prepare.MAKERS` that makes the files to run from the bundle
+    ``origin``; empty if nothing has to be made.
     """
 
     name: str
@@ -38,9 +39,9 @@ class Contestant:
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What is asked for: a size in pixels, images at a time, frames of a clip, steps of an image.
+    """The size of a run: pixels, images per batch, frames of a clip, denoising steps of an image.
 
-    A denoising step has two rows for every image, as with guidance.
+    The batch of a denoising step has two rows per image, as with classifier-free guidance.
     """
 
     height: int
@@ -51,25 +52,26 @@ class Work(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
+        """Return the batch size of the denoiser."""
         return 2 * self.batch
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Open ``contestant``. ``launched``: when the process was started, on the machine's monotonic clock.
+    """Request to open ``target``. ``launched``: start of the process on the machine's monotonic clock.
 
-    The answer has one sample, the parts of the time until then.
+    The answer has one sample: the seconds since then by part.
     """
 
-    contestant: Contestant
+    target: Target
     holds: Holds
     threads: int
     launched: float
 
 
 class Turn(msgspec.Struct, frozen=True, tag=True):
-    """Run ``task`` once without and ``runs`` times with counting; with ``cold`` the first run counts too.
+    """Request to run ``task`` once as a warm-up, unless ``cold``, and then ``runs`` times.
 
-    The answer has a sample for each counted run.
+    The answer has a sample for each run but the warm-up.
     """
 
     task: TurnKind
@@ -79,8 +81,8 @@ class Turn(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """``samples``: seconds by part. ``peak``: the most memory in bytes that the process had so far.
-    ``error``: why there is no sample."""
+    """Answer to a request: ``samples``, the seconds by part; ``peak``, the process's peak memory in bytes; or
+    ``error``, the reason why there is no sample."""
 
     samples: list[Seconds] = []
     peak: int = 0

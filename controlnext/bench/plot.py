@@ -1,4 +1,4 @@
-"""The results as an image."""
+"""Plot of the results."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = {"batch": "batch", "size": "height", "frames": "frames"}
-"""Measures that are taken at several sizes, and what of the size is on their horizontal axis."""
+"""Measurements at several sizes, and the field of :class:`Work` on their horizontal axis."""
 
 UNITS = {"memory": (1e9, "GB")}
-"""What a number of a measure is divided by, and the unit then."""
+"""Divisor and unit of measurements that are not in seconds."""
 
 
 def write_plot(path: Path, results: Results) -> None:
-    """Write ``results`` to the .png file ``path``: a panel for each measure. Needs matplotlib."""
+    """Plot ``results`` to the .png file ``path``, one panel per measurement. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     measures = list(dict.fromkeys(m.measure for m in results.measurements))
@@ -37,23 +37,23 @@ def write_plot(path: Path, results: Results) -> None:
 
 
 def _bars(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """Medians with their quartiles."""
+    """Draw medians with their quartiles."""
     factor, unit = UNITS.get(measure, (1, "s"))
     spread = [[(m.median - m.low) / factor for m in found], [(m.high - m.median) / factor for m in found]]
-    axes.barh([m.contestant for m in found], [m.median / factor for m in found], xerr=spread, capsize=3)
+    axes.barh([m.target for m in found], [m.median / factor for m in found], xerr=spread, capsize=3)
     _label(axes, ", ".join(filter(None, (measure, at(found[0].work)))), unit)
     axes.invert_yaxis()
 
 
 def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """The parts of images, beside each other."""
+    """Draw the parts of images as stacked bars."""
     import matplotlib
 
     names = dict.fromkeys(name for m in found for name in m.parts)
     left, colours = [0.0] * len(found), matplotlib.colormaps["tab20"]
     for number, name in enumerate(names):
         seconds = [m.parts.get(name, 0.0) for m in found]
-        axes.barh([m.contestant for m in found], seconds, left=left, label=name, color=colours(number))
+        axes.barh([m.target for m in found], seconds, left=left, label=name, color=colours(number))
         left = [start + more for start, more in zip(left, seconds, strict=True)]
     _label(axes, f"parts of {measure}, {at(found[0].work)}", "s")
     axes.invert_yaxis()
@@ -61,9 +61,9 @@ def _parts(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
 
 
 def _curves(axes: Axes, measure: str, found: Sequence[Measurement]) -> None:
-    """A line for each contestant."""
-    for name in dict.fromkeys(m.contestant for m in found):
-        own = [m for m in found if m.contestant == name]
+    """Draw a line per target."""
+    for name in dict.fromkeys(m.target for m in found):
+        own = [m for m in found if m.target == name]
         places = [getattr(m.work, CURVES[measure]) for m in own]
         axes.plot(places, [m.median for m in own], marker="o", label=name)
         axes.fill_between(places, [m.low for m in own], [m.high for m in own], alpha=0.2)

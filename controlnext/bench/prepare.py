@@ -1,4 +1,4 @@
-"""What has to be made before it can be measured, each in a process of its own that gives its memory back."""
+"""Exports that targets need, each made in its own process, whose memory is released when it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from controlnext.bench.messages import Contestant
+from controlnext.bench.messages import Target
 from controlnext.bundle.files import MANIFEST, new_folder
 from controlnext.bundle.format import check_size
 from controlnext.bundle.reader import read_manifest
@@ -26,10 +26,11 @@ from controlnext.types import Precision
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
-    """The bundle of a full-size architecture with random numbers, in folder ``bundles``; one that is there
-    and complete is taken as it is.
+    """Export a full-size model with random weights into the directory ``bundles``, unless it is there
+    already.
 
-    Raises :class:`~controlnext.errors.WorkError` with what the export said where it fails.
+    Returns the bundle's path. Raises :class:`~controlnext.errors.WorkError` with the export's message if it
+    fails.
     """
     bundle = bundles / f"{model}-{variant}-seed{seed}-{precision}"
     if not is_complete(bundle):
@@ -40,7 +41,7 @@ def export_random(model: str, variant: str, seed: int, precision: str, bundles: 
 
 
 def is_complete(bundle: Path) -> bool:
-    """Whether there is a bundle with all its files, as far as sizes tell."""
+    """Tell whether ``bundle`` has a manifest and all its files at their sizes."""
     if not (bundle / MANIFEST).is_file():
         return False
     try:
@@ -52,21 +53,21 @@ def is_complete(bundle: Path) -> bool:
     return True
 
 
-def prepare(contestant: Contestant, python: Path | None) -> None:
-    """Make what ``contestant`` runs, unless it is there. ``python``: of an environment that has optimum."""
-    if contestant.maker:
-        MAKERS[contestant.maker](contestant, python)
+def prepare(target: Target, python: Path | None) -> None:
+    """Make the files of ``target`` unless they exist. ``python``: an interpreter with optimum's exporter."""
+    if target.maker:
+        MAKERS[target.maker](target, python)
 
 
-def _make_uncontrolled(contestant: Contestant, _python: Path | None) -> None:
-    target = Path(contestant.bundle)
-    if not is_complete(target):
-        _in_process(export_uncontrolled, Path(contestant.origin), target)
+def _make_uncontrolled(target: Target, _python: Path | None) -> None:
+    destination = Path(target.bundle)
+    if not is_complete(destination):
+        _in_process(export_uncontrolled, Path(target.origin), destination)
 
 
-def export_uncontrolled(origin: Path, target: Path) -> None:
-    """The denoiser of the bundle ``origin`` without its controls: a bundle of that one graph, with the same
-    weights and of the same precision."""
+def export_uncontrolled(origin: Path, destination: Path) -> None:
+    """Export the denoiser of the bundle ``origin`` without its controls to the bundle ``destination``, which
+    has that one graph, with the same weights and precision."""
     from controlnext.export import export_bundle
     from controlnext.weights import bundle_checkpoint
 
@@ -81,35 +82,36 @@ def export_uncontrolled(origin: Path, target: Path) -> None:
     export_bundle(
         replace(checkpoint.without_controls(), family=replace(family, graphs=denoiser)),
         manifest.precision,
-        target,
+        destination,
         compute=graph.compute or Precision.FP32,
         calibrated=quantization,
         force=True,
     )
 
 
-def _make_with_optimum(contestant: Contestant, python: Path | None) -> None:
-    graph = Path(str(contestant.options["graph"]))
+def _make_with_optimum(target: Target, python: Path | None) -> None:
+    graph = Path(str(target.options["graph"]))
     if graph.is_file():
         return
-    folder = graph.parent.parent
-    stock = folder.parent / "diffusers"
-    _save_once(Path(contestant.origin), stock)
+    output = graph.parent.parent
+    stock = output.parent / "diffusers"
+    _save_once(Path(target.origin), stock)
     exporter = [str(python), "-m", "optimum.exporters.onnx", "--task", "text-to-image"]
-    _call([*exporter, "--model", str(stock), str(folder)])
+    _call([*exporter, "--model", str(stock), str(output)])
 
 
-def _make_stock_pipeline(contestant: Contestant, _python: Path | None) -> None:
-    _save_once(Path(contestant.origin), Path(str(contestant.options["stock"])))
+def _make_stock_pipeline(target: Target, _python: Path | None) -> None:
+    _save_once(Path(target.origin), Path(str(target.options["stock"])))
 
 
-def _save_once(bundle: Path, target: Path) -> None:
-    if not target.is_dir():
-        _in_process(save_stock_pipeline, bundle, target)
+def _save_once(bundle: Path, destination: Path) -> None:
+    if not destination.is_dir():
+        _in_process(save_stock_pipeline, bundle, destination)
 
 
-def save_stock_pipeline(bundle: Path, target: Path) -> None:
-    """The bundle's base model as a diffusers folder, with each control module as a file of its name in it."""
+def save_stock_pipeline(bundle: Path, destination: Path) -> None:
+    """Save the bundle's base model as a diffusers directory, with a file NAME.safetensors per control
+    module."""
     from safetensors.torch import save_file
     from transformers.utils.logging import disable_progress_bar
 
@@ -118,31 +120,29 @@ def save_stock_pipeline(bundle: Path, target: Path) -> None:
 
     disable_progress_bar()
     checkpoint = bundle_checkpoint(bundle)
-    with new_folder(target) as folder:
-        reference_pipeline(checkpoint).pipeline.save_pretrained(folder)
-        _rename_tokenizers(folder)
+    with new_folder(destination) as directory:
+        reference_pipeline(checkpoint).pipeline.save_pretrained(directory)
+        _rename_tokenizers(directory)
         for name, weights in checkpoint.networks.items():
             if weights.spec is None:
-                save_file(dict(weights.tensors), folder / f"{name}.safetensors")
+                save_file(dict(weights.tensors), directory / f"{name}.safetensors")
 
 
-def _rename_tokenizers(folder: Path) -> None:
-    """Call the tokenizers' class what every transformers calls it: optimum's does not know the name that
-    transformers 5 saves."""
-    for file in (folder / "model_index.json", *folder.glob("tokenizer*/tokenizer_config.json")):
+def _rename_tokenizers(directory: Path) -> None:
+    """Replace the tokenizer class of transformers 5 by the name that optimum's transformers has too."""
+    for file in (directory / "model_index.json", *directory.glob("tokenizer*/tokenizer_config.json")):
         text = file.read_text(encoding="utf-8")
         file.write_text(text.replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
 
 
-MAKERS: Mapping[str, Callable[[Contestant, Path | None], None]] = MappingProxyType(
+MAKERS: Mapping[str, Callable[[Target, Path | None], None]] = MappingProxyType(
     {"uncontrolled": _make_uncontrolled, "stock": _make_stock_pipeline, "optimum": _make_with_optimum}
 )
-"""What makes what a contestant runs, by its ``maker``."""
+"""Functions that make the files of a target, by its ``maker``."""
 
 
-def copy_without_engines(bundle: Path, target: Path) -> Path:
-    """The bundle in a new folder, as it is when it was never loaded. Files are linked where the disk is the
-    same."""
+def copy_without_engines(bundle: Path, destination: Path) -> Path:
+    """Copy a bundle without its engines, as if it had never been loaded; files are hard links if possible."""
 
     def copy(source: str, copied: str) -> None:
         try:
@@ -150,8 +150,8 @@ def copy_without_engines(bundle: Path, target: Path) -> Path:
         except OSError:
             shutil.copy2(source, copied)
 
-    shutil.copytree(bundle, target, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
-    return target
+    shutil.copytree(bundle, destination, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
+    return destination
 
 
 def _in_process(function: Callable[..., None], *arguments: Any) -> None:
@@ -160,12 +160,12 @@ def _in_process(function: Callable[..., None], *arguments: Any) -> None:
 
 
 def _call(command: list[str]) -> None:
-    """Run a command that has to succeed; the last line of what it said is the error."""
+    """Run a command; raise :class:`WorkError` with the last line of its stderr if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
         raise WorkError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        what = " ".join(command[2:4])
-        raise WorkError(f"{what} failed: {lines[-1].removeprefix('controlnext: error: ')}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        program = " ".join(command[2:4])
+        raise WorkError(f"{program} failed: {lines[-1].removeprefix('controlnext: error: ')}")

@@ -1,4 +1,4 @@
-"""Contestants in PyTorch: the denoiser by itself, the stock diffusers pipeline, diffusers' ControlNet."""
+"""Runners in PyTorch: the denoiser alone, the stock diffusers pipeline, diffusers' ControlNet pipeline."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class TorchRunner:
-    """The denoiser of a bundle, for steps.
+    """Runner of a bundle's denoiser in PyTorch, for steps.
 
-    ``dtype``: name of the numbers it computes with. ``compiled``: by ``torch.compile``. ``controlled``: with
-    the control, or the base model alone.
+    ``dtype``: name of a torch dtype. ``compiled``: whether to use ``torch.compile``. ``controlled``: whether
+    to inject the control, or run the base model alone.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class TorchRunner:
         self._step = cache(self._make_step)
 
     def begin(self, _holds: Holds) -> Seconds:
+        """Import PyTorch and load the denoiser."""
         started = time.perf_counter()
         import torch
 
@@ -62,6 +63,7 @@ class TorchRunner:
         return {"import": imported - started, "load": time.perf_counter() - imported}
 
     def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
+        """Time ``runs`` denoising steps."""
         from controlnext.bench.requests import seconds_of
 
         step = self._step(work)
@@ -75,30 +77,33 @@ class TorchRunner:
 
         feed = step_feed(self.bundle, work)
 
-        def placed(name: str) -> Tensor:
-            # the network takes the sine of the time before it rounds
+        def on_device(name: str) -> Tensor:
+            # the network computes the timestep embedding in float32 before it casts
             dtype = torch.float32 if name == "timestep" else self.dtype
             return torch.from_numpy(feed[name]).to(self.device, dtype)
 
-        stay = {tensor.name: placed(tensor.name) for tensor in self.spec.inputs}
+        inputs = {tensor.name: on_device(tensor.name) for tensor in self.spec.inputs}
 
         def run() -> Any:
             with torch.inference_mode():
-                stay.update({name: placed(name) for name in PER_STEP_INPUTS})
-                return self.module(*stay.values()).float().cpu().numpy()
+                inputs.update({name: on_device(name) for name in PER_STEP_INPUTS})
+                return self.module(*inputs.values()).float().cpu().numpy()
 
         return run
 
 
 class PipelineRunner:
-    """The stock diffusers pipeline that was saved in folder ``stock`` by
-    :func:`controlnext.bench.prepare.save_stock_pipeline`, with the bundle's control, for images."""
+    """Runner of the stock diffusers pipeline with the bundle's control, for images.
+
+    ``stock``: directory that :func:`controlnext.bench.prepare.save_stock_pipeline` saved.
+    """
 
     def __init__(self, bundle: Path, threads: int, *, device: str, dtype: str, stock: str) -> None:
         self.bundle, self.threads, self.device = bundle, threads, device
         self._dtype, self._stock = dtype, Path(stock)
 
     def begin(self, _holds: Holds) -> Seconds:
+        """Import diffusers and load the pipeline."""
         from controlnext.bundle.reader import read_manifest
         from controlnext.families import get_family
 
@@ -110,7 +115,7 @@ class PipelineRunner:
 
         getattr(diffusers, self.family.pipeline_class)
         imported = time.perf_counter()
-        # what only this project needs is not counted: it imports the libraries of the export
+        # not counted: these imports bring the libraries of the export, which a diffusers user does not need
         from controlnext.reference import REFERENCES
 
         ready = time.perf_counter()
@@ -141,7 +146,7 @@ class PipelineRunner:
         return controls
 
     def _parts(self) -> dict[str, list[nn.Module]]:
-        """The pipeline's networks by the part of an image that they make."""
+        """Return the pipeline's networks by the part of a run that they belong to."""
         modules, vae = self.reference.modules, self.reference.pipeline.vae
         encoders = [module for name, module in modules.items() if "_encoder" in name]
         return {
@@ -151,13 +156,14 @@ class PipelineRunner:
         }
 
     def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
+        """Time ``runs`` images."""
         from controlnext.bench.requests import image_arguments
 
         arguments = image_arguments(self.manifest, work)
         return [self.clock.split(partial(self.reference, **arguments)) for _ in range(runs)]
 
     def _wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if device_kind(self.device) == "cuda":
             import torch
 
@@ -165,10 +171,13 @@ class PipelineRunner:
 
 
 class ControlNetRunner(PipelineRunner):
-    """diffusers' ControlNet pipeline of the family on the same base model, the control network a copy of the
-    denoiser's first half, as large as those that were published; for steps and images."""
+    """Runner of diffusers' ControlNet pipeline on the same base model, for steps and images.
+
+    The ControlNet is a copy of the denoiser's encoder half, of the size of the published ones.
+    """
 
     def begin(self, holds: Holds) -> Seconds:
+        """Load the stock pipeline, then the ControlNet on top of it."""
         seconds = super().begin(holds)
         started = time.perf_counter()
         import diffusers
@@ -188,6 +197,7 @@ class ControlNetRunner(PipelineRunner):
         return {**seconds, "load": seconds["load"] + time.perf_counter() - started}
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
+        """Time ``runs`` images, or the ``runs`` steps of one image."""
         if task == "image":
             image = partial(self.pipeline, **self._arguments(work, work.steps), output_type="np")
             return [self.clock.split(image) for _ in range(runs)]
@@ -196,7 +206,8 @@ class ControlNetRunner(PipelineRunner):
         return [{"step": sum(both)} for both in calls]
 
     def _arguments(self, work: Work, steps: int) -> dict[str, Any]:
-        """What the runtime's pipeline is asked for, in this pipeline's terms."""
+        """Return the arguments of the runtime's pipeline under the names of diffusers' ControlNet
+        pipeline."""
         import torch
 
         from controlnext.bench.requests import image_arguments
@@ -216,9 +227,9 @@ class ControlNetRunner(PipelineRunner):
 
 
 class ModuleClock:
-    """The seconds of every call of some modules: ``calls`` by the name of the part that they are.
+    """A clock that times every call of modules: ``calls`` has their seconds by the name of their part.
 
-    ``wait``: returns when the device has done what it was given.
+    ``wait``: function that returns when the device has finished its work.
     """
 
     def __init__(self, parts: Mapping[str, list[nn.Module]], wait: Callable[[], None]) -> None:
@@ -230,7 +241,7 @@ class ModuleClock:
                 module.register_forward_hook(partial(self._stop, name))
 
     def split(self, run: Callable[[], Any]) -> Seconds:
-        """The seconds of ``run()`` by part, and ``rest``."""
+        """Call ``run()`` and return its seconds by part, with the remainder as ``rest``."""
         self.calls.clear()
         started = time.perf_counter()
         run()
@@ -247,7 +258,7 @@ class ModuleClock:
 
 
 def set_up(threads: int, device: str, dtype: str) -> tuple[str, Any]:
-    """Give PyTorch its threads; ``device`` as PyTorch calls it, and the ``dtype`` of that name."""
+    """Set PyTorch's number of threads; return PyTorch's name of ``device`` and the torch dtype ``dtype``."""
     import torch
 
     torch.set_num_threads(threads)

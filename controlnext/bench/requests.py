@@ -1,4 +1,4 @@
-"""What every contestant is asked for: the same prompt, control image, sizes and numbers."""
+"""Inputs of all targets: the same prompt, control image, sizes and random numbers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
         "video": lambda work: {"frames_per_batch": work.frames, "overlap": 0},
     }
 )
-"""Arguments by a family's ``task``, besides those of a trial."""
+"""Arguments besides those of a sampling run, by a family's ``task``."""
 
 
 def image_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
-    """The arguments that the runtime's pipeline and the PyTorch reference both take."""
+    """Return the arguments of an image or clip, for the runtime's pipeline and the PyTorch reference
+    alike."""
     trial = default_run(manifest)
     run = replace(
         trial,
@@ -40,13 +41,13 @@ def image_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
 
 
 def step_feed(bundle: Path, work: Work) -> Feed:
-    """Inputs of the bundle's denoiser."""
+    """Return inputs of the bundle's denoiser by name."""
     manifest = read_manifest(bundle)
     return denoiser_feed(bundle, manifest, work.height, work.width, work.rows, work.frames)
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """How long ``run()`` takes."""
+    """Call ``run()`` and return the seconds it takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

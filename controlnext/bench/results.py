@@ -1,9 +1,10 @@
-"""What was measured: medians with their spread, and the machine."""
+"""Results of the benchmark: medians, quartiles, the machine; and tables of them."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -12,16 +13,21 @@ from controlnext.bench.hardware import Hardware
 from controlnext.bench.messages import Seconds, Work
 
 SECONDS, BYTES = "s", "bytes"
+JSON_KEYS: Mapping[str, str] = MappingProxyType({"target": "contestant"})
+"""Names in bench.json that differ from the code's: files of earlier versions stay readable."""
 BASELINE = "torch eager float32"
-"""What the others are compared with in the table, where it was measured."""
+"""The target that the table compares the others with, if it was measured."""
 
 
-class Measurement(msgspec.Struct, frozen=True):
-    """``low`` and ``high`` are the quartiles of the ``samples``, in the order in which they were taken;
-    ``rounds`` the median of each turn; ``parts`` the medians of the parts that a sample has. ``work``: None
-    where it depends on none."""
+class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
+    """A measurement of one target.
 
-    contestant: str
+    ``samples``: all samples in the order in which they were taken, with their ``median`` and the quartiles
+    ``low`` and ``high``. ``rounds``: the median of each turn. ``parts``: the medians of the samples' parts.
+    ``work``: None for loading, which has no size.
+    """
+
+    target: str
     measure: str
     work: Work | None
     unit: str
@@ -33,19 +39,22 @@ class Measurement(msgspec.Struct, frozen=True):
     parts: Seconds = {}
 
 
-class Missing(msgspec.Struct, frozen=True):
-    """Why a contestant has no such figure."""
+class Missing(msgspec.Struct, frozen=True, rename=JSON_KEYS):
+    """A measurement that failed, with the reason."""
 
-    contestant: str
+    target: str
     measure: str
     work: Work | None
     reason: str
 
 
 class Results(msgspec.Struct, frozen=True):
-    """``family`` and ``size`` in bytes: those of the first bundle. ``turns``: the order in which contestants
-    were asked. ``groups``: who was in memory at the same time and took turns, by what was measured; different
-    groups were measured one after the other."""
+    """All results of a benchmark.
+
+    ``family`` and ``size`` (in bytes) are those of the first bundle. ``turns``: targets in the order of their
+    turns. ``groups``: by what the processes had open, the groups of targets that were in memory at the same
+    time and took turns; groups were measured one after the other.
+    """
 
     hardware: Hardware
     settings: dict[str, Any]
@@ -57,28 +66,26 @@ class Results(msgspec.Struct, frozen=True):
     groups: dict[str, list[list[str]]]
     turns: list[str]
 
-    def find(self, contestant: str, measure: str) -> Measurement | None:
-        """The first such figure: that at the size that was asked for."""
-        return next(
-            (m for m in self.measurements if (m.contestant, m.measure) == (contestant, measure)), None
-        )
+    def find(self, target: str, measure: str) -> Measurement | None:
+        """Return the first such measurement, which is the one at the main size, or None."""
+        return next((m for m in self.measurements if (m.target, m.measure) == (target, measure)), None)
 
 
 def summarize(
-    contestant: str,
+    target: str,
     measure: str,
     work: Work | None,
     turns: Sequence[Sequence[Seconds]],
     unit: str = SECONDS,
 ) -> Measurement:
-    """The figure of the samples of all ``turns``, each sample by its parts."""
+    """Summarize the samples of all ``turns``; a sample has the seconds (or bytes) of its parts."""
     samples = [sample for turn in turns for sample in turn]
     totals = [sum(sample.values()) for sample in samples]
     low, _, high = statistics.quantiles(totals, n=4, method="inclusive") if totals[1:] else totals * 3
     names = dict.fromkeys(name for sample in samples for name in sample)
     parts = {name: statistics.median(sample.get(name, 0.0) for sample in samples) for name in names}
     return Measurement(
-        contestant,
+        target,
         measure,
         work,
         unit,
@@ -91,28 +98,28 @@ def summarize(
     )
 
 
-COLUMNS = ("measured", "at", "contestant", "median", "quartiles", "against torch float32")
-PART_COLUMNS = ("measured", "contestant", "parts")
+COLUMNS = ("measured", "at", "target", "median", "quartiles", "against torch float32")
+PART_COLUMNS = ("measured", "target", "parts")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """The table of what was measured, under :data:`COLUMNS`."""
-    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.contestant == BASELINE}
+    """Return the table of all measurements, with the columns :data:`COLUMNS`."""
+    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.target == BASELINE}
     table: list[tuple[str, ...]] = []
     for m in results.measurements:
         baseline = at_baseline.get((m.measure, m.work))
         ratio = f"{m.median / baseline:.2f}" if baseline else ""
         spread = f"{quantity(m.low, m.unit)} to {quantity(m.high, m.unit)}"
-        table.append((m.measure, at(m.work), m.contestant, quantity(m.median, m.unit), spread, ratio))
-    return table + [(m.measure, at(m.work), m.contestant, "", m.reason, "") for m in results.missing]
+        table.append((m.measure, at(m.work), m.target, quantity(m.median, m.unit), spread, ratio))
+    return table + [(m.measure, at(m.work), m.target, "", m.reason, "") for m in results.missing]
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
-    """The parts of images in the order in which they happen, under :data:`PART_COLUMNS`."""
+    """Return the table of the parts of images in their order, with the columns :data:`PART_COLUMNS`."""
     return [
         (
             m.measure,
-            m.contestant,
+            m.target,
             ", ".join(f"{name} {quantity(seconds, m.unit)}" for name, seconds in m.parts.items()),
         )
         for m in results.measurements
@@ -121,7 +128,7 @@ def part_rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def markdown(results: Results) -> str:
-    """All tables as a Markdown page."""
+    """Return all tables as a Markdown page."""
     machine = results.hardware
     lines = [machine.title, ""]
     for columns, table in ((COLUMNS, rows(results)), (PART_COLUMNS, part_rows(results))):
@@ -131,7 +138,7 @@ def markdown(results: Results) -> str:
 
 
 def markdown_table(columns: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
+    """Return the lines of a Markdown table."""
     return [_line(columns), _line(["---"] * len(columns)), *map(_line, table)]
 
 
@@ -140,7 +147,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def at(work: Work | None) -> str:
-    """A size in words; empty for what has none."""
+    """Return the text of a size; empty for None."""
     if work is None:
         return ""
     several = f" x {work.frames} frames" if work.frames > 1 else ""
@@ -149,7 +156,7 @@ def at(work: Work | None) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A number with its unit, three digits of it."""
+    """Return a number to three digits with its unit."""
     if unit == BYTES:
         return f"{value / 1e9:.3g} GB"
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

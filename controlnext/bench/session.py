@@ -1,4 +1,4 @@
-"""A whole benchmark: who takes part, what is measured, in what order."""
+"""A whole benchmark: the choice of targets and measurements, and their order."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.contestants import IMAGES, MEASURES, STEPS, line_up
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
-from controlnext.bench.messages import Contestant, TurnKind, Work
+from controlnext.bench.messages import Target, TurnKind, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
+from controlnext.bench.targets import IMAGES, MEASURES, STEPS, all_targets
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
@@ -22,18 +22,21 @@ from controlnext.families import get_family
 from controlnext.types import Progress
 
 SIDE = 512
-"""Pixels: the largest height and width that are taken unless others are asked for."""
+"""Upper limit of the default height and width in pixels."""
 Item = tuple[str, TurnKind, Work]
-"""A measure, what is run for it, at what size."""
+"""The name of a measurement, the task that is run for it, and its size."""
 _FREE = 0.9
-"""Of the free memory, what processes that are open at the same time may take."""
+"""Share of the free memory that processes open at the same time may use."""
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the options of ``controlnext bench`` say; None for what the model or the machine decides.
+    """Settings of a benchmark; None stands for a default of the model or the machine.
 
-    ``sizes``, ``batches``, ``frames``: the places of the measures of these names; of clips the first of
-    ``frames`` counts in the other measures. ``optimum``: a Python that has optimum's exporter.
+    ``measures``: names of measurements. ``only``: patterns of names of targets. ``height``, ``width``: pixels
+    of all measurements but ``size``. ``steps``: denoising steps of an image. ``rounds`` of turns of each
+    target, with ``runs`` measured runs each. ``sizes``, ``batches``, ``frames``: values of the measurements
+    size, batch and frames; the first of ``frames`` holds for the other measurements of clips. ``threads``:
+    number of CPU threads of each target. ``optimum``: path of a Python interpreter with optimum's exporter.
     """
 
     measures: list[str]
@@ -52,35 +55,35 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Progress) -> Results:
-    """Measure ``bundles``, all of one model, and what they are compared with.
+    """Measure ``bundles``, all of one model, and the targets that they are compared with.
 
-    What has to be made for that is made in folder ``made``. Raises
-    :class:`~controlnext.errors.InputError` for bundles of different models, unknown names, and sizes that
-    the model does not take.
+    Exports that targets need are made in the directory ``made``. Raises
+    :class:`~controlnext.errors.InputError` for bundles of different models, unknown names, and sizes that the
+    model does not accept.
     """
     manifests = _check_bundles(bundles)
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
-    contestants = _choose(bundles, settings, made)
+    targets = _choose(bundles, settings, made)
     plan = TurnPlan(
         threads=settings.threads or core_count(),
         rounds=settings.rounds,
         runs=settings.runs,
         room=_FREE * free_memory(),
-        report=_counted(report, _count_turns(contestants, items, settings)),
+        report=_counted(report, _count_turns(targets, items, settings)),
     )
     log = Log()
     if items:
-        ready = _prepared(_measured(contestants, *STEPS), settings, items, report, log)
+        ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    _run_images(_measured(contestants, *IMAGES), main, settings, plan, report, log)
+    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log)
     if "load" in settings.measures:
-        run_loads(_measured(contestants, "load"), made, plan, log)
+        run_loads(_measured(targets, "load"), made, plan, log)
     return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
 
 
 def _run_images(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     main: Work,
     settings: Settings,
     plan: TurnPlan,
@@ -91,7 +94,7 @@ def _run_images(
     images: list[Item] = [(name, "image", image) for name in IMAGES if name in settings.measures]
     if not images:
         return
-    ready = _prepared(contestants, settings, images, report, log)
+    ready = _prepared(targets, settings, images, report, log)
     if "image" in settings.measures:
         run_warm(ready, "pipeline", images[:1], plan, log)
     if cold := [name for name, _, _ in images if name != "image"]:
@@ -127,21 +130,26 @@ def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:
 def _main_work(manifest: Manifest, settings: Settings) -> Work:
     family = get_family(manifest.family)
     if "frames" in settings.measures and family.task != "video":
-        raise InputError(f"--measure frames was given, but {family.title} makes no clips; leave it out")
+        raise InputError(
+            f"`measures` frames is not supported by {family.title}, which makes images; remove it",
+            argument="measures",
+        )
     made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
     usual = min(SIDE, made_for) // family.size_multiple * family.size_multiple
     height = settings.height or usual
     sides = {"height": height, "width": settings.width or height}
-    for name, side in (*sides.items(), *(("size", side) for side in settings.sizes)):
+    for name, side in (*sides.items(), *(("sizes", side) for side in settings.sizes)):
         if side < 1 or side % family.size_multiple:
             raise InputError(
-                f"--{name} is {side}; give a multiple of {family.size_multiple}{family.nearest_sizes(side)}"
+                f"`{name}` is {side}; it must be a multiple of {family.size_multiple}"
+                f"{family.nearest_sizes(side)}",
+                argument=name,
             )
     return Work(**sides, frames=settings.frames[0] if family.task == "video" else 1)
 
 
 def _step_items(main: Work, settings: Settings) -> list[Item]:
-    """The steps that are measured."""
+    """Return the measurements of steps."""
     works = {
         "step": [main],
         "batch": [msgspec.structs.replace(main, batch=count) for count in settings.batches],
@@ -151,62 +159,67 @@ def _step_items(main: Work, settings: Settings) -> list[Item]:
     return [(name, "step", work) for name in STEPS if name in settings.measures for work in works[name]]
 
 
-def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Contestant]:
+def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Target]:
     unknown = [name for name in settings.measures if name not in MEASURES]
     if unknown:
-        raise InputError(f"unknown --measure {unknown[0]}; accepted: {', '.join(MEASURES)}")
+        raise InputError(
+            f"unknown `measures` {unknown[0]!r}; accepted: {', '.join(MEASURES)}", argument="measures"
+        )
     gpu = gpu_of(settings.device) is not None
-    everyone = line_up(bundles, made, settings.device, gpu, settings.optimum is not None)
-    chosen = [one for one in everyone if any(fnmatch(one.name, pattern) for pattern in settings.only)]
+    available = all_targets(bundles, made, settings.device, gpu, settings.optimum is not None)
+    chosen = [one for one in available if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:
-        names = ", ".join(dict.fromkeys(one.name for one in everyone))
-        raise InputError(f"--only {' '.join(settings.only)} fits nobody; there are {names}")
+        names = ", ".join(dict.fromkeys(one.name for one in available))
+        raise InputError(
+            f"`only` {' '.join(settings.only)} matches no target; accepted: patterns of {names}",
+            argument="only",
+        )
     return chosen
 
 
-def _measured(contestants: Sequence[Contestant], *measures: str) -> list[Contestant]:
-    """Those of whom any of ``measures`` can be taken."""
-    return [one for one in contestants if set(measures) & set(one.measures)]
+def _measured(targets: Sequence[Target], *measures: str) -> list[Target]:
+    """Return the targets that support any of ``measures``."""
+    return [one for one in targets if set(measures) & set(one.measures)]
 
 
 def _prepared(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     settings: Settings,
     items: Sequence[Item],
     report: Progress,
     log: Log,
-) -> list[Contestant]:
-    """Make what ``contestants`` run; those for whom that was possible."""
+) -> list[Target]:
+    """Make the files of ``targets`` and return the targets for which that succeeded."""
     ready = []
-    for contestant in contestants:
-        report(f"preparing {contestant.name}", 0.0)
+    for target in targets:
+        report(f"preparing {target.name}", 0.0)
         try:
-            prepare(contestant, Path(settings.optimum) if settings.optimum else None)
-        # an exporter may fail in any way: that there is nothing to measure is a result
+            prepare(target, Path(settings.optimum) if settings.optimum else None)
+        # an exporter may raise anything; the reason is reported as a result
         except Exception as error:
             reason = str(error) or type(error).__name__
-            log.missing += [Missing(contestant.name, name, work, reason) for name, _, work in items]
+            log.missing += [Missing(target.name, name, work, reason) for name, _, work in items]
         else:
-            ready.append(contestant)
+            ready.append(target)
     return ready
 
 
-def _count_turns(contestants: Sequence[Contestant], items: Sequence[Item], settings: Settings) -> int:
+def _count_turns(targets: Sequence[Target], items: Sequence[Item], settings: Settings) -> int:
     asked, rounds = settings.measures, settings.rounds
-    images = len(_measured(contestants, *IMAGES))
-    count = len(items) * len(_measured(contestants, *STEPS)) * rounds
+    images = len(_measured(targets, *IMAGES))
+    count = len(items) * len(_measured(targets, *STEPS)) * rounds
     count += images * rounds * ("image" in asked)
     count += images * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
-    return count + len(_measured(contestants, "load")) * (1 + rounds) * ("load" in asked)
+    return count + len(_measured(targets, "load")) * (1 + rounds) * ("load" in asked)
 
 
 def _counted(report: Progress, total: int) -> Callable[[str], None]:
-    """Tells ``report`` whose turn it is and what share of the ``total`` turns was taken."""
+    """Return a function that reports the target of a turn and the share of the ``total`` turns done."""
     taken = 0
 
-    def tell(what: str) -> None:
+    def tell(turn: str) -> None:
         nonlocal taken
-        report(what, taken / total)
+        report(turn, taken / total)
         taken += 1
 
     return tell

@@ -1,4 +1,4 @@
-"""Where the time of an image goes when the runtime makes it."""
+"""Time of each part of an image that the runtime makes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from controlnext.runtime import Pipeline
 from controlnext.types import Feed
 
 PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "image")
-"""Opening engines; encoders of text and images; tokens, control image and first noise; the denoiser's
-engine, with what is copied to and from a GPU; sampler, guidance, checks; the decoder's engine; PIL images."""
+"""Opening engines; text and image encoders; tokenizing, control image and initial noise; the denoiser's
+engine with its copies to and from a GPU; sampler, guidance and checks; the decoder's engine; making PIL
+images."""
 
 DECODER = "vae_decoder"
 
 
 class TimedBackend(Backend):
-    """``backend``, and the seconds that its engines took: ``opening`` all of them, ``running`` each by its
-    graph."""
+    """A backend that wraps ``backend`` and adds up seconds: ``opening`` of all engines, ``running`` by graph
+    name."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -32,6 +33,7 @@ class TimedBackend(Backend):
         self.running: dict[str, float] = defaultdict(float)
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """Open an engine of the wrapped backend and count its seconds; see :meth:`Backend.open`."""
         started = time.perf_counter()
         engine = self._backend.open(bundle, manifest, graph_name, cache=cache)
         self.opening += time.perf_counter() - started
@@ -54,7 +56,7 @@ class _TimedEngine(Engine):
 
 
 def image_timeline(pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any]) -> dict[str, float]:
-    """Make what ``arguments`` ask for; gives the seconds of :data:`PARTS`, which are all of it.
+    """Run ``pipeline`` with ``arguments`` and return the seconds of each of :data:`PARTS`.
 
     ``timed``: the backend of the pipeline's bundle.
     """

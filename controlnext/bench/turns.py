@@ -1,4 +1,4 @@
-"""Contestants in turns, each in a process of its own, all with the same number of threads."""
+"""Turns of targets, each in its own process, all with the same number of threads."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.messages import Answer, Begin, Contestant, Holds, Seconds, Turn, TurnKind, Work
+from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Target, Turn, TurnKind, Work
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
 from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
 Samples = dict[str, list[Seconds]]
-"""Of what was measured, by its name."""
+"""Samples by the name of the measurement."""
 
 REST = 0.2
-"""Seconds before a turn: threads of the one before still spin, ONNX Runtime's for 45 ms, PyTorch's for 10."""
+"""Pause before a turn in seconds: threads of the previous target still spin, ONNX Runtime's for 45 ms,
+PyTorch's for 10 ms."""
 LOADS = ("load first", "load again")
 LIBRARIES = int(0.6e9)
-"""Bytes that a process is reckoned to need besides its weights."""
+"""Estimated bytes of a process besides its weights."""
 
 
 @dataclass(frozen=True)
 class TurnPlan:
-    """``rounds`` of turns of ``runs`` counted runs, ``threads`` in each process, ``room`` bytes of memory for
-    all that are open at the same time. ``report`` is told who has its turn."""
+    """Settings of all turns: ``rounds`` of turns with ``runs`` measured runs each.
+
+    ``threads``: of each process. ``room``: bytes of memory for all processes that are open at the same time.
+    ``report``: callback that gets the measurement and the target of each turn.
+    """
 
     threads: int
     rounds: int
     runs: int
     room: float
-    report: Callable[[str], None] = lambda _what: None
+    report: Callable[[str], None] = lambda _turn: None
 
 
 @dataclass
 class Log:
-    """What came of the turns; :class:`controlnext.bench.results.Results` says what the fields are."""
+    """Outcome of the turns; for the fields see :class:`controlnext.bench.results.Results`."""
 
     measurements: list[Measurement] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
@@ -56,25 +60,27 @@ class Log:
 
 
 class Child(Closeable):
-    """The process of a contestant."""
+    """The process of a target: :mod:`controlnext.bench.worker`."""
 
-    def __init__(self, contestant: Contestant, threads: int) -> None:
-        self.contestant, self.threads = contestant, threads
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+    def __init__(self, target: Target, threads: int) -> None:
+        self.target, self.threads = target, threads
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._launched = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "controlnext.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
 
     def begin(self, holds: Holds) -> Answer:
-        return self.ask(Begin(self.contestant, holds, self.threads, self._launched))
+        """Open the target in the process; raise :class:`WorkError` with the reason if that fails."""
+        return self.ask(Begin(self.target, holds, self.threads, self._launched))
 
     def ask(self, request: Begin | Turn) -> Answer:
-        """Raises :class:`WorkError` with the reason where the contestant fails."""
+        """Send a request and return the answer; raise :class:`WorkError` with the reason if the target
+        fails."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -92,55 +98,57 @@ class Child(Closeable):
 
     def _ending(self) -> str:
         status = self._process.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f"its process ended with status {status}{': ' + lines[-1] if lines else ''}"
 
     def close(self) -> None:
+        """End the process and release its files."""
         if self._process.stdin is not None:
-            # A process that died leaves what was still to be written to it, which closing tries once more.
+            # closing flushes the buffer, which fails if the process has died
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
         self._process.wait()
         if self._process.stdout is not None:
             self._process.stdout.close()
-        self._said.close()
+        self._stderr.close()
 
 
-def in_groups(contestants: Sequence[Contestant], holds: Holds, room: float) -> Iterator[list[Contestant]]:
-    """``contestants`` in their order, as many at a time as fit into ``room`` bytes, at least one."""
-    group: list[Contestant] = []
-    for contestant in contestants:
-        if group and sum(_size(one, holds) + LIBRARIES for one in (*group, contestant)) > room:
+def in_groups(targets: Sequence[Target], holds: Holds, room: float) -> Iterator[list[Target]]:
+    """Yield groups of ``targets`` in their order that fit into ``room`` bytes, with at least one target
+    each."""
+    group: list[Target] = []
+    for target in targets:
+        if group and sum(_size(one, holds) + LIBRARIES for one in (*group, target)) > room:
             yield group
             group = []
-        group.append(contestant)
+        group.append(target)
     if group:
         yield group
 
 
-def _size(contestant: Contestant, holds: Holds) -> int:
-    return contestant.denoiser if holds == "denoiser" else contestant.weights
+def _size(target: Target, holds: Holds) -> int:
+    return target.denoiser if holds == "denoiser" else target.weights
 
 
 def run_warm(
-    contestants: Sequence[Contestant],
+    targets: Sequence[Target],
     holds: Holds,
     items: Sequence[tuple[str, TurnKind, Work]],
     plan: TurnPlan,
     log: Log,
 ) -> None:
-    """Measure ``items`` (name, what is run, at what size) of processes that stay open meanwhile."""
-    for group in in_groups(contestants, holds, plan.room):
-        log.groups.setdefault(holds, []).append([contestant.name for contestant in group])
+    """Measure ``items`` (name, task, size) with processes that stay open between turns."""
+    for group in in_groups(targets, holds, plan.room):
+        log.groups.setdefault(holds, []).append([target.name for target in group])
         with contextlib.ExitStack() as opened:
             children = []
-            for contestant in group:
-                child = opened.enter_context(Child(contestant, plan.threads))
+            for target in group:
+                child = opened.enter_context(Child(target, plan.threads))
                 try:
                     child.begin(holds)
                 except WorkError as error:
-                    log.missing += [Missing(contestant.name, n, work, str(error)) for n, _, work in items]
+                    log.missing += [Missing(target.name, n, work, str(error)) for n, _, work in items]
                 else:
                     children.append(child)
             for measure, task, work in items:
@@ -148,7 +156,7 @@ def run_warm(
 
 
 def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: TurnPlan, log: Log) -> None:
-    takers = {child.contestant.name: partial(_take_turn, child, measure, turn) for child in children}
+    takers = {child.target.name: partial(_take_turn, child, measure, turn) for child in children}
     _rounds(takers, (measure,), turn.work, plan, log)
 
 
@@ -157,42 +165,45 @@ def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
 
 
 def run_cold(
-    contestants: Sequence[Contestant], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
+    targets: Sequence[Target], work: Work, measures: Sequence[str], plan: TurnPlan, log: Log
 ) -> None:
-    """From the start of a process to its ``first`` image, and the most ``memory`` it had until then."""
+    """Measure the time from the start of a process to its ``first`` image, and its peak ``memory``."""
 
-    def take(contestant: Contestant) -> Samples:
-        with Child(contestant, plan.threads) as child:
+    def take(target: Target) -> Samples:
+        with Child(target, plan.threads) as child:
             (opened,) = child.begin("pipeline").samples
             answer = child.ask(Turn("image", work, 1, cold=True))
         (drawn,) = answer.samples
         seconds = {part: opened.get(part, 0.0) + drawn.get(part, 0.0) for part in (*opened, *drawn)}
         return {"first": [seconds], "memory": [{"peak": float(answer.peak)}]}
 
-    takers = {one.name: partial(take, one) for one in contestants}
+    takers = {one.name: partial(take, one) for one in targets}
     _rounds(takers, measures, work, plan, log, warm_up=1)
 
 
-def run_loads(contestants: Sequence[Contestant], folder: Path, plan: TurnPlan, log: Log) -> None:
-    """Loading every graph of a bundle, of a copy in ``folder``: when nothing was kept of it, and again."""
+def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: Log) -> None:
+    """Measure loading every graph of a bundle, without cached engines and again with them.
 
-    def take(contestant: Contestant, copy: Path) -> Samples:
+    It works on copies of the bundles in a temporary directory in ``directory``.
+    """
+
+    def take(target: Target, copy: Path) -> Samples:
         shutil.rmtree(copy / "engines", ignore_errors=True)
         samples: Samples = {}
         for measure in LOADS:
-            with Child(replace(contestant, bundle=str(copy)), plan.threads) as child:
+            with Child(replace(target, bundle=str(copy)), plan.threads) as child:
                 (opened,) = child.begin("everything").samples
             samples[measure] = [{"load": opened["load"]}]
         return samples
 
-    folder.mkdir(parents=True, exist_ok=True)
-    # linked files must not stay behind: a file with two links is refused by some who read weights
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    directory.mkdir(parents=True, exist_ok=True)
+    # linked copies must be removed: some readers refuse a weights file with two links
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
         copies = {
             one.name: copy_without_engines(Path(one.bundle), Path(scratch) / str(number))
-            for number, one in enumerate(contestants)
+            for number, one in enumerate(targets)
         }
-        takers = {one.name: partial(take, one, copies[one.name]) for one in contestants}
+        takers = {one.name: partial(take, one, copies[one.name]) for one in targets}
         _rounds(takers, LOADS, None, plan, log, warm_up=1)
 
 
@@ -204,7 +215,8 @@ def _rounds(
     log: Log,
     warm_up: int = 0,
 ) -> None:
-    """The turn of every contestant, by name, round after round, the first ``warm_up`` without counting."""
+    """Call ``takers``, the turns by target, round after round; the first ``warm_up`` rounds are not
+    counted."""
     found: dict[str, dict[str, list[list[Seconds]]]] = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for number in range(warm_up + plan.rounds):

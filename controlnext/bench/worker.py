@@ -1,7 +1,7 @@
-"""The process of one contestant: it opens it, takes its turns and tells how long they took.
+"""The process of one target: opens it, takes its turns and answers with their times.
 
 Started as ``python -m controlnext.bench.worker``; requests come on stdin, answers go to stdout, a line each.
-Nothing heavy is imported before it is asked for, so that a cold start is that of the contestant.
+Libraries are imported only on request, so that a cold start measures the target alone.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ RUNNERS: Mapping[str, str] = MappingProxyType(
         "graph": "controlnext.bench.engines:GraphRunner",
     }
 )
-"""Module and class by what a contestant's ``runner`` may be."""
+"""Module and class of each runner, by a target's ``runner``."""
 
 LONG = 60.0
-"""Seconds from which a turn has one counted run."""
+"""Seconds of a run above which a turn has only one measured run."""
 
 
 class Runner(Protocol):
-    """How a contestant is run; made of its bundle, the number of threads and its options."""
+    """A runner of targets, made with a bundle, the number of threads and the target's options."""
 
     def begin(self, holds: Holds) -> Seconds:
-        """Import what it needs and open it; gives the seconds of both: ``import`` and ``load``."""
+        """Import the libraries and open the target; return the seconds of both, ``import`` and ``load``."""
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
-        """The seconds of the parts of each of ``runs`` runs."""
+        """Run ``task`` ``runs`` times and return the seconds of each run by part."""
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until stdin ends."""
     began = time.monotonic()
-    # what libraries print must not come between the answers
+    # text that libraries print on stdout goes to stderr, so that stdout has only answers
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     runner: Runner | None = None
@@ -61,17 +61,17 @@ def main() -> None:
                 assert runner is not None
                 samples = _take(runner, request)
             answer = Answer(samples, peak_memory())
-        # whatever library fails, and however: that a contestant cannot run is a result
+        # a library may raise anything; that a target cannot run is a result
         except Exception as error:
-            answer = Answer(error=_in_words(error))
+            answer = Answer(error=_message(error))
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
 def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
-    contestant = request.contestant
-    module, _, name = RUNNERS[contestant.runner].partition(":")
+    target = request.target
+    module, _, name = RUNNERS[target.runner].partition(":")
     cls: Any = getattr(import_module(module), name)
-    runner: Runner = cls(Path(contestant.bundle), request.threads, **contestant.options)
+    runner: Runner = cls(Path(target.bundle), request.threads, **target.options)
     return runner, [{"start": began - request.launched, **runner.begin(request.holds)}]
 
 
@@ -84,8 +84,10 @@ def _take(runner: Runner, turn: Turn) -> list[Seconds]:
 
 
 def peak_memory() -> int:
-    """The most memory in bytes that this process has had. Linux's own count: that of ``getrusage`` begins
-    with what the parent process had."""
+    """Return this process's peak memory in bytes.
+
+    It is read from /proc on Linux, where ``getrusage`` starts at the memory of the parent process.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -96,7 +98,7 @@ def peak_memory() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = textwrap.shorten(str(error), 300)
     return text if type(error).__module__.startswith("controlnext.") else f"{type(error).__name__}: {text}"
 

@@ -1,4 +1,4 @@
-"""The command line: one module a subcommand, which parses, validates and calls functions."""
+"""The command line: one module per subcommand, which parses options and calls the libraries."""
 
 from controlnext.cli.app import export_main, main
 

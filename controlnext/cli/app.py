@@ -19,25 +19,25 @@ from controlnext.errors import ControlNeXtError, InputError
 from controlnext.hints import silence_hints
 
 FAILED, BAD_INPUT = 1, 2
-"""Exit statuses: the work failed, and what was given cannot be used."""
+"""Exit statuses: the work failed; the input cannot be used."""
 
 
 def main() -> None:
-    """Console script ``controlnext``."""
+    """Run the console script ``controlnext``."""
     sys.exit(call(make_application(), sys.argv[1:], "controlnext"))
 
 
 def export_main() -> None:
-    """Console script ``controlnext-export``: the same as ``controlnext export``."""
+    """Run the console script ``controlnext-export``: the same as ``controlnext export``."""
     application = typer.Typer(add_completion=False)
     application.command()(export)
     sys.exit(call(application, sys.argv[1:], "controlnext-export"))
 
 
 def call(application: typer.Typer, arguments: list[str], name: str) -> int:
-    """Run the command line ``arguments``; returns the exit status.
+    """Run the command line ``arguments`` and return the exit status.
 
-    A user's mistake and work that failed become one line on stderr; any other exception is a bug and passes.
+    Bad input and work that failed become one line on stderr; any other exception is a bug and is not caught.
     """
     names = OptionNames(make_application())
     handler = logging.StreamHandler()
@@ -56,7 +56,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
 
 
 def make_application() -> typer.Typer:
-    """The command line with all of its subcommands."""
+    """Return the command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
     for command in (export, build, run, verify, bench, inspect):
@@ -68,7 +68,7 @@ def _describe(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
 ) -> None:
-    """ControlNeXt models from PyTorch to production: export, check and run them."""
+    """Export, verify and run ControlNeXt models with ONNX Runtime and TensorRT."""
     if version:
         print(controlnext.__version__)
         raise typer.Exit

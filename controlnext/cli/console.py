@@ -1,4 +1,4 @@
-"""What the command line prints: progress bars, tables, JSON."""
+"""Output of the command line: progress bars, tables, JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from controlnext.types import Progress
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """A bar on stderr; nothing when ``quiet`` or when stderr is no terminal.
+    """Show a progress bar on stderr, unless ``quiet`` or stderr is not a terminal; yield its callback.
 
-    The report raises :class:`KeyboardInterrupt` once Ctrl-C was pressed.
+    The callback raises :class:`KeyboardInterrupt` after Ctrl-C.
     """
     console = Console(stderr=True)
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
@@ -37,8 +37,10 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """What is yielded, and the end, raise the :class:`KeyboardInterrupt` of a Ctrl-C again: one that comes
-    amid a callback is swallowed by some libraries, and the work would go on."""
+    """Yield a function that raises :class:`KeyboardInterrupt` after Ctrl-C; leaving the block raises it too.
+
+    Some libraries swallow the exception when it comes in one of their callbacks, and would work on.
+    """
     interrupted = False
 
     def handle(_number: int, _frame: object) -> None:
@@ -59,12 +61,12 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout; numbers that JSON has not (NaN) become null."""
+    """Print a JSON object on stdout. NaN and infinity, which JSON does not have, become null."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; wide cells are folded, never cut."""
+    """Print a table on stdout. Wide cells are wrapped, never cut."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

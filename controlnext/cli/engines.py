@@ -1,4 +1,4 @@
-"""What ``build`` and ``export --backend`` share: from options to engines in a bundle."""
+"""Building engines from options, for ``build`` and ``export --backend``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from controlnext.types import Progress
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Engines to build: with one library, for shapes in these ranges (those left out have a default)."""
+    """Engines to build with one library, for shapes in ``ranges``; a range that is not given has a
+    default."""
 
     flavor: Flavor
     ranges: Mapping[str, Range]
@@ -69,13 +70,13 @@ def make_plan(
     strip_weights: bool = False,
     targets: Sequence[str] = (),
 ) -> BuildPlan | None:
-    """The plan that the options ask for; None where they name neither TensorRT nor TensorRT-RTX.
+    """Return the build plan of the options, or None if ``backends`` has neither TensorRT nor TensorRT-RTX.
 
-    ``accepted``: the backends that may be named. ``sizes``: ranges as the command line has them, by name.
-    ``workspace`` is in MiB.
+    ``accepted``: the accepted names of backends. ``sizes``: ranges by name, as text from the command line.
+    ``workspace``: in MiB.
 
     Raises :class:`~controlnext.errors.InputError` for options that contradict each other, the family or the
-    library, before anything is built.
+    library.
     """
     for name in backends:
         if name not in accepted:
@@ -88,8 +89,8 @@ def make_plan(
     if not names:
         if ranges:
             raise InputError(
-                f"--{next(iter(ranges))} is for engines alone, the graph takes every size;"
-                f" give --backend {' or '.join(FLAVORS)} too"
+                f"--{next(iter(ranges))} is for engines only, ONNX graphs accept every size; add --backend"
+                f" {' or '.join(FLAVORS)}, or remove it"
             )
         return None
     flavor = FLAVORS[names[0]]
@@ -99,7 +100,7 @@ def make_plan(
 
 
 def engine_row(bundle: Path, built: Built) -> dict[str, object]:
-    """What ``--json`` tells of an engine."""
+    """Return an engine's entry in the output of ``--json``."""
     key, path = built.engine.entry.key, built.engine.path
     return {
         "graph": path.parent.name,
@@ -115,16 +116,16 @@ def engine_row(bundle: Path, built: Built) -> dict[str, object]:
 
 
 def print_engines(bundle: Path, built: Iterable[Built]) -> None:
-    """A line for each engine on stdout."""
+    """Print one line per engine on stdout."""
     for one in built:
         row = engine_row(bundle, one)
-        how = f"built in {row['seconds']} s" if one.new else "was built before"
-        print(f"{bundle / str(row['file'])}: {one.engine.path.stat().st_size / 1e6:.0f} MB, {how}")
+        state = f"built in {row['seconds']} s" if one.new else "was built before"
+        print(f"{bundle / str(row['file'])}: {one.engine.path.stat().st_size / 1e6:.0f} MB, {state}")
 
 
 def _part(report: Progress, name: str, before: float, share: float) -> Progress:
-    return lambda what, done: report(f"{name}: {what}", before + share * done)
+    return lambda stage, done: report(f"{name}: {stage}", before + share * done)
 
 
-def _bytes(manifest: Manifest, folder: str) -> int:
-    return sum(entry.bytes for entry in graph_files(manifest, folder).values())
+def _bytes(manifest: Manifest, graph_name: str) -> int:
+    return sum(entry.bytes for entry in graph_files(manifest, graph_name).values())

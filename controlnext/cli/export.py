@@ -1,48 +1,34 @@
-"""``controlnext export``: from a checkpoint to a bundle."""
+"""``controlnext export``: export a checkpoint to a bundle."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from controlnext.bundle.files import check_replaceable
 from controlnext.bundle.manifest import Manifest, ParityRow
-from controlnext.cli import options
+from controlnext.cli import export_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.engines.tensorrt.build import Built
-from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import (
     default_examples,
     read_examples,
     run_trajectories,
 )
-from controlnext.families import FAMILIES, get_family
+from controlnext.families import get_family
 from controlnext.optional import extra
-from controlnext.types import COMPUTES, Precision
-
-BACKENDS = ("onnx", *FLAVORS)
-
-
-def _check_compute(name: str | None) -> str | None:
-    if name is not None and name not in COMPUTES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(COMPUTES)}")
-    return name
+from controlnext.types import Precision
 
 
 def export(
-    model: Annotated[str, typer.Option(help=f"Family of the model: {', '.join(FAMILIES)}.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the bundle.")],
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the graphs.")] = Precision.FP16,
-    variant: Annotated[
-        str, typer.Option(help="Release of the family; auto reads it off the control weights.")
-    ] = "auto",
+    model: export_options.Model,
+    output: export_options.Output,
+    precision: export_options.ExportPrecision = Precision.FP16,
+    variant: export_options.Variant = "auto",
     base: options.Base = None,
     control: options.Control = None,
     unet_weights: options.UnetWeights = None,
@@ -52,46 +38,18 @@ def export(
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Control images to calibrate int8 on, each with its prompt in a .txt file of its name.",
-            show_default="drawn examples",
-        ),
-    ] = None,
-    compute: Annotated[
-        str | None,
-        typer.Option(
-            callback=_check_compute,
-            metavar=f"<{'|'.join(COMPUTES)}>",
-            help="Arithmetic of what int8 leaves out.",
-            show_default="fp16 for TensorRT engines, else fp32, which processors compute in",
-        ),
-    ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"What to build besides the ONNX graphs: {', '.join(BACKENDS)}; may be repeated.",
-            show_default="onnx, the graphs alone",
-        ),
-    ] = None,
+    calibration: export_options.Calibration = None,
+    compute: export_options.Compute = None,
+    backend: export_options.Backend = None,
     height: options.HeightRange = None,
     width: options.WidthRange = None,
     batch: options.BatchRange = None,
     frames: options.FramesRange = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the bundle that is there.")] = False,
-    verify: Annotated[
-        bool | None,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Compare the engine with PyTorch and fail if they differ.",
-            show_default="on, but off with --random-weights",
-        ),
-    ] = None,
+    force: export_options.Force = False,
+    verify: export_options.Verify = None,
     as_json: options.Json = False,
 ) -> None:
-    """Export a model with its control fused in to a folder that the runtime reads."""
+    """Export a ControlNeXt model to a bundle of ONNX graphs."""
     started = time.monotonic()
     sources = Sources(
         base=base,
@@ -108,11 +66,11 @@ def export(
     if variant != "auto":
         family.variant(variant)
     sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
-    plan = make_plan(backend or (), BACKENDS, family, sizes)
+    plan = make_plan(backend or (), export_options.BACKENDS, family, sizes)
     check_replaceable(output, force)
     if not precision.calibrated and (calibration or compute):
         calibrated = " or ".join(known for known in Precision if known.calibrated)
-        raise InputError(f"--calibration and --compute belong to --precision {calibrated}; leave them out")
+        raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
     examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
         from controlnext.evaluation.parity import measure

@@ -1,4 +1,4 @@
-"""``controlnext inspect``: what is in a bundle, after every file was checked."""
+"""``controlnext inspect``: show the contents of a bundle after verifying every checksum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controlnext.engines.onnxruntime.int8 import known_int8_form
 
 
 def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
-    """Show what is in a bundle, after checking every file against its checksum."""
+    """Show the contents of a bundle and verify its checksums."""
     manifest = read_manifest(bundle)
     with progress(quiet=as_json) as report:
         for done, name in enumerate(manifest.files, start=1):
@@ -63,15 +63,15 @@ def _print(manifest: Manifest) -> None:
 
 
 def _backends(bundle: Path, manifest: Manifest) -> Iterator[tuple[str, str, str]]:
-    """What could run which of the graphs, whether or not that is right for this machine."""
-    for name, backend in registry.BACKENDS.items():
-        graphs = [folder for folder in manifest.graphs if backend.has_engine(bundle, folder)]
+    """Yield each backend with the graphs that it has engines of, whether or not they suit this machine."""
+    for backend_name, backend in registry.BACKENDS.items():
+        graphs = [name for name in manifest.graphs if backend.has_engine(bundle, name)]
         installed = "yes" if backend.available() else f"no: controlnext[{backend.extra}]"
-        yield name, installed, ", ".join(graphs) or "none; controlnext build makes engines"
+        yield backend_name, installed, ", ".join(graphs) or "none; controlnext build makes engines"
 
 
-def _graph(folder: str, graph: Graph) -> tuple[str, str, str, str]:
-    return folder, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs)
+def _graph(name: str, graph: Graph) -> tuple[str, str, str, str]:
+    return name, graph.precision, _tensors(graph.inputs), _tensors(graph.outputs)
 
 
 def _tensors(tensors: list[TensorEntry]) -> str:

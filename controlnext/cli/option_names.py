@@ -1,6 +1,6 @@
-"""What the libraries' arguments are called on the command line, in errors and in warnings.
+"""Names of options for the names of arguments, in errors and warnings.
 
-The libraries' messages name arguments in backticks; here they are the options that give them.
+Messages of the libraries name Python arguments in backticks; the command line shows the options instead.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "decode_chunk": ("decode_chunk_size",),
         "frames": ("num_frames",),
         "guidance": ("guidance_scale", "max_guidance_scale"),
+        "measure": ("measures",),
         "min_guidance": ("min_guidance_scale",),
         "model": ("family",),
         "no_t5": ("leave_out",),
         "num_images": ("num_images_per_prompt",),
         "random_weights": ("random_seed",),
         "scale": ("control_scale",),
+        "size": ("sizes",),
         "steps": ("num_inference_steps",),
     }
 )
-"""What the libraries call an option's argument, where it is not the same."""
+"""The libraries' arguments by option, where the names differ."""
 
 MIB = 1 << 20
-"""``--workspace`` counts these, the libraries bytes."""
+"""Bytes in a MiB: ``--workspace`` is in MiB, the libraries' argument in bytes."""
 
 _NAMED = re.compile(r"`(\w+)`")
 
 
 class OptionNames:
-    """The options of all subcommands of an ``application``, by the libraries' names of what they give."""
+    """The options of all subcommands of ``application``, by the names of the libraries' arguments."""
 
     def __init__(self, application: typer.Typer) -> None:
         self._application = application
@@ -57,11 +59,12 @@ class OptionNames:
         return options | differing
 
     def translate(self, text: str) -> str:
-        """``text`` with the option in place of every argument in backticks that one gives."""
+        """Return ``text`` with every argument in backticks that has an option replaced by that option."""
         return _NAMED.sub(lambda found: self._options.get(found[1], found[0]), text)
 
     def describe(self, error: ControlNeXtError) -> str:
-        """The message of an error; an engine's has the command that builds the right one."""
+        """Return the message of ``error``; for an :class:`EngineError` with the command that builds the
+        engine."""
         if isinstance(error, EngineError):
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
         return self.translate(str(error))
@@ -78,14 +81,14 @@ class OptionNames:
 
 
 class OptionFormatter(logging.Formatter):
-    """Formats what the libraries log with the names of options."""
+    """Formatter of the libraries' log records that shows options in place of arguments."""
 
     def __init__(self, names: OptionNames, pattern: str) -> None:
         super().__init__(pattern)
         self._names = names
 
     def format(self, record: logging.LogRecord) -> str:
-        """As the base class; an error among the record's arguments is described as one that ends the work."""
+        """Format ``record``; an error among its arguments is shown as the error of a command would be."""
         if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(

@@ -1,4 +1,4 @@
-"""Options that several subcommands share."""
+"""Options shared by several subcommands."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from controlnext.engines import registry
 
 def _check_seed(seed: int | None) -> int | None:
     if seed is not None and seed < 0:
-        raise typer.BadParameter(f"{seed} is negative; give a whole number from 0 on")
+        raise typer.BadParameter(f"{seed} is negative; it must be an integer of at least 0")
     return seed
 
 
-Bundle = Annotated[Path, typer.Argument(help="Folder that an export made.", show_default=False)]
+Bundle = Annotated[Path, typer.Argument(help="Path to the bundle directory.", show_default=False)]
 Base = Annotated[
     str | None,
     typer.Option(
         metavar="PATH_OR_ID",
-        help="Base model: diffusers folder, single-file checkpoint or hub id (owner/name@revision).",
+        help="Path or hub id (owner/name@revision) of the base model: diffusers directory or single file.",
         show_default="the family's usual base",
     ),
 ]
@@ -29,7 +29,7 @@ Control = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATH_OR_ID",
-        help="Control module weights: file, folder or hub id. More than one for several controls at once.",
+        help="Path or hub id of the control weights; repeat for several controls.",
         show_default=False,
     ),
 ]
@@ -37,32 +37,36 @@ UnetWeights = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATH_OR_ID",
-        help="The UNet tensors that were trained with the control module.",
+        help="Path or hub id of UNet weights fine-tuned with the control; may be repeated.",
         show_default=False,
     ),
 ]
 UnetIncrements = Annotated[
     bool,
-    typer.Option("--unet-increments", help="The trained UNet tensors are differences to add to the base's."),
+    typer.Option(
+        "--unet-increments", help="Add the fine-tuned UNet weights to the base's instead of replacing them."
+    ),
 ]
-Vae = Annotated[str | None, typer.Option(metavar="PATH_OR_ID", help="Replacement VAE.")]
+Vae = Annotated[
+    str | None,
+    typer.Option(metavar="PATH_OR_ID", help="Path or hub id of a VAE to use instead of the base's."),
+]
 Lora = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATH_OR_ID[:SCALE]",
-        help="LoRA to fuse into the base, with its strength (1 if none is given); may be repeated.",
+        help="Path or hub id of a LoRA to fuse into the base, with its scale (default 1); may be repeated.",
         show_default=False,
     ),
 ]
 NoT5 = Annotated[
-    bool, typer.Option("--no-t5", help="Leave the T5 text encoder out (sd3): less text, 9 GB less.")
+    bool, typer.Option("--no-t5", help="Export without the T5 text encoder (sd3 only), which takes 9 GB.")
 ]
 Scheduler = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KEY=VALUE[,...]",
-        help="Settings of the scheduler in place of the base's, such as prediction_type=v_prediction for"
-        " v-prediction checkpoints; values as in JSON; may be repeated.",
+        help="Override scheduler settings, such as prediction_type=v_prediction; may be repeated.",
         show_default=False,
     ),
 ]
@@ -71,8 +75,7 @@ RandomWeights = Annotated[
     typer.Option(
         metavar="SEED",
         callback=_check_seed,
-        help="The family's full-size architecture with random numbers instead of weights from files:"
-        " for trials of size and speed.",
+        help="Random seed of weights at full size, instead of weights from files, to test size and speed.",
     ),
 ]
 _RANGE = "N|MIN:OPT:MAX"
@@ -81,21 +84,26 @@ HeightRange = Annotated[
     typer.Option(
         "--height",
         metavar=_RANGE,
-        help="Heights in pixels that engines are built for; they are fastest at OPT.",
-        show_default="half to one and a half of what the model was trained at",
+        help="Image height range of the engines in pixels.",
+        show_default="0.5 to 1.5 times the training size",
     ),
 ]
 WidthRange = Annotated[
     str | None,
-    typer.Option("--width", metavar=_RANGE, help="Widths, likewise.", show_default="as the height"),
+    typer.Option(
+        "--width",
+        metavar=_RANGE,
+        help="Image width range of the engines in pixels.",
+        show_default="the height",
+    ),
 ]
 BatchRange = Annotated[
     str | None,
     typer.Option(
         "--batch",
         metavar=_RANGE,
-        help="Images at a time. The denoiser gets rows for both halves of a guided batch: 1 to twice MAX.",
-        show_default="1:1:4, of clips 1",
+        help="Batch size range of the engines, in images (guidance doubles it for the denoiser).",
+        show_default="1:1:4; 1 for clips",
     ),
 ]
 FramesRange = Annotated[
@@ -103,24 +111,24 @@ FramesRange = Annotated[
     typer.Option(
         "--frames",
         metavar=_RANGE,
-        help="Frames of a window, and those decoded at a time (svd).",
-        show_default="1 to what the model was trained with",
+        help="Frame count range of the engines, per window and per decoded chunk (svd only).",
+        show_default="1 to the training length",
     ),
 ]
 RunBackend = Annotated[
     str,
     typer.Option(
         "--backend",
-        help=f"What runs it: {', '.join(registry.BACKENDS)}; auto takes the fastest that works.",
+        help=f"Inference backend: {', '.join(registry.BACKENDS)}; auto selects the fastest available.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu or cuda:N.")]
 Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Threads that compute on the processor.",
-        show_default="one for each core that this process may use",
+        help="Number of CPU threads.",
+        show_default="one per available core",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]

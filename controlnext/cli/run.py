@@ -1,4 +1,4 @@
-"""``controlnext run``: a prompt, or a reference image, and its control to images or to a clip."""
+"""``controlnext run``: generate images or a clip with a bundle."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 Files = ImageFiles | ClipFiles
 
 FILES: Mapping[str, type[Files]] = MappingProxyType({"image": ImageFiles, "video": ClipFiles})
-"""By a family's ``task`` in the registry."""
+"""Reader and writer of files by a family's ``task`` in the registry."""
 
 
 OWN = ("preprocess", "output")
-"""Options that every bundle takes and no pipeline knows."""
+"""Options that every bundle accepts and no pipeline has as an argument."""
 
 
 def run(
@@ -70,7 +70,7 @@ def run(
     offload: run_options.Offload = False,
     as_json: options.Json = False,
 ) -> None:
-    """Make images or a clip with a bundle. Needs no PyTorch."""
+    """Generate images or a clip with a bundle, without PyTorch."""
     asked = {
         "control_image": control_image,
         "preprocess": preprocess,
@@ -125,31 +125,33 @@ def run(
         result = {"output": str(files.output), "files": [str(path) for path in written], **size}
         print_json({**result, "steps": step.total, "seed": seed, "seconds": seconds, "backend": ran_by})
     else:
-        many = f"{count} of " if count > 1 else ""
-        print(f"{_span(written)}: {many}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
+        number = f"{count} of " if count > 1 else ""
+        print(f"{_span(written)}: {number}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
 
 
 def _span(paths: Sequence[Path]) -> str:
-    """The first path and, where there are several, the last."""
+    """Return the first path and, if there are several, the last."""
     return " to ".join(str(path) for path in dict.fromkeys((paths[0], paths[-1])))
 
 
 def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given; raises :class:`InputError` where the bundle cannot take or lacks one."""
+    """Return the options that were given; raise :class:`InputError` if the bundle needs or refuses one."""
     title, controls = pipeline.family.title, len(pipeline.controls)
     given = {name: value for name, value in asked.items() if value is not None}
     takes = {name: name in (*OWN, *kind.takes) or _argument(name, pipeline) is not None for name in asked}
     wrong = [name for name in given if not takes[name]]
     if wrong:
         accepted = [name for name, taken in takes.items() if taken]
-        raise InputError(f"{title} takes no {_flags(wrong)}; leave it out; accepted: {_flags(accepted)}")
+        raise InputError(
+            f"{title} does not support {_flags(wrong)}; accepted: {_flags(accepted)}; remove {_flags(wrong)}"
+        )
     if kind.subject not in given:
-        raise InputError(f"{title} needs {_flags([kind.subject])}; give it beside --control-image")
+        raise InputError(f"{title} needs {_flags([kind.subject])}; give it with --control-image")
     for name, counts in {"control_image": (controls,), "scale": (1, controls)}.items():
         if name in given and len(given[name]) not in counts:
             raise InputError(
-                f"{_flags([name])} was given {len(given[name])} times, the controls of this bundle are"
-                f" {controls}; give one for each"
+                f"{_flags([name])} was given {len(given[name])} times, but the number of controls is"
+                f" {controls}; give one per control"
             )
     return given
 
@@ -163,12 +165,12 @@ def _opened(preprocess: str | None) -> AbstractContextManager[Preprocessor | Non
 def _request(
     pipeline: Pipeline, files: Files, given: Mapping[str, Any], preprocessor: Preprocessor | None
 ) -> CommonRequest:
-    """What is asked of the pipeline; images are read, clips opened."""
+    """Return the pipeline's request; images are read, clips opened."""
 
     def change(path: Path) -> Change:
         if preprocessor is None:
             return _unchanged
-        # a reader for each control: its frames have one ground
+        # one reader per control: all its frames get the same background
         return partial(preprocessor, reader=ImageReader(str(path), one_ground=True))
 
     values = dict(given)
@@ -183,13 +185,13 @@ def _request(
 
 
 def _argument(option: str, pipeline: Pipeline) -> str | None:
-    """What this bundle's pipeline calls an option; None where it knows no such thing."""
-    known = {field.name for field in fields(pipeline.request)}
-    return next((name for name in ARGUMENTS.get(option, (option,)) if name in known), None)
+    """Return the name of the pipeline's argument for ``option``, or None if it has none."""
+    accepted = {field.name for field in fields(pipeline.request)}
+    return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)
 
 
 def _one_or_all(values: list[Any]) -> Any:
-    """A bundle with one control takes no list."""
+    """Return the one value, or the list of several: a bundle with one control does not accept a list."""
     return values[0] if len(values) == 1 else values
 
 

@@ -1,4 +1,4 @@
-"""The options of ``controlnext run`` alone."""
+"""Options of ``controlnext run``."""
 
 from __future__ import annotations
 
@@ -9,47 +9,51 @@ import typer
 
 from controlnext.runtime.preprocess import PREPROCESSORS
 
-IMAGES, CLIPS = "Bundles that make images", "Bundles that make clips"
+IMAGES, CLIPS = "Options of image bundles", "Options of video bundles"
 
 ControlImage = Annotated[
     list[Path],
     typer.Option(
         metavar="PATH",
-        help="The control image; for a clip a folder of images, in the order of their names, or a"
-        " video. Once for each control of the bundle.",
+        help="Path to the control image (for a clip: video file or directory of images); once per control.",
     ),
 ]
 Preprocess = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"Make the control out of what is given: {', '.join(PREPROCESSORS)}."),
+    typer.Option(metavar="NAME", help=f"Preprocessor of the control image: {', '.join(PREPROCESSORS)}."),
 ]
 Scale = Annotated[
     list[float] | None,
-    typer.Option(help="Strength of the control: one for all, or one for each.", show_default="1"),
+    typer.Option(help="Control scale, one for all controls or one per control.", show_default="1"),
 ]
 ControlStart = Annotated[
     float | None,
-    typer.Option(help="Where in the run, of 0 to 1, the control sets in.", show_default="0"),
+    typer.Option(help="Fraction of the steps at which the control starts, from 0 to 1.", show_default="0"),
 ]
-ControlEnd = Annotated[float | None, typer.Option(help="Where it ends.", show_default="1")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the family's")]
+ControlEnd = Annotated[
+    float | None,
+    typer.Option(help="Fraction of the steps at which the control ends, from 0 to 1.", show_default="1"),
+]
+Steps = Annotated[int | None, typer.Option(help="Number of denoising steps.", show_default="the family's")]
 Guidance = Annotated[
     float | None,
     typer.Option(
-        help="Classifier-free guidance, none at 1; for a clip that of its last frame, none below 1.",
+        help="Classifier-free guidance scale (for a clip: of the last frame).",
         show_default="the family's",
     ),
 ]
-Sampler = Annotated[str | None, typer.Option(help="Sampler.", show_default="the family's")]
-Seed = Annotated[int, typer.Option(help="Start of the random numbers.")]
-Height = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control image's")]
-Width = Annotated[int | None, typer.Option(help="In pixels.", show_default="the control image's")]
-Prompt = Annotated[str | None, typer.Option(help="What the image shall show.", rich_help_panel=IMAGES)]
-NegativePrompt = Annotated[str | None, typer.Option(help="What it shall not show.", rich_help_panel=IMAGES)]
+Sampler = Annotated[str | None, typer.Option(help="Name of the sampler.", show_default="the family's")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Height = Annotated[
+    int | None, typer.Option(help="Image height in pixels.", show_default="the control image's")
+]
+Width = Annotated[int | None, typer.Option(help="Image width in pixels.", show_default="the control image's")]
+Prompt = Annotated[str | None, typer.Option(help="Text prompt.", rich_help_panel=IMAGES)]
+NegativePrompt = Annotated[str | None, typer.Option(help="Negative text prompt.", rich_help_panel=IMAGES)]
 NumImages = Annotated[
     int | None,
     typer.Option(
-        help="How many images; several are written to image-1.png, image-2.png and so on.",
+        help="Number of images to generate, saved as image-1.png, image-2.png and so on.",
         show_default="1",
         rich_help_panel=IMAGES,
     ),
@@ -58,23 +62,24 @@ VaeTiling = Annotated[
     bool | None,
     typer.Option(
         "--vae-tiling",
-        help="Decode in overlapping tiles, for large images: less memory, but colours may shift from"
-        " tile to tile.",
+        help="Decode the latents in overlapping tiles to save memory; colours may differ between tiles.",
         rich_help_panel=IMAGES,
     ),
 ]
 Image = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="The image that shall move.", rich_help_panel=CLIPS),
+    typer.Option(metavar="FILE", help="Path to the input image to animate.", rich_help_panel=CLIPS),
 ]
 Frames = Annotated[
     int | None,
-    typer.Option(min=1, help="Length of the clip.", show_default="the control's", rich_help_panel=CLIPS),
+    typer.Option(
+        min=1, help="Number of frames to generate.", show_default="the control's", rich_help_panel=CLIPS
+    ),
 ]
 Fps = Annotated[
     float | None,
     typer.Option(
-        help="Frames a second of the file.",
+        help="Frames per second of the output file.",
         show_default="the control video's, or 7",
         rich_help_panel=CLIPS,
     ),
@@ -82,37 +87,44 @@ Fps = Annotated[
 FramesPerBatch = Annotated[
     int | None,
     typer.Option(
-        help="A longer clip is denoised in windows of so many frames.",
+        help="Number of frames per denoising window.",
         show_default="14",
         rich_help_panel=CLIPS,
     ),
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option(help="Frames that windows share.", show_default="4", rich_help_panel=CLIPS),
+    typer.Option(
+        help="Number of frames shared by consecutive windows.", show_default="4", rich_help_panel=CLIPS
+    ),
 ]
 MinGuidance = Annotated[
     float | None,
-    typer.Option(help="Guidance of the first frame.", show_default="1", rich_help_panel=CLIPS),
+    typer.Option(
+        help="Classifier-free guidance scale of the first frame.", show_default="1", rich_help_panel=CLIPS
+    ),
 ]
 NoiseAugStrength = Annotated[
     float | None,
-    typer.Option(help="Noise added to the image.", show_default="0.02", rich_help_panel=CLIPS),
+    typer.Option(
+        help="Strength of the noise added to the input image.", show_default="0.02", rich_help_panel=CLIPS
+    ),
 ]
 DecodeChunk = Annotated[
     int | None,
-    typer.Option(help="Frames that are decoded at a time.", show_default="a window's", rich_help_panel=CLIPS),
+    typer.Option(
+        help="Number of frames to decode at a time.", show_default="the window's", rich_help_panel=CLIPS
+    ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
-        help="The image; or the clip: .mp4, .gif or a new folder for its frames. A file that is there"
-        " is replaced.",
+        help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames.",
         show_default="image.png or clip.mp4",
     ),
 ]
 Offload = Annotated[
     bool,
-    typer.Option("--offload", help="One engine in memory at a time: less memory, but loading takes longer."),
+    typer.Option("--offload", help="Keep only one engine in memory at a time, which is slower."),
 ]

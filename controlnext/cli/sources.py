@@ -1,4 +1,4 @@
-"""The options that say where weights come from, and the checkpoint that they name."""
+"""Options for the sources of weights, and the checkpoint that they name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a user gave of the options that export and verify share."""
+    """Values of the options for weights, which ``export`` and ``verify`` share."""
 
     base: options.Base = None
     control: options.Control = None
@@ -35,7 +35,7 @@ class Sources:
 
     @property
     def given(self) -> list[str]:
-        """The names of the options that were given."""
+        """Return the names of the options that were given."""
         return [
             "--" + field.name.replace("_", "-")
             for field in fields(self)
@@ -43,11 +43,13 @@ class Sources:
         ]
 
     def load(self, family: Family, variant: str) -> Checkpoint:
-        """The checkpoint; raises :class:`~controlnext.errors.ControlNeXtError` where there is none."""
+        """Load the checkpoint; raise :class:`~controlnext.errors.ControlNeXtError` if that fails."""
         from controlnext.weights import load_checkpoint
 
         if self.no_t5 and not family.sequence_encoder:
-            raise InputError(f"{family.name} has no T5 text encoder; leave --no-t5 out")
+            raise InputError(
+                f"--no-t5 is not supported by {family.name}, which has no T5 text encoder; remove it"
+            )
         checkpoint = load_checkpoint(
             family,
             variant=variant,
@@ -66,8 +68,7 @@ class Sources:
 
 
 def _check_sampler(checkpoint: Checkpoint) -> None:
-    """Refuse settings of the scheduler that are right each by itself, but not together: make the default
-    sampler of them."""
+    """Make the default sampler, to refuse scheduler settings that are valid alone but not together."""
     family = checkpoint.family
     try:
         # a schedule that divides by zero is an error of its own
@@ -75,7 +76,7 @@ def _check_sampler(checkpoint: Checkpoint) -> None:
             make_sampler(family.default_sampler, checkpoint.scheduler, family.default_steps)
     except InputError as error:
         raise CheckpointError(
-            f"the scheduler of this base, with what --scheduler gives: {error}", argument="scheduler"
+            f"the scheduler of the base with the settings of --scheduler: {error}", argument="scheduler"
         ) from error
 
 
@@ -83,13 +84,16 @@ _NEXT_SETTING = re.compile(r",(?=\s*\w+\s*=)")
 
 
 def parse_settings(given: Iterable[str]) -> dict[str, Any]:
-    """``KEY=VALUE[,KEY=VALUE...]`` by key; a value is JSON, or a word. Commas within a list part nothing."""
+    """Parse ``KEY=VALUE[,KEY=VALUE...]`` texts. A value is JSON or a word; commas within a list do not split.
+
+    Raises :class:`~controlnext.errors.InputError` for other text and for a key that is given twice.
+    """
     settings: dict[str, Any] = {}
     for text in (one for many in given for one in _NEXT_SETTING.split(many)):
         key, equals, value = (part.strip() for part in text.partition("="))
         if not (key and equals and value):
             raise InputError(
-                f"--scheduler {text!r} is no setting; give KEY=VALUE, such as prediction_type=v_prediction"
+                f"--scheduler {text!r} is not a setting; give KEY=VALUE, such as prediction_type=v_prediction"
             )
         if key in settings:
             raise InputError(f"--scheduler gives {key} twice; give it once")

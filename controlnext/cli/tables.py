@@ -1,4 +1,4 @@
-"""What was measured, as tables on stdout."""
+"""Tables of measurements on stdout."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from controlnext.evaluation.ranges import Ranges, TensorRange
 
 SHOWN = 20
-"""Rows of each table; JSON has all."""
+"""Largest number of rows in a table; the JSON output has all."""
 
 
 def print_parity(rows: Sequence[ParityRow]) -> None:
-    """The parity table on stdout."""
+    """Print the parity table on stdout."""
     print_table("Engine against PyTorch", PARITY_COLUMNS, [parity_cells(row) for row in rows])
 
 
 def print_layers(found: list[GraphDifferences]) -> None:
-    """A table for each graph on stdout."""
+    """Print one table per graph on stdout."""
     for graph in found:
         first = "none" if graph.first is None else f"{graph.first.node} ({graph.first.error:.1e})"
-        print(f"{graph.graph}: of {graph.compared} tensors the first beyond {graph.tolerance:g} is {first}")
+        print(f"{graph.graph}: {graph.compared} tensors compared, first above {graph.tolerance:g}: {first}")
         rows = [(row.node, row.tensor, f"{row.error:.1e}", f"{row.largest:.3g}") for row in graph.worst]
-        print_table("The worst", ("node", "tensor", "relative L2", "largest number"), rows)
+        print_table("Largest differences", ("node", "tensor", "relative L2", "largest number"), rows)
     if not found:
         print("all graphs are equal")
 
 
 def print_ranges(ranges: Ranges) -> None:
-    """The worst of both lists as tables on stdout."""
+    """Print the start of both rankings as tables on stdout."""
     tensors, modules = ranges.tensors[:SHOWN], ranges.modules[:SHOWN]
     print_table(
         f"Largest numbers: {len(tensors)} of {len(ranges.tensors)} tensors",
@@ -50,5 +50,5 @@ def print_ranges(ranges: Ranges) -> None:
 
 def _tensor_cells(tensor: TensorRange) -> tuple[str, ...]:
     room = f"{tensor.room:.2g} x" if tensor.peak else ""
-    kept = "float16" if tensor.float16 else "float32"
-    return f"{tensor.graph}: {tensor.tensor}", kept, f"{tensor.peak:.3g}", room, f"{tensor.flushed:.1%}"
+    stored = "float16" if tensor.float16 else "float32"
+    return f"{tensor.graph}: {tensor.tensor}", stored, f"{tensor.peak:.3g}", room, f"{tensor.flushed:.1%}"

@@ -1,16 +1,15 @@
-"""``controlnext verify``: compare a bundle with PyTorch, on the terminal and as a page."""
+"""``controlnext verify``: compare a bundle with PyTorch, on the terminal and as an HTML report."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import typer
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.cli import options
+from controlnext.cli import options, verify_options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 
 def verify(
     bundle: options.Bundle,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table and the images to one .html file.")
-    ] = None,
+    report: verify_options.Report = None,
     base: options.Base = None,
     control: options.Control = None,
     unet_weights: options.UnetWeights = None,
@@ -38,38 +35,20 @@ def verify(
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt of the sampling run.")] = None,
-    control_image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Control image of the sampling run.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampling run.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of its image.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of its image.")] = None,
-    ranges: Annotated[
-        bool,
-        typer.Option(
-            "--ranges",
-            help="Instead: measure every tensor of the sampling run, and rank them by their room in float16"
-            " and modules by the error of rounding to it.",
-        ),
-    ] = False,
-    depth: Annotated[
-        int, typer.Option(min=1, help="How many parts of its path name a module of --ranges.")
-    ] = 3,
-    layers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="BUNDLE",
-            help="Instead: compare tensor by tensor with the same model's bundle at another precision, and"
-            " show where the graphs first differ.",
-        ),
-    ] = None,
+    prompt: verify_options.Prompt = None,
+    control_image: verify_options.ControlImage = None,
+    steps: verify_options.Steps = None,
+    height: verify_options.Height = None,
+    width: verify_options.Width = None,
+    ranges: verify_options.Ranges = False,
+    depth: verify_options.Depth = 3,
+    layers: verify_options.Layers = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare a bundle's engine with PyTorch: every graph by itself, then a whole sampling run.
+    """Compare a bundle with PyTorch: each graph, then a whole sampling run.
 
-    PyTorch takes the weights that are in the bundle; with --control (or --random-weights) and the other
-    options of the export it takes the original ones.
+    PyTorch uses the bundle's weights, or the original ones given by --control (or --random-weights) and the
+    other options of the export.
     """
     sources = Sources(
         base=base,
@@ -84,7 +63,7 @@ def verify(
     )
     if (ranges or layers) and (sources.given or report is not None):
         option = "--ranges" if ranges else "--layers"
-        raise InputError(f"{option} looks at the bundle alone; leave --report and the original weights out")
+        raise InputError(f"{option} does not support --report or original weights; remove these options")
     if layers is not None:
         _show_layers(bundle, layers, as_json)
         return
@@ -92,11 +71,11 @@ def verify(
     original = sources.control or sources.random_weights is not None
     if sources.given and not original:
         raise InputError(
-            f"{', '.join(sources.given)} name original weights, which need --control too; without any of"
-            " these options PyTorch takes the bundle's own"
+            f"{', '.join(sources.given)} was given without --control; add --control to compare with the"
+            " original weights, or remove it to compare with the bundle's own"
         )
     if report is not None and report.suffix != ".html":
-        raise InputError(f"report {report} is no .html file; give --report FILE.html")
+        raise InputError(f"report {report} is not an .html file; give --report FILE.html")
     image = None if control_image is None else read_image(control_image)
     with extra("export"):
         from controlnext.evaluation.inputs import added_words, default_run
@@ -106,7 +85,7 @@ def verify(
         from controlnext.export.exporter import check_parity
         from controlnext.weights import bundle_checkpoint
     family = get_family(manifest.family)
-    run = _choose(
+    run = _override(
         default_run(manifest, added_words(bundle, manifest)),
         family,
         prompt=prompt,
@@ -156,20 +135,24 @@ def _show_ranges(bundle: Path, run: SamplingRun, found: Ranges, as_json: bool) -
         print_ranges(found)
     if beyond := [tensor.tensor for tensor in found.tensors if tensor.overflows]:
         raise ParityError(
-            f"{len(beyond)} tensors that the bundle has in float16 exceed {LARGEST:g}, first {beyond[0]};"
+            f"{len(beyond)} float16 tensors of the bundle exceed {LARGEST:g}, first {beyond[0]};"
             " export with --precision fp32, or keep them in float32 in the registry"
         )
 
 
-def _choose(default: SamplingRun, family: Family, **wishes: Any) -> SamplingRun:
-    """``default`` with the ``wishes`` that are not None; the size has to be one that the family takes."""
-    if wishes["prompt"] is not None and default.prompt is None:
+def _override(default: SamplingRun, family: Family, **overrides: Any) -> SamplingRun:
+    """Return ``default`` with the ``overrides`` that are not None.
+
+    Raises :class:`InputError` for a prompt without text encoders, and for a number of steps or a size that
+    the family does not accept.
+    """
+    if overrides["prompt"] is not None and default.prompt is None:
         raise InputError(
-            "the bundle has no text encoders; leave --prompt out, random embeddings take its place"
+            "the bundle has no text encoders; remove --prompt, random embeddings are used instead"
         )
-    run = replace(default, **{name: wish for name, wish in wishes.items() if wish is not None})
+    run = replace(default, **{name: value for name, value in overrides.items() if value is not None})
     if run.steps < 1:
-        raise InputError(f"the number of steps is {run.steps}; give one from 1 on")
+        raise InputError(f"the number of steps is {run.steps}; it must be a positive integer")
     for size in (run.width, run.height):
         if size < family.size_multiple or size % family.size_multiple:
             raise InputError(

@@ -1,1 +1,1 @@
-"""How good a bundle is: parity with PyTorch, ranges of float16, differences by layer, and their inputs."""
+"""Evaluation of bundles: parity with PyTorch, float16 ranges, differences by layer, calibration data."""

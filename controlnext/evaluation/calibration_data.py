@@ -1,4 +1,4 @@
-"""Sampling runs that int8 is calibrated on: prompts, control images, all timesteps, guidance."""
+"""Sampling runs for int8 calibration, over prompts, control images, all timesteps and guidance."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from controlnext.runtime.media.image_files import read_image
 from controlnext.types import Feed, Progress
 
 Denoise = Callable[[Feed], dict[str, np.ndarray]]
-"""What a denoiser's engine does: outputs by name for inputs by name."""
+"""A function in place of a denoiser's engine: inputs by name to outputs by name."""
 
 STEPS = 8
-"""Of the first trajectory; each further one has a step more, so that they meet other timesteps."""
+"""Number of steps of the first trajectory; each further one has one more, so that timesteps differ."""
 SCALES = (1.0, 0.5, 1.5, 0.75)
-"""Control scales of the trajectories in turn."""
+"""Control scales, used by the trajectories in turn."""
 FULL = 256
-"""Pixels: images up to this side are sampled at the size that the model was made for, larger ones at half
-of it, but not below this."""
+"""Side in pixels: models of this sample size or less are sampled at it, others at half of theirs, but not
+below this."""
 CLIP = 3
-"""Frames of a calibration clip."""
+"""Number of frames of a calibration clip."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What one trajectory is asked for."""
+    """A prompt and a control image for one trajectory."""
 
     prompt: str
     image: Image.Image
 
 
 def default_examples() -> list[Example]:
-    """Drawn edges, thick and thin, sparse and dense, each with a prompt."""
+    """Return the built-in examples: drawn edges, thick and thin, sparse and dense, each with a prompt."""
     prompts = (
         "a portrait of a woman with red hair, soft light, photograph",
         "a red circle on a blue background",
@@ -68,31 +68,33 @@ def _drawing(index: int, size: int = 512) -> Image.Image:
     return image
 
 
-def read_examples(folder: Path) -> list[Example]:
-    """The images of a folder in order of their names, each with the prompt in the .txt file beside it.
+def read_examples(directory: Path) -> list[Example]:
+    """Read the images of a directory in the order of their names, with the prompt of NAME.png in NAME.txt.
 
-    Raises :class:`InputError` where there are none, or one has no prompt.
+    Raises :class:`InputError` if there are no images, or an image has no prompt.
     """
-    if not folder.is_dir():
-        raise InputError(f"calibration {folder} is no folder; give one of images with a .txt prompt each")
-    texts = sorted(folder.glob("*.txt"))
-    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not directory.is_dir():
+        raise InputError(
+            f"calibration {directory} is not a directory; give one with images and a .txt prompt for each"
+        )
+    texts = sorted(directory.glob("*.txt"))
+    images = sorted(path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
-        raise InputError(f"calibration {folder} has no image; give NAME.png and its prompt as NAME.txt")
+        raise InputError(f"calibration {directory} has no image; add NAME.png and its prompt as NAME.txt")
     if missing := [p.name for p in images if p.with_suffix(".txt") not in texts]:
         raise InputError(
-            f"calibration {folder}: no prompt for {missing[:5]}; write it as a .txt file beside it"
+            f"calibration {directory}: no prompt for {missing[:5]}; add a .txt file of the same name for each"
         )
     return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_image(p)) for p in images]
 
 
 def run_trajectories(
-    bundle: Path, denoise: Denoise, examples: Sequence[Example], report: Progress = lambda _what, _done: None
+    bundle: Path, denoise: Denoise, examples: Sequence[Example], report: Progress = lambda _stage, _done: None
 ) -> None:
     """Sample every example from ``bundle`` with ``denoise`` in place of its denoiser's engine.
 
-    Large images have half the height and width that the model was made for, a quarter of the work. A bundle
-    without text encoders gets random embeddings.
+    Large models are sampled at half their height and width, a quarter of the work. A bundle without text
+    encoders gets random embeddings. ``report`` gets the stage and the fraction done.
     """
     manifest = read_manifest(bundle)
     backend = _Substitute(get_family(manifest.family).denoiser, denoise)
@@ -104,8 +106,8 @@ def run_trajectories(
 
 def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, object]:
     family, run = get_family(manifest.family), default_run(manifest)
-    made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
-    side = max(made_for // 2, min(made_for, FULL)) // family.size_multiple * family.size_multiple
+    sample_size = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
+    side = max(sample_size // 2, min(sample_size, FULL)) // family.size_multiple * family.size_multiple
     run = replace(
         run,
         prompt=None if run.prompt is None else example.prompt,
@@ -120,7 +122,7 @@ def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, ob
 
 
 class _Substitute(Backend):
-    """ONNX Runtime for every graph but one, which a function takes the place of."""
+    """ONNX Runtime for all graphs but one, which a function replaces."""
 
     def __init__(self, graph_name: str, run: Denoise) -> None:
         self.graph_name, self.run = graph_name, run
@@ -141,4 +143,4 @@ class _Function(Engine):
         return self.function(feed)
 
     def _close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to release."""

@@ -1,4 +1,4 @@
-"""What a bundle is tried on: seeded inputs for each graph, and a short sampling run."""
+"""Test inputs of a bundle: seeded inputs for each graph, and a short sampling run."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from controlnext.tensor_spec import control_inputs, split_dim
 from controlnext.types import Feed
 
 Profiles = Mapping[str, Profile]
-"""The shapes that built engines take, by the name of their graph."""
+"""The shapes that built engines accept, by graph name."""
 
 logger = logging.getLogger(__name__)
 
 SEED = 0
 
-# Neither is a size at which graphs are traced, and every family takes both.
+# Sizes at which no graph is traced and which every family accepts.
 SIZES = (
     {"batch": 1, "height": 24, "width": 16, "sequence": 77, "frames": 3},
     {"batch": 2, "height": 8, "width": 40, "sequence": 33, "frames": 2},
@@ -37,9 +37,10 @@ SIZES = (
 
 @dataclass(frozen=True)
 class SamplingRun:
-    """What a whole run is compared on. Where the prompt is None, random embeddings take its place.
+    """The inputs of a whole sampling run. If ``prompt`` is None, random embeddings are used.
 
-    A clip shows the control image moving, in overlapping windows; a further control sees it turned.
+    For a clip of ``frames`` frames the control image is moved from frame to frame. Further controls get it
+    rotated.
     """
 
     prompt: str | None
@@ -55,9 +56,9 @@ class SamplingRun:
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
-    """A short run at a small size: on a full-size model it takes about a minute on a processor.
+    """Return a short run at a small size, which takes a full-size model about a minute on a CPU.
 
-    ``words``: what the prompt has to contain.
+    ``words``: words to include in the prompt.
     """
     size, family = 128, get_family(manifest.family)
     image = Image.new("RGB", (size, size))
@@ -69,17 +70,17 @@ def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
 
 
 def added_words(bundle: Path, manifest: Manifest) -> list[str]:
-    """One of the tokens that were added to each tokenizer: of several vectors where there is such a one."""
+    """Return one added token of each tokenizer, one of several vectors if there is one."""
     words: dict[str, None] = {}
     family = get_family(manifest.family)
-    for folder in (*family.prompt_encoders, family.sequence_encoder):
-        if folder in manifest.graphs:
-            words |= dict.fromkeys(prompt_tokenizer(bundle, manifest, folder).added[:1])
+    for graph_name in (*family.prompt_encoders, family.sequence_encoder):
+        if graph_name in manifest.graphs:
+            words |= dict.fromkeys(prompt_tokenizer(bundle, manifest, graph_name).added[:1])
     return list(words)
 
 
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
-    """The arguments that the PyTorch reference and the runtime's pipeline both take."""
+    """Return the arguments of ``run``, for the PyTorch reference and the runtime's pipeline alike."""
     common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
     return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
@@ -133,21 +134,24 @@ def _random_embeddings(manifest: Manifest) -> Feed:
 
 
 def fit_run(manifest: Manifest, run: SamplingRun, profiles: Sequence[Profiles]) -> SamplingRun:
-    """The run at the nearest size that all engines of these ``profiles`` take; a warning says so."""
+    """Return ``run`` at the nearest size that all engines of ``profiles`` accept; log a warning if it
+    differs."""
     family = get_family(manifest.family)
     sizes = {"height": run.height // family.vae_factor, "width": run.width // family.vae_factor}
-    for folder, graph in manifest.graphs.items():
-        sizes = _fit(sizes, graph, folder, profiles)
+    for graph_name, graph in manifest.graphs.items():
+        sizes = _fit(sizes, graph, graph_name, profiles)
     height, width = (family.vae_factor * sizes[name] for name in ("height", "width"))
     if (height, width) != (run.height, run.width):
-        logger.warning("the run is at %d x %d, which the built engines take", width, height)
+        logger.warning("the sampling run is at %d x %d, which the built engines accept", width, height)
     return replace(run, height=height, width=width)
 
 
-def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence[Profiles]) -> dict[str, int]:
-    """``sizes`` with each within what the engines of the graph were built for."""
+def _fit(
+    sizes: Mapping[str, int], graph: Graph, graph_name: str, profiles: Sequence[Profiles]
+) -> dict[str, int]:
+    """Clamp each of ``sizes`` to the range that the graph's engines were built for."""
     fitted = dict(sizes)
-    for profile in (given[folder] for given in profiles if folder in given):
+    for profile in (shapes[graph_name] for shapes in profiles if graph_name in shapes):
         for tensor in graph.inputs:
             smallest, _, largest = profile[tensor.name]
             for dim, low, high in zip(tensor.shape, smallest, largest, strict=True):
@@ -160,21 +164,24 @@ def _fit(sizes: Mapping[str, int], graph: Graph, folder: str, profiles: Sequence
 def graph_feeds(
     bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
 ) -> dict[str, Sequence[Feed]]:
-    """Inputs for each graph by folder, at each of :data:`SIZES`, or near it where the engines of these
-    ``profiles`` do not take it."""
+    """Return inputs by graph name, at each of :data:`SIZES` or the nearest size that the engines accept."""
     family = get_family(manifest.family)
     timesteps = _timesteps(bundle, family)
     return {
-        folder: [
-            _feed(manifest, family, graph, _fit(sizes, graph, folder, profiles), timesteps) for sizes in SIZES
+        graph_name: [
+            _feed(manifest, family, graph, _fit(sizes, graph, graph_name, profiles), timesteps)
+            for sizes in SIZES
         ]
-        for folder, graph in manifest.graphs.items()
+        for graph_name, graph in manifest.graphs.items()
     }
 
 
 def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, rows: int, frames: int) -> Feed:
-    """Seeded inputs of the denoiser at a size in pixels, for a batch of ``rows``, of clips of so many
-    ``frames``: one control image for all rows, as a pipeline gives it."""
+    """Return seeded inputs of the denoiser for a batch of ``rows``, by name.
+
+    ``height`` and ``width`` are in pixels, ``frames`` is the length of clips. The control image has batch
+    size 1 and is shared by all rows, as in a pipeline.
+    """
     family = get_family(manifest.family)
     multiple = family.size_multiple
     sizes = {"batch": rows, "height": height // multiple, "width": width // multiple}
@@ -186,7 +193,7 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
 
 
 def _tokens(family: Family) -> int:
-    """How many tokens the embedding of a prompt has, or that of an image where there are no prompts."""
+    """Return the number of tokens of the prompt's embedding, or of the image's if there are no prompts."""
     following = [graph.network for graph in family.graphs if graph.name == family.sequence_encoder]
     return (77 if family.prompt_encoders else 1) + sum(family.networks[name].tokens for name in following)
 
@@ -211,7 +218,7 @@ def _feed(
         if tensor.name == "input_ids":
             values = generator.integers(0, config["vocab_size"], shape)
         elif tensor.name == "timestep":
-            # one time for the whole batch, as in every sampling step
+            # the same timestep for the whole batch, as in every sampling step
             values = np.full(shape, generator.choice(timesteps))
         elif tensor.name in images:
             values = generator.random(shape)

@@ -1,4 +1,4 @@
-"""Where the graphs of two bundles of one model first differ: every tensor that both compute, compared."""
+"""Comparison of two bundles of one model tensor by tensor, to find where their graphs first differ."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ from controlnext.evaluation.metrics import relative_l2
 from controlnext.types import Feed, Precision, Progress
 
 GROUP = 128
-"""So many tensors are computed at a time: they are what memory is needed for, besides one graph."""
+"""Number of tensors computed at a time: they take memory besides the graph."""
 WORST = 10
+"""Number of tensors with the largest errors that are reported per graph."""
 _WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 
 class LayerDifference(msgspec.Struct, frozen=True):
-    """A tensor: the node that computes it in the bundle, how far it is from the other bundle's (relative L2;
-    infinite where either is not finite), and the largest number in the latter."""
+    """The difference of one tensor between two bundles.
+
+    ``node``: name of the node that computes it in the first bundle. ``error``: relative L2, infinite if
+    either tensor is not finite. ``largest``: largest magnitude in the other bundle's tensor.
+    """
 
     tensor: str
     node: str
@@ -43,8 +47,11 @@ class LayerDifference(msgspec.Struct, frozen=True):
 
 
 class GraphDifferences(msgspec.Struct, frozen=True):
-    """Of one graph: how many tensors were compared, the first one beyond ``tolerance`` in the order in which
-    they are computed, and those with the largest errors."""
+    """The differences of one graph.
+
+    ``compared``: number of tensors compared. ``first``: the first tensor, in the order of computation, with
+    an error above ``tolerance``. ``worst``: the tensors with the largest errors.
+    """
 
     graph: str
     compared: int
@@ -56,26 +63,26 @@ class GraphDifferences(msgspec.Struct, frozen=True):
 def compare_layers(
     bundle: Path, other: Path, tolerances: Mapping[Precision, float], progress: Progress
 ) -> list[GraphDifferences]:
-    """Compare every graph of ``bundle`` with the same one of ``other``; those that are equal are left out.
+    """Compare every graph of ``bundle`` with the same graph of ``other``, skipping graphs with equal files.
 
-    Both run by ONNX Runtime on the processor, operator by operator as the graphs have them. ``tolerances``:
-    what a tensor's error may be, by the precision of a graph of ``bundle``.
+    ONNX Runtime runs both on the CPU without graph optimizations. ``tolerances``: largest allowed error of a
+    tensor, by the precision of the graph of ``bundle``.
 
     Raises :class:`~controlnext.errors.InputError` for bundles of different models.
     """
     manifest, against = read_manifest(bundle), read_manifest(other)
     _check_same_model(manifest, against, other)
-    folders = [name for name in manifest.graphs if _content(manifest, name) != _content(against, name)]
+    graph_names = [name for name in manifest.graphs if _content(manifest, name) != _content(against, name)]
     feeds = graph_feeds(bundle, manifest)
     found = []
-    for index, folder in enumerate(folders):
-        report = partial(_report, progress, folder, index, len(folders))
-        graphs = _graph(bundle, manifest, folder), _graph(other, against, folder)
-        layers = list(_layers(*graphs, feeds[folder][0], report))
-        tolerance = tolerances[manifest.graphs[folder].precision]
+    for index, graph_name in enumerate(graph_names):
+        report = partial(_report, progress, graph_name, index, len(graph_names))
+        graphs = _graph(bundle, manifest, graph_name), _graph(other, against, graph_name)
+        layers = list(_layers(*graphs, feeds[graph_name][0], report))
+        tolerance = tolerances[manifest.graphs[graph_name].precision]
         first = next((layer for layer in layers if layer.error > tolerance), None)
         worst = sorted(layers, key=lambda layer: layer.error, reverse=True)[:WORST]
-        found.append(GraphDifferences(folder, len(layers), tolerance, first, worst))
+        found.append(GraphDifferences(graph_name, len(layers), tolerance, first, worst))
     return found
 
 
@@ -83,29 +90,30 @@ def _check_same_model(manifest: Manifest, against: Manifest, other: Path) -> Non
     ours, theirs = ((m.family, m.variant, _inputs(m)) for m in (manifest, against))
     if ours != theirs:
         raise InputError(
-            f"{other} is a bundle of {against.variant}, with graphs {', '.join(against.graphs)}, and not of"
-            " the same model; give one that was exported from the same weights at another precision"
+            f"{other} is of another model, {against.variant} with graphs {', '.join(against.graphs)};"
+            " give a bundle that was exported from the same weights at another precision"
         )
 
 
 def _inputs(manifest: Manifest) -> dict[str, Any]:
-    return {folder: graph.inputs for folder, graph in manifest.graphs.items()}
+    return {name: graph.inputs for name, graph in manifest.graphs.items()}
 
 
-def _content(manifest: Manifest, folder: str) -> list[str]:
-    return [entry.sha256 for entry in graph_files(manifest, folder).values()]
+def _content(manifest: Manifest, graph_name: str) -> list[str]:
+    return [entry.sha256 for entry in graph_files(manifest, graph_name).values()]
 
 
-def _graph(bundle: Path, manifest: Manifest, folder: str) -> Path:
-    return check_graph(bundle, manifest, folder) / MODEL
+def _graph(bundle: Path, manifest: Manifest, graph_name: str) -> Path:
+    """Verify the checksums of a graph's files and return the path of its ONNX file."""
+    return check_graph(bundle, manifest, graph_name) / MODEL
 
 
-def _report(progress: Progress, folder: str, index: int, count: int, done: float) -> None:
-    progress(f"{folder}: layers", (index + done) / count)
+def _report(progress: Progress, graph_name: str, index: int, count: int, done: float) -> None:
+    progress(f"{graph_name}: layers", (index + done) / count)
 
 
 def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[LayerDifference]:
-    """The tensors of both graphs with floating point numbers, in the order of ``graph``."""
+    """Yield the differences of the floating-point tensors of both graphs, in the order of ``graph``."""
     nodes = _nodes(graph)
     names = [name for name in nodes if name in _nodes(other)]
     for start in range(0, len(names), GROUP):
@@ -121,7 +129,7 @@ def _layers(graph: Path, other: Path, feed: Feed, report: Any) -> Iterator[Layer
 
 
 def _nodes(graph: Path) -> dict[str, str]:
-    """The name of the node that computes each tensor, in order."""
+    """Return the name of the node that computes each tensor, by the tensor's name, in order."""
     model = onnx.load(graph, load_external_data=False)
     return {
         output: node.name or node.op_type for node in model.graph.node for output in node.output if output
@@ -129,7 +137,7 @@ def _nodes(graph: Path) -> dict[str, str]:
 
 
 def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
-    """A session that gives these tensors, computed as the graph says."""
+    """Return a session that outputs the tensors ``outputs``, without graph optimizations."""
     model = ModifyOutputs(onnx.load(graph, load_external_data=False), outputs=outputs)()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()
@@ -142,18 +150,18 @@ def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
 
 
 def _compare(
-    errors: dict[str, tuple[float, float]], found: Mapping[str, Any], wanted: Mapping[str, Any]
+    errors: dict[str, tuple[float, float]], found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> OrderedDict[str, bool]:
-    """Note the error of every tensor of floating point numbers, and the largest number in ``wanted``."""
+    """Add the error and the largest expected magnitude of every floating-point tensor to ``errors``."""
     for name in found:
-        ours, theirs = np.asarray(found[name]), np.asarray(wanted[name])
+        ours, theirs = np.asarray(found[name]), np.asarray(expected[name])
         if ours.dtype.kind == "f" and ours.size:
             errors[name] = _relative(ours.astype(np.float64), theirs.astype(np.float64))
     return OrderedDict.fromkeys(found, True)
 
 
-def _relative(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    largest = float(np.abs(wanted).max())
-    if not (np.isfinite(found).all() and np.isfinite(wanted).all()):
+def _relative(found: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
+    largest = float(np.abs(expected).max())
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("inf"), largest
-    return relative_l2(found, wanted), largest
+    return relative_l2(found, expected), largest

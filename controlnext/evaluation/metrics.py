@@ -1,18 +1,18 @@
-"""Measures of how far two results are apart."""
+"""Metrics of the difference of two results."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def relative_l2(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Return ``|found - wanted| / |wanted|``, both as vectors of any equal shape, computed in float64.
+def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return ``|found - expected| / |expected|``, both as vectors of any equal shape, computed in float64.
 
-    NaN where either is not finite; where ``wanted`` is zero, 0 for equal arrays and infinity otherwise.
+    NaN if either is not finite. If ``expected`` is all zeros: 0 for equal arrays, else infinity.
     """
-    wanted = wanted.astype(np.float64)
+    expected = expected.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        distance, size = np.linalg.norm(found - wanted), np.linalg.norm(wanted)
+        distance, size = np.linalg.norm(found - expected), np.linalg.norm(expected)
     if size == 0:
         return 0.0 if distance == 0 else float("inf")
     with np.errstate(invalid="ignore"):

@@ -1,6 +1,6 @@
-"""How far engines are from PyTorch: every graph by itself, then a whole sampling run.
+"""Parity of engines with PyTorch: each graph alone, then a whole sampling run.
 
-ONNX Runtime's always; those that were built with another library too, where they can run.
+ONNX Runtime's engines are always compared, built TensorRT engines if they can run on this machine.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Feeds = Mapping[str, Sequence[Feed]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What is allowed: relative L2 of a graph's outputs and of a run's latents, PSNR in dB of its image."""
+    """Limits of parity: relative L2 of a graph's outputs and of a run's latents, PSNR in dB of its image."""
 
     graph: float
     latents: float
     image: float
 
 
-# With room above the worst that was measured on the tiny models of the tests and the small trained one.
+# Set above the largest errors measured on the tiny models of the tests and on the small trained model.
 # A sampling run feeds every step's error into the next and guidance multiplies it: its latents differ more.
 LIMITS: Mapping[Precision, Limits] = {
     # sums in another order: 4e-6 a graph, 2e-5 a run, 100 dB
@@ -63,7 +63,7 @@ LIMITS: Mapping[Precision, Limits] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """The parity table, and the (last) image (H, W, 3) in [0, 1] as PyTorch and as the engine made it."""
+    """The rows of the parity table, and the last image (H, W, 3) in [0, 1] of PyTorch and of the engine."""
 
     rows: list[ParityRow]
     pytorch: np.ndarray
@@ -71,44 +71,44 @@ class Comparison:
 
 
 def measure(bundle: Path, checkpoint: Checkpoint, progress: Progress) -> list[ParityRow]:
-    """The parity table of the bundle in folder ``bundle`` against PyTorch with ``checkpoint``'s weights."""
+    """Return the parity table of ``bundle`` against PyTorch with the weights of ``checkpoint``."""
     manifest = read_manifest(bundle)
     run = default_run(manifest, added_words(bundle, manifest))
     return compare(bundle, checkpoint, run, progress).rows
 
 
 def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Progress) -> Comparison:
-    """Run PyTorch, then each backend, on the same inputs: the first is freed before the second opens.
+    """Run PyTorch, then each backend, on the same inputs; PyTorch's memory is released before engines open.
 
-    The inputs are of sizes that all engines take; those of the run are changed where they do not.
+    The sizes of the inputs, and of ``run``, are adjusted to what all engines accept.
     """
     manifest = read_manifest(bundle)
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
     arguments = run_arguments(manifest, run)
-    wanted = _pytorch(checkpoint, feeds, arguments, progress)
+    expected = _pytorch(checkpoint, feeds, arguments, progress)
     gc.collect()
     found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
-    rows = _rows(manifest, run, wanted, found)
+    rows = _rows(manifest, run, expected, found)
     for name, backend in backends.items():
         built = _engine(bundle, manifest, backend, feeds, arguments, progress)
-        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, wanted, built)]
-    return Comparison(rows, wanted.images[-1], found.images[-1])
+        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, expected, built)]
+    return Comparison(rows, expected.images[-1], found.images[-1])
 
 
-def _rows(manifest: Manifest, run: SamplingRun, wanted: _Outputs, found: _Outputs) -> list[ParityRow]:
+def _rows(manifest: Manifest, run: SamplingRun, expected: _Outputs, found: _Outputs) -> list[ParityRow]:
     rows = [
-        _row(f"{folder}: {output.name}", "relative L2", _worst(wanted, found, folder, output.name), limit)
-        for folder, graph in manifest.graphs.items()
+        _row(f"{name}: {output.name}", "relative L2", _worst(expected, found, name, output.name), limit)
+        for name, graph in manifest.graphs.items()
         for output in graph.outputs
         for limit in [LIMITS[graph.precision].graph]
     ]
     limits = LIMITS[manifest.precision]
     return [
         *rows,
-        _row(f"latents, {run}", "relative L2", relative_l2(found.latents, wanted.latents), limits.latents),
-        _row(f"image, {run}", "PSNR in dB", psnr(wanted.images, found.images), limits.image, True),
+        _row(f"latents, {run}", "relative L2", relative_l2(found.latents, expected.latents), limits.latents),
+        _row(f"image, {run}", "PSNR in dB", psnr(expected.images, found.images), limits.image, True),
     ]
 
 
@@ -124,13 +124,13 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
     reference = reference_pipeline(checkpoint)
     specs = {spec.name: spec for spec in checkpoint.graphs}
     graphs = {}
-    for done, (folder, given) in enumerate(feeds.items()):
-        progress(f"{folder}: PyTorch", done / len(feeds) / 2)
-        spec = specs[folder]
+    for done, (graph_name, inputs) in enumerate(feeds.items()):
+        progress(f"{graph_name}: PyTorch", done / len(feeds) / 2)
+        spec = specs[graph_name]
         network = reference.modules[spec.network]
         normalization = CrossNormalization(checkpoint.variant.injection)
         module = wrap(spec, network, reference.controls, normalization)
-        graphs[folder] = [_forward(module, spec, feed) for feed in given]
+        graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
     output = reference(**arguments)
     return _Outputs(graphs, output.latents, _images(output))
@@ -151,10 +151,10 @@ def _engine(
     progress: Progress,
 ) -> _Outputs:
     graphs = {}
-    for done, (folder, given) in enumerate(feeds.items()):
-        progress(f"{folder}: engine", 0.5 + done / len(feeds) / 2)
-        with backend.open(bundle, manifest, folder, cache=False) as engine:
-            graphs[folder] = [engine.run(feed) for feed in given]
+    for done, (graph_name, inputs) in enumerate(feeds.items()):
+        progress(f"{graph_name}: engine", 0.5 + done / len(feeds) / 2)
+        with backend.open(bundle, manifest, graph_name, cache=False) as engine:
+            graphs[graph_name] = [engine.run(feed) for feed in inputs]
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
@@ -162,16 +162,16 @@ def _engine(
 
 
 def _images(output: Any) -> np.ndarray:
-    """The images or the clip's frames (N, H, W, 3) of either pipeline's output."""
+    """Return the images or the clip's frames (N, H, W, 3) of either pipeline's output."""
     return np.asarray(output.frames[0] if hasattr(output, "frames") else output.images)
 
 
-def _worst(wanted: _Outputs, found: _Outputs, folder: str, output: str) -> float:
-    pairs = zip(wanted.graphs[folder], found.graphs[folder], strict=True)
-    # not Python's max: it may drop a NaN
+def _worst(expected: _Outputs, found: _Outputs, graph_name: str, output: str) -> float:
+    pairs = zip(expected.graphs[graph_name], found.graphs[graph_name], strict=True)
+    # np.max keeps a NaN, Python's max may drop it
     return float(np.max([relative_l2(b[output], a[output]) for a, b in pairs]))
 
 
 def _row(name: str, metric: str, value: float, limit: float, at_least: bool = False) -> ParityRow:
-    # two digits: equal exports have equal manifests although threads may add in another order
+    # two digits, so that equal exports have equal manifests although threads may sum in another order
     return ParityRow(name, metric, float(f"{value:.1e}"), limit, at_least)

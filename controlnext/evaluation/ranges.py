@@ -1,4 +1,4 @@
-"""How far the numbers in a bundle's graphs reach in a sampling run, and what rounding to float16 costs."""
+"""Ranges of a bundle's tensors in a sampling run, and the error of rounding modules to float16."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class TensorRange:
-    """A tensor over a run, in float32 arithmetic: ``tensor`` is the node that makes it, ``peak`` its largest
-    magnitude, ``flushed`` the largest share of its numbers that float16 turns into zero, ``float16`` whether
-    the bundle has it in that precision."""
+    """The range of a tensor over a run in float32 arithmetic.
+
+    ``tensor``: name of the node that computes it. ``float16``: whether the bundle has it in float16.
+    ``peak``: largest magnitude. ``flushed``: largest share of its values in one call that float16 rounds to
+    zero.
+    """
 
     graph: str
     tensor: str
@@ -41,18 +44,21 @@ class TensorRange:
 
     @property
     def overflows(self) -> bool:
+        """Tell whether the bundle has the tensor in float16 and its peak is not finite there."""
         return self.float16 and not self.peak <= LARGEST
 
     @property
     def room(self) -> float:
-        """How many times larger its numbers could be; for a peak above 0."""
+        """Return the factor by which its values may grow before float16 overflows; for a peak above 0."""
         return LARGEST / self.peak
 
 
 @dataclass(frozen=True)
 class ModuleError:
-    """Relative L2 of a graph's outputs when only what one module computes is rounded to float16; not finite
-    where that overflows. ``module`` is empty for all that the bundle has in float16."""
+    """The relative L2 of a graph's outputs when only the tensors of one module are rounded to float16.
+
+    It is not finite if that overflows. ``module`` is empty for all float16 tensors of the bundle together.
+    """
 
     graph: str
     module: str
@@ -61,17 +67,18 @@ class ModuleError:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Tensors: those in float16 first, the largest first. Modules: the largest error first."""
+    """Rankings: tensors, float16 first and then by peak; modules by error, the largest first."""
 
     tensors: list[TensorRange]
     modules: list[ModuleError]
 
 
 def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progress) -> Ranges:
-    """Make ``run`` with every tensor measured, then repeat one call of each graph with rounding.
+    """Measure every tensor in ``run``, then repeat one call of each graph with each module rounded to
+    float16.
 
-    ``depth``: how many parts of a module's path tell one module from another. In a bundle without float16
-    every tensor counts as one that could be rounded.
+    ``depth``: number of components of a module's path that identify a module. In a bundle without float16 all
+    tensors are candidates for rounding.
     """
     manifest = read_manifest(bundle)
     backend = _Backend()
@@ -91,12 +98,13 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
 
 
 def open_graph(bundle: Path, graph_name: str) -> ir.Model:
-    """The bundle's graph with its attentions taken apart; its weights stay in their file."""
+    """Load the bundle's graph with decomposed attention; weights stay in their file."""
     return decompose_attention(ir.load(bundle / graph_name / MODEL))
 
 
 def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
-    """An ONNX Runtime session of a graph as it stands, with the weights of the bundle's ``graph_name``."""
+    """Make an ONNX Runtime session of ``model`` without graph optimizations, with the weights of
+    ``graph_name``."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -112,15 +120,15 @@ def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
 
 
 class _Engine(Engine):
-    """A graph in float32 arithmetic that measures its tensors while it runs."""
+    """An engine in float32 arithmetic that measures its tensors while it runs."""
 
     def __init__(self, bundle: Path, manifest: Manifest, graph_name: str) -> None:
         super().__init__(manifest, graph_name)
         check_graph(bundle, manifest, graph_name)
         self.bundle = bundle
         model = open_graph(bundle, graph_name)
-        made = [(node.name, value) for node in model.graph for value in node.outputs]
-        self.float16 = {str(name) for name, value in made if is_float16(value)}
+        values = [(node.name, value) for node in model.graph for value in node.outputs]
+        self.float16 = {str(name) for name, value in values if is_float16(value)}
         self._names = add_ranges(emulate_float16(model, lambda _value: False))
         self._measures = np.zeros((2, len(self._names)), np.float32)
         self._session: Any | None = start_session(model, bundle, graph_name)
@@ -135,6 +143,7 @@ class _Engine(Engine):
         return dict(zip(names, outputs, strict=True))
 
     def ranges(self) -> Iterator[TensorRange]:
+        """Yield the range of every tensor over all runs so far."""
         for name, peak, flushed in zip(self._names, *self._measures.tolist(), strict=True):
             yield TensorRange(self.graph_name, name, name.partition(":")[0] in self.float16, peak, flushed)
 
@@ -143,7 +152,7 @@ class _Engine(Engine):
 
 
 class _Backend(Backend):
-    """Opens measuring engines and keeps them, for what they measured."""
+    """A backend of measuring engines, which it keeps for their measurements."""
 
     def __init__(self) -> None:
         self.engines: list[_Engine] = []
@@ -154,7 +163,7 @@ class _Backend(Backend):
 
 
 def _errors(engine: _Engine, depth: int) -> Iterator[tuple[str, float]]:
-    """Modules and what rounding costs in each, on the call in the middle of the run."""
+    """Yield modules and their errors of rounding, on the call in the middle of the run."""
     feed = engine.feeds[len(engine.feeds) // 2]
 
     def outputs(rounded: Choice) -> list[np.ndarray]:
@@ -165,16 +174,16 @@ def _errors(engine: _Engine, depth: int) -> Iterator[tuple[str, float]]:
     def candidate(value: ir.Value) -> bool:
         return is_float16(value) or not engine.float16
 
-    wanted = outputs(lambda _value: False)
+    expected = outputs(lambda _value: False)
     graph = open_graph(engine.bundle, engine.graph_name).graph
     modules = {_module(value, depth) for node in graph for value in node.outputs if candidate(value)}
-    yield "", _error(wanted, outputs(candidate))
+    yield "", _error(expected, outputs(candidate))
     for module in sorted(modules - {""}):
 
         def inside(value: ir.Value, module: str = module) -> bool:
             return candidate(value) and _module(value, depth) == module
 
-        yield module, _error(wanted, outputs(inside))
+        yield module, _error(expected, outputs(inside))
 
 
 def _module(value: ir.Value, depth: int) -> str:
@@ -183,6 +192,6 @@ def _module(value: ir.Value, depth: int) -> str:
     return ".".join(path.split(".")[:depth])
 
 
-def _error(wanted: list[np.ndarray], found: list[np.ndarray]) -> float:
-    pairs = zip(wanted, found, strict=True)
+def _error(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
+    pairs = zip(expected, found, strict=True)
     return float(np.max([relative_l2(b, a) for a, b in pairs]))

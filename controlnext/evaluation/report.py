@@ -1,4 +1,4 @@
-"""The parity report: one HTML page that needs no other file."""
+"""The parity report: a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from controlnext.evaluation.parity import Comparison
 from controlnext.evaluation.table import PARITY_COLUMNS, parity_cells
 
 AMPLIFICATION = 20
+"""Factor of the brightness of the difference image."""
 
 
 def write_report(path: Path, manifest: Manifest, run: SamplingRun, comparison: Comparison) -> None:
-    """Write the page to ``path``; a file that is there is replaced when the new one is complete."""
+    """Write the page to ``path``; an existing file is replaced once the new one is complete."""
     template = files("controlnext.evaluation").joinpath("report.html").read_text()
     page = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -40,7 +41,7 @@ def write_report(path: Path, manifest: Manifest, run: SamplingRun, comparison: C
 
 
 def _images(run: SamplingRun, comparison: Comparison) -> dict[str, str]:
-    """The page's images as data URLs by caption."""
+    """Return the page's images as data URLs by caption."""
     height, width = comparison.pytorch.shape[:2]
     control = run.control_image.resize((width, height))
     difference = difference_image(comparison.pytorch, comparison.engine)
@@ -53,12 +54,12 @@ def _images(run: SamplingRun, comparison: Comparison) -> dict[str, str]:
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) numbers, those in [0, 1] kept and others clipped, as an image."""
+    """Convert values (H, W, 3) to an image; they are clipped to [0, 1], NaN becomes 0."""
     return Image.fromarray((np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8))
 
 
 def difference_image(a: np.ndarray, b: np.ndarray) -> Image.Image:
-    """``|a - b|`` of two (H, W, 3) images in [0, 1], made :data:`AMPLIFICATION` times as bright."""
+    """Return ``|a - b|`` of two images (H, W, 3) in [0, 1], :data:`AMPLIFICATION` times as bright."""
     return to_image(np.abs(a - b) * AMPLIFICATION)
 
 

@@ -1,4 +1,4 @@
-"""The table of parity: its columns and the text of its rows."""
+"""Columns and cells of the parity table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PARITY_COLUMNS = ("output", "measure", "value", "allowed", "")
 
 
 def parity_cells(row: ParityRow) -> tuple[str, str, str, str, str]:
-    """A row of the parity table as text, under :data:`PARITY_COLUMNS`."""
+    """Return a row of the parity table as text, with the columns :data:`PARITY_COLUMNS`."""
     bound = "at least" if row.at_least else "at most"
     verdict = "ok" if row.passed else "MISSED"
     return row.name, row.metric, _number(row.value), f"{bound} {_number(row.limit)}", verdict

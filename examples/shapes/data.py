@@ -1,4 +1,4 @@
-"""Training data in memory: drawings with their images, outlines and, once there is a VAE, latents."""
+"""Training data in memory: drawings with their images, outlines and latents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ ENCODING_BATCH = 100
 
 @dataclass(frozen=True)
 class Drawings:
-    """The first `len(self)` training drawings with what is slow to draw."""
+    """The first `len(self)` training drawings with their coverages and outlines, which are slow to draw."""
 
     drawings: list[draw.Drawing]
     coverages: np.ndarray
@@ -25,23 +25,23 @@ class Drawings:
         return len(self.drawings)
 
     def images(self, indices: np.ndarray) -> Tensor:
-        """Images in [-1, 1], (B, 3, H, W)."""
+        """Return images (B, 3, H, W) in [-1, 1]."""
         cover = torch.from_numpy(self.coverages[indices]).float()[:, None] / 255
         colours = _colours([self.drawings[index].colour for index in indices])
         backgrounds = _colours([self.drawings[index].background for index in indices])
         return (cover * colours + (1 - cover) * backgrounds).contiguous(memory_format=torch.channels_last)
 
     def outlines(self, indices: np.ndarray) -> Tensor:
-        """Control images in [0, 1], (B, 3, H, W)."""
+        """Return control images (B, 3, H, W) in [0, 1]."""
         outlines = torch.from_numpy(self.outline_maps[indices]).float()[:, None] / 255
         return outlines.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def prompts(self, indices: np.ndarray) -> list[str]:
-        """The drawings' prompts."""
+        """Return the prompts of drawings."""
         return [draw.prompt(self.drawings[index]) for index in indices]
 
     def batches(self, size: int, count: int, seed: int, per_prompt: int = 1) -> Iterator[np.ndarray]:
-        """`count` random batches of indices, drawings of one prompt side by side."""
+        """Yield `count` random batches of indices, with the drawings of one prompt next to each other."""
         rng = np.random.default_rng(seed)
         _, groups, sizes = np.unique(
             self.prompts(np.arange(len(self))), return_inverse=True, return_counts=True
@@ -63,7 +63,7 @@ def training_drawings(count: int) -> Drawings:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, data: Drawings) -> Tensor:
-    """Scaled latents of all images, (N, 4, H/8, W/8)."""
+    """Encode all images to scaled latents (N, 4, H/8, W/8)."""
     chunks = np.array_split(np.arange(len(data)), max(len(data) // ENCODING_BATCH, 1))
     means = [vae.encode(data.images(chunk)).latent_dist.mean for chunk in chunks]
     return torch.cat(means).contiguous() * vae.config.scaling_factor

@@ -1,9 +1,9 @@
-"""Run the exported small model on outlines that it was not trained on, beside PyTorch.
+"""Run the exported small model on held-out outlines and compare it with PyTorch.
 
     python examples/shapes/demo.py BUNDLE IMAGE [--count N] [--steps N]
 
-Prints how near the two images are and how well the drawn shape covers the asked one, and writes a strip for
-each outline: outline, PyTorch, engine, difference.
+Prints the PSNR of the two images and the overlap of the shape with the outline's, and writes a strip for each
+outline: outline, PyTorch, engine, difference.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from controlnext.runtime import Pipeline
 from controlnext.weights import load_checkpoint
 
 MODEL = Path(__file__).parent / "model"
-# at the usual guidance of 5 this small model's colours begin to mix
+# at the default guidance scale of 5 the small model's colours begin to mix
 COUNT, STEPS, GUIDANCE = 4, 20, 3.0
 
 
 def reference() -> ImageReference:
-    """The small model in PyTorch, from the files that the export reads."""
+    """Load the small model in PyTorch from the files that the export reads."""
     checkpoint = load_checkpoint(
         get_family("sdxl"),
         base=MODEL / "base",
@@ -42,7 +42,7 @@ def reference() -> ImageReference:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the command line."""
+    """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("image", type=Path)

@@ -1,4 +1,4 @@
-"""Drawn shapes: the data that the small model is trained and tested on.
+"""Drawn shapes, on which the small model is trained and tested.
 
 A drawing is one flat shape on a flat background. From the same description come the prompt that names kind
 and colours, the image, the outline (the control image) and the mask of the shape. Everything follows from
@@ -34,7 +34,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Drawing:
-    """One shape: it fits a circle of `radius`, and `aspect` squeezes it before `angle` (radians) turns it."""
+    """A shape inside a circle of `radius`, squeezed by `aspect` and then rotated by `angle` (radians)."""
 
     kind: str
     colour: str
@@ -47,36 +47,36 @@ class Drawing:
 
 
 def prompt(drawing: Drawing) -> str:
-    """The sentence that asks for this drawing; it says nothing about place, size or rotation."""
+    """Return the prompt of a drawing, without its position, size and rotation."""
     return f"a {drawing.colour} {drawing.kind} on a {drawing.background} background"
 
 
 def image(drawing: Drawing) -> np.ndarray:
-    """The drawing itself, (SIZE, SIZE, 3) uint8."""
+    """Draw the image, (SIZE, SIZE, 3) uint8."""
     cover = coverage(drawing)[..., None] / 255.0
     colours = np.array([PALETTE[drawing.colour], PALETTE[drawing.background]], dtype=np.float64)
     return (cover * colours[0] + (1 - cover) * colours[1]).round().astype(np.uint8)
 
 
 def outline(drawing: Drawing) -> np.ndarray:
-    """The control image: a white line along the shape's edge on black, (SIZE, SIZE, 3) uint8."""
+    """Draw the control image, a white line along the shape's edge on black, (SIZE, SIZE, 3) uint8."""
     return np.repeat(outline_map(drawing)[..., None], 3, axis=2)
 
 
 def mask(drawing: Drawing) -> np.ndarray:
-    """Which pixels belong to the shape, (SIZE, SIZE) bool."""
+    """Return the mask of the shape's pixels, (SIZE, SIZE) bool."""
     return coverage(drawing) > 127
 
 
 def coverage(drawing: Drawing) -> np.ndarray:
-    """How much of each pixel the shape covers, (SIZE, SIZE) uint8 from 0 to 255."""
+    """Return the share of each pixel that the shape covers, (SIZE, SIZE) uint8 from 0 to 255."""
     canvas, corners = _canvas(drawing)
     ImageDraw.Draw(canvas).polygon(corners, fill=255)
     return np.asarray(canvas.reduce(OVERSAMPLING))
 
 
 def outline_map(drawing: Drawing) -> np.ndarray:
-    """The outline as one channel, (SIZE, SIZE) uint8."""
+    """Draw the outline as one channel, (SIZE, SIZE) uint8."""
     canvas, corners = _canvas(drawing)
     closed = [*corners, corners[0], corners[1]]
     ImageDraw.Draw(canvas).line(closed, fill=255, width=OUTLINE_WIDTH * OVERSAMPLING, joint="curve")
@@ -84,13 +84,13 @@ def outline_map(drawing: Drawing) -> np.ndarray:
 
 
 def training_drawing(seed: int) -> Drawing:
-    """The training drawing of this seed; its triple is never a held-out one."""
+    """Return the training drawing of a seed, never of a held-out triple."""
     rng = np.random.default_rng([_TRAINING_SEED, seed])
     return _random_drawing(TRAINING[rng.integers(len(TRAINING))], rng)
 
 
 def held_out(count: int = HELD_OUT_TRIPLES) -> list[Drawing]:
-    """Test drawings: every held-out triple in turn, at places of their own."""
+    """Return test drawings of the held-out triples in turn, each at its own position."""
     return [
         _random_drawing(HELD_OUT[index % len(HELD_OUT)], np.random.default_rng([_TEST_SEED, index]))
         for index in range(count)
@@ -116,7 +116,7 @@ def _random_drawing(triple: Triple, rng: np.random.Generator) -> Drawing:
 
 
 def _unit_corners(kind: str) -> np.ndarray:
-    """The corners of an upright shape inside the unit circle, (corners, 2)."""
+    """Return the corners (corners, 2) of an upright shape inside the unit circle."""
     if kind == "cross":
         arm, end = 0.35, 0.93
         quarter = np.array([[arm, arm], [arm, end], [-arm, end]])
@@ -129,7 +129,7 @@ def _unit_corners(kind: str) -> np.ndarray:
 
 
 def _canvas(drawing: Drawing) -> tuple[Image.Image, list[tuple[float, float]]]:
-    """An empty oversampled canvas and the shape's corners on it."""
+    """Return an empty oversampled canvas and the shape's corners on it."""
     sin, cos = np.sin(drawing.angle), np.cos(drawing.angle)
     turn = np.array([[cos, -sin], [sin, cos]])
     corners = _unit_corners(drawing.kind) * [drawing.aspect, 1] @ turn.T

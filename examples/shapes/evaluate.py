@@ -22,9 +22,9 @@ BATCH = 16
 
 
 def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.ndarray:
-    """One image per drawing, from noise of seeds 0, 1, 2...; (N, H, W, 3) in [0, 1].
+    """Sample an image per drawing with the seeds 0, 1, 2...; returns (N, H, W, 3) in [0, 1].
 
-    ``pipeline`` is the engine's or PyTorch's: both take the same arguments.
+    ``pipeline`` is the runtime's or the reference: both have the same arguments.
     """
     shape = (1, 4, draw.SIZE // 8, draw.SIZE // 8)
     noise = np.concatenate([TorchGenerator(seed).randn(shape) for seed in range(len(drawings))])
@@ -44,14 +44,14 @@ def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.nd
 
 
 def scores(images: np.ndarray, drawings: list[draw.Drawing]) -> tuple[float, float]:
-    """Mean overlap with the asked shape, and the share of images with both colours right."""
+    """Return the mean overlap with the drawings' shapes, and the share of images with both colours right."""
     pairs = list(zip(images, drawings, strict=True))
     covered = [overlap(*pair) for pair in pairs]
     return float(np.mean(covered)), float(np.mean([colours_right(*pair) for pair in pairs]))
 
 
 def sheet(drawings: list[draw.Drawing], images: dict[float, np.ndarray], columns: int = 16) -> Image.Image:
-    """Rows of outlines, each with the images per scale below it."""
+    """Return rows of outlines, each followed by rows of the images of each scale."""
     outlines = np.stack([draw.outline(drawing) for drawing in drawings])
     rows = [outlines, *((p * 255).round().astype(np.uint8) for p in images.values())]
     strips = [

@@ -1,4 +1,4 @@
-"""The networks of the small model, freshly initialised: SDXL's architecture with small widths."""
+"""Untrained networks of the small model: SDXL's architecture with small widths."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,8 @@ VARIANT = get_family("sdxl").variant("sdxl")
 
 
 def build_vae() -> AutoencoderKL:
-    """Factor 8, 4 latent channels. Two groups, so that normalization leaves the absolute colours alone."""
+    """Build a VAE of factor 8 with 4 latent channels; its norms have two groups, to preserve absolute
+    colours."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -33,7 +34,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A narrower and shallower SDXL UNet."""
+    """Build a narrower and shallower SDXL UNet."""
     return UNet2DConditionModel(
         sample_size=SIZE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -52,7 +53,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """The plain and the projecting CLIP text encoder."""
+    """Build the CLIP text encoders, without and with projection."""
     first, second = (
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -73,12 +74,12 @@ def build_text_encoders(tokenizer: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTe
 
 
 def control_spec() -> ControlSpec:
-    """The published control module at a quarter of its widths."""
+    """Return the published control module's configuration at a quarter of its widths."""
     return replace(VARIANT.control, out_channels=UNET_WIDTHS[0], embedding=(16, 16, 32), stages=(32, 64))
 
 
 def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """CLIP's tokenizer over a small vocabulary. One pads with the end token, one with "!", as in SDXL."""
+    """Build CLIP tokenizers of a small vocabulary; one pads with the end token, one with "!", as in SDXL."""
     vocabulary, merges = _vocabulary()
     return tuple(
         CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=pad, model_max_length=PROMPT_LENGTH)
@@ -87,7 +88,7 @@ def build_tokenizers() -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """The scheduler of SDXL's base model."""
+    """Build the scheduler of SDXL's base model."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -100,7 +101,10 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's layout: all bytes, all bytes at a word's end, merges, start, end. Any text can be tokenized."""
+    """Return vocabulary and merges in CLIP's layout: bytes, bytes at a word's end, merges, start, end.
+
+    All bytes are tokens, so that any text can be tokenized.
+    """
     merges = _merges()
     alphabet = _byte_alphabet()
     tokens = [*alphabet, *(symbol + "</w>" for symbol in alphabet), *(a + b for a, b in merges), START, END]
@@ -108,13 +112,13 @@ def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _byte_alphabet() -> list[str]:
-    """The 256 byte symbols in CLIP's order: printable ones first, "!" being 0."""
+    """Return the 256 byte symbols in CLIP's order: printable ones first, with "!" at 0."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
 
 
 def _merges() -> list[tuple[str, str]]:
-    """Byte pair merges that make each word of the prompts one token."""
+    """Return byte pair merges that make each word of the prompts one token."""
     words = [*PALETTE, *KINDS, "on", "background"]
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""How well an image matches the drawing that was asked for. Images are (H, W, 3) floats in [0, 1]."""
+"""Scores of images (H, W, 3), floats in [0, 1], against the drawing of their prompt."""
 
 import numpy as np
 from draw import PALETTE, Drawing, mask
@@ -8,9 +8,9 @@ _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float64) / 255
 
 
 def overlap(image: np.ndarray, drawing: Drawing) -> float:
-    """Intersection over union of the drawn shape with the asked one.
+    """Return the intersection over union of the image's shape with the drawing's.
 
-    A pixel belongs to the drawn shape if the asked object colour is nearer to it than the asked background's.
+    A pixel belongs to the image's shape if it is nearer to the drawing's colour than to its background.
     """
     to_object = _distance(image, drawing.colour)
     to_background = _distance(image, drawing.background)
@@ -19,7 +19,8 @@ def overlap(image: np.ndarray, drawing: Drawing) -> float:
 
 
 def colours_right(image: np.ndarray, drawing: Drawing) -> bool:
-    """If the median colours inside and outside the asked shape are nearest to the asked palette names."""
+    """Tell whether the median colours inside and outside the drawing's shape are nearest to its two
+    colours."""
     asked = mask(drawing)
     inside, outside = _nearest_name(image[asked]), _nearest_name(image[~asked])
     return (inside, outside) == (drawing.colour, drawing.background)

@@ -1,22 +1,20 @@
-"""Train the small model from nothing: VAE, base (UNet and text encoders), then control on a frozen base.
+"""Train the small model from scratch: VAE, base (UNet and text encoders), then control on a frozen base.
 
     python examples/shapes/train.py --stage vae       # 0.3 hours
     python examples/shapes/train.py --stage decoder   # 0.1 hours
     python examples/shapes/train.py --stage base      # 0.5 hours
     python examples/shapes/train.py --stage control   # 0.3 hours
 
-on two processor cores, half of them taken by other work, as the shipped files were trained. Nothing is
-downloaded. Each stage reads what the one before wrote to `model/`, next to this file, in float16. `--steps`,
-`--batch`, `--drawings` and `--model` try a stage out: fewer steps, less of everything, in another folder.
+The times are of two CPU cores shared with other work, on which the shipped files were trained. Nothing is
+downloaded. Each stage reads the previous stage's files from `model/`, next to this file, in float16.
+`--steps`, `--batch`, `--drawings` and `--model` make a shorter trial of a stage, in another directory.
 """
 
 import argparse
 import copy
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ import torch
 from data import Drawings, encode, training_drawings
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
 from draw import SIZE
+from fit import TrainingPlan, fit
 from networks import (
     VARIANT,
     build_scheduler,
@@ -41,23 +40,8 @@ from controlnext.models.control_module import ControlModule
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
 
 MODEL = Path(__file__).parent / "model"
-LOG_EVERY, SNAPSHOT_EVERY = 50, 250
-WARM_UP = 100
 TIME_IDS = (SIZE, SIZE, 0, 0, SIZE, SIZE)
 TRAINED_UNET = ("down_blocks.0.", "up_blocks.1.", "up_blocks.2.")
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How long and how fast one stage trains."""
-
-    steps: int
-    batch: int
-    rate: float
-    drawings: int
-    averaging: float = 0.0
-    cool_down: float = 0.0
-    """The last part of the steps, in which the rate falls linearly to zero."""
 
 
 VAE_PLAN = TrainingPlan(steps=1250, batch=16, rate=2e-3, drawings=40_000, cool_down=0.3)
@@ -66,20 +50,20 @@ BASE_PLAN = TrainingPlan(steps=1900, batch=32, rate=1e-3, drawings=40_000, avera
 CONTROL_PLAN = TrainingPlan(steps=1500, batch=16, rate=1e-3, drawings=16_000, averaging=0.99, cool_down=0.4)
 EMPTY_PROMPTS = 0.1
 NOISE_OFFSET = 0.3
-"""As for SDXL, the noise has a random mean: else the mean colour shows through it, and prompts go unread."""
+"""Offset noise, as for SDXL: without it the mean colour shows through the noise, and prompts are ignored."""
 MAX_WEIGHT = 30.0
-"""Times weigh in by 1 / alpha, up to this: colours show through all but the strongest noise, so only there
-does the prompt matter, and there the plain error counts for little."""
+"""Upper limit of the loss weight 1 / alpha of a timestep. Colours show through all but the strongest noise,
+so the prompt matters only there, where the unweighted error is small."""
 KL_WEIGHT = 1e-4
 LATENT_ERROR = 0.05
 DRAWINGS_PER_PROMPT = 4
-"""In a batch of the base stage: encoding a prompt costs about half as much as the UNet does for an image."""
+"""For the base stage: encoding a prompt costs about half as much as the UNet does for an image."""
 NOISES_PER_DRAWING = 2
-"""In a batch of the control stage: the control module costs thrice as much as the frozen UNet."""
+"""For the control stage: the control module costs three times as much as the frozen UNet."""
 
 
 def train_vae(data: Drawings, plan: TrainingPlan, model: Path) -> None:
-    """The autoencoder: squared and absolute error, and a light pull of the latents towards a unit normal."""
+    """Train the VAE: squared and absolute error, and a small KL term towards a unit normal."""
     vae = build_vae().to(memory_format=torch.channels_last)
     batches = data.batches(plan.batch, plan.steps, seed=0)
 
@@ -101,7 +85,8 @@ def train_vae(data: Drawings, plan: TrainingPlan, model: Path) -> None:
 
 
 def train_decoder(data: Drawings, plan: TrainingPlan, model: Path) -> None:
-    """The VAE's decoder alone, on latents a little off as sampled ones are. Latents keep their meaning."""
+    """Train the VAE's decoder alone, on slightly noisy latents like sampled ones; the encoder is
+    unchanged."""
     vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     vae.to(memory_format=torch.channels_last)
     latents = encode(vae, data)
@@ -118,7 +103,7 @@ def train_decoder(data: Drawings, plan: TrainingPlan, model: Path) -> None:
 
 
 def train_base(data: Drawings, plan: TrainingPlan, model: Path) -> None:
-    """UNet and text encoders together, without control."""
+    """Train UNet and text encoders together, without control."""
     vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
     latents = encode(vae, data)
     tokenizers = build_tokenizers()
@@ -138,14 +123,14 @@ def train_base(data: Drawings, plan: TrainingPlan, model: Path) -> None:
 
     def save() -> None:
         save_half(pipeline, model / "base")
-        for folder, tokenizer in zip(("tokenizer", "tokenizer_2"), build_tokenizers(), strict=True):
-            tokenizer.save_pretrained(model / "base" / folder)  # those in use carry a padding setting
+        for name, tokenizer in zip(("tokenizer", "tokenizer_2"), build_tokenizers(), strict=True):
+            tokenizer.save_pretrained(model / "base" / name)  # the used ones have a padding setting
 
     fit([p for network in (unet, *encoders) for p in network.parameters()], loss, plan, save)
 
 
 def train_control(data: Drawings, plan: TrainingPlan, model: Path) -> None:
-    """The control module with a few UNet tensors, relative to the base as shipped, in float16."""
+    """Train the control module and some UNet tensors, as increments to the shipped float16 base."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(model / "base", torch_dtype=torch.float32)
     control = ControlModule(control_spec())
     control.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints lack it
@@ -177,19 +162,20 @@ def train_control(data: Drawings, plan: TrainingPlan, model: Path) -> None:
 
 
 class Noising:
-    """The diffusion loss: predict the noise in latents noised to random times."""
+    """The diffusion loss: predict the noise of latents noised to random timesteps."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline) -> None:
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.weights = (1 / self.scheduler.alphas_cumprod).clamp(max=MAX_WEIGHT) / MAX_WEIGHT
 
     def times(self, count: int) -> Tensor:
-        """Random timesteps, one from each of `count` equal parts of the range: less variance."""
+        """Return random timesteps, one from each of `count` equal parts of the range to reduce variance."""
         parts = (torch.randperm(count) + torch.rand(count)) / count
         return (parts * self.scheduler.config.num_train_timesteps).long()
 
     def loss(self, unet: nn.Module, latents: Tensor, embeds: Tensor, pooled: Tensor, times: Tensor) -> Tensor:
-        """Squared error of the predicted noise; some prompts are zeroed, like empty ones in use."""
+        """Return the squared error of the predicted noise; some prompts are zeroed, as empty ones are in
+        use."""
         count = len(latents)
         kept = (torch.rand(count, 1) >= EMPTY_PROMPTS).float()
         noise = torch.randn_like(latents) + NOISE_OFFSET * torch.randn(*latents.shape[:2], 1, 1)
@@ -200,46 +186,8 @@ class Noising:
         return (self.weights[times] * errors).mean()
 
 
-def fit(
-    parameters: list[nn.Parameter], loss: Callable[[], Tensor], plan: TrainingPlan, save: Callable[[], None]
-) -> None:
-    """AdamW; `save` sees the running average of the parameters if the plan has one."""
-    optimizer = torch.optim.AdamW(parameters, plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, plan))
-    average = [parameter.detach().clone() for parameter in parameters]
-    start, total = time.monotonic(), 0.0
-    for step in range(1, plan.steps + 1):
-        value = loss()
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        decay = min(plan.averaging, step / (step + 10)) if plan.averaging else 0.0
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        total += float(value.detach())
-        if step % LOG_EVERY == 0:
-            seconds = time.monotonic() - start
-            print(f"{step}/{plan.steps}  {seconds:.0f} s  loss {total / LOG_EVERY:.5f}", flush=True)
-            total = 0.0
-        if step % SNAPSHOT_EVERY == 0 or step == plan.steps:
-            with swapped(parameters, average):
-                save()
-
-
-@contextmanager
-def swapped(parameters: list[nn.Parameter], values: list[Tensor]) -> Iterator[None]:
-    """The parameters hold `values` for a while."""
-    held: list[Tensor] = [*parameters]
-    own = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        torch._foreach_copy_(held, values)
-        yield
-        torch._foreach_copy_(held, own)
-
-
 def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings and pooled embedding as SDXL's pipeline computes them, with gradients."""
+    """Return embeddings and pooled embedding as SDXL's pipeline computes them, with gradients."""
     hidden = []
     for tokenizer, encoder in (
         (pipeline.tokenizer, pipeline.text_encoder),
@@ -253,28 +201,22 @@ def encode_prompts(pipeline: StableDiffusionXLPipeline, prompts: list[str]) -> t
 
 @torch.no_grad()
 def prompt_table(pipeline: StableDiffusionXLPipeline, data: Drawings) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of all distinct prompts, and each drawing's row in them."""
+    """Return each drawing's row, and the embeddings and pooled embeddings of all distinct prompts."""
     distinct, rows = np.unique(data.prompts(np.arange(len(data))), return_inverse=True)
     embeds, pooled = encode_prompts(pipeline, distinct.tolist())
     return torch.from_numpy(rows), embeds, pooled
 
 
-def _rate(step: int, plan: TrainingPlan) -> float:
-    """Warm-up, a constant part, and the way down."""
-    left = 1 - step / plan.steps
-    return min((step + 1) / WARM_UP, 1.0, left / plan.cool_down if plan.cool_down else 1.0)
-
-
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in float16, as files want them."""
+    """Return contiguous float16 copies of tensors, for saving."""
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 
-def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, folder: Path) -> None:
-    """Save a float16 copy; the network in training stays as it is."""
-    copy.deepcopy(network).to(dtype=torch.float16).save_pretrained(folder)
-    for path in folder.rglob("config.json"):
-        # diffusers notes the folder that a network was loaded from, which means nothing elsewhere
+def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, directory: Path) -> None:
+    """Save a float16 copy; the trained network is unchanged."""
+    copy.deepcopy(network).to(dtype=torch.float16).save_pretrained(directory)
+    for path in directory.rglob("config.json"):
+        # diffusers saves the path that a network was loaded from, which is meaningless elsewhere
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -292,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(description="Train one stage of the small model.")
     parser.add_argument("--stage", choices=STAGES, required=True)
-    parser.add_argument("--model", type=Path, default=MODEL, help="where the stages read and write")
+    parser.add_argument("--model", type=Path, default=MODEL, help="directory of the model")
     for name in ("steps", "batch", "drawings"):
-        parser.add_argument(f"--{name}", type=int, help="in place of the stage's own number")
+        parser.add_argument(f"--{name}", type=int, help="override the stage's value")
     given = parser.parse_args(arguments)
     train, plan = STAGES[given.stage]
     changed = {name: getattr(given, name) for name in ("steps", "batch", "drawings") if getattr(given, name)}

@@ -1,4 +1,5 @@
-"""The benchmark: what it measures of a tiny bundle, in what order, and what becomes of those that fail."""
+"""The benchmark measures a tiny bundle in turns, reports targets that fail, and compares results with
+goals."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ import pytest
 from goals import GOALS, ratios
 from PIL import Image
 
-from controlnext.bench.contestants import MEASURES, line_up
 from controlnext.bench.hardware import find_hardware
-from controlnext.bench.messages import Contestant, Turn, Work
+from controlnext.bench.messages import Target, Turn, Work
 from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
+from controlnext.bench.targets import MEASURES, all_targets
 from controlnext.bench.timeline import PARTS
 from controlnext.bench.turns import Child, Log, TurnPlan, in_groups, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import write_manifest
@@ -32,13 +33,13 @@ PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
 
 @pytest.fixture(scope="module")
 def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SD1.5 in float32; engines may be kept in it."""
+    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
     return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
 
 
-def _everyone(bundle: Path, made: Path) -> dict[str, Contestant]:
-    everyone = line_up([bundle], made, "cpu", gpu=False, optimum=True)
-    return {one.name: one for one in reversed(everyone)}
+def _targets(bundle: Path, made: Path) -> dict[str, Target]:
+    found = all_targets([bundle], made, "cpu", gpu=False, optimum=True)
+    return {one.name: one for one in reversed(found)}
 
 
 def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: Path) -> None:
@@ -68,30 +69,29 @@ def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: P
     assert Image.open(tmp_path / "bench.png").width > 500
 
 
-def test_contestants_take_turns(bundle: Path) -> None:
-    """Two processes that are open at the same time, and one that cannot be opened."""
-    engine = _everyone(bundle, bundle)["engine fp32"]
+def test_targets_take_turns(bundle: Path) -> None:
+    """Two processes are open at the same time; a third target cannot be opened."""
+    engine = _targets(bundle, bundle)["engine fp32"]
     others = {"another": str(bundle), "nowhere": str(bundle / "nowhere")}
     others = {
-        name: Contestant(name, "engine", path, MEASURES, 0, 0, engine.options)
-        for name, path in others.items()
+        name: Target(name, "engine", path, MEASURES, 0, 0, engine.options) for name, path in others.items()
     }
     log = Log()
     run_warm([engine, *others.values()], "denoiser", [("step", "step", WORK)], PLAN, log)
     assert log.turns == ["engine fp32", "another"] * PLAN.rounds
     assert log.groups == {"denoiser": [["engine fp32", "another", "nowhere"]]}
-    assert [(m.contestant, len(m.samples)) for m in log.measurements] == [("engine fp32", 4), ("another", 4)]
+    assert [(m.target, len(m.samples)) for m in log.measurements] == [("engine fp32", 4), ("another", 4)]
     (missing,) = log.missing
-    assert (missing.contestant, missing.measure) == ("nowhere", "step")
+    assert (missing.target, missing.measure) == ("nowhere", "step")
     assert "is not a bundle" in missing.reason
 
 
-def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
-    engine, log = _everyone(bundle, bundle)["engine fp32"], Log()
+def test_a_target_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) -> None:
+    engine, log = _targets(bundle, bundle)["engine fp32"], Log()
     options = {"device": "cpu", "backend": "abacus"}
-    broken = Contestant("broken", "engine", str(bundle), MEASURES, 0, 0, options)
+    broken = Target("broken", "engine", str(bundle), MEASURES, 0, 0, options)
     run_cold([engine, broken], Work(64, 60), ["first"], PLAN, log)
-    reasons = {missing.contestant: missing.reason for missing in log.missing}
+    reasons = {missing.target: missing.reason for missing in log.missing}
     assert "give height and width as multiples of 8" in reasons["engine fp32"]
     assert "unknown backend 'abacus'" in reasons["broken"]
     assert not log.turns
@@ -100,7 +100,7 @@ def test_a_contestant_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Pa
 def test_an_interrupt_leaves_no_linked_copies(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of weights with a second link is refused by readers that fear an attack."""
+    """Some readers refuse a weights file with a second link."""
 
     def interrupted(*_arguments: object, **_options: object) -> None:
         (copy,) = tmp_path.glob("*/*")
@@ -109,29 +109,29 @@ def test_an_interrupt_leaves_no_linked_copies(
 
     monkeypatch.setattr("controlnext.bench.turns._rounds", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run_loads([_everyone(bundle, bundle)["engine fp32"]], tmp_path, PLAN, Log())
+        run_loads([_targets(bundle, bundle)["engine fp32"]], tmp_path, PLAN, Log())
     assert not list(tmp_path.iterdir())
     assert (bundle / "unet" / "model.onnx.data").stat().st_nlink == 1
 
 
 def test_a_process_that_dies_is_an_error_with_its_status(bundle: Path) -> None:
-    with Child(_everyone(bundle, bundle)["engine fp32"], threads=1) as child:
+    with Child(_targets(bundle, bundle)["engine fp32"], threads=1) as child:
         child.begin("denoiser")
         child._process.kill()
         with pytest.raises(WorkError, match="its process ended with status -9"):
             child.ask(Turn("step", WORK, 1))
 
 
-def test_processes_are_opened_as_far_as_memory_goes() -> None:
-    """For a step a process opens the denoiser alone."""
-    three = [Contestant(name, "engine", "", (), int(2e9), int(1e9)) for name in "abc"]
+def test_processes_are_grouped_by_memory() -> None:
+    """For steps a process opens only the denoiser."""
+    three = [Target(name, "engine", "", (), int(2e9), int(1e9)) for name in "abc"]
     groups = [[one.name for one in group] for group in in_groups(three, "pipeline", room=6e9)]
     assert groups == [["a", "b"], ["c"]]
     assert len(list(in_groups(three, "denoiser", room=6e9))) == 1
     assert len(list(in_groups(three, "pipeline", room=1))) == 3
 
 
-def test_everyone_who_could_take_part(bundle: Path, tmp_path: Path) -> None:
+def test_all_targets_are_listed(bundle: Path, tmp_path: Path) -> None:
     assert {
         "engine fp32",
         "engine fp32 without control",
@@ -144,29 +144,28 @@ def test_everyone_who_could_take_part(bundle: Path, tmp_path: Path) -> None:
         "torch compiled bfloat16",
         "diffusers ControlNet float32",
         "optimum float32 without control",
-    } == set(_everyone(bundle, tmp_path))
-    on_gpu = {one.name for one in line_up([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    } == set(_targets(bundle, tmp_path))
+    on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
     assert "engine fp32, ONNX Runtime cuda" in on_gpu
 
 
 def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
-    names = [one.name for one in line_up([bundle, other], tmp_path, "cpu", gpu=False, optimum=False)]
+    names = [one.name for one in all_targets([bundle, other], tmp_path, "cpu", gpu=False, optimum=False)]
     assert {"engine fp32 fp32", "engine fp32 other"} < set(names)
 
 
 def _results(family: str = "sd15", size: int = 0, **rounds: float | list[float]) -> Results:
-    """Results with these figures, of one round or several, by contestant and measure with two underscores
-    between."""
+    """Make results of one or several rounds; keywords are TARGET__MEASURE."""
     work = Work(height=512, width=512)
     measurements = []
     for name, given in rounds.items():
-        contestant, _, measure = name.replace("_", " ").partition("  ")
+        target, _, measure = name.replace("_", " ").partition("  ")
         turns = [
             [{"denoiser": seconds, "sampler": 0.0}]
             for seconds in (given if isinstance(given, list) else [given])
         ]
-        measurements.append(summarize(contestant, measure, work, turns))
+        measurements.append(summarize(target, measure, work, turns))
     return Results(find_hardware(), {}, [], family, size, measurements, [], {}, [])
 
 
@@ -178,7 +177,7 @@ def test_goals_are_only_of_what_was_measured() -> None:
 
 
 def test_a_ratio_is_taken_in_each_round() -> None:
-    """On a machine that is twice as slow in the second round, and once in a while for one of them only."""
+    """The machine is twice as slow in the second round, and slow for only one target in the third."""
     (ratio,) = ratios(_results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0]))
     assert (ratio.low, ratio.value, ratio.high, ratio.passed) == (0.3, 0.3, 0.5, True)
 
@@ -233,14 +232,14 @@ def test_a_complete_export_is_used_again(bundle: Path, tmp_path: Path) -> None:
         (["--model", "sd15"], ["without --random-weights"]),
         (["--model", "sd16", "--random-weights", "0"], ["unknown model 'sd16'"]),
         (["--model", "sd15", "--random-weights", "0", "--variant", "up"], ["no variant 'up'"]),
-        (["BUNDLE", "--precision", "fp32"], ["belong to --model"]),
+        (["BUNDLE", "--precision", "fp32"], ["require --model"]),
         (["/nowhere"], ["/nowhere is not a bundle"]),
-        (["BUNDLE", "--measure", "speed"], ["unknown --measure speed", "step"]),
-        (["BUNDLE", "--measure", "frames"], ["--measure frames", "makes no clips"]),
+        (["BUNDLE", "--measure", "speed"], ["unknown --measure 'speed'", "step"]),
+        (["BUNDLE", "--measure", "frames"], ["--measure frames is not supported by Stable Diffusion 1.5"]),
         (["BUNDLE", "--only", "onnx*"], ["--only onnx*", "torch eager float32"]),
         (["BUNDLE", "--height", "60"], ["--height is 60", "multiple of 8"]),
         (["BUNDLE", "--measure", "size", "--size", "100"], ["--size is 100", "multiple of 8"]),
-        (["BUNDLE", "--batch", "0"], ["0", "from 1 on"]),
+        (["BUNDLE", "--batch", "0"], ["0", "must be a positive integer"]),
         (["BUNDLE", "--device", "gpu"], ["unknown device 'gpu'"]),
         (["BUNDLE", "OTHER"], ["is sd15 mid", "give bundles of one model"]),
     ],

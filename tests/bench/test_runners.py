@@ -1,4 +1,5 @@
-"""What the benchmark runs is what it says: the same networks, weights and threads, and all of the time."""
+"""The benchmark's runners run the same networks and weights with the given threads, and count all the
+time."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ WORK = Work(height=64, width=64, steps=2)
 
 @pytest.fixture(scope="module")
 def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SD1.5 in float32; engines may be kept in it."""
+    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
     return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
 
 
@@ -137,7 +138,7 @@ def test_the_saved_pipeline_makes_the_reference_image(bundle: Path, stock: Path)
 def test_the_saved_tokenizers_have_the_name_that_every_transformers_knows(
     shapes_bundle: Path, tmp_path: Path
 ) -> None:
-    """optimum's exporter reads the folder with transformers 4."""
+    """optimum's exporter reads the directory with transformers 4."""
     save_stock_pipeline(shapes_bundle, tmp_path / "stock")
     index = json.loads((tmp_path / "stock" / "model_index.json").read_text())
     for name in ("tokenizer", "tokenizer_2"):

@@ -1,4 +1,4 @@
-"""Every script of ``examples/`` and ``benchmarks/`` runs: one step of something small."""
+"""Every script of ``examples/`` and ``benchmarks/`` runs, with one step of a small model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_no_script_is_forgotten() -> None:
 
 @pytest.mark.export
 def test_every_stage_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of each; what the last one wrote is a model that an export takes."""
+    """Every stage makes a step; the files of the last one are a model that can be exported."""
     monkeypatch.setattr(data, "Pool", ThreadPool)
     for stage in train.STAGES:
         small = ["--steps", "1", "--batch", "4", "--drawings", "8"]
@@ -70,7 +70,7 @@ def test_the_demo_writes_a_strip_for_each_outline(
 def test_the_evaluation_scores_each_scale(
     engine: bool, shapes_bundle_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the engine and by PyTorch."""
+    """Samples are of the engine and of PyTorch."""
     options = ["--count", "2", "--steps", "1", "--scales", "0", "1", "--sheet", str(tmp_path / "sheet.png")]
     evaluate.main([*options, *(["--bundle", str(shapes_bundle_fp16)] if engine else [])])
     assert capsys.readouterr().out.count("IoU") == 2
@@ -79,8 +79,8 @@ def test_the_evaluation_scores_each_scale(
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Tiny) -> list[str]:
-    """Commands of the benchmarks run in this process, and exports leave a small model of the family; the
-    names of the graphs that were to be exported."""
+    """Run the benchmarks' commands in this process, with small models in place of exports; return the names
+    of the graphs to export."""
     asked: list[str] = []
     real = controlnext.export.export_bundle
 
@@ -121,7 +121,7 @@ def test_full_size_exports(
 
 @pytest.mark.usefixtures("small")
 def test_full_size_engines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of an export, and of a bundle that is there and stays."""
+    """Engines are built of an export, and of an existing bundle, which is kept."""
     full_size_engines.main(["--only", "sd15-fp16", "--folder", str(tmp_path)])
     row = "| sd15-fp16 unet | "
     assert capfd.readouterr().out.splitlines()[-1].startswith(row)
@@ -146,6 +146,7 @@ def test_operators_of_a_step(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_vae_tiling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An image of several tiles. The decoder looks at no neighbours: nothing changes."""
+    """The image has several tiles; the fake decoder works on single pixels, so that tiling changes
+    nothing."""
     vae_tiling.main([str(write_fake_bundle(tmp_path / "bundle", "sd15")), "--size", "128"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("| 0.000 |")

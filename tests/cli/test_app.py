@@ -1,4 +1,5 @@
-"""The command line on a tiny bundle: what it prints, exit statuses, and one line for a user's mistake."""
+"""The command line on a tiny bundle prints its results, exits with the right status and reports bad input in
+a line."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from support.cli import Cli, Done, assert_refused
 
 @pytest.fixture
 def outline(tmp_path: Path) -> Path:
-    """A control image of 64 x 64 pixels."""
+    """Write a control image of 64 x 64 pixels."""
     path = tmp_path / "outline.png"
     Image.new("RGB", (64, 64), "white").save(path)
     return path
@@ -84,7 +85,7 @@ def test_export_refuses_a_file_that_is_no_checkpoint(
 
 
 def test_export_keeps_what_is_there(cli: Cli, tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
-    """Without --force no bundle is replaced; other files never are."""
+    """A bundle is replaced only with --force, other files never."""
     sources = _sources(tiny_checkpoint_dir)
     bundle, other = tmp_path / "bundle", tmp_path / "other"
     for folder, name in ((bundle, MANIFEST), (other, "thesis.txt")):
@@ -143,7 +144,7 @@ def test_a_newer_bundle_is_refused(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--steps", "0"], ["steps is 0", "from 1 on"]),
+        (["--steps", "0"], ["steps is 0", "must be a positive integer"]),
         (["--height", "100"], ["128 x 100", "multiples of 8"]),
         (["--report", "page.pdf"], ["page.pdf", ".html"]),
         (["--prompt", "a house"], ["no text encoders", "--prompt"]),
@@ -158,7 +159,7 @@ def test_verify_refuses(cli: Cli, tiny_bundle: Path, options: list[str], words: 
 def test_verify_compares_and_reports(
     cli: Cli, tmp_path: Path, tiny_bundle_fp16: Path, tiny_checkpoint_dir: Path, outline: Path
 ) -> None:
-    """With the original weights: a row for each output, two for the run; the page holds its images."""
+    """With the original weights there is a row per output and two for the run; the report has the images."""
     page = tmp_path / "report.html"
     run = ["--steps", 2, "--height", 64, "--width", 96, "--control-image", outline]
     done = cli("verify", tiny_bundle_fp16, *_sources(tiny_checkpoint_dir), *run, "--report", page, "--json")
@@ -183,7 +184,7 @@ def test_verify_takes_the_bundles_own_weights(cli: Cli, tiny_bundle: Path) -> No
 def test_verify_fails_when_parity_is_missed(
     cli: Cli, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table is shown, the status is 1, and the error names the worst."""
+    """The table is printed, the status is 1, and the error names the largest deviation."""
     from controlnext.evaluation import parity
 
     strict = parity.Limits(graph=1e-12, latents=1, image=0)
@@ -227,7 +228,7 @@ def test_inspect_needs_no_torch(tiny_bundle: Path) -> None:
 
 
 def _without_torch(arguments: list[str]) -> Done:
-    """The command in an interpreter where torch and what builds on it cannot be imported."""
+    """Run the command in an interpreter where torch and its dependents cannot be imported."""
     block = "sys.modules.update(dict.fromkeys(('torch', 'diffusers', 'transformers', 'onnx', 'onnx_ir')))"
     code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -236,7 +237,7 @@ def _without_torch(arguments: list[str]) -> Done:
 
 @pytest.mark.parametrize("reported", [True, False])
 def test_an_interrupt_that_a_library_swallows_ends_the_work_all_the_same(reported: bool) -> None:
-    """At the next report, or at the end."""
+    """KeyboardInterrupt is raised at the next report, or at the end of the block."""
 
     def work() -> None:
         with progress(quiet=True) as report:
@@ -252,7 +253,7 @@ def test_an_interrupt_that_a_library_swallows_ends_the_work_all_the_same(reporte
 
 @pytest.mark.export
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
-    """Ctrl-C amid an export: status 130, no traceback, nothing half-written."""
+    """Ctrl-C during an export: status 130, no traceback, no partial files."""
     target = tmp_path / "new" / "bundle"
     command = [sys.executable, "-m", "controlnext", "export", "--model", "sdxl", "--output", str(target)]
     process = subprocess.Popen(

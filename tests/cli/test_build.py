@@ -1,4 +1,4 @@
-"""``controlnext build``, and ``--backend`` at export."""
+"""``controlnext build`` and ``export --backend`` build engines once, and refuse bad input in one line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_damaged_engine_is_built_again(cli: Cli, bundle: Path) -> None:
 
 
 def test_two_builds_at_once(bundle: Path) -> None:
-    """One builds, the other waits and takes what the first one made."""
+    """One process builds the engine, the other waits and uses it."""
     command = [sys.executable, "-m", "controlnext", "build", str(bundle), *BUILD, "--json"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = [process.communicate(timeout=120)[0] for process in both]
@@ -114,7 +114,7 @@ def test_a_refused_build_gives_the_librarys_own_reason(cli: Cli, bundle: Path) -
 
 
 def test_a_graph_that_is_no_graph_gives_the_parsers_reason(cli: Cli, bundle: Path) -> None:
-    """The checksum in the manifest is right, so this is how the graph was exported."""
+    """The checksum in the manifest is right, so the parser gets the file."""
     path, manifest = bundle / "unet" / "model.onnx", read_manifest(bundle)
     path.write_bytes(b"no graph")
     files = {**manifest.files, "unet/model.onnx": FileEntry(sha256(path), path.stat().st_size)}
@@ -158,7 +158,7 @@ def test_missing_polygraphy_names_the_pip_command(
 def quick_export(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Callable[[str], Path]
 ) -> tuple[object, ...]:
-    """The arguments of an export that copies the tiny bundle instead of tracing."""
+    """Return the arguments of an export that copies the tiny bundle instead of tracing."""
     import controlnext.export
 
     def copy(_checkpoint: Any, precision: str, output: Path, **_options: Any) -> Manifest:
@@ -185,8 +185,8 @@ def test_export_builds_engines_too(cli: Cli, quick_export: tuple[object, ...], t
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--height", "512"), ("--height is for engines alone", "--backend tensorrt or tensorrt-rtx")),
-        (("--backend", "onnx", "--batch", "2"), ("--batch is for engines alone",)),
+        (("--height", "512"), ("--height is for engines only", "--backend tensorrt or tensorrt-rtx")),
+        (("--backend", "onnx", "--batch", "2"), ("--batch is for engines only",)),
         (("--backend", "coreml"), ("'coreml'", "accepted: onnx, tensorrt, tensorrt-rtx")),
         (("--backend", "tensorrt-rtx", "--width", "100"), ("width is 100", "multiples of 8")),
     ],

@@ -1,4 +1,5 @@
-"""Errors and warnings on the command line: options in place of the libraries' arguments, exit statuses."""
+"""Errors and warnings on the command line name options in place of arguments, with the right exit
+statuses."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_an_engine_that_does_not_fit_comes_with_the_command_that_builds_one(name
 
 
 def test_the_command_that_builds_an_engine_is_one_that_the_command_line_takes(names: OptionNames) -> None:
-    """No value is refused: the next thing that is wrong is the bundle, which is not there."""
+    """All options are valid: the only error is the missing bundle."""
     command = shlex.split(names.describe(ENGINE).partition("build one: ")[2])
     with pytest.raises(BundleError, match="a bundle is not a bundle"):
         typer.main.get_command(make_application()).main(command[1:], standalone_mode=False)
@@ -111,7 +112,7 @@ sys.exit(call(application, [], "work"))
 
 
 def test_warnings_and_errors_of_a_command_name_options() -> None:
-    """In an interpreter of its own: here pytest has the log."""
+    """Run in a new interpreter, because pytest captures the log in this one."""
     done = subprocess.run([sys.executable, "-c", _LOGS], capture_output=True, text=True, check=False)
     warning, error = "a file: give it with --unet-weights", "error: give --control a file"
     assert done.stderr == f"controlnext: {warning}\ncontrolnext: {error}\n"

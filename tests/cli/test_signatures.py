@@ -1,4 +1,4 @@
-"""The commands' signatures: what they share is the same in each, and no option is lost on its way."""
+"""Signatures of the commands: shared options are the same in each, and every option is passed on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TAKES_SOURCES = pytest.mark.parametrize("module", [export, verify], ids=["export
 
 
 class _Stop(Exception):
-    """Ends a command whose options were seen."""
+    """Raised to end a command once its options are recorded."""
 
 
 def _watched(seen: dict[str, Any]) -> Callable[..., None]:

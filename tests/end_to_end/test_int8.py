@@ -135,4 +135,4 @@ def test_a_calibration_folder_that_is_no_use_is_refused(
 @pytest.mark.parametrize("option", ["--compute=fp16", "--calibration=."])
 def test_options_of_int8_need_int8(option: str, tmp_path: Path, cli: Cli) -> None:
     done = cli("export", "--model=sdxl", "--precision=fp16", option, f"--output={tmp_path / 'x'}")
-    assert_refused(done, "belong to --precision int8")
+    assert_refused(done, "require --precision int8")

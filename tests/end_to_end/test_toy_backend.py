@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from controlnext.bench.contestants import line_up
+from controlnext.bench.targets import all_targets
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine, registry, select_backend
 from controlnext.engines.onnxruntime.backend import OrtBackend
@@ -105,7 +105,7 @@ def test_inspect_and_the_benchmark_know_it(
     done = cli("inspect", bundle)
     assert done.status == 0, done.err
     assert "toy" in done.out
-    names = {one.name for one in line_up([bundle], tmp_path, "cpu", gpu=False, optimum=False)}
+    names = {one.name for one in all_targets([bundle], tmp_path, "cpu", gpu=False, optimum=False)}
     assert "engine fp32, Toy Inference" in names
-    on_gpu = {one.name for one in line_up([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
     assert "engine fp32, Toy Inference" not in on_gpu

@@ -1,4 +1,4 @@
-"""Float16 arithmetic emulated on a processor, and what is measured inside a graph."""
+"""Emulation of float16 arithmetic on a CPU rounds every result, and graphs measure their tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.graphs import graph, run
 
 
 def half(text: str, **weights: np.ndarray) -> ir.Model:
-    """The float16 graph as it is shipped."""
+    """Return the float16 graph of the bundle."""
     return infer_types(lower_to_float16(infer_types(graph(text, **weights))))
 
 
@@ -86,7 +86,8 @@ def test_attention_taken_apart_gives_the_same(kind: str):
 
 
 def test_scores_are_scaled_before_they_are_summed():
-    """As TensorRT wants it: scores that fit float16 only when scaled stay finite."""
+    """Attention scales query and key first, as TensorRT requires: scores that fit float16 only scaled are
+    finite."""
     text = ATTENTION.format(mask="", call=MASKS[""])
     model = emulate_float16(decompose_attention(half(text)))
     feed = {name: np.full((1, 2, 3, 16), 90.0, np.float32) for name in "qkv"}

@@ -1,4 +1,4 @@
-"""What a comparison with PyTorch is made on."""
+"""The test prompt of a comparison with PyTorch has an added token of each tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _prompt(bundle: Path) -> str | None:
 
 
 def test_the_prompt_has_a_token_of_each_tokenizer_that_got_some(tmp_path: Path) -> None:
-    """Of several vectors where there is such a one: a comparison sees whether all are used."""
+    """Tokens of several vectors are preferred, so that a comparison shows whether all are used."""
     plain = write_fake_bundle(tmp_path / "plain")
     assert _prompt(plain) == "a red circle on a blue background"
     added = {"tokenizer": ["green", "toy", "toy_1"], "tokenizer_2": ["square"]}

@@ -1,4 +1,4 @@
-"""Relative L2 and PSNR at their ends."""
+"""Relative L2 and PSNR of equal, zero and non-finite arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits of the parity table."""
+"""Every precision has limits of parity."""
 
 from __future__ import annotations
 

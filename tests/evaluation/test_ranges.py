@@ -1,4 +1,4 @@
-"""Float16 with every operator's result rounded, as on an accelerator: all families, and at real ranges."""
+"""Float16 graphs of all families meet parity with every result rounded as on a GPU, also at real ranges."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_svds_residual_stream_may_leave_the_range_of_float16(tiny: Tiny):
 
 @pytest.mark.parametrize("folder", ["vae_decoder", "vae_encoder"])
 def test_a_vae_that_leaves_the_range_of_float16_stays_in_float32(folder: str, tiny: Tiny):
-    """Up to 9e5 here; 3e5 was reported of SDXL's in its last blocks."""
+    """The peak is 9e5; 3e5 was reported for the last blocks of SDXL's VAE."""
     exact, lowered = tiny("sdxl", "fp32"), tiny("sdxl", "fp16")
     feed, factor = first_feed(exact, folder), 65536
     (wanted,) = run(open_graph(exact, folder), exact, folder, feed)
@@ -79,7 +79,7 @@ def test_a_vae_that_leaves_the_range_of_float16_stays_in_float32(folder: str, ti
 
 @pytest.fixture(scope="module")
 def overflowing(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A float16 bundle whose VAE has a norm with an enormous gain."""
+    """Return a float16 bundle whose VAE has a norm with an enormous gain."""
     bundle = tmp_path_factory.mktemp("overflowing") / "bundle"
     shutil.copytree(tiny("sd15", "fp16"), bundle)
     model = ir.load(bundle / "vae_decoder" / "model.onnx")

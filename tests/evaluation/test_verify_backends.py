@@ -1,4 +1,4 @@
-"""``verify`` with built engines: their rows beside ONNX Runtime's, at sizes that they take."""
+"""``verify`` compares built engines as well as ONNX Runtime, at sizes that they accept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_verify_compares_built_engines_too(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The stand-in computes what the graph says, or something else; the table tells them apart."""
+    """The stand-in computes the graph or something else, and the table shows the difference."""
     bundle = shutil.copytree(tiny("sdxl"), tmp_path / "bundle")
     write_engine(bundle, "tensorrt-rtx", smallest=SMALL, largest=LARGE)
     machine, manifest = put_in_place(monkeypatch, bundle), read_manifest(bundle)
@@ -46,7 +46,7 @@ def test_verify_compares_built_engines_too(
     own = [name for name in rows if not name.startswith("tensorrt-rtx: ")]
     assert [f"tensorrt-rtx: {name}" for name in own] == list(rows)[len(own) :]
     assert "latents, 6 steps 112x96" in own
-    assert "the run is at 112 x 96, which the built engines take" in caplog.text
+    assert "the sampling run is at 112 x 96, which the built engines accept" in caplog.text
     assert all(rows[name]["value"] < 1e-4 for name in ("unet: noise_pred", "latents, 6 steps 112x96"))
     assert (rows["tensorrt-rtx: unet: noise_pred"]["value"] > 5e-3) == wrong
     assert done.status == (1 if wrong else 0)
@@ -54,7 +54,7 @@ def test_verify_compares_built_engines_too(
 
 
 def test_sizes_are_those_that_the_engines_take(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the graphs that have an engine; where two have one, of both."""
+    """Sizes are limited by the engines of each graph, by both if two backends have one."""
     put_in_place(monkeypatch, bundle)
     manifest = read_manifest(bundle)
     write_engine(bundle, "tensorrt-rtx", smallest=SMALLEST, largest={**LARGEST, "height": 5})
@@ -77,7 +77,7 @@ def test_sizes_are_those_that_the_engines_take(bundle: Path, monkeypatch: pytest
 def test_engines_that_cannot_run_here_are_left_out(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Silently without a GPU; a stale one with a warning."""
+    """Without a GPU there is no warning; with a stale engine there is one."""
     put_in_place(monkeypatch, bundle)
     manifest = read_manifest(bundle)
     assert not usable_backends(bundle, manifest)

@@ -1,1 +1,1 @@
-"""What tests of several rooms use: small models, stand-ins, files, and the rules of the whole suite."""
+"""Helpers that several test packages share: small models, stand-ins, files, and rules of the whole suite."""

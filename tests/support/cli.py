@@ -1,4 +1,4 @@
-"""Running the command line in tests, and what a refusal has to look like."""
+"""Running the command line in tests, and checking refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cli = Callable[..., Done]
 
 
 def assert_refused(done: Done, *words: str, status: int = 2) -> None:
-    """One line on stderr with these words, nothing on stdout."""
+    """Assert that a command failed with one line on stderr with these words, and nothing on stdout."""
     assert done.status == status, done.err
     assert done.out == ""
     assert done.err.startswith("controlnext: error: "), done.err

@@ -1,4 +1,4 @@
-"""Models that tests export, each once a run."""
+"""Models that tests export, each once per run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 SHAPES = Path(__file__).parents[2] / "examples" / "shapes" / "model"
 
 CALIBRATION_STEPS = 3
-"""Of the first of the two runs that a tiny model is calibrated on; the second has one more."""
+"""Number of steps of the first of the two calibration runs of a tiny model; the second has one more."""
 
 
 def export_shapes(precision: str, bundle: Path) -> None:
-    """Export the small trained model as a user does: the command, which compares it with PyTorch."""
+    """Export the small trained model by the command line, which compares it with PyTorch."""
     sources = [f"--base={SHAPES}/base", f"--control={SHAPES}/controlnet.safetensors"]
     sources += [f"--unet-weights={SHAPES}/unet.safetensors", "--unet-increments"]
     options = ["--model=sdxl", f"--precision={precision}", f"--output={bundle}"]
@@ -33,14 +33,14 @@ def export_shapes(precision: str, bundle: Path) -> None:
     assert not stop.value.code
 
 
-def load_tiny(variant: str, folder: Path) -> Checkpoint:
-    """The checkpoint of a tiny model in ``folder``."""
+def load_tiny(variant: str, directory: Path) -> Checkpoint:
+    """Load the checkpoint of a tiny model in ``directory``."""
     from controlnext.families import get_family
     from controlnext.weights import load_checkpoint
     from support.recipe import VARIANTS
 
     family = get_family(VARIANTS[variant][0])
-    return load_checkpoint(family, base=folder / "base", control=folder / "control.safetensors")
+    return load_checkpoint(family, base=directory / "base", control=directory / "control.safetensors")
 
 
 def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path, **options: Any) -> None:
@@ -59,17 +59,17 @@ def export_tiny(variant: str, checkpoint_dir: Path, precision: str, bundle: Path
             load_tiny(variant, checkpoint_dir),
             precision,
             bundle,
-            sample=lambda folder, denoise: run_trajectories(folder, denoise, default_examples()[:2]),
+            sample=lambda partial, denoise: run_trajectories(partial, denoise, default_examples()[:2]),
             calibration=CalibrationSettings(measured_steps=1, crop=8, group=40),
             **options,
         )
 
 
-def once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """``folder``, made by the first process that asks; the others wait for it."""
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            partial = folder.with_name(folder.name + ".partial")
+def once(directory: Path, make: Callable[[Path], object]) -> Path:
+    """Return ``directory``, made by the first process that calls this; the others wait for it."""
+    with FileLock(f"{directory}.lock"):
+        if not directory.exists():
+            partial = directory.with_name(directory.name + ".partial")
             make(partial)
-            partial.rename(folder)
-    return folder
+            partial.rename(directory)
+    return directory

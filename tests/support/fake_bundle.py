@@ -1,4 +1,4 @@
-"""A bundle whose graphs are a few operators each: quick to make, with answers that can be worked out."""
+"""Fake bundles: graphs of a few operators, quick to make, with outputs that tests can compute."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SIZES: dict[str, dict[str, dict[str, int]]] = {
         "transformer": {"joint_attention_dim": 20, "pooled_projection_dim": 8},
     },
 }
-"""Of every graph that a fake bundle has, by family."""
+"""Inputs and outputs of every graph of a fake bundle, by family."""
 VAE_CONFIG = {
     "scaling_factor": 0.5,
     "sample_size": 64,
@@ -59,11 +59,11 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "shift": 3.0,
 }
-"""For flow matching too: every sampler reads what it knows."""
+"""Settings for all samplers, flow matching too: each reads its own."""
 
 
 def write_fake_bundle(
-    folder: Path,
+    directory: Path,
     family_name: str = "sdxl",
     *,
     text_encoders: bool = True,
@@ -72,8 +72,8 @@ def write_fake_bundle(
     controls: int = 1,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
-    """A bundle of an image family in ``folder``, without the graphs ``leave_out`` and, where
-    ``text_encoders`` is false, without any text encoder. ``added``: which words were added to tokenizers."""
+    """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
+    encoders if ``text_encoders`` is false. ``added``: tokens added to the tokenizers."""
     family, sizes = get_family(family_name), SIZES[family_name]
     graphs = {}
     for spec in family.graphs:
@@ -83,16 +83,16 @@ def write_fake_bundle(
         inputs, outputs = (
             [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )
-        _write_graph(folder / spec.name, inputs, outputs)
+        _write_graph(directory / spec.name, inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
         graphs[spec.name] = Graph(spec.network, "fp32", *entries)
         network = family.networks[spec.network]
         if network.tokenizer:
-            path = folder / network.tokenizer / "tokenizer.json"
+            path = directory / network.tokenizer / "tokenizer.json"
             start, words = spec.name != family.sequence_encoder, added.get(network.tokenizer, ())
             write_tokenizer(path, network.tokens or LENGTH, start, words)
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (directory / "scheduler").mkdir()
+    (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
         schema=SCHEMA,
         family=family.name,
@@ -103,14 +103,14 @@ def write_fake_bundle(
         options=dict.fromkeys(family.checkpoint_options, force_zeros),
         sources=[],
         tools={},
-        files=list_files(folder),
+        files=list_files(directory),
     )
-    write_manifest(folder, manifest)
-    return folder
+    write_manifest(directory, manifest)
+    return directory
 
 
 def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[str, dict[str, Any]]:
-    """What is read of them, and no more."""
+    """Return only the configuration keys that are read."""
     networks = {graph.network for graph in graphs.values()}
     shift = {"shift_factor": 0.0} if "shift_factor" in family.networks["vae"].read else {}
     known = {"vae": {**VAE_CONFIG, **shift}, family.denoiser: DENOISER_CONFIG}
@@ -119,16 +119,16 @@ def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[st
 
 
 def table(width: int) -> np.ndarray:
-    """The embedding of every word of the fake text encoders, (words, width) float32."""
+    """Return the embeddings of the fake text encoders' words, (words, width) float32."""
     return np.random.RandomState(width).standard_normal((len(WORDS), width)).astype(np.float32)
 
 
 def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
-    """What the fake denoiser's graph computes, in NumPy: every input changes the result."""
+    """Compute the fake denoiser's graph in NumPy; every input changes the result."""
     batch, _, height, width = feed["sample"].shape
     rows = feed["timestep"] / 1000
     for name, array in feed.items():
-        if name not in _CHANGING and not name.startswith("control_"):
+        if name not in _PER_STEP and not name.startswith("control_"):
             rows = rows + array.mean(tuple(range(1, array.ndim))) / _divisor(name)
     result = 0.5 * feed["sample"] + rows.reshape(batch, 1, 1, 1)
     for suffix in _suffixes(feed):
@@ -138,7 +138,7 @@ def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
     return result
 
 
-_CHANGING = ("sample", "timestep")
+_PER_STEP = ("sample", "timestep")
 
 
 def _suffixes(names: Iterable[str]) -> list[str]:
@@ -146,12 +146,13 @@ def _suffixes(names: Iterable[str]) -> list[str]:
 
 
 def _divisor(name: str) -> float:
-    """Sizes in pixels are large."""
+    """Return the divisor of an input: sizes in pixels are large numbers."""
     return 1000.0 if name.endswith("_ids") else 1.0
 
 
 def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) -> None:
-    """A tokenizer of whole words, with or without a token before them, that cuts off and pads."""
+    """Write a tokenizer of whole words to ``path``, with or without a start token, that truncates and
+    pads."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: index for index, word in enumerate(WORDS)}
@@ -168,21 +169,21 @@ def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) 
     tokenizer.save(str(path))
 
 
-def _write_graph(folder: Path, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
-    nodes, initializers = _body(folder.name)(inputs, outputs)
+def _write_graph(directory: Path, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+    nodes, initializers = _body(directory.name)(inputs, outputs)
     graph = helper.make_graph(
         [helper.make_node(operator, ins, outs, **attributes) for operator, ins, outs, attributes in nodes],
-        folder.name,
+        directory.name,
         [_value(spec) for spec in inputs],
         [_value(spec) for spec in outputs],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in initializers.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    folder.mkdir(parents=True)
+    directory.mkdir(parents=True)
     # only the tables of the text encoders are that large
     external = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 256}
-    onnx.save(model, folder / "model.onnx", **external)
+    onnx.save(model, directory / "model.onnx", **external)
 
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
@@ -193,14 +194,14 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
 Body = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
 
 
-def _body(folder: str) -> Callable[[list[TensorSpec], list[TensorSpec]], Body]:
-    if folder.startswith("text_encoder"):
+def _body(graph_name: str) -> Callable[[list[TensorSpec], list[TensorSpec]], Body]:
+    if graph_name.startswith("text_encoder"):
         return _text_encoder
-    return _vae_decoder if folder == "vae_decoder" else _denoiser
+    return _vae_decoder if graph_name == "vae_decoder" else _denoiser
 
 
 def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
-    """A row of the table for every token; pooled: the first entries of the rows' mean."""
+    """Return nodes that embed every token by table; pooled: the first entries of the mean embedding."""
     nodes = [("Gather", ["table", "input_ids"], ["prompt_embeds"], {})]
     arrays = {"table": table(outputs[0].shape[-1])}
     if len(outputs) == 1:
@@ -223,14 +224,14 @@ def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
 
 
 def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
-    """As :func:`fake_denoiser`."""
+    """Return the nodes of :func:`fake_denoiser`."""
     integers = {"per_row": [-1, 1, 1, 1], "channels": [1]}
     floats = {"thousand": 1000.0, "half": 0.5}
     nodes = [("Div", ["timestep", "thousand"], ["time"], {}), ("Mul", ["sample", "half"], ["halved"], {})]
     rows, terms = ["time"], ["halved", "offset"]
     for tensor in inputs:
         name = tensor.name
-        if name not in _CHANGING and not name.startswith("control_"):
+        if name not in _PER_STEP and not name.startswith("control_"):
             integers[f"{name}_axes"] = list(range(1, len(tensor.shape)))
             floats[f"{name}_divisor"] = _divisor(name)
             nodes.append(("ReduceMean", [name, f"{name}_axes"], [f"{name}_mean"], {"keepdims": 0}))

@@ -11,7 +11,7 @@ from support.recipe import rand
 
 
 def make_feed(engine: Engine, seed: int = 0, height: int = 8, sequence: int = 7) -> dict[str, np.ndarray]:
-    """Random numbers for all inputs of ``engine``: two rows of ``height`` by 6, of two frames in a clip."""
+    """Return random inputs of ``engine``: a batch of two, ``height`` by 6, with two frames for clips."""
     sizes = {
         "batch": 2,
         "control_batch": 1,
@@ -24,6 +24,6 @@ def make_feed(engine: Engine, seed: int = 0, height: int = 8, sequence: int = 7)
 
 
 def split(feed: Feed) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What stays over a run of a denoiser, what changes with every step."""
-    changing = {name: feed[name] for name in PER_STEP_INPUTS}
-    return {name: array for name, array in feed.items() if name not in PER_STEP_INPUTS}, changing
+    """Split a denoiser's inputs into those that are bound for a run and those of each step."""
+    per_step = {name: feed[name] for name in PER_STEP_INPUTS}
+    return {name: array for name, array in feed.items() if name not in PER_STEP_INPUTS}, per_step

@@ -1,4 +1,4 @@
-"""Networks whose numbers reach as far as those of the published ones."""
+"""Networks with activations as large as those of the published ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T5_STREAM = (r"network\.encoder\.(embed_tokens|.*\.SelfAttention\.o|.*\.wo)\.",)
 
 
 def enlarge(model: ir.Model, factor: float, stream: tuple[str, ...]) -> ir.Model:
-    """The graph with a residual stream ``factor`` times as large and the same outputs."""
+    """Return the graph with a residual stream ``factor`` times as large and the same outputs."""
     for name, value in model.graph.initializers.items():
         if any(re.match(part, name) for part in stream):
             array = value.const_value.numpy()

@@ -12,7 +12,7 @@ from controlnext.export.passes.names import SCOPES
 
 
 def graph(text: str, **weights: np.ndarray) -> ir.Model:
-    """A model from ONNX's text syntax, its initializers given as arrays."""
+    """Make a model from ONNX's text syntax, with initializers as arrays."""
     import onnx.parser
 
     model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]> {text}'))
@@ -26,7 +26,7 @@ def graph(text: str, **weights: np.ndarray) -> ir.Model:
 
 
 def scoped(model: ir.Model, **scopes: str) -> ir.Model:
-    """Note on the node that makes each value which module it lies in, as the exporter does."""
+    """Set the module of each value's node in its metadata, as the exporter does."""
     for node in model.graph:
         if scope := scopes.get(str(node.outputs[0].name)):
             node.metadata_props[SCOPES] = str(["", *scope.split(" "), "operation"])
@@ -34,7 +34,7 @@ def scoped(model: ir.Model, **scopes: str) -> ir.Model:
 
 
 def literal(model: ir.Model | Path) -> ort.InferenceSession:
-    """A session that computes each node as the graph has it, int8 grids in float32."""
+    """Make a session without graph optimizations, which computes int8 layers in float32."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     graph = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()

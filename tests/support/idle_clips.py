@@ -1,4 +1,4 @@
-"""A video pipeline without graphs: plain functions answer in the place of its engines."""
+"""A video pipeline without graphs, with plain functions in place of its engines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from controlnext.tensor_spec import bind
 from controlnext.types import Feed
 
 Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
-"""A graph's output, of this shape, by the graph's name and inputs."""
+"""Function of a graph's name, inputs and output shape that returns its output."""
 
 SIZES = {
     "image_encoder": {"image_size": 28, "projection_dim": 6},
@@ -37,7 +37,7 @@ SCHEDULER = {
 
 
 class IdleBackend(Backend):
-    """Its engines check their inputs, and ``answer`` gives the outputs."""
+    """A backend whose engines check their inputs; ``answer`` returns the outputs."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -60,8 +60,8 @@ class _IdleEngine(Engine):
         pass
 
 
-def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline:
-    """The pipeline of a bundle made in ``folder``."""
+def idle_pipeline(directory: Path, answer: Answer, variant: str = "v2") -> Pipeline:
+    """Make a bundle in ``directory`` and return its pipeline."""
     family = get_family("svd")
     graphs = {}
     for spec in family.graphs:
@@ -70,8 +70,8 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
             for side in (spec.inputs, spec.outputs)
         ]
         graphs[spec.name] = Graph(spec.network, "fp32", *sides)
-    (folder / "scheduler").mkdir(parents=True)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (directory / "scheduler").mkdir(parents=True)
+    (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     manifest = Manifest(
         schema=SCHEMA,
         family=family.name,
@@ -87,14 +87,14 @@ def idle_pipeline(folder: Path, answer: Answer, variant: str = "v2") -> Pipeline
         options=dict(family.checkpoint_options),
         sources=[],
         tools={},
-        files=list_files(folder),
+        files=list_files(directory),
     )
-    write_manifest(folder, manifest)
-    return Pipeline.of(Bundle(folder, IdleBackend(answer), cache=False))
+    write_manifest(directory, manifest)
+    return Pipeline.of(Bundle(directory, IdleBackend(answer), cache=False))
 
 
 def no_noise(graph_name: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros, but for images of latents: their first three channels."""
+    """Return zeros, except for the decoder: the first three channels of the latents."""
     if graph_name != "vae_decoder":
         return np.zeros((), np.float32)
     return feed["latent_sample"][:, :3].repeat(8, 2).repeat(8, 3)

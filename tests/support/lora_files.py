@@ -1,4 +1,4 @@
-"""Tiny networks that LoRAs are trained for, and LoRAs for them under every published kind of names."""
+"""Tiny networks, and LoRAs for them in every published naming scheme."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def text_encoder(cls: Any, seed: int) -> nn.Module:
 
 
 def networks(family: Family) -> dict[str, nn.Module]:
-    """Tiny networks of the family that LoRAs are trained for."""
+    """Make the tiny networks of a family that LoRAs are trained for."""
     if family is SDXL:
         return {
             "unet": tiny_networks("sdxl")["unet"],
@@ -72,7 +72,7 @@ def base_of(family: Family, modules: dict[str, nn.Module]) -> Base:
 
 
 def low_rank(modules: dict[str, nn.Module], seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """Matrices (down, up) for the layers of the networks, by ``network.layer``."""
+    """Return matrices (down, up) for the layers of the networks, by ``network.layer``."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
     for network, module in modules.items():
@@ -93,7 +93,7 @@ def as_peft(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 def as_first_diffusers(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Names of 2023: attention layers as ``processor.to_q_lora.down``, those of text encoders likewise."""
+    """Return the LoRA under the names of 2023: attention layers as ``processor.to_q_lora.down``."""
     named = {}
     for name, (down, up) in pairs.items():
         stem = re.sub(r"(attn\d)\.(to_[qkv]|to_out)(\.0)?$", r"\1.processor.\2_lora", name)
@@ -107,7 +107,7 @@ def as_first_diffusers(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Ten
 def as_kohya(
     pairs: dict[str, tuple[Tensor, Tensor]], alpha: float = 1.0, sgm: Any = None
 ) -> dict[str, Tensor]:
-    """sd-scripts' names, of the SDXL trainer's UNet (``sgm``: its original layout) or of diffusers' one."""
+    """Return the LoRA under sd-scripts' names, for the original UNet layout (``sgm``) or for diffusers'."""
     named = {}
     for name, (down, up) in pairs.items():
         network, _, layer = name.partition(".")

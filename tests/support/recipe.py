@@ -23,12 +23,12 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 LATENTS = {"fp32": 2e-4, "fp16": 1e-2}
 PIXELS = {"fp32": 0.5 / 255, "fp16": 8 / 255}
-"""How far whole runs may be from recorded ones: relative L2 of latents, largest difference of a pixel."""
+"""Limits of whole runs against recorded ones: relative L2 of latents, largest difference of a pixel."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def fill(module: nn.Module, seed: int) -> nn.Module:
-    """Give every floating-point tensor of ``module.state_dict()`` its value; returns it in eval mode."""
+    """Set every floating-point tensor of ``module.state_dict()``; return the module in eval mode."""
     state = module.state_dict()
     module.load_state_dict(
         {**state, **numbers({n: t.shape for n, t in state.items() if t.is_floating_point()}, seed)}
@@ -37,7 +37,7 @@ def fill(module: nn.Module, seed: int) -> nn.Module:
 
 
 def numbers(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]:
-    """Values for tensors of these names and shapes, drawn in sorted name order.
+    """Return values for tensors of these names and shapes, drawn in sorted name order.
 
     A matrix or kernel of fan-in f gets N(0, 1/f); a one-dimensional ``*weight`` (a norm's gain) and a scalar
     get 1 + 0.1 N(0, 1); every other vector (a bias) gets 0.1 N(0, 1).
@@ -58,28 +58,29 @@ def numbers(shapes: dict[str, torch.Size], seed: int) -> dict[str, torch.Tensor]
 
 
 def rand(seed: int, *shape: int, kind: str = "normal") -> np.ndarray:
-    """float32 array of ``shape`` from ``RandomState(seed)``: standard normal, or uniform in [0, 1)."""
+    """Return a float32 array of ``shape`` from ``RandomState(seed)``: standard normal, or uniform in [0,
+    1)."""
     rng = np.random.RandomState(seed)
     x = rng.standard_normal(shape) if kind == "normal" else rng.random_sample(shape)
     return x.astype(np.float32)
 
 
 def drawing(seed: int, width: int, height: int) -> Image.Image:
-    """RGB control image: 8-pixel squares, each channel 0 or 255."""
+    """Return an RGB control image of 8-pixel squares, each channel 0 or 255."""
     squares = np.random.RandomState(seed).random_sample((height // 8, width // 8, 3)) > 0.5
     pixels = (squares * 255).astype(np.uint8)
     return Image.fromarray(pixels.repeat(8, 0).repeat(8, 1))
 
 
 def read_golden(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The description and the tensors of ``golden/<name>.safetensors``."""
+    """Read the description and the tensors of ``golden/<name>.safetensors``."""
     path = GOLDEN / f"{name}.safetensors"
     with safe_open(path, "np") as file:
         return json.loads(file.metadata()["spec"]), load_file(path)
 
 
 def control_tensors(variant: str, last_width: int, seed: int) -> dict[str, torch.Tensor]:
-    """A control checkpoint of the published layout, its last convolution narrowed to ``last_width``."""
+    """Return control weights in the published layout, the last convolution narrowed to ``last_width``."""
     keys = "sdxl" if variant == "sd3" else variant
     shapes = json.loads((GOLDEN / "keys" / f"{keys}.json").read_text())
     shapes["mid_convs.1.weight"][0] = shapes["mid_convs.1.bias"][0] = last_width
@@ -97,7 +98,7 @@ VARIANTS = {
 """Family and variant of each tiny model."""
 
 FAMILY_VARIANTS = ("sd15", "sdxl", "svd", "sd3")
-"""One of each family."""
+"""A variant of each family."""
 
 _SD3 = {
     "transformer": {
@@ -124,7 +125,7 @@ _SD3 = {
         "force_upcast": True,
     },
 }
-"""Nothing was recorded for SD3: sizes of our own."""
+"""Sizes for SD3, for which there are no recordings."""
 
 
 _SVD_V1 = {
@@ -139,11 +140,11 @@ _SVD_V1 = {
     "projection_class_embeddings_input_dim": 24,
     "num_frames": 3,
 }
-"""Of whole models: no run of the first SVD release was recorded, and its denoiser is that of the second."""
+"""Configuration of the denoiser of whole models of SVD's first release, of which no run was recorded."""
 
 
 def tiny_networks(variant: str) -> dict[str, nn.Module]:
-    """The denoiser and the VAE (and SVD's image encoder) of the reference vectors."""
+    """Make the denoiser and the VAE (and SVD's image encoder) of the reference vectors."""
     if variant == "sd3":
         return {
             "transformer": fill(diffusers.SD3Transformer2DModel(**_SD3["transformer"]), 7),
@@ -166,7 +167,7 @@ def tiny_networks(variant: str) -> dict[str, nn.Module]:
 
 
 def _recorded_runs(variant: str) -> str:
-    """Whole runs of the first SVD release were not recorded; its base is the second one's."""
+    """Return the recording for a variant's base; the first SVD release has the base of the second."""
     return "svd" if variant == "svd-v1" else variant
 
 
@@ -178,8 +179,8 @@ _BASES = {
 }
 
 
-def write_checkpoint(variant: str, folder: Path) -> Path:
-    """The tiny base without text encoders (``base/``, diffusers layout) and ``control.safetensors``."""
+def write_checkpoint(variant: str, directory: Path) -> Path:
+    """Write the tiny base without text encoders (``base/``, diffusers layout) and ``control.safetensors``."""
     cls, options = _BASES[VARIANTS[variant][0]]
     if variant == "sd3":
         scheduler, width, seed = {"shift": 3.0, "num_train_timesteps": 1000}, 32, 8
@@ -197,12 +198,12 @@ def write_checkpoint(variant: str, folder: Path) -> Path:
         parts["unet"] = fill(diffusers.UNetSpatioTemporalConditionModel(**_SVD_V1), 11)
     required = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
     base = cls(**dict.fromkeys(required) | parts)
-    base.save_pretrained(folder / "base")
+    base.save_pretrained(directory / "base")
     # the configuration as the cases use it, without the defaults that the class above added
-    config = folder / "base" / "scheduler" / "scheduler_config.json"
+    config = directory / "base" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({"_class_name": type(made).__name__, **scheduler}))
-    save_file(control_tensors(variant, width, seed), folder / "control.safetensors")
-    return folder
+    save_file(control_tensors(variant, width, seed), directory / "control.safetensors")
+    return directory
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:

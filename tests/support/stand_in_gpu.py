@@ -1,4 +1,4 @@
-"""A GPU and TensorRT for machines without: the same calls, answered in ordinary memory."""
+"""A stand-in for a GPU and TensorRT, which runs the same calls in main memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ LARGEST = {"batch": 4, "control_batch": 4, "height": 6, "width": 6, "sequence": 
 
 
 class HostCuda:
-    """As :class:`controlnext.engines.tensorrt.cuda.Cuda`; ``counts`` says what was asked for how often."""
+    """A stand-in for :class:`controlnext.engines.tensorrt.cuda.Cuda`; ``counts`` has the number of each
+    call."""
 
     def __init__(self, index: int = 0, _extra: str = "") -> None:
         self.index, self.stream = index, 7
@@ -104,7 +105,7 @@ class HostCuda:
 
 
 class Machine:
-    """The library, the GPU and what they are asked for; an attribute says what is to go wrong.
+    """The library, the GPU and the calls to them; attributes select failures.
 
     ``compute`` is what the engine does, from inputs by name to its one output.
     """
@@ -123,7 +124,7 @@ class Machine:
 
     @property
     def cuda(self) -> HostCuda:
-        """That of the engine that was opened last."""
+        """Return the context of the engine that was opened last."""
         return self.cudas[-1]
 
     def make_cuda(self, index: int, extra: str) -> HostCuda:
@@ -207,7 +208,7 @@ class _ParserRefitter:
 
 
 class _Context:
-    """Computes what the fake denoiser does, of what lies at the addresses when its turn comes."""
+    """An execution context that computes the fake denoiser from the memory at its addresses when it runs."""
 
     def __init__(self, machine: Machine, log: Any) -> None:
         self._machine, self._log = machine, log
@@ -252,7 +253,7 @@ def _compute(machine: Machine, places: dict[Any, Any], target: int) -> None:
 
 
 def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "unet") -> Machine:
-    """A machine with a GPU and both libraries, which run the engine of this graph."""
+    """Install the stand-in for a GPU and both libraries, which run the engine of this graph."""
     machine = Machine(read_manifest(bundle), folder)
     for flavor in FLAVORS.values():
         monkeypatch.setitem(sys.modules, flavor.module, machine.library(flavor.module))
@@ -270,7 +271,8 @@ def write_engine(
     largest: dict[str, int] = LARGEST,
     **changes: Any,
 ) -> Path:
-    """The folder of an engine of this graph in the bundle's store; ``changes``: in its key."""
+    """Write an engine of this graph to the bundle's store and return its directory, with ``changes`` to its
+    key."""
     manifest = read_manifest(bundle)
     specs = [tensor.spec() for tensor in manifest.graphs[folder].inputs]
     kinds = (smallest, smallest, largest)

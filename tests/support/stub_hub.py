@@ -1,4 +1,4 @@
-"""A model hub on loopback: as much of its HTTP interface as huggingface_hub uses to list and download."""
+"""A model hub on loopback, with the HTTP interface that huggingface_hub uses to list and download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STATUS = {GATED: 403, "RepoNotFound": 401, "RevisionNotFound": 404, "EntryNotFo
 
 @dataclass
 class Repository:
-    """A repository with one commit for each of its revisions; ``main`` is the folder as it is."""
+    """A repository with one commit per revision; ``main`` is the directory ``folder``."""
 
     folder: Path
     revisions: dict[str, Path] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Repository:
 
 @dataclass
 class StubHub:
-    """What is on the hub, by ``owner/name``, and the paths of the files that were downloaded."""
+    """The repositories on the hub by ``owner/name``, and the paths of the downloaded files."""
 
     url: str
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -42,13 +42,13 @@ class StubHub:
 
 
 def commit_of(folder: Path) -> str:
-    """The commit of a revision: of its path, so that it can be told beforehand."""
+    """Return the commit of a revision, a hash of its path, so that tests can compute it."""
     return hashlib.sha1(str(folder).encode()).hexdigest()
 
 
 @contextmanager
 def serve() -> Iterator[StubHub]:
-    """An empty hub, for as long as the block lasts."""
+    """Run an empty hub within the block."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.hub = hub = StubHub(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -1,4 +1,4 @@
-"""What holds for the whole suite: the marker of tests that export, and the report on the machine."""
+"""Rules of the whole suite: the marker of tests that export, and the report on the machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 EXPORTED = {"tiny", "shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"}
-"""The fixtures that export: who asks for one of them, or for a fixture that does, has the marker by that."""
+"""Fixtures that export: tests that use one of them, directly or not, get the marker."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``export`` marks every test that needs an exported model; ``make check`` leaves them out.
+    """Mark every test that needs an exported model with ``export``; ``make check`` skips them.
 
     They come first, and of them those of int8, whose models take longest to make: one process makes models
     while the other has tests that need none, and hardly ever waits for a model that is being made.
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: walking through it again and again to find garbage is a sixth of the time."""
+    """Freeze imported objects: garbage collection over them takes a sixth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test without the marker fails where it, or a fixture of it, traces a graph."""
+    """Fail tests without the marker that trace a graph, in themselves or in a fixture."""
     if item.get_closest_marker("export"):
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +46,7 @@ def _refuse(*_arguments: object) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Which processor the run was on: which kernels were tested depends on it."""
+    """Report the processor of the run, on which the tested kernels depend."""
     from controlnext.bench.hardware import find_hardware
 
     terminalreporter.section("machine")

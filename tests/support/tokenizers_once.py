@@ -1,4 +1,4 @@
-"""Tokenizers that are read once in a process: of 49,408 tokens, most tests that read a base wait for them."""
+"""Cache of tokenizers in a process: reading one of 49,408 tokens is most of the time of reading a base."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Read = Callable[[Path, Any, Mapping[str, Any]], str]
 
 
 def read_once(read: Read) -> Read:
-    """``read`` with what it gave for the same files and arguments, where it had nothing to say about them."""
+    """Return ``read`` with a cache by files and arguments; results with warnings are not cached."""
     kept: dict[str, str] = {}
 
     @functools.wraps(read)
-    def tokenizer(folder: Path, network: Any, config: Mapping[str, Any]) -> str:
-        digest = hashlib.sha256(f"{folder.name} {network!r} {sorted(config.items())}".encode())
-        for part in _files(folder):
+    def tokenizer(directory: Path, network: Any, config: Mapping[str, Any]) -> str:
+        digest = hashlib.sha256(f"{directory.name} {network!r} {sorted(config.items())}".encode())
+        for part in _files(directory):
             digest.update(part)
         key = digest.hexdigest()
         if key in kept:
@@ -28,7 +28,7 @@ def read_once(read: Read) -> Read:
         logger = logging.getLogger("controlnext")
         logger.addHandler(said)
         try:
-            content = read(folder, network, config)
+            content = read(directory, network, config)
         finally:
             logger.removeHandler(said)
         if not said.anything:
@@ -38,9 +38,9 @@ def read_once(read: Read) -> Read:
     return tokenizer
 
 
-def _files(folder: Path) -> Iterator[bytes]:
-    """Those of the folder, and the index beside it, which names the tokenizer's class."""
-    for path in [folder.parent / "model_index.json", *sorted(folder.glob("*"))]:
+def _files(directory: Path) -> Iterator[bytes]:
+    """Yield the files of the directory, and of the index beside it, which names the tokenizer's class."""
+    for path in [directory.parent / "model_index.json", *sorted(directory.glob("*"))]:
         if path.is_file():
             yield path.name.encode()
             yield path.read_bytes()

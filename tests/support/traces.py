@@ -1,4 +1,4 @@
-"""Graphs that are traced once in a run of the suite, whichever of its processes and tests export them."""
+"""Cache of traced graphs, shared by all processes and tests of a run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from filelock import FileLock
 from torch import nn
 
 LARGEST = 1 << 24
-"""Parameters of the largest network that is kept: a kept graph holds zeros for them."""
+"""Largest number of parameters of a cached network: a cached graph has zeros for them."""
 
 Trace = Callable[[nn.Module, Any, Mapping[str, int]], ir.Model]
 
 
-def traced_once(trace: Trace, folder: Path) -> Trace:
-    """``trace`` with its graphs kept in ``folder``: most of an export is tracing, which depends on the
-    architecture alone and neither on the weights nor on the precision."""
+def traced_once(trace: Trace, directory: Path) -> Trace:
+    """Return ``trace`` with a cache of graphs in ``directory``. Tracing is most of the time of an export, and
+    depends only on the architecture, not on weights or precision."""
 
     @functools.wraps(trace)
     def kept(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> ir.Model:
@@ -31,8 +31,8 @@ def traced_once(trace: Trace, folder: Path) -> Trace:
         # functions are told by their places in memory, which differ from process to process
         architecture = re.sub(" at 0x[0-9a-f]+", "", "\n".join(_architecture(module, spec, sizes)))
         key = hashlib.sha256(architecture.encode()).hexdigest()
-        path = folder / f"{key}.onnx"
-        folder.mkdir(exist_ok=True)
+        path = directory / f"{key}.onnx"
+        directory.mkdir(exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 partial = path.with_suffix(".partial")
@@ -44,7 +44,8 @@ def traced_once(trace: Trace, folder: Path) -> Trace:
 
 
 def _architecture(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> Iterator[str]:
-    """All that a trace depends on: configurations, plain attributes, names and shapes of parameters."""
+    """Return everything that a trace depends on: configurations, attributes, names and shapes of
+    parameters."""
     yield f"{spec!r} {sorted(sizes.items())} {module!r}"
     for name, part in module.named_modules():
         plain = {key: _plain(value) for key, value in vars(part).items() if not key.startswith("_")}

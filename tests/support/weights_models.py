@@ -1,4 +1,4 @@
-"""Tiny bases with text encoders, and the originals of their tensors, for the tests of weights."""
+"""Tiny bases with text encoders, and their tensors in original layouts, for the tests of weights."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ PREFIXES = {
         "text_encoder_3": "text_encoders.t5xxl.transformer.",
     },
 }
-"""What the names of each network begin with in the published single-file checkpoints."""
+"""Prefix of the names of each network in published single-file checkpoints."""
 
 
 def add_text_encoders(base: Path, family: Family = SDXL) -> Path:
-    """Put tiny text encoders and their tokenizers into a diffusers folder; CLIP's have its vocabulary."""
+    """Add tiny text encoders and tokenizers to a diffusers directory; those of CLIP have its vocabulary."""
     encoders = [(name, network) for name, network in family.networks.items() if network.tokenizer]
     for seed, (name, network) in enumerate(encoders):
         module = fill(_text_encoder(network), seed)
@@ -80,26 +80,26 @@ def _text_encoder(network: Network) -> Any:
 
 
 def t5_tokenizer() -> transformers.T5TokenizerFast:
-    """A T5 tokenizer of few words, with T5's hundred sentinels."""
+    """Return a T5 tokenizer of few words, with T5's hundred sentinels."""
     words = ["<pad>", "</s>", "<unk>", "▁a", "▁cat", "▁photo", "▁of", "▁", *"scathopfilr,!"]
     sentinels = [f"<extra_id_{number}>" for number in range(99, -1, -1)]
     vocabulary = [(word, -float(number)) for number, word in enumerate(dict.fromkeys(words + sentinels))]
     return transformers.T5TokenizerFast(vocab=vocabulary, model_max_length=512)
 
 
-def shrink_shipped(base: Path, folder: Path, family: Family = SDXL) -> Path:
-    """A copy of the shipped configurations whose networks have the sizes of those in ``base``."""
-    shutil.copytree(shipped_directory(family), folder)
+def shrink_shipped(base: Path, directory: Path, family: Family = SDXL) -> Path:
+    """Copy the shipped configurations, with the networks' sizes of ``base``."""
+    shutil.copytree(shipped_directory(family), directory)
     for network in family.networks.values():
-        shutil.copy(base / network.folder / "config.json", folder / network.folder / "config.json")
-    return folder
+        shutil.copy(base / network.folder / "config.json", directory / network.folder / "config.json")
+    return directory
 
 
-def write_single_file(family: Family, tiny: Path, folder: Path) -> Path:
-    """Put a ``base`` like ``tiny`` with text encoders, and the same as ``single.safetensors``, into
-    ``folder``; returns shipped configurations of these sizes."""
-    base = add_text_encoders(Path(shutil.copytree(tiny, folder / "base")), family)
-    small = shrink_shipped(base, folder / "shipped", family)
+def write_single_file(family: Family, tiny: Path, directory: Path) -> Path:
+    """Write a ``base`` like ``tiny`` with text encoders, and the same as ``single.safetensors``, to
+    ``directory``; return shipped configurations of these sizes."""
+    base = add_text_encoders(Path(shutil.copytree(tiny, directory / "base")), family)
+    small = shrink_shipped(base, directory / "shipped", family)
     # what published files hold besides, and nobody reads
     single = {"alphas_cumprod": torch.ones(9)}
     for key, network in family.networks.items():
@@ -109,12 +109,12 @@ def write_single_file(family: Family, tiny: Path, folder: Path) -> Path:
         single |= originals(family, key, tensors, original_layout(family, key, config))
         if network.tokenizer:
             single[PREFIXES[family.name][key] + "logit_scale"] = torch.tensor(4.6)
-    save_file({k: v.contiguous() for k, v in single.items()}, folder / "single.safetensors")
+    save_file({k: v.contiguous() for k, v in single.items()}, directory / "single.safetensors")
     return small
 
 
 def originals(family: Family, name: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """One network's tensors as an original checkpoint holds them: joined projections, 1 x 1 convolutions."""
+    """Return a network's tensors in the original layout: joined projections, 1 x 1 convolutions."""
     stems: dict[str, list[str]] = {}
     for today in tensors:
         stems.setdefault(layout(today).name, []).append(today)
@@ -140,7 +140,7 @@ def _original(origin: str, names: list[str], tensors: Mapping[str, Tensor], layo
 
 
 def example_inputs(family: Family, name: str) -> dict[str, Any]:
-    """Arguments for a forward pass of one of the tiny networks."""
+    """Return arguments for a forward pass of one of the tiny networks."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     if name == "transformer":

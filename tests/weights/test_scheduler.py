@@ -96,7 +96,7 @@ def test_settings_are_read_as_json_or_words() -> None:
         "sigma_min": None,
     }
     for wrong in ("prediction_type", "=v", "prediction_type=", ""):
-        with pytest.raises(InputError, match="is no setting; give KEY=VALUE"):
+        with pytest.raises(InputError, match="is not a setting; give KEY=VALUE"):
             parse_settings([wrong])
     with pytest.raises(InputError, match="shift twice"):
         parse_settings(["shift=1,shift=2"])
@@ -117,7 +117,7 @@ def test_the_command_line_refuses_an_unknown_setting(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("beta_end=2", "with what --scheduler gives: .* betas range from .*lie between 0 and 1"),
+        ("beta_end=2", "with the settings of --scheduler: .* betas range from .*lie between 0 and 1"),
         ("use_karras_sigmas=true,use_exponential_sigmas=true", "`scheduler` use_karras_sigmas=false"),
         ("trained_betas=[0.1]", "1 trained_betas for 1000 training timesteps"),
     ],

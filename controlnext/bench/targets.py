@@ -1,4 +1,5 @@
-"""Who takes part: the engines of some bundles, and what a user would run instead."""
+"""The targets of the benchmark: bundles' engines, and PyTorch, diffusers and optimum with the same
+weights."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from controlnext.bench.messages import Contestant, Option
+from controlnext.bench.messages import Option, Target
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.format import graph_files
 from controlnext.bundle.manifest import Manifest
@@ -24,22 +25,22 @@ WITHOUT_CONTROL = "without control"
 OFFLOADED = "offloaded"
 
 _DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
-"""PyTorch's, and bytes of a weight."""
+"""Bytes per weight of the torch dtypes that are measured."""
 _COMPILED = ("float32", "bfloat16")
 _COPIES = 1.2
-"""What an engine holds, against its graph's file: some weights are packed another way besides."""
+"""Memory of an engine per byte of its graph's file: some weights are held in a packed layout as well."""
 _CONTROLNET = 1.5
-"""What a pipeline with a ControlNet holds, against one without."""
+"""Memory of a pipeline with a ControlNet per byte of one without."""
 
 
-def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Contestant]:
-    """All that can be compared with each other, those that are compared with each other first.
+def all_targets(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum: bool) -> list[Target]:
+    """Return all targets for ``bundles``; the ones that are most often compared come first.
 
-    PyTorch takes the weights of the first bundle. What has to be made is made in folder ``made``. ``gpu``:
-    there is one, and ``device`` is not the processor; ``optimum``: optimum's exporter is at hand.
+    PyTorch uses the weights of the first bundle. ``made``: directory of exports that targets need. ``gpu``:
+    whether ``device`` is a GPU. ``optimum``: whether optimum's exporter is available.
     """
     manifests = {path: read_manifest(path) for path in bundles}
-    ours: list[Contestant] = []
+    ours: list[Target] = []
     for path, name in _names(manifests).items():
         ours.append(_engine(path, name, device))
     for path, name in _names(manifests).items():
@@ -52,7 +53,7 @@ def line_up(bundles: Sequence[Path], made: Path, device: str, gpu: bool, optimum
 
 
 def _names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
-    """A bundle is called by its precision, and by its folder too where that is not enough."""
+    """Name each bundle by its precision, and also by its directory if several have the same precision."""
     precisions = [manifest.precision for manifest in manifests.values()]
     return {
         path: f"engine {manifest.precision}"
@@ -61,29 +62,27 @@ def _names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
     }
 
 
-def _engine(path: Path, name: str, device: str, **options: Option) -> Contestant:
+def _engine(path: Path, name: str, device: str, **options: Option) -> Target:
     manifest = read_manifest(path)
-    folder = get_family(manifest.family).denoiser
+    denoiser_name = get_family(manifest.family).denoiser
     size = sum(entry.bytes for entry in manifest.files.values())
-    denoiser = sum(entry.bytes for entry in graph_files(manifest, folder).values())
+    denoiser = sum(entry.bytes for entry in graph_files(manifest, denoiser_name).values())
     given: dict[str, Option] = {"device": device, **options}
-    return Contestant(
-        name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given
-    )
+    return Target(name, "engine", str(path), MEASURES, int(_COPIES * size), int(_COPIES * denoiser), given)
 
 
-def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Contestant:
-    """The same engine, traced without the control."""
-    target = _own_folder(path, made) / "without-control"
+def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Target:
+    """Return the target of the same engine, exported without the control."""
+    destination = _own_directory(path, made) / "without-control"
     engine = _engine(path, f"{name} {WITHOUT_CONTROL}", device)
-    return replace(engine, bundle=str(target), measures=STEPS, maker="uncontrolled", origin=str(path))
+    return replace(engine, bundle=str(destination), measures=STEPS, maker="uncontrolled", origin=str(path))
 
 
-def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Contestant]:
-    """Every way in which the bundle's denoiser can run on such a device, whatever ``auto`` chooses."""
-    folder = get_family(read_manifest(path).family).denoiser
+def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Target]:
+    """Yield a target for each backend and variant that can run the denoiser on devices of ``kind``."""
+    denoiser = get_family(read_manifest(path).family).denoiser
     for backend in registry.BACKENDS.values():
-        ready = backend.has_engine(path, folder) and (backend.needs_build or backend.available())
+        ready = backend.has_engine(path, denoiser) and (backend.needs_build or backend.available())
         if kind not in backend.devices or not ready:
             continue
         for title, options in backend.variants(kind).items():
@@ -91,19 +90,19 @@ def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Contest
             yield replace(engine, measures=STEPS)
 
 
-def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contestant]:
-    """What PyTorch, diffusers and optimum make of the same weights."""
+def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Target]:
+    """Return the targets that run the same weights in PyTorch, diffusers and optimum."""
     manifest = read_manifest(path)
     family = get_family(manifest.family)
     count, denoiser = _weights(manifest, *manifest.graphs), _weights(manifest, family.denoiser)
 
-    def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Contestant:
+    def torch(name: str, dtype: str, measures: tuple[str, ...], **options: Option) -> Target:
         given: dict[str, Option] = {"device": device, "dtype": dtype, **options}
         sizes = count * _DTYPES[dtype], denoiser * _DTYPES[dtype]
-        return Contestant(name, "torch", str(path), measures, *sizes, given)
+        return Target(name, "torch", str(path), measures, *sizes, given)
 
-    def images(name: str, dtype: str) -> Contestant:
-        plain = torch(name, dtype, IMAGES, stock=str(_own_folder(path, made) / "diffusers"))
+    def images(name: str, dtype: str) -> Target:
+        plain = torch(name, dtype, IMAGES, stock=str(_own_directory(path, made) / "diffusers"))
         return replace(plain, runner="pipeline", maker="stock", origin=str(path))
 
     eager = [torch(f"torch eager {dtype}", dtype, STEPS) for dtype in _DTYPES]
@@ -122,12 +121,12 @@ def _theirs(path: Path, made: Path, device: str, optimum: bool) -> list[Contesta
     return others
 
 
-def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
-    folder = _own_folder(path, made) / "optimum"
-    graph = folder / get_family(read_manifest(path).family).denoiser / "model.onnx"
+def _optimum(path: Path, made: Path, device: str, count: int) -> Target:
+    output = _own_directory(path, made) / "optimum"
+    graph = output / get_family(read_manifest(path).family).denoiser / "model.onnx"
     options: dict[str, Option] = {"device": device, "graph": str(graph)}
     size = int(_COPIES * count * _DTYPES["float32"])
-    return Contestant(
+    return Target(
         "optimum float32 without control",
         "graph",
         str(path),
@@ -140,15 +139,16 @@ def _optimum(path: Path, made: Path, device: str, count: int) -> Contestant:
     )
 
 
-def _own_folder(path: Path, made: Path) -> Path:
-    """Where what is made of the bundle ``path`` goes, as it is now: exported again it gets another."""
+def _own_directory(path: Path, made: Path) -> Path:
+    """Return the directory of exports from the bundle ``path``; a new manifest gets a new directory."""
     return made / "made" / f"{path.name}-{sha256(path / MANIFEST)[:8]}"
 
 
-def _weights(manifest: Manifest, *folders: str) -> int:
-    """How many numbers the graphs in ``folders`` hold, about."""
+def _weights(manifest: Manifest, *graph_names: str) -> int:
+    """Estimate the number of weights of the graphs ``graph_names``."""
     total = 0.0
     for name, entry in manifest.files.items():
-        folder = name.partition("/")[0]
-        total += entry.bytes / manifest.graphs[folder].precision.weights.itemsize if folder in folders else 0
+        graph_name = name.partition("/")[0]
+        if graph_name in graph_names:
+            total += entry.bytes / manifest.graphs[graph_name].precision.weights.itemsize
     return int(total)

@@ -1,0 +1,61 @@
+"""Options of ``controlnext export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlnext.engines.tensorrt.flavors import FLAVORS
+from controlnext.families import FAMILIES
+from controlnext.types import COMPUTES, Precision
+
+BACKENDS = ("onnx", *FLAVORS)
+
+
+def _check_compute(name: str | None) -> str | None:
+    if name is not None and name not in COMPUTES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(COMPUTES)}")
+    return name
+
+
+Model = Annotated[str, typer.Option(help=f"Model family: {', '.join(FAMILIES)}.")]
+Output = Annotated[Path, typer.Option(metavar="DIR", help="Path to the output directory.")]
+ExportPrecision = Annotated[Precision, typer.Option(help="Precision of the exported graphs.")]
+Variant = Annotated[
+    str, typer.Option(help="Variant of the model family; auto detects it from the control weights.")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Path to a directory of int8 calibration images, each with its prompt in NAME.txt.",
+        show_default="drawn examples",
+    ),
+]
+Compute = Annotated[
+    str | None,
+    typer.Option(
+        callback=_check_compute,
+        metavar=f"<{'|'.join(COMPUTES)}>",
+        help="Precision of the layers that are not int8.",
+        show_default="fp16 with --backend tensorrt or tensorrt-rtx, else fp32",
+    ),
+]
+Backend = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Backend to build engines for after the export: {', '.join(BACKENDS)}; may be repeated.",
+        show_default="onnx, the graphs only",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")]
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Compare the outputs with PyTorch and fail if they differ.",
+        show_default="on; off with --random-weights",
+    ),
+]

@@ -1,0 +1,34 @@
+"""Options of ``controlnext verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Path to an HTML report to write.")]
+Prompt = Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")]
+ControlImage = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Path to the control image of the sampling run.")
+]
+Steps = Annotated[int | None, typer.Option(help="Number of denoising steps of the sampling run.")]
+Height = Annotated[int | None, typer.Option(help="Image height of the sampling run in pixels.")]
+Width = Annotated[int | None, typer.Option(help="Image width of the sampling run in pixels.")]
+Ranges = Annotated[
+    bool,
+    typer.Option(
+        "--ranges",
+        help="Measure float16 range and rounding error per tensor and module, instead of parity.",
+    ),
+]
+Depth = Annotated[
+    int, typer.Option(min=1, help="Number of path components that identify a module of --ranges.")
+]
+Layers = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="BUNDLE",
+        help="Path to a bundle of another precision to compare tensor by tensor, instead of parity.",
+    ),
+]
