@@ -73,7 +73,7 @@ def test_one_that_does_not_work_is_left_out(bundle: Path, caplog: pytest.LogCapt
     place = write_engine(bundle, "tensorrt", version="1.0")
     write_engine(bundle, "tensorrt-rtx")
     assert _backend(bundle).startswith("tensorrt-rtx on")
-    assert "going on without the tensorrt engine of unet" in caplog.text
+    assert "continuing without the tensorrt engine of unet" in caplog.text
     assert "version is 1.0, wanted 1.2.3" in caplog.text
     (place.parent.parent / "tensorrt-rtx-portable" / "unet" / "model.engine").write_bytes(b"damaged")
     assert _backend(bundle) == "onnxruntime on cpu"
@@ -216,7 +216,7 @@ def test_what_a_provider_reads_of_a_denoiser(
     ("arguments", "message"),
     [
         ({"provider": "openvino"}, "unknown provider 'openvino'; accepted: auto, cpu, cuda, tensorrt, tens"),
-        ({"provider": "tensorrt"}, "provider tensorrt was asked for, but this ONNX Runtime has cpu, cuda"),
+        ({"provider": "tensorrt"}, "provider tensorrt was requested, but this ONNX Runtime has cpu, cuda"),
         ({"provider": "cpu", "device": "cuda:0"}, "provider cpu does not run on device cuda:0"),
         ({"provider": "cuda", "device": "cpu"}, "provider cuda does not run on device cpu"),
         ({"provider": "cuda", "backend": "tensorrt-rtx"}, "backend tensorrt-rtx has no provider cuda"),

@@ -92,7 +92,7 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
             {"device": "cuda:0"},
-            "no CUDA; give device cpu, or run pip uninstall onnxruntime, then pip install",
+            "no CUDA; set `device` to cpu, or run pip uninstall onnxruntime, then pip install",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_cuda_that_does_not_start(
         np.testing.assert_allclose(
             engine.run(_feed())["noise_pred"], fake_denoiser(_feed()), rtol=1e-5, atol=1e-6
         )
-    assert "going on without the GPU" in caplog.text
+    assert "continuing without the GPU" in caplog.text
     kept = _optimized(bundle)
     monkeypatch.undo()
     open_engine(bundle, manifest, "unet", device="cpu").close()
@@ -236,7 +236,7 @@ def test_a_damaged_optimized_graph_is_made_again(
     whole = (_optimized(bundle) / name).read_bytes()
     (_optimized(bundle) / name).write_bytes(whole[: len(whole) // 2])
     np.testing.assert_array_equal(_run(bundle), first)
-    assert "is damaged and made again" in caplog.text
+    assert "is damaged and will be made again" in caplog.text
     assert (_optimized(bundle) / name).read_bytes() == whole
 
 
@@ -259,7 +259,7 @@ def test_where_nothing_can_be_written_it_works_without(
     caplog.set_level(logging.INFO)
     (bundle / "engines").write_text("a file where the folder would be")
     np.testing.assert_allclose(_run(bundle), fake_denoiser(_feed()), rtol=1e-5, atol=1e-6)
-    assert "is not kept for the next time" in caplog.text
+    assert "is not cached" in caplog.text
 
 
 def test_several_at_once(bundle: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
     [
         ({"image": None}, "no reference image was given; give image"),
         ({"image": "image.png"}, "image: .* of type str; give a PIL image"),
-        ({"image": [drawing(1, 24, 16)] * 2}, "image holds 2 images; give one"),
+        ({"image": [drawing(1, 24, 16)] * 2}, "image has 2 images; give one"),
         ({"image": np.full((16, 24, 3), np.nan)}, "image: .* has values from nan"),
         ({"image": Image.new("RGB", (1, 9))}, "the image is 1 x 9 pixels; give one of 2 x 2 or more"),
         ({"control_images": None}, "no control clip was given; give control_images"),
@@ -189,20 +189,20 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
         ({"control_images": np.zeros((16, 24, 3))}, r"array of shape \(16, 24, 3\); give \(frames, height"),
         ({"control_images": ["1.png"]}, "frame 0 of control_images: .* of type str"),
         ({"control_images": np.zeros((3, 7, 24, 3))}, "the height of the control image is 7; give height"),
-        ({"num_frames": 6}, "num_frames is 6, the control has 5; give an image for every frame"),
-        ({"num_frames": 0}, "num_frames is 0; give a whole number from 1 on"),
+        ({"num_frames": 6}, "num_frames is 6, but the control has 5 frames; give an image for every frame"),
+        ({"num_frames": 0}, "num_frames is 0; it must be a positive integer"),
         ({"num_frames": 2.0}, "num_frames is 2.0; give a whole"),
         ({"num_frames": True}, "num_frames is True; give a whole"),
-        ({"frames_per_batch": 0}, "frames_per_batch is 0; give a whole number from 1 on"),
-        ({"frames_per_batch": None}, "frames_per_batch is None; give a whole number from 1 on"),
-        ({"overlap": None}, "overlap is None; give a whole number from 0 on"),
+        ({"frames_per_batch": 0}, "frames_per_batch is 0; it must be a positive integer"),
+        ({"frames_per_batch": None}, "frames_per_batch is None; it must be a positive integer"),
+        ({"overlap": None}, "overlap is None; it must be an integer of at least 0"),
         ({"min_guidance_scale": None}, "min_guidance_scale is None; give a finite number"),
         ({"noise_aug_strength": None}, "noise_aug_strength is None; give a finite number"),
         ({"frames_per_batch": 1}, "frames_per_batch is 1 for a clip of 5.*; give 2 or more"),
-        ({"overlap": -1}, "overlap is -1; give a whole number from 0 on"),
+        ({"overlap": -1}, "overlap is -1; it must be an integer of at least 0"),
         ({"overlap": 0}, "overlap is 0 for windows of 3 frames over a clip of 5; give 1 to 2"),
         ({"overlap": 3}, "overlap is 3 for windows of 3 frames"),
-        ({"decode_chunk_size": 0}, "decode_chunk_size is 0; give a whole number from 1 on"),
+        ({"decode_chunk_size": 0}, "decode_chunk_size is 0; it must be a positive integer"),
         ({"min_guidance_scale": float("nan")}, "min_guidance_scale is nan; give a finite number"),
         ({"max_guidance_scale": "high"}, "max_guidance_scale is 'high'; give a finite number"),
         ({"noise_aug_strength": float("inf")}, "noise_aug_strength is inf; give a finite number"),
@@ -214,11 +214,11 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
         ({"latents": np.full((1, 5, 4, 2, 3), np.nan)}, "latents has 120 values of 120 that are NaN"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\); give one number for the clip"),
         ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN"),
-        ({"control_scale": "strong"}, "control_scale is no array of numbers"),
+        ({"control_scale": "strong"}, "control_scale is not an array of numbers"),
         ({"control_start": 0.6, "control_end": 0.5}, "control_start is 0.6 and control_end 0.5"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"sampler": "unipc"}, "unknown sampler 'unipc'; Stable Video Diffusion takes euler"),
-        ({"seed": -(2**63) - 1}, "seed -9223372036854775809 is out of range"),
+        ({"seed": -(2**63) - 1}, "seed is -9223372036854775809; it must be an integer from"),
         ({"output_type": "mp4"}, "unknown output_type 'mp4'; accepted: pil, np, latent"),
     ],
 )
@@ -233,7 +233,7 @@ def test_bad_arguments_are_one_clear_error(pipe: Pipeline, changes: dict[str, An
 def test_a_bad_frame_is_named(pipe: Pipeline) -> None:
     """Frames are read when they are needed: it shows in the first step."""
     two = [drawing(1, 24, 16)] * 2
-    for bad, message in (("5.png", ".* of type str"), (two, "holds 2 images; give one")):
+    for bad, message in (("5.png", ".* of type str"), (two, "has 2 images; give one")):
         clip = [*_arguments()["control_images"], bad]
         steps = pipe.stream(**_arguments(control_images=clip))
         with pytest.raises(InputError, match=f"frame 5 of control_images:? {message}") as caught:
