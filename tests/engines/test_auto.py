@@ -219,7 +219,10 @@ def test_what_a_provider_reads_of_a_denoiser(
         ({"provider": "tensorrt"}, "provider tensorrt was requested, but this ONNX Runtime has cpu, cuda"),
         ({"provider": "cpu", "device": "cuda:0"}, "provider cpu does not run on device cuda:0"),
         ({"provider": "cuda", "device": "cpu"}, "provider cuda does not run on device cpu"),
-        ({"provider": "cuda", "backend": "tensorrt-rtx"}, "backend tensorrt-rtx has no provider cuda"),
+        (
+            {"provider": "cuda", "backend": "tensorrt-rtx"},
+            "provider cuda is not supported by backend tensorrt-rtx",
+        ),
     ],
 )
 def test_providers_that_are_refused(

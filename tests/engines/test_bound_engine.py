@@ -156,7 +156,7 @@ def test_after_a_failure_everything_is_given_again(bundle: Path) -> None:
         (
             {},
             {"control_scale": rand(0, 2)},
-            "unknown inputs .'control_scale'.; accepted: .'sample', 'timestep'.",
+            "unknown .'control_scale'.; it takes .'sample', 'timestep'.",
         ),
         ({"control_image": rand(0, 3, 3, 64, 48)}, {}, "batch 3; give 1 or the batch of the other inputs, 2"),
     ],

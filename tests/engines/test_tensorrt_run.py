@@ -104,7 +104,7 @@ def test_buffers_and_shapes_stay_while_sizes_fit(bundle: Path, machine: Machine)
         (
             _feed(2, 7, 5),
             r"unet: sample has shape \(2, 4, 7, 5\), but the engine was built for \(1, 4, 2, 2\) to"
-            r" \(4, 4, 6, 6\), while `backend` onnxruntime takes any size; build one with `backend` tensorrt,"
+            r" \(4, 4, 6, 6\), while `backend` onnxruntime accepts any size; build one with `backend` tensorrt,"
             r" `height` MIN:OPT:MAX$",
         ),
         (_feed(5, 3, 1), r"`batch` MIN:OPT:MAX, `width` MIN:OPT:MAX$"),
@@ -287,13 +287,13 @@ def test_a_library_that_is_not_installed(bundle: Path, backend: str, monkeypatch
 
 @pytest.mark.usefixtures("machine")
 def test_the_processor_and_gpus_that_are_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="TensorRT does not run on the processor; give device cuda:0"):
+    with pytest.raises(InputError, match="TensorRT does not run on device cpu; set `device` to cuda:0"):
         select_backend("tensorrt", "cpu")
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         select_backend("tensorrt", "gpu")
     monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(
-        InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver or give"
+        InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver, or set"
     ):
         _open(bundle, "tensorrt-rtx", device="cuda:1")
 

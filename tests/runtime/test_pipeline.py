@@ -256,14 +256,14 @@ def test_sizes(pipe: Pipeline) -> None:
     [
         (
             {"height": 20},
-            r"height is 20; give height and width as multiples of 8 \(the nearest are 16 and 24",
+            r"height is 20; height and width must be multiples of 8 \(the nearest are 16 and 24",
         ),
         ({"width": 0}, "width is 0"),
         ({"width": -8}, "width is -8"),
         ({"width": 16.0}, "width is 16.0"),
         (
             {"control_image": drawing(1, 24, 16).resize((24, 7))},
-            r"the height of the control image is 7; give .* multiples of 8 \(the smallest is 8\)",
+            r"the height of the control image is 7; .* must be multiples of 8 \(the smallest is 8\)",
         ),
         ({"control_image": None}, "no control image was given"),
         ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control images were given for 1 prompts"),
@@ -280,7 +280,7 @@ def test_sizes(pipe: Pipeline) -> None:
         ({"guidance_scale": "high"}, "guidance_scale is 'high'"),
         ({"seed": 2**64}, "seed is 18446744073709551616; it must be an integer from"),
         ({"seed": 1.5}, "seed is 1.5; it must be an integer"),
-        ({"sampler": "plms"}, "unknown sampler 'plms'; Stable Diffusion XL takes unipc, euler"),
+        ({"sampler": "plms"}, "unknown sampler 'plms' for Stable Diffusion XL; accepted: unipc, euler"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "jpg"}, "unknown output_type 'jpg'; accepted: pil, np, latent"),
         ({"latents": rand(0, 1, 4, 3, 3), "height": 16}, r"latents have shape .*, expected \(1, 4, 2, 3\)"),
@@ -289,9 +289,9 @@ def test_sizes(pipe: Pipeline) -> None:
         ({"latents": np.full((1, 4, 2, 3), np.nan)}, "latents has 24 values of 24 that are NaN"),
         ({"latents": [[1, 2], [3]]}, "latents is not an array of numbers"),
         ({"prompt": None}, "no prompt was given; set `prompt` or `prompt_embeds`"),
-        ({"prompt": 3}, "prompt is 3; give a text or a list of texts"),
-        ({"prompt": []}, "prompt is .]; give a text"),
-        ({"prompt": ["a", None]}, "give a text or a list of texts"),
+        ({"prompt": 3}, "prompt is 3; it must be a text or a list of texts"),
+        ({"prompt": []}, "prompt is .]; it must be a text"),
+        ({"prompt": ["a", None]}, "it must be a text or a list of texts"),
         ({"prompt_embeds": rand(0, 1, 7, 16)}, "both prompt and prompt_embeds were given"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt has 2 texts for a batch of 1"),
         (

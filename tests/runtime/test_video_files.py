@@ -254,10 +254,10 @@ def test_the_first_video_sets_the_pace(tmp_path: Path) -> None:
     [
         ("clip.webm", None, r"does not have the suffix of a clip; accepted: \.mp4, \.gif, or a directory"),
         ("folder.mp4", None, "is a directory"),
-        ("full", None, "is there already; give a new or empty folder"),
-        ("clip.mp4", 0, "cannot have 0 frames a second; give `fps` from 0.1 to 240"),
+        ("full", None, "already exists; give a new or empty directory"),
+        ("clip.mp4", 0, "cannot have 0 frames a second; `fps` must be from 0.1 to 240"),
         ("clip.mp4", float("nan"), "nan frames"),
-        ("clip.gif", 60, "cannot have 60 frames a second; give `fps` from 0.1 to 50"),
+        ("clip.gif", 60, "cannot have 60 frames a second; `fps` must be from 0.1 to 50"),
         ("frames", float("inf"), "inf frames"),
     ],
 )
