@@ -38,7 +38,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Published(NamedTuple):
-    """What a variant's published code does with a control feature, written out."""
+    """The steps of a variant's published code for a control feature."""
 
     order: str
     eps: float

@@ -36,7 +36,7 @@ def machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def _backend(bundle: Path, **options: str) -> str:
-    """What runs the denoiser; its noise is checked."""
+    """Return the backend of the denoiser after checking its output."""
     feed = {
         "sample": rand(0, 2, 4, 3, 5),
         "timestep": np.full(2, 500, np.float32),
@@ -174,7 +174,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str
 def test_providers_of_onnxruntime(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], chosen: str
 ) -> None:
-    """What a session is asked to have first, on which GPU; the processor is always the last."""
+    """Check the first provider of a session and its GPU; the CPU is always the last provider."""
     asked, manifest = _stand_in(monkeypatch), read_manifest(bundle)
     with select_backend("onnxruntime", **arguments).open(bundle, manifest, "unet", cache=False) as engine:
         ((_, providers),) = asked

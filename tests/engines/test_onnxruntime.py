@@ -210,7 +210,7 @@ def test_the_optimized_graph_gives_the_same_bits(
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_only_a_step_lays_its_weights_out_anew(shapes_bundle: Path, tmp_path: Path, cache: bool) -> None:
-    """What runs once an image reads them where they are: that loads at once, in no memory of its own."""
+    """Graphs that run once an image read their weights from the mapped file, without a copy."""
     bundle = shutil.copytree(shapes_bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     packed = {}

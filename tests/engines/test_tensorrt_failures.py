@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import Engine, open_engine, select_backend
+from controlnext.engines import open_engine, select_backend
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
-from support.fake_bundle import fake_denoiser, write_fake_bundle
-from support.recipe import rand
+from support.fake_bundle import write_fake_bundle
+from support.fake_unet import check_unet, open_unet, unet_feed
 from support.stand_in_gpu import HARDWARE, HostCuda, Machine, put_in_place, write_engine
 
 BACKENDS = list(FLAVORS)
@@ -32,28 +31,6 @@ def machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return put_in_place(monkeypatch, bundle)
 
 
-def _open(bundle: Path, backend: str, **options: Any) -> Engine:
-    return open_engine(bundle, read_manifest(bundle), "unet", backend, **options)
-
-
-def _feed(batch: int = 2, height: int = 3, width: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
-    return {
-        "sample": rand(seed, batch, 4, height, width),
-        "timestep": np.full(batch, 500 + seed, np.float32),
-        "encoder_hidden_states": rand(seed + 1, batch, 7, 16),
-        "text_embeds": rand(seed + 2, batch, 5),
-        "time_ids": rand(seed + 3, batch, 6),
-        "control_image": rand(seed + 4, 1, 3, 8 * height, 8 * width, kind="uniform"),
-        "control_scale": np.full(batch, 0.5, np.float32),
-    }
-
-
-def _check(engine: Engine, feed: dict[str, np.ndarray]) -> None:
-    outputs = engine.run(feed)
-    assert outputs["noise_pred"].dtype == np.float32
-    np.testing.assert_array_equal(outputs["noise_pred"], fake_denoiser(feed).astype(np.float32))
-
-
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -64,14 +41,14 @@ def _check(engine: Engine, feed: dict[str, np.ndarray]) -> None:
 def test_an_engine_that_the_library_refuses(bundle: Path, machine: Machine, what: str, message: str) -> None:
     machine.fails_to = what
     with pytest.raises(WorkError, match=message):
-        _open(bundle, "tensorrt")
+        open_unet(bundle, "tensorrt")
     assert machine.cuda.closed
 
 
 def test_a_failure_while_running(bundle: Path, machine: Machine) -> None:
     """With the library's reason; the next run sends everything again."""
-    feed = _feed()
-    with _open(bundle, "tensorrt-rtx") as engine:
+    feed = unet_feed()
+    with open_unet(bundle, "tensorrt-rtx") as engine:
         bound = engine.bind(feed)
         bound.run({})
         machine.fails_to = "run"
@@ -85,15 +62,15 @@ def test_a_failure_while_running(bundle: Path, machine: Machine) -> None:
 
 def test_weights_that_were_left_out_come_from_the_bundle(bundle: Path, machine: Machine) -> None:
     write_engine(bundle, "tensorrt-rtx", options={"strip_weights": True})
-    with _open(bundle, "tensorrt-rtx") as engine:
-        _check(engine, _feed())
+    with open_unet(bundle, "tensorrt-rtx") as engine:
+        check_unet(engine, unet_feed())
     assert machine.refitted == [str(bundle / "unet" / "model.onnx")]
     machine.fails_to = "refit"
     with pytest.raises(WorkError, match=r"cannot put the weights into .*: a weight is missing"):
-        _open(bundle, "tensorrt-rtx")
+        open_unet(bundle, "tensorrt-rtx")
     (bundle / "unet" / "model.onnx").write_bytes(b"damaged")
     with pytest.raises(BundleError, match=r"unet/model\.onnx has 7 bytes"):
-        _open(bundle, "tensorrt-rtx")
+        open_unet(bundle, "tensorrt-rtx")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -103,7 +80,7 @@ def test_an_engine_that_is_not_there_or_stale(bundle: Path, machine: Machine, ba
     with pytest.raises(
         BundleError, match=rf"version is 1.0, wanted 1.2.3; build one with `backend` {backend}"
     ):
-        _open(bundle, backend)
+        open_unet(bundle, backend)
     with pytest.raises(BundleError, match=rf"no {backend} engine of vae_decoder; build one"):
         open_engine(bundle, read_manifest(bundle), "vae_decoder", backend)
     assert not machine.cudas
@@ -114,7 +91,7 @@ def test_a_library_that_is_not_installed(bundle: Path, backend: str, monkeypatch
     flavor = FLAVORS[backend]
     monkeypatch.setitem(sys.modules, flavor.module, None)
     with pytest.raises(MissingDependencyError, match=rf'pip install "controlnext\[{flavor.extra}\]"'):
-        _open(bundle, backend)
+        open_unet(bundle, backend)
 
 
 @pytest.mark.usefixtures("machine")
@@ -127,7 +104,7 @@ def test_the_processor_and_gpus_that_are_not_there(bundle: Path, monkeypatch: py
     with pytest.raises(
         InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver, or set"
     ):
-        _open(bundle, "tensorrt-rtx", device="cuda:1")
+        open_unet(bundle, "tensorrt-rtx", device="cuda:1")
 
 
 def test_the_real_library_gives_its_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +114,7 @@ def test_the_real_library_gives_its_reason(bundle: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
     write_engine(bundle, "tensorrt-rtx", version=library.__version__)
     with pytest.raises(WorkError, match=r"TensorRT-RTX cannot load .*model\.engine: \[.*Error Code"):
-        _open(bundle, "tensorrt-rtx")
+        open_unet(bundle, "tensorrt-rtx")
 
 
 def test_the_stand_in_is_of_use() -> None:

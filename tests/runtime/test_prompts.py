@@ -44,7 +44,7 @@ def _encode(path: Path, *prompts: str) -> Embeddings:
 
 
 def test_a_token_of_two_vectors_of_one_tokenizer(tmp_path: Path) -> None:
-    """What the second tokenizer has beside the word stands for two vectors; the first has it as a word."""
+    """The added token has two vectors in the second tokenizer and is a word in the first."""
     bundle = write_fake_bundle(tmp_path / "bundle", added={"tokenizer_2": ["toy", "toy_1"]})
     hidden, _ = _encode(bundle, "a toy, blue")
     np.testing.assert_array_equal(hidden[0, :, :6], table(6)[_ids("a", "toy", "<unknown>", "blue")])
