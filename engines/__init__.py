@@ -1,4 +1,4 @@
-"""Engines: the bundle's graphs ready to run, whatever runs them."""
+"""Engines: the graphs of a bundle ready to run, on any backend."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = ["Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_ba
 def select_backend(
     backend: str = "auto", device: str = "auto", provider: str = "auto", threads: int | None = None
 ) -> Backend:
-    """The backend of that name on that device; ``"auto"`` is for each graph the fastest that works.
+    """Return the backend of that name on that device; ``"auto"`` takes the fastest that works for each graph.
 
-    ``provider``: what of ONNX Runtime is to compute,
-    :data:`~controlnext.engines.onnxruntime.providers.PROVIDERS`; other backends have none. ``threads``: how
-    many threads compute on the processor, by default one for each core that the process may use.
+    ``provider``: ONNX Runtime's execution provider, a key of
+    :data:`~controlnext.engines.onnxruntime.providers.PROVIDERS`; other backends have none. ``threads``:
+    number of threads on the CPU, by default one for each core that the process may use.
 
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.
@@ -34,7 +34,8 @@ def select_backend(
         return backends[backend](device, threads=threads)
     if backend not in (AutoBackend.name, OrtBackend.name):
         raise InputError(
-            f"backend {backend} has no provider {provider}; leave one of them out", argument="provider"
+            f"provider {provider} is not supported by backend {backend}; remove one of the two",
+            argument="provider",
         )
     return OrtBackend(device, threads=threads, provider=provider)
 
@@ -50,12 +51,12 @@ def open_engine(
     threads: int | None = None,
     cache: bool = True,
 ) -> Engine:
-    """The engine of the bundle's graph ``graph_name``.
+    """Open the engine of the bundle's graph ``graph_name``.
 
-    ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether what is slow to make may be kept
-    in the bundle's ``engines`` directory for the next time. ``threads``: as for :func:`select_backend`.
+    ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether files that are slow to make may be
+    cached in the bundle's ``engines`` directory. ``threads``: as for :func:`select_backend`.
 
-    Raises as that does, and :class:`~controlnext.errors.BundleError` for a missing or damaged graph file or
-    built engine.
+    Raises the errors of :func:`select_backend`, and :class:`~controlnext.errors.BundleError` for a missing or
+    damaged graph file or built engine.
     """
     return select_backend(backend, device, provider, threads).open(bundle, manifest, graph_name, cache=cache)

@@ -1,4 +1,4 @@
-"""Files that are slow to make and can be made again: complete, undamaged, or not there."""
+"""A cache of files that are slow to make: each entry is complete and undamaged, or absent."""
 
 from __future__ import annotations
 
@@ -17,41 +17,40 @@ from controlnext.bundle.files import sha256
 
 CHECKSUMS = "checksums.json"
 _LARGE = 1 << 26
-"""Bytes from which reading a file takes longer than its file system's clock takes to go on."""
+"""File size in bytes from which reading takes longer than a tick of the file system's clock."""
 
 logger = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct):
-    """Of a file of :func:`store`. ``stamp`` is what the file system says of it, and none of a small file."""
+    """The record of a file of :func:`store`. ``stamp``: size, times and inode; None for a small file."""
 
     sha256: str
     stamp: list[int] | None
 
 
 def is_intact(directory: Path) -> bool:
-    """Whether ``directory`` was made by :func:`store` and every file still is what it was; as
-    :func:`find_damage`."""
+    """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`)."""
     if not (directory / CHECKSUMS).is_file():
         return False
     damage = find_damage(directory)
     if damage:
-        logger.warning("%s is damaged and made again: %s", directory, damage)
+        logger.warning("%s is damaged and will be made again: %s", directory, damage)
     return not damage
 
 
 def find_damage(directory: Path) -> str:
-    """What has happened to the files of ``directory`` since :func:`store` made it; empty where nothing has.
+    """Describe how the files of ``directory`` changed since :func:`store` made it; empty if they did not.
 
-    A large file that has not been written to since, as its time of change says, is not read. Else this costs
-    one reading: about a second a gigabyte.
+    A large file whose time of change is the same is not read. Other files are read: about a second a
+    gigabyte.
     """
     try:
         wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
     except (OSError, ValueError) as error:
         return str(error)
-    return f"{', '.join(damaged)}: not the checksum of when it was made" if damaged else ""
+    return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 
 
 def _is_same(path: Path, entry: _Entry) -> bool:
@@ -59,23 +58,23 @@ def _is_same(path: Path, entry: _Entry) -> bool:
 
 
 def _entry(path: Path) -> _Entry:
-    # read first: by then the clock of the file system has gone on, and a later change has another time
+    # read first: after that the file system's clock has advanced, and a later change has another time
     checksum, large = sha256(path), path.stat().st_size >= _LARGE
     return _Entry(checksum, _stamp(path) if large else None)
 
 
 def _stamp(path: Path) -> list[int]:
-    """Every write to a file changes one of these, whatever time it is given afterwards."""
+    """Return facts of which every write changes one, even if the file's times are reset afterwards."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 @contextmanager
 def store(directory: Path) -> Iterator[Path]:
-    """A place to write into that becomes ``directory`` when the block ends well, replacing what was there.
+    """Yield a directory to write into; it replaces ``directory`` when the block ends without an error.
 
-    Several threads and processes may do so at once: one of the results stays. Raises
-    :class:`OSError` where nothing can be written.
+    Several threads and processes may do so at once: one of the results stays. Raises :class:`OSError` if
+    nothing can be written.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
@@ -88,7 +87,7 @@ def store(directory: Path) -> Iterator[Path]:
 
 
 def _replace(directory: Path, made: Path, replaced: Path) -> None:
-    """Let ``made`` be ``directory``, or leave what another thread or process has just put there."""
+    """Rename ``made`` to ``directory``, unless another thread or process has just done so."""
     with suppress(FileNotFoundError):
         directory.rename(replaced)
     try:
@@ -99,14 +98,14 @@ def _replace(directory: Path, made: Path, replaced: Path) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Remove what :func:`store` made, as far as that is allowed."""
+    """Remove what :func:`store` made; files that cannot be removed stay."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def processor() -> str:
-    """Architecture, model and feature flags of this machine's processor.
+    """Return architecture, model and feature flags of this machine's processor.
 
-    Weights that were laid out for one vector width do not suit another.
+    Weights packed for one vector width do not suit another.
     """
     facts = [platform.machine(), platform.processor()]
     try:

@@ -1,4 +1,4 @@
-"""The fastest that works, graph by graph: a built engine, else what runs the graph itself."""
+"""The backend ``auto``: for each graph a built engine, else a backend that runs the graph itself."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 class AutoBackend(Backend):
-    """Built engines that suit this bundle, machine and library, by the first backend of the table that has
-    one; other graphs by the first that is installed and runs them as they are, with ``threads``.
+    """The fastest backend that works, chosen for each graph.
 
-    Raises as that backend does, :class:`~controlnext.errors.MissingDependencyError` where none is installed.
-    Without any, a GPU and a library that runs built engines are enough to begin with.
+    A built engine that suits this bundle, machine and library is run by the first backend of the registry
+    that has one. Other graphs are run, with ``threads``, by the first installed backend that needs no built
+    engine. Raises the errors of that backend, and :class:`~controlnext.errors.MissingDependencyError` if
+    none is installed; with a GPU and a library that runs built engines, only once a graph needs it.
     """
 
     name = "auto"
@@ -26,25 +27,28 @@ class AutoBackend(Backend):
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
         device_kind(device)
         self._device, self._threads = device, threads
-        there = [backend for backend in registry.BACKENDS.values() if backend.supports(device)]
-        self._built = [backend for backend in there if backend.needs_build]
+        supported = [backend for backend in registry.BACKENDS.values() if backend.supports(device)]
+        self._built = [backend for backend in supported if backend.needs_build]
         self._general: Backend | MissingDependencyError
         try:
-            self._general = self._first_general(there)
+            self._general = self._first_general(supported)
         except MissingDependencyError as error:
             if not any(backend.available() for backend in self._built):
                 raise
             self._general = error
 
-    def _first_general(self, there: list[type[Backend]]) -> Backend:
-        """Of those that need no built engine the first that is installed."""
-        general = [backend for backend in there if not backend.needs_build]
+    def _first_general(self, supported: list[type[Backend]]) -> Backend:
+        """Return the first installed backend that needs no built engine."""
+        general = [backend for backend in supported if not backend.needs_build]
         if not general:
-            raise InputError(f"no backend runs on device {self._device}; give device auto", argument="device")
+            raise InputError(
+                f"no backend runs on device {self._device}; set `device` to auto", argument="device"
+            )
         chosen = next((backend for backend in general if backend.available()), general[0])
         return chosen(self._device, threads=self._threads)
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """Open the graph ``graph_name`` with the fastest backend that works."""
         engine = self._open_built(bundle, manifest, graph_name, cache)
         if engine is None:
             if isinstance(self._general, MissingDependencyError):
@@ -54,7 +58,7 @@ class AutoBackend(Backend):
         return engine
 
     def _open_built(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> Engine | None:
-        """The first built engine that works; of those that do not a warning says why."""
+        """Return the first built engine that works; log why others do not."""
         for backend in self._built:
             if not backend.has_engine(bundle, graph_name):
                 continue
@@ -62,5 +66,5 @@ class AutoBackend(Backend):
                 chosen = backend(self._device, threads=self._threads)
                 return chosen.open(bundle, manifest, graph_name, cache=cache)
             except ControlNeXtError as error:
-                logger.warning("going on without the %s engine of %s: %s", backend.name, graph_name, error)
+                logger.warning("continuing without the %s engine of %s: %s", backend.name, graph_name, error)
         return None

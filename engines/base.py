@@ -1,4 +1,4 @@
-"""What every engine and every backend is."""
+"""The base classes of engines and backends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from controlnext.types import Feed
 
 
 def device_index(device: str) -> int | None:
-    """The number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
+    """Return the number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
 
     Raises :class:`~controlnext.errors.InputError` for anything else.
     """
@@ -34,16 +34,19 @@ def device_index(device: str) -> int | None:
 
 
 def device_kind(device: str) -> str:
-    """``"auto"``, ``"cpu"`` or ``"cuda"``: the device without its number; raises as :func:`device_index`."""
+    """Return the device without its number: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises as :func:`device_index` does.
+    """
     return device if device_index(device) is None else "cuda"
 
 
 class Engine(Closeable):
-    """One graph of a bundle, ready to run. A context manager: leaving it closes it.
+    """A graph of a bundle, ready to run. A context manager: leaving it closes it.
 
-    ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, at the edges float32 or int64
-    whatever the precision inside. ``backend`` says what runs it and where. Several threads may use an engine;
-    one runs at a time.
+    ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, float32 or int64 at every
+    precision. ``backend`` names the backend and the device. Several threads may use an engine; one runs at a
+    time.
     """
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
@@ -54,24 +57,26 @@ class Engine(Closeable):
         self._latest: weakref.ref[BoundEngine] | None = None
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Outputs by name for inputs by name.
+        """Return the outputs by name for the inputs by name.
 
-        Raises :class:`~controlnext.errors.InputError` where ``feed`` contradicts ``inputs``, before anything
-        runs, and :class:`~controlnext.errors.WorkError` where the engine itself fails.
+        Raises :class:`~controlnext.errors.InputError` if ``feed`` contradicts ``inputs``, before anything
+        runs, and :class:`~controlnext.errors.WorkError` if the engine itself fails.
         """
         return self.bind(feed).run({})
 
     def bind(self, constants: Feed) -> BoundEngine:
-        """The engine with some inputs in place, for runs that differ in the others."""
+        """Return the engine with some inputs bound, for runs that differ in the others."""
         return BoundEngine(self, constants)
 
     def run_bound(self, bound: BoundEngine, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        """As :meth:`BoundEngine.run`, which has checked ``feed``; it differs in ``replaced`` from what
-        ``bound`` ran with before."""
+        """Run for :meth:`BoundEngine.run`, which has checked ``feed``.
+
+        ``feed`` differs in ``replaced`` from that of the last run of ``bound``.
+        """
         with self._turn:
             if self._latest is None or self._latest() is not bound:
                 replaced = feed.keys()
-            # whatever fails, what the engine holds is not known any more
+            # if the run fails, the state of the engine is unknown
             self._latest = None
             outputs = self._run(feed, replaced)
             self._latest = weakref.ref(bound)
@@ -79,52 +84,53 @@ class Engine(Closeable):
 
     @abstractmethod
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        """Outputs for all inputs, of which those not in ``replaced`` are the arrays of the run before."""
+        """Return the outputs for all inputs; those not in ``replaced`` are the arrays of the last run."""
 
     def close(self) -> None:
-        """Release the engine's resources, after the run of another thread if there is one; it cannot run any
-        more."""
+        """Release resources once no other thread runs the engine; it cannot run again."""
         with self._turn:
             self._close()
 
     @abstractmethod
     def _close(self) -> None:
-        """Release what the engine holds; called again it does nothing."""
+        """Release the engine's resources; a second call does nothing."""
 
 
 class BoundEngine:
-    """An engine with inputs that stay from run to run: where it has a memory of its own, they stay there.
+    """An engine with bound inputs, which stay the same from run to run (on a GPU, in its memory).
 
-    The arrays that are kept must not be changed in place.
+    Bound arrays must not be changed in place.
     """
 
     def __init__(self, engine: Engine, constants: Feed) -> None:
         self._engine = engine
-        self._kept: dict[str, np.ndarray] = {}
+        self._bound: dict[str, np.ndarray] = {}
         self._replaced: set[str] = set()
         self.set_inputs(constants)
 
     def set_inputs(self, feed: Feed) -> None:
-        """Set inputs that stay from run to run, in place of those of the same names.
+        """Bind inputs for the following runs; they replace bound inputs of the same names.
 
-        Raises :class:`~controlnext.errors.InputError` where they contradict the specs or each other.
+        Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
         """
-        engine, kept = self._engine, {**self._kept, **feed}
+        engine, bound = self._engine, {**self._bound, **feed}
         unknown = sorted(set(feed) - {spec.name for spec in engine.inputs})
         if unknown:
             names = sorted(spec.name for spec in engine.inputs)
-            raise InputError(f"{engine.graph_name}: inputs unknown {unknown}; it takes {names}")
+            raise InputError(
+                f"{engine.graph_name}: unknown inputs {unknown}; accepted: {names}; remove the others"
+            )
         self._sizes = tensor_spec.bind(
-            [spec for spec in engine.inputs if spec.name in kept], kept, engine.graph_name
+            [spec for spec in engine.inputs if spec.name in bound], bound, engine.graph_name
         )
-        self._rest = [spec for spec in engine.inputs if spec.name not in kept]
-        self._kept = kept
+        self._rest = [spec for spec in engine.inputs if spec.name not in bound]
+        self._bound = bound
         self._replaced |= set(feed)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Outputs by name for the inputs that are not kept; raises as :meth:`Engine.run`."""
+        """Return the outputs by name for the inputs that are not bound; raise as :meth:`Engine.run`."""
         tensor_spec.bind(self._rest, feed, self._engine.graph_name, self._sizes)
-        outputs = self._engine.run_bound(self, {**self._kept, **feed}, self._replaced | feed.keys())
+        outputs = self._engine.run_bound(self, {**self._bound, **feed}, self._replaced | feed.keys())
         self._replaced.clear()
         return outputs
 
@@ -132,10 +138,10 @@ class BoundEngine:
 class Backend(ABC):
     """A library that runs graphs, set up for one device.
 
-    What the class says of itself is all that others know of it: ``name`` is what users give, ``title`` what
-    they read, ``module`` the Python module of its library and ``extra`` what installs that. ``devices``: the
-    kinds of device that it runs on. ``needs_build``: it runs engines that were built before and lie in the
-    bundle, not the graph itself.
+    The class variables describe it to the rest of the package. ``name``: the value of ``backend``;
+    ``title``: the name in messages; ``module``: the Python module of the library; ``extra``: the extra that
+    installs it. ``devices``: the kinds of device that it runs on. ``needs_build``: it runs engines that were
+    built into the bundle before, not the graph itself.
     """
 
     name: ClassVar[str] = ""
@@ -147,7 +153,7 @@ class Backend(ABC):
 
     @abstractmethod
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
-        """Set the library up for ``device``; ``threads``: how many compute on the processor.
+        """Set the library up for ``device``; ``threads``: number of threads on the CPU.
 
         Raises :class:`~controlnext.errors.InputError` for a device that it does not run on, and
         :class:`~controlnext.errors.MissingDependencyError` without the library.
@@ -155,25 +161,27 @@ class Backend(ABC):
 
     @classmethod
     def available(cls) -> bool:
-        """Whether the library is installed; it is not imported."""
+        """Return whether the library is installed, without importing it."""
         return is_installed(cls.module)
 
     @classmethod
     def supports(cls, device: str) -> bool:
-        """Whether it runs on ``device``, of which ``"auto"`` is any; raises as :func:`device_index`."""
+        """Return whether it runs on ``device`` (always for ``"auto"``); raise as :func:`device_index`."""
         return device_kind(device) in ("auto", *cls.devices)
 
     @classmethod
     def has_engine(cls, bundle: Path, graph_name: str) -> bool:  # noqa: ARG003
-        """Whether the bundle has what ``graph_name`` is run from, be it right or not: none is read."""
+        """Return whether the bundle has files to run ``graph_name`` from; they are not read or checked."""
         return not cls.needs_build
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:  # noqa: ARG003
-        """The ways in which it runs a graph on a device of this kind that are worth a comparison, by title:
-        what each takes besides ``backend`` and ``device``."""
+        """Return the configurations to compare on a device of this kind.
+
+        The keys are titles, the values arguments besides ``backend`` and ``device``.
+        """
         return {cls.title: {}}
 
     @abstractmethod
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
-        """The engine of the graph ``graph_name``; all as in :func:`controlnext.engines.open_engine`."""
+        """Open the engine of the graph ``graph_name`` as :func:`controlnext.engines.open_engine` does."""

@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 class BuiltBackend(Backend):
-    """The engines that ``built`` runs; ONNX Runtime for all other graphs.
+    """The built engines of a backend, and ONNX Runtime for all other graphs.
 
-    ``profiles``: the shapes that those engines take, by the name of their graph.
+    ``profiles``: the shapes that the engines of ``built`` accept, by graph name.
     """
 
     def __init__(
@@ -31,14 +31,15 @@ class BuiltBackend(Backend):
         self._others = OrtBackend()
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """Open the built engine of the graph ``graph_name``, or the graph with ONNX Runtime."""
         backend = self._built if self._built is not None and graph_name in self.profiles else self._others
         return backend.open(bundle, manifest, graph_name, cache=cache)
 
 
 def usable_backends(bundle: Path, manifest: Manifest) -> dict[str, BuiltBackend]:
-    """By name those whose engines are there and suit the GPU of this machine; none without a GPU.
+    """Return by name the backends whose built engines suit the GPU of this machine; none without a GPU.
 
-    Of engines that do not suit a warning says why.
+    A warning says why other engines do not suit.
     """
     backends = {}
     for name, backend in registry.BACKENDS.items():
@@ -47,7 +48,7 @@ def usable_backends(bundle: Path, manifest: Manifest) -> dict[str, BuiltBackend]
         try:
             profiles = backend.profiles(bundle, manifest)
         except InputError as error:
-            logger.warning("the engines of %s are left out: %s", name, error)
+            logger.warning("the engines of %s are not used: %s", name, error)
             continue
         if profiles:
             backends[name] = BuiltBackend(backend(), profiles)

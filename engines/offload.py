@@ -1,4 +1,4 @@
-"""One engine in memory at a time: the least memory, for loading again what comes next."""
+"""Offloading: one engine in memory at a time, which saves memory and costs loading time."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from controlnext.types import Feed
 
 
 class OffloadBackend(Backend):
-    """``backend`` with one of its engines in memory at a time: that which ran last.
+    """A backend with one of its engines in memory at a time: the one that ran last.
 
-    An engine that has to run is loaded again if another ran since. Over all of them one runs at a time.
+    An engine is loaded again if another ran since its last run. Only one of all engines runs at a time.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._place = _Place()
+        self._slot = _Slot()
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+        """Open the graph ``graph_name``; its engine is loaded now and whenever another has replaced it."""
         load = partial(self._backend.open, bundle, manifest, graph_name, cache=cache)
-        return _OffloadedEngine(self._place, manifest, graph_name, load)
+        return _OffloadedEngine(self._slot, manifest, graph_name, load)
 
 
-class _Place:
-    """Where one engine has room."""
+class _Slot:
+    """The slot for the one engine in memory."""
 
     def __init__(self) -> None:
         self.turn = Lock()
@@ -39,39 +40,37 @@ class _Place:
 
 
 class _OffloadedEngine(Engine):
-    def __init__(
-        self, place: _Place, manifest: Manifest, graph_name: str, load: Callable[[], Engine]
-    ) -> None:
+    def __init__(self, slot: _Slot, manifest: Manifest, graph_name: str, load: Callable[[], Engine]) -> None:
         super().__init__(manifest, graph_name)
-        self._place = place
+        self._slot = slot
         self._load: Callable[[], Engine] | None = load
         self._loaded: Engine | None = None
-        with place.turn:
+        with slot.turn:
             self.backend = self._enter().backend
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        with self._place.turn:
+        with self._slot.turn:
             new = self._loaded is None
             return self._enter()._run(feed, feed.keys() if new else replaced)
 
     def _enter(self) -> Engine:
-        """The engine, in memory; whichever was there gives way."""
+        """Return the engine, loaded; the engine in memory before is closed."""
         if self._load is None:
             raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         if self._loaded is None:
-            if self._place.holder is not None:
-                self._place.holder._leave()
+            if self._slot.holder is not None:
+                self._slot.holder._leave()
             self._loaded = self._load()
-            self._place.holder = self
+            self._slot.holder = self
         return self._loaded
 
     def _leave(self) -> None:
-        loaded, self._loaded, self._place.holder = self._loaded, None, None
+        loaded, self._loaded, self._slot.holder = self._loaded, None, None
         if loaded is not None:
             loaded.close()
 
     def _close(self) -> None:
-        with self._place.turn:
+        with self._slot.turn:
             self._load = None
             if self._loaded is not None:
                 self._leave()

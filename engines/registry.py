@@ -1,4 +1,4 @@
-"""The backends, as a table: what runs graphs, by the name that users give."""
+"""The table of backends, by name."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ from controlnext.engines.tensorrt.backend import TensorRtBackend, TensorRtRtxBac
 BACKENDS: Mapping[str, type[Backend]] = MappingProxyType(
     {backend.name: backend for backend in (TensorRtBackend, TensorRtRtxBackend, OrtBackend)}
 )
-"""By name, in the order in which ``auto`` asks them."""
+"""The backends by name, in the order in which ``auto`` tries them."""

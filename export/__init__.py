@@ -1,4 +1,4 @@
-"""Export: PyTorch checkpoints to bundles of ONNX graphs (the build machine's part)."""
+"""Export PyTorch checkpoints to bundles of ONNX graphs (on the build machine)."""
 
 from controlnext.export.exporter import export_bundle
 

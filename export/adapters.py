@@ -18,8 +18,8 @@ from controlnext.tensor_spec import ControlInputs, numbered_controls
 class FusedDenoiser(nn.Module):
     """The stock denoiser with its control modules and their injection in one forward pass.
 
-    Takes the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the latents
-    have a guided batch: its control module then runs once and its feature is repeated.
+    The inputs are the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the
+    latents have a guided batch: its control module then runs once and its feature is repeated.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class FusedDenoiser(nn.Module):
         self.spec = spec
 
     def forward(self, *tensors: Tensor) -> Tensor:
+        """Return the predicted noise."""
         inputs = dict(zip((s.name for s in self.spec.inputs), tensors, strict=True))
         controls = [self._control(inputs, names) for names in self.controls]
         with inject(self.denoiser, self.cross_normalization, controls):
@@ -61,7 +62,8 @@ class FusedDenoiser(nn.Module):
 
 
 def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keyword arguments of the denoiser; ``"group.name"`` puts a tensor into a dictionary argument."""
+    """Return the keyword arguments of the denoiser; ``"group.name"`` puts a tensor into a dictionary
+    argument."""
     arguments: dict[str, Any] = {}
     for tensor in spec.inputs:
         if tensor.name in inputs:
@@ -74,7 +76,7 @@ def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class TextEncoder(nn.Module):
-    """Token ids -> hidden states of the last layer, with ``penultimate`` before it, [pooled projection]."""
+    """Token ids -> hidden states of the last (``penultimate``: the one before) layer, [pooled projection]."""
 
     def __init__(self, network: nn.Module, penultimate: bool = False, pooled: bool = False) -> None:
         super().__init__()
@@ -82,6 +84,7 @@ class TextEncoder(nn.Module):
         self.penultimate, self.pooled = penultimate, pooled
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Return the hidden states and, with ``pooled``, the pooled projection."""
         output = self.network(input_ids, output_hidden_states=self.penultimate)
         hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return (hidden, output.text_embeds) if self.pooled else (hidden,)
@@ -95,13 +98,14 @@ class ImageEncoder(nn.Module):
         self.network = network
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the projected embedding."""
         return self.network(pixel_values).image_embeds
 
 
 class VaeDecoder(nn.Module):
     """Latents (already divided by the scaling factor) -> image in about [-1, 1].
 
-    A ``temporal`` decoder takes the frames of one clip, and each frame sees the others.
+    The batch of a ``temporal`` decoder is the frames of one clip, which it decodes together.
     """
 
     network: Any
@@ -112,6 +116,7 @@ class VaeDecoder(nn.Module):
         self.temporal = temporal
 
     def forward(self, latent_sample: Tensor) -> Tensor:
+        """Return the decoded image or frames."""
         clip = {"num_frames": latent_sample.shape[0]} if self.temporal else {}
         return self.network.decode(latent_sample, **clip, return_dict=False)[0]
 
@@ -126,6 +131,7 @@ class VaeEncoder(nn.Module):
         self.network = network
 
     def forward(self, sample: Tensor) -> Tensor:
+        """Return mean and log variance of the latents."""
         return self.network.encode(sample).latent_dist.parameters
 
 
@@ -140,13 +146,13 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
         "vae_encoder": VaeEncoder,
     }
 )
-"""What the registry's ``wrapper`` may name, besides ``"denoiser"``."""
+"""The values of ``wrapper`` in the registry, besides ``"denoiser"``."""
 
 
 def wrap(
     spec: GraphSpec, network: nn.Module, controls: Sequence[nn.Module], normalization: CrossNormalization
 ) -> nn.Module:
-    """The module behind the graph ``spec``; to be traced it needs a pool that can be (averaging_pool)."""
+    """Return the module of the graph ``spec``; ``normalization`` needs a traceable pool (averaging_pool)."""
     if spec.wrapper == "denoiser":
         return FusedDenoiser(network, controls, normalization, spec).eval()
     return ADAPTERS[spec.wrapper](network).eval()

@@ -1,4 +1,4 @@
-"""Decompose the operators of a traced program one by one, where they stand.
+"""Decompose the operators of a traced program one by one, in place.
 
 ``ExportedProgram.run_decompositions`` traces the whole program again, with symbolic sizes, which takes longer
 than the first trace; the exporter has its own translation of nearly every operator in it. Rules, which are
@@ -29,13 +29,13 @@ from controlnext.export.shortcuts import known_values, short_shapes
 Table = Mapping[Any, Callable[..., Any]]
 """Decompositions by operator."""
 Sizes = dict[Any, fx.Node]
-"""Nodes that give a size, by its expression in symbols: what is there is not worked out again."""
+"""Nodes that compute a size, by its symbolic expression; each size is computed only once."""
 _ATEN = torch.ops.aten
 
 
 @contextmanager
 def decomposed_in_place(program: ExportedProgram) -> Iterator[None]:
-    """In this block the exporter finds that ``program`` decomposes as these rules say."""
+    """Make the exporter decompose ``program`` by these rules during the block."""
     if any(_mutates(node) for node in program.graph.nodes):
         yield
         return
@@ -81,8 +81,11 @@ def _is_defined_by_views(target: Any) -> bool:
 
 
 def _copy(node: fx.Node) -> None:
-    """Make what may copy its input do so: whether it has to goes by strides, which the exporter, going over
-    the program, may find to be others. In the graph a copy is an identity, and goes."""
+    """Turn an operator that may copy its input into one that does.
+
+    Whether it has to copy depends on strides, which may differ when the exporter runs the program. In the
+    graph a copy is an Identity, which is removed.
+    """
     node.target, node.args = _ATEN.clone.default, node.args[:1]
     node.kwargs = {"memory_format": torch.contiguous_format}
 
@@ -94,7 +97,7 @@ def _view(node: fx.Node) -> None:
         copy = node.graph.create_node("call_function", _ATEN.contiguous.default, (source,))
     copy.meta = {**node.meta, "val": source.meta["val"].clone(memory_format=torch.contiguous_format)}
     _copy(copy)
-    # a size that is left to find out is one of the dynamic ones
+    # a size of -1 becomes a number unless it is dynamic
     sizes = [
         size if given == -1 and isinstance(size, int) else given
         for given, size in zip(wanted, node.meta["val"].shape, strict=True)
@@ -103,7 +106,7 @@ def _view(node: fx.Node) -> None:
 
 
 def _expand(node: fx.Node, table: Table, sizes: Sizes) -> Any:
-    """Put the operators that ``node`` consists of before it; returns what gives its output or outputs."""
+    """Insert the operators that ``node`` consists of before it; return the nodes of its outputs."""
     inputs, function = node.all_input_nodes, node.target
     assert isinstance(function, OpOverload)
 
@@ -132,7 +135,7 @@ def _expand(node: fx.Node, table: Table, sizes: Sizes) -> Any:
 
 
 def _replace(node: fx.Node, outputs: Any) -> None:
-    """Let ``outputs`` be used in the place of ``node``, a list of them in the place of its items."""
+    """Replace ``node`` by ``outputs``, or its items by a list of them."""
     if isinstance(outputs, fx.Node):
         node.replace_all_uses_with(outputs)
     else:

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: every graph, the tokenizers, the scheduler, the manifest."""
+"""Export a checkpoint to a bundle: all graphs, the tokenizers, the scheduler, the manifest."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from controlnext.types import COMPUTES, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Measure = Callable[[Path], list[ParityRow]]
-"""Called with the folder of the finished graphs; its rows become the manifest's ``parity``."""
+"""Called with the directory of the finished graphs; its rows become the manifest's ``parity``."""
 
 SampleWith = Callable[[Path, Denoise], None]
-"""Runs a denoiser through sampling runs from the (unfinished) bundle in a folder."""
+"""Runs a denoiser through sampling runs, with the (unfinished) bundle in a directory."""
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -60,31 +60,36 @@ def export_bundle(
     progress: Progress = lambda _stage, _fraction: None,
     measure: Measure | None = None,
 ) -> Manifest:
-    """Export every graph of ``checkpoint`` into the new folder ``output`` and return its manifest.
+    """Export every graph of ``checkpoint`` into the new directory ``output`` and return its manifest.
 
-    ``precision`` is a :class:`~controlnext.types.Precision` or its name. With a calibrated one the denoiser's
-    layers have it as far as :mod:`controlnext.export.quantization.calibrate` finds, with ``sample`` for the
-    sampling runs, or as was found before (``calibrated``), by ``calibration``; ``compute``, one of
-    :data:`~controlnext.types.COMPUTES`, is the arithmetic of everything else.
-    The bundle is written aside and takes its place when it is complete and, with ``measure``, when every row
-    passed; otherwise :class:`ParityError` is raised and nothing is left behind. ``force`` replaces an
-    existing bundle.
+    ``precision`` is a :class:`~controlnext.types.Precision` or its name. With a calibrated precision,
+    :mod:`controlnext.export.quantization.calibrate` chooses the layers of the denoiser that have it, by the
+    settings ``calibration`` and the sampling runs of ``sample``; ``calibrated`` is the result of an earlier
+    calibration instead. ``compute``, one of :data:`~controlnext.types.COMPUTES`, is the precision of
+    everything else.
+
+    The bundle is written to a temporary directory, which is renamed when it is complete and, with
+    ``measure``, all rows have passed; otherwise :class:`ParityError` is raised and no files remain. ``force``
+    replaces an existing bundle.
     """
-    precision, compute = _known("precision", precision, Precision), _known("compute", compute, COMPUTES)
+    precision, compute = (
+        _checked_precision("precision", precision, Precision),
+        _checked_precision("compute", compute, COMPUTES),
+    )
     if precision.calibrated and sample is None and calibrated is None:
-        message = f"{precision} is calibrated on sampling runs; give export_bundle a function sample"
+        message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
     family = checkpoint.family
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
-    with new_folder(output, force) as folder:
+    with new_folder(output, force) as directory:
         graphs: dict[str, Graph] = {}
-        _write_texts(checkpoint, folder)
-        # the denoiser comes last: to calibrate it takes the others
+        _write_texts(checkpoint, directory)
+        # the denoiser comes last: its calibration needs the others
         for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
             step = _Step(progress, spec.name, index / len(specs), 1 / len(specs))
             config = checkpoint.networks[spec.network].config
-            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), folder, step)
+            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), directory, step)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
                 found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
@@ -93,17 +98,17 @@ def export_bundle(
                 graphs[spec.name] = _export_graph(job)
         manifest = msgspec.structs.replace(
             _manifest(checkpoint, precision, {spec.name: graphs[spec.name] for spec in specs}),
-            files=list_files(folder),
+            files=list_files(directory),
         )
-        write_manifest(folder, manifest)
+        write_manifest(directory, manifest)
         if measure is not None:
-            manifest = msgspec.structs.replace(manifest, parity=measure(folder))
-            write_manifest(folder, manifest)
+            manifest = msgspec.structs.replace(manifest, parity=measure(directory))
+            write_manifest(directory, manifest)
             check_parity(manifest.parity)
     return manifest
 
 
-def _known(what: str, name: str, accepted: Iterable[Precision]) -> Precision:
+def _checked_precision(what: str, name: str, accepted: Iterable[Precision]) -> Precision:
     for precision in accepted:
         if precision == name:
             return precision
@@ -127,7 +132,7 @@ def _manifest(checkpoint: Checkpoint, precision: Precision, graphs: dict[str, Gr
 
 
 def check_parity(rows: list[ParityRow]) -> None:
-    """Raise :class:`ParityError` naming the rows that miss their limit."""
+    """Raise :class:`ParityError` with the rows that exceed their limit."""
     missed = [row for row in rows if not row.passed]
     if missed:
         texts = [f"{row.name} {row.metric} {row.value:.2g} (limit {row.limit:.2g})" for row in missed[:5]]
@@ -137,7 +142,7 @@ def check_parity(rows: list[ParityRow]) -> None:
 def graph_precision(
     family: Family, spec: GraphSpec, precision: Precision, config: Mapping[str, object]
 ) -> Precision:
-    """``precision``, or float32 for a VAE that overflows in float16."""
+    """Return ``precision``, or float32 for a VAE that overflows in float16."""
     return Precision.FP32 if spec.network == "vae" and family.float32_vae(config) else precision
 
 
@@ -158,7 +163,7 @@ class _Job:
     checkpoint: Checkpoint
     spec: GraphSpec
     precision: Precision
-    folder: Path
+    directory: Path
     step: _Step
 
     @property
@@ -178,18 +183,20 @@ class _Job:
         return trace(_meta_module(self.checkpoint, self.spec), self.spec, self.sizes)
 
     def finished(self, traced: ir.Model, precision: Precision) -> ir.Model:
-        """The graph that is shipped, with its weights."""
+        """Return the final graph with its weights."""
         self.step("simplifying", 0.6)
         model = finish_graph(traced, self.inputs, self.outputs, precision, self.spec.float32)
         return attach_weights(model, _readers(self.checkpoint, self.spec))
 
     def write(self, model: ir.Model) -> None:
-        write_graph(model, self.folder / self.spec.name, lambda done: self.step("writing", 0.7 + 0.3 * done))
+        write_graph(
+            model, self.directory / self.spec.name, lambda done: self.step("writing", 0.7 + 0.3 * done)
+        )
 
     def ship(self, model: ir.Model, precision: Precision) -> None:
         self.write(model)
         if self.spec.wrapper == "denoiser":
-            write_parts(self.folder / self.spec.name, PER_STEP_INPUTS, self.spec.prologue, precision)
+            write_parts(self.directory / self.spec.name, PER_STEP_INPUTS, self.spec.prologue, precision)
 
     def entry(self, precision: Precision) -> Graph:
         return Graph(
@@ -217,15 +224,15 @@ def _calibrate(
     sample: SampleWith | None,
     settings: CalibrationSettings,
 ) -> Quantization:
-    """What of the denoiser is to be quantized, found with it in float32, which is written for that."""
+    """Calibrate the denoiser, which is written in float32 for that; return what to quantize."""
     assert sample is not None
-    target = job.folder / job.spec.name
+    target = job.directory / job.spec.name
     job.write(job.finished(traced.clone(), Precision.FP32))
     graphs = {**others, job.spec.name: job.entry(Precision.FP32)}
-    files = list_files(job.folder, without=job.spec.name)
+    files = list_files(job.directory, without=job.spec.name)
     unfinished = msgspec.structs.replace(_manifest(job.checkpoint, Precision.FP32, graphs), files=files)
-    write_manifest(job.folder, unfinished)
-    found = calibrate(target / MODEL, job.inputs, partial(sample, job.folder), job.step, settings)
+    write_manifest(job.directory, unfinished)
+    found = calibrate(target / MODEL, job.inputs, partial(sample, job.directory), job.step, settings)
     shutil.rmtree(target)
     return found
 
@@ -237,7 +244,7 @@ def _meta_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:
-    """A function that reads each weight behind a graph, by the weight's name in the traced module."""
+    """Return a function that reads each weight of a graph, by the weight's name in the traced module."""
     parts = {"network": spec.network}
     if spec.wrapper == "denoiser":
         controls = {name: name for name, network in checkpoint.networks.items() if network.spec is None}
@@ -249,10 +256,10 @@ def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], 
     }
 
 
-def _write_texts(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_texts(checkpoint: Checkpoint, directory: Path) -> None:
     for name, content in checkpoint.tokenizers.items():
-        (folder / name).mkdir()
-        (folder / name / "tokenizer.json").write_text(content, encoding="utf-8")
-    (folder / "scheduler").mkdir()
+        (directory / name).mkdir()
+        (directory / name / "tokenizer.json").write_text(content, encoding="utf-8")
+    (directory / "scheduler").mkdir()
     scheduler = json.dumps(checkpoint.scheduler, indent=2, sort_keys=True) + "\n"
-    (folder / "scheduler" / "scheduler_config.json").write_text(scheduler, encoding="utf-8")
+    (directory / "scheduler" / "scheduler_config.json").write_text(scheduler, encoding="utf-8")

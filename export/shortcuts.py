@@ -1,13 +1,13 @@
-"""Shapes that the tracer takes long to work out with symbolic sizes, given at once.
+"""Shortcuts for shapes that the tracer is slow to compute with symbolic sizes.
 
 A group normalization has the shape of its input, but the tracer computes statistics, views and strides in
-symbols to find that out: it takes fifteen times as long as an addition. Rules:
+symbols to find it: it takes fifteen times as long as an addition. Rules:
 - while a module is traced, such a function is recorded as a stand-in with the same arguments, an operator
-  that has a shape and no kernel; afterwards the stand-in gets the name of the operator that it stands for;
-- while the exporter goes over the traced program, it is told the shapes of the same operators;
-- dropout, which does nothing in use, is not recorded at all;
-- where the exporter looks for operands of different types, it goes over the program once more; what each node
-  gives is known by then, and the cast of an operand does not change it.
+  that has a shape and no kernel; afterwards each stand-in is replaced by its operator;
+- while the exporter runs over the traced program, it gets the shapes of the same operators;
+- dropout, which does nothing in inference, is not recorded;
+- the exporter runs over the program once more to promote operands of different types; the results of nodes
+  are known by then, and the cast of an operand does not change them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SHAPES: Mapping[Any, Callable[..., Tensor]] = {
     _ATEN.group_norm.default: _norm,
     _ATEN.layer_norm.default: _norm,
 }
-"""What an empty result of each operator is."""
+"""A function for each operator that returns an empty result of its shape."""
 
 
 def _stand_in(operator: Any) -> Any:
@@ -59,15 +59,18 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 def _repeat(tensor: Tensor, repeats: int, dim: int, output_size: int | None = None) -> Tensor:  # noqa: ARG001
-    """An expansion: the exporter's own translation of ``repeat_interleave`` fails for a dynamic number of
-    repeats and more than one row."""
+    """Repeat by an expansion.
+
+    The exporter's translation of ``repeat_interleave`` fails for a dynamic number of repeats and more than
+    one row.
+    """
     sizes = [-1] * tensor.ndim
     expanded = tensor.unsqueeze(dim + 1).expand(*sizes[: dim + 1], repeats, *sizes[dim + 1 :])
     return expanded.flatten(dim, dim + 1)
 
 
 class _Replaced(TorchFunctionMode):
-    """Functions are answered by others."""
+    """A mode that replaces functions by others."""
 
     def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class _Replaced(TorchFunctionMode):
 
 
 def short_trace() -> TorchFunctionMode:
-    """What a module is traced under; :func:`name_stand_ins` has to follow."""
+    """Return the mode to trace a module in; call :func:`name_stand_ins` afterwards."""
     return _Replaced(
         {
             torch.Tensor.repeat_interleave: _repeat,
@@ -93,18 +96,18 @@ def short_trace() -> TorchFunctionMode:
 
 
 def name_stand_ins(program: ExportedProgram) -> None:
-    """Make the operators of ``program`` those that are meant."""
+    """Replace the stand-ins in ``program`` by their operators."""
     for node in program.graph.nodes:
         node.target = _MEANT.get(node.target, node.target)
 
 
 def short_shapes() -> TorchFunctionMode:
-    """What the exporter goes over a program under: it asks for shapes and uses no number."""
+    """Return the mode for the exporter's run over a program, which needs shapes but no values."""
     return _Replaced(_SHAPES)
 
 
 class _KnownValues(type_promotion._TypePromotionInterpreter):
-    """The exporter's own pass, but for shapes and types, which are those that the nodes have noted."""
+    """The exporter's type promotion, with shapes and types taken from the nodes' metadata."""
 
     def run_node(self, n: fx.Node) -> Any:
         rule = type_promotion.get_type_promotion_rule(n, self.type_promotion_table)
@@ -117,7 +120,7 @@ class _KnownValues(type_promotion._TypePromotionInterpreter):
 
 @contextmanager
 def known_values() -> Iterator[None]:
-    """In this block the exporter's pass over types works nothing out again."""
+    """Keep the exporter's type promotion from computing shapes and types again during the block."""
     theirs = type_promotion._TypePromotionInterpreter
     type_promotion._TypePromotionInterpreter = _KnownValues  # type: ignore[misc]
     try:

@@ -18,7 +18,7 @@ from controlnext.families import GraphSpec
 from controlnext.tensor_spec import TensorSpec
 
 OPSET = 23
-"""Here attention and group normalization are single standard operators (Attention, GroupNormalization)."""
+"""The opset in which attention and group normalization are single operators."""
 
 
 def materialize_meta_parameters(module: nn.Module) -> nn.Module:
@@ -32,7 +32,7 @@ def materialize_meta_parameters(module: nn.Module) -> nn.Module:
 
 
 def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Model:
-    """The graph of ``module`` as the exporter gives it, in float32.
+    """Return the graph of ``module`` as the exporter makes it, in float32.
 
     ``sizes`` are the model's own (:meth:`TensorSpec.resolve`). Every symbol of the specs is traced as a
     dynamic size, from the example values ``spec.trace_sizes``; these only lead the trace.
@@ -43,7 +43,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
         for tensor in inputs
     )
     dynamic = tuple(_dynamic_axes(tensor) for tensor in inputs)
-    # a module that takes *tensors has one parameter, one that names its inputs has several
+    # a module with *tensors has one parameter, one with named inputs has several
     shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
     with _quiet(), torch.no_grad():
         with short_trace():
@@ -54,7 +54,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                # minutes of work on a large graph; controlnext.export.passes does the part that is needed
+                # takes minutes on a large graph; controlnext.export.passes does the needed part
                 optimize=False,
                 verbose=False,
                 input_names=[tensor.name for tensor in inputs],
@@ -70,9 +70,11 @@ def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's deprecation warnings, without a garbage collector that walks the growing graph
-    again and again (a fifth of the time), and without the tracer's cache of shapes: with symbolic sizes a
-    look into it takes as long as working them out, and an entry longer."""
+    """Turn off what the export does not need.
+
+    These are deprecation warnings; the garbage collector, which takes a fifth of the time on the growing
+    graph; and the tracer's cache of shapes: with symbolic sizes it takes longer than computing them.
+    """
     gc.collect()
     gc.disable()
     try:

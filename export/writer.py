@@ -26,7 +26,7 @@ from controlnext.weights import is_finite
 
 
 def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]]) -> ir.Model:
-    """The model with the initializers named in ``readers`` taking their values from there, when needed."""
+    """Return the model with initializers whose values ``readers`` read by name on demand."""
     values = model.graph.initializers
     for name in readers.keys() & values.keys():
         value = values[name]
@@ -39,42 +39,42 @@ def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]])
 
 
 def write_graph(
-    model: ir.Model, folder: Path, advance: Callable[[float], None] = lambda _fraction: None
+    model: ir.Model, directory: Path, advance: Callable[[float], None] = lambda _fraction: None
 ) -> None:
-    """Write ``model`` into ``folder``; ``advance`` is told the fraction written so far."""
-    folder.mkdir(parents=True)
+    """Write ``model`` into ``directory``; ``advance`` gets the fraction written so far."""
+    directory.mkdir(parents=True)
     try:
         ir.save(
             model,
-            folder / MODEL,
+            directory / MODEL,
             external_data=DATA,
             callback=lambda _tensor, info: advance((info.index + 1) / info.total),
             max_workers=1,
         )
     except ir.serde.SerdeError as error:
-        # small tensors are read while the graph is serialized, which wraps what goes wrong: often a full disk
-        # or a damaged checkpoint, and the user has to see that
+        # small tensors are read while the graph is serialized, which wraps errors: the cause is often a full
+        # disk or a damaged checkpoint, and the user has to see it
         raise _first_cause(error) from error
 
 
-def write_parts(folder: Path, changing: Collection[str], prologue: bool, precision: Precision) -> None:
-    """Write the graph in ``folder`` once more as ONNX Runtime runs it best, referring to the same weights.
+def write_parts(directory: Path, changing: Collection[str], prologue: bool, precision: Precision) -> None:
+    """Write the graph in ``directory`` once more as ONNX Runtime runs it best, referring to the same weights.
 
-    The ``prologue``, where there is to be one, is what does not depend on the inputs ``changing``; the step
-    is the rest. Where integers are multiplied there is a second form, its weights on unsigned grids too:
-    which of them is right depends on the processor that runs it.
+    With ``prologue``, the part that does not depend on the inputs ``changing`` is a graph of its own; the
+    step is the rest. If integers are multiplied there is a second form with unsigned weights too: the
+    processor decides which form is right.
     """
-    step = fuse_attention(ir.load(folder / MODEL))
+    step = fuse_attention(ir.load(directory / MODEL))
     if precision.integer_products:
-        # elsewhere its rounding would be seen
+        # in other precisions its rounding would be visible
         step = fuse_groups(step)
     once, step = split_prologue(step, changing) if prologue else (None, step)
     for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
         if part is None:
             continue
-        ir.save(use_uint8_activations(fuse_matmul_integer(part)), folder / name)
+        ir.save(use_uint8_activations(fuse_matmul_integer(part)), directory / name)
         if precision.integer_products:
-            ir.save(use_uint8_weights(part), folder / uint8_name)
+            ir.save(use_uint8_weights(part), directory / uint8_name)
 
 
 def _first_cause(error: BaseException) -> BaseException:

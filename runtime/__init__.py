@@ -1,4 +1,4 @@
-"""The runtime: from a bundle and a prompt to images or clips, with NumPy and an engine."""
+"""The runtime: makes images and clips from a bundle and a prompt, with NumPy and an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle that is open: its manifest, its files, its engines."""
+"""An open bundle: its manifest, its files, its engines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from controlnext.families import get_family
 
 
 class Bundle(Closeable):
-    """The bundle in directory ``path``, complete as far as sizes tell. A context manager that closes it.
+    """The bundle in directory ``path``, whose files have the right sizes. A context manager that closes it.
 
-    An engine is opened when it is first asked for and kept until the bundle is closed.
+    An engine is opened when it is first requested and stays open until the bundle is closed.
     """
 
     def __init__(self, path: str | Path, backend: Backend, cache: bool, *, whole: bool = True) -> None:
-        """``whole``: raise :class:`BundleError` where a graph is missing that images or clips need."""
+        """Read the manifest; ``whole``: raise :class:`BundleError` if a graph that a run needs is missing."""
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         self.family = get_family(self.manifest.family)
@@ -51,16 +51,16 @@ class Bundle(Closeable):
         cache: bool = True,
         offload: bool = False,
     ) -> Self:
-        """As :meth:`controlnext.runtime.Pipeline.load`."""
+        """Open a bundle; arguments and errors are those of :meth:`controlnext.runtime.Pipeline.load`."""
         chosen = select_backend(backend, device, provider, threads)
         return cls(path, OffloadBackend(chosen) if offload else chosen, cache)
 
     def file(self, name: str) -> Path:
-        """The path of a file, after its checksum was found right."""
+        """Return the path of a file after checking its checksum."""
         return check_file(self.path, self.manifest, name)
 
     def engine(self, graph_name: str) -> Engine:
-        """The engine of the graph ``graph_name``. Of several threads that ask at once, one opens it."""
+        """Return the engine of the graph ``graph_name``. Opened once, even if several threads ask."""
         with self._opening:
             if self._engines is None:
                 raise InputError(f"the bundle {self.path} is closed; load it again")
@@ -72,11 +72,11 @@ class Bundle(Closeable):
 
     @property
     def backends(self) -> dict[str, str]:
-        """What runs each of the graphs that are open, by name: ``"tensorrt-rtx on cuda:0 (...)"``."""
+        """The backend and device of each open graph, by name: ``"tensorrt-rtx on cuda:0 (...)"``."""
         return {graph_name: engine.backend for graph_name, engine in dict(self._engines or {}).items()}
 
     def close(self) -> None:
-        """Release the engines' resources."""
+        """Release resources: close all engines."""
         with self._opening:
             for engine in (self._engines or {}).values():
                 engine.close()

@@ -1,4 +1,4 @@
-"""Embeddings: the denoiser's inputs that say what to draw."""
+"""Embeddings: the denoiser's text inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HIDDEN = "encoder_hidden_states"
 
 
 class Conditioner:
-    """From a request to the denoiser's text inputs, as diffusers' ``encode_prompt`` and ``check_inputs``."""
+    """Makes the denoiser's text inputs as diffusers' ``encode_prompt`` and ``check_inputs`` do."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._encode = TextEncoders(bundle)
@@ -24,7 +24,7 @@ class Conditioner:
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
     def __call__(self, request: Request, guided: bool) -> dict[str, FloatArray]:
-        """The inputs by name, a row for every image; guided: those of the negative prompts first."""
+        """Return the inputs by name, one row for each image; ``guided``: the negative prompts' rows first."""
         names = ("prompt_embeds", "pooled_prompt_embeds")
         positive = self._embeddings(request, *names, texts(request.prompt, 1))
         parts = [self._negative(request, positive), positive] if guided else [positive]
@@ -41,7 +41,7 @@ class Conditioner:
         for name, one, other in zip(names, made, positive, strict=True):
             if one is not None and other is not None and one.shape != other.shape:
                 raise InputError(
-                    f"{name} has shape {one.shape}, the prompt's {other.shape}; they must agree",
+                    f"{name} has shape {one.shape}, but the prompt's {other.shape}; they must agree",
                     argument=name,
                 )
         return made
@@ -55,7 +55,8 @@ class Conditioner:
         if self._pooled_width is None:
             if given_pooled is not None:
                 raise InputError(
-                    f"{pooled_name} was given, but this model takes none; leave it out", argument=pooled_name
+                    f"{pooled_name} is not supported by this model; remove `{pooled_name}`",
+                    argument=pooled_name,
                 )
             return Embeddings(hidden, None)
         if given_pooled is not None:

@@ -13,15 +13,15 @@ from controlnext.runtime.samplers import Sampler
 from controlnext.types import FloatArray
 
 Predict = Callable[[FloatArray, float, int], FloatArray]
-"""The (guided) noise in ``latents`` at a timestep, which is that of the step of this index."""
+"""Returns the (guided) noise in ``latents``, given the timestep and the index of a step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known after a denoising step: ``index`` of ``total``, counted from 0.
+    """The state after a denoising step: ``index`` of ``total``, counted from 0.
 
-    ``latents`` (N, C, h, w), of a clip (1, frames, C, h, w), float32, are the loop's own: copy them before
-    changing anything.
+    ``latents`` is (N, C, h, w) float32, for a clip (1, frames, C, h, w). The loop goes on using the array:
+    copy it before you change it.
     """
 
     index: int
@@ -35,8 +35,8 @@ def denoise(
 ) -> Iterator[Step]:
     """Denoise ``latents``, already at the sampler's initial noise level, step by step.
 
-    ``generator`` is where samplers that add noise draw it. Raises :class:`WorkError` where the denoiser gave
-    a number that is not finite.
+    Samplers that add noise draw it from ``generator``. Raises :class:`WorkError` if the denoiser's output is
+    not finite.
     """
     total = len(sampler.timesteps)
     for index, timestep in enumerate(sampler.timesteps):
@@ -51,8 +51,11 @@ def denoise(
 
 
 def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
-    """Classifier-free guidance (arXiv:2207.12598 in diffusers' terms): of a batch with the unconditional half
-    first, ``uncond + scale * (cond - uncond)``. The noise as it is where ``scale`` is None."""
+    """Return the noise after classifier-free guidance (arXiv:2207.12598), in diffusers' form.
+
+    For a batch with the unconditional half first it is ``uncond + scale * (cond - uncond)``. If ``scale`` is
+    None, the noise is returned unchanged.
+    """
     if scale is None:
         return noise
     unconditional, conditional = np.split(noise, 2)
@@ -60,10 +63,10 @@ def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
 
 
 def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:
-    """``scale`` at the steps within the interval from ``start`` to ``end`` of the run, ``off`` at the others.
+    """Return the control scale of each step: ``scale`` from ``start`` to ``end`` of the run, else ``off``.
 
-    A step counts as within when it neither begins before ``start`` nor ends after ``end``, the run being from
-    0 to 1 (diffusers' rule for its ControlNet pipelines).
+    The run goes from 0 to 1. A step is inside if it neither begins before ``start`` nor ends after ``end``
+    (diffusers' rule for its ControlNet pipelines).
     """
     outside = np.full_like(scale, off)
     return [scale if i / steps >= start and (i + 1) / steps <= end else outside for i in range(steps)]

@@ -1,6 +1,6 @@
-"""The resize that Stable Video Diffusion's image encoder was trained with: a Gaussian blur, then cubic.
+"""The resize that Stable Video Diffusion's image encoder was trained with: Gaussian blur, then cubic.
 
-Both are linear and work on each axis by itself: together they are one matrix an axis.
+Both are linear and separable, so one matrix for each axis does both.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from controlnext.errors import InputError
 from controlnext.types import FloatArray
 
 _CUBIC_A = -0.75
-"""PyTorch's choice of the cubic convolution kernel (Keys 1981)."""
+"""The parameter of the cubic convolution kernel (Keys 1981) that PyTorch uses."""
 
 
 def preprocess_for_clip(
     image: FloatArray, mean: Sequence[float], std: Sequence[float], size: int
 ) -> FloatArray:
-    """CLIP's input ``pixel_values`` (1, 3, size, size) float32 for an image (3, H, W) float32 in [0, 1].
+    """Return CLIP's ``pixel_values`` (1, 3, size, size) float32 of an image (3, H, W) float32 in [0, 1].
 
     ``mean`` and ``std`` of the three channels normalize it, as the checkpoint's feature extractor says.
     Equals diffusers' ``StableVideoDiffusionPipeline``, which resizes ``2 * image - 1`` and maps that back:
-    the weights of the resize add up to one, so that this changes nothing. Raises as
+    the weights of the resize add up to one, so the result is the same. Raises the errors of
     :func:`resize_antialiased`.
     """
     resized = resize_antialiased(image, size)
@@ -36,7 +36,7 @@ def _per_channel(values: Sequence[float]) -> FloatArray:
 
 
 def resize_antialiased(image: FloatArray, size: int | tuple[int, int]) -> FloatArray:
-    """``image`` (3, H, W) float32 resized to (3, h, w) float32; ``size`` is (h, w), or both in one number.
+    """Resize ``image`` (3, H, W) float32 to (3, h, w) float32; ``size`` is (h, w), or one number for both.
 
     Equals diffusers' ``_resize_with_antialiasing``. Sharp edges overshoot the image's range.
 
@@ -53,7 +53,7 @@ def resize_antialiased(image: FloatArray, size: int | tuple[int, int]) -> FloatA
 
 
 def _resize_matrix(length: int, size: int) -> FloatArray:
-    """(size, length) float32: the weights of every pixel of an axis in the result."""
+    """Return the weight of each input pixel of an axis in each output pixel, (size, length) float32."""
     offsets, blur = _gaussian(length / size)
     centers, cubic = _cubic(length, size)
     taps = centers[:, :, None] + offsets
@@ -65,7 +65,7 @@ def _resize_matrix(length: int, size: int) -> FloatArray:
 
 
 def _gaussian(factor: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Offsets and weights of the blur before the size shrinks by ``factor``: two sigmas, an odd number."""
+    """Return offsets and weights of the blur for shrinking by ``factor``: two sigmas, an odd number."""
     sigma = max((factor - 1.0) / 2.0, 0.001)
     count = int(max(2.0 * 2 * sigma, 3)) | 1
     offsets = np.arange(count) - count // 2
@@ -74,7 +74,7 @@ def _gaussian(factor: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 def _cubic(length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pixels and weights (size, 4) of cubic interpolation from corner to corner, with the border repeated."""
+    """Return pixels and weights (size, 4) of cubic interpolation, corners aligned, borders repeated."""
     # float32 as in PyTorch: its rounding moves sharp edges, by which results differ by up to 5e-5
     step = np.float32(length - 1) / np.float32(size - 1) if size > 1 else np.float32(0)
     places = np.arange(size, dtype=np.float32) * step

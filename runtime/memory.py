@@ -1,4 +1,4 @@
-"""Running out of memory as one error that says at which size, and what takes less."""
+"""One error for running out of memory, which names the size and the arguments that save memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MESSAGES = re.compile(
     r"allocate memory|smaller than requested bytes|bad[_ ]alloc|out ?of ?memory",
     re.IGNORECASE,
 )
-"""What libraries say that ran out of memory: their errors have no class of its own."""
+"""Messages of libraries that ran out of memory: they have no error class for it."""
 
 
 @dataclass(frozen=True)
 class MemoryGuard:
-    """Watches what runs at a size in pixels; ``savers``: arguments of the pipeline that save memory."""
+    """Reports running out of memory at a size in pixels; ``savers``: arguments that save memory."""
 
     height: int
     width: int
@@ -30,7 +30,7 @@ class MemoryGuard:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Raises :class:`OutOfMemoryError` where the block runs out of memory."""
+        """Raise :class:`OutOfMemoryError` if the block runs out of memory."""
         try:
             yield
         except (MemoryError, WorkError) as error:
@@ -40,6 +40,6 @@ class MemoryGuard:
             raise
 
     def each(self, items: Iterator[Item]) -> Iterator[Item]:
-        """``items``, each made within :meth:`watch`."""
+        """Yield ``items``, each made within :meth:`watch`."""
         with self.watch():
             yield from items

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: the tokenizers and text encoders of a bundle."""
+"""Turn prompts into embeddings with the tokenizers and text encoders of a bundle."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from controlnext.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
-
 _HIDDEN, _POOLED = "prompt_embeds", "text_embeds"
 
 
 class Embeddings(NamedTuple):
-    """``hidden`` (N, tokens, width) float32; ``pooled`` (N, width) float32, or None where there is none."""
+    """The embeddings ``hidden`` (N, tokens, width) and ``pooled`` (N, width) or None, both float32."""
 
     hidden: FloatArray
     pooled: FloatArray | None
 
     def zeros(self) -> Embeddings:
-        """Zeros of the same shapes."""
+        """Return zeros of the same shapes."""
         pooled = None if self.pooled is None else np.zeros_like(self.pooled)
         return Embeddings(np.zeros_like(self.hidden), pooled)
 
@@ -39,20 +38,20 @@ class TextEncoders:
         self._tokenizers: dict[str, PromptTokenizer] = {}
 
     def __call__(self, prompts: Sequence[str]) -> Embeddings:
-        """Embeddings of ``prompts`` by every text encoder, as diffusers' ``encode_prompt`` makes them.
+        """Return the embeddings of ``prompts`` by all text encoders, as diffusers' ``encode_prompt`` does.
 
-        Hidden states are concatenated on the last axis; the pooled embeddings likewise, or that of the last
-        encoder that has one counts, as the family has it. The tokens of a family's sequence encoder follow on
-        the token axis. What does not fit is cut off, and a warning says what.
+        Hidden states are concatenated on the last axis. The family decides whether the pooled embeddings are
+        concatenated too or the last encoder's is used. The tokens of a family's sequence encoder follow on
+        the token axis. Prompts that are too long are truncated, and a warning names the part.
 
-        Raises :class:`~controlnext.errors.InputError` where the bundle lacks a text encoder.
+        Raises :class:`~controlnext.errors.InputError` if the bundle lacks a text encoder.
         """
         self._require_encoders()
-        folders = [*self._family.prompt_encoders, self._family.sequence_encoder]
-        folders = [folder for folder in folders if folder in self._bundle.manifest.graphs]
-        tokens = {folder: self._tokenizer(folder)(prompts) for folder in folders}
-        _warn_of_the_rest(tokens)
-        outputs = {folder: self._run(folder, tokens[folder]) for folder in folders}
+        graph_names = [*self._family.prompt_encoders, self._family.sequence_encoder]
+        graph_names = [graph_name for graph_name in graph_names if graph_name in self._bundle.manifest.graphs]
+        tokens = {graph_name: self._tokenizer(graph_name)(prompts) for graph_name in graph_names}
+        _warn_of_truncation(tokens)
+        outputs = {graph_name: self._run(graph_name, tokens[graph_name]) for graph_name in graph_names}
         following = outputs.pop(self._family.sequence_encoder, None)
         hidden = np.concatenate([output[_HIDDEN] for output in outputs.values()], axis=-1)
         pooled = [output[_POOLED] for output in outputs.values() if _POOLED in output]
@@ -64,49 +63,52 @@ class TextEncoders:
 
     def _require_encoders(self) -> None:
         needed = self._family.prompt_encoders
-        missing = [folder for folder in needed if folder not in self._bundle.manifest.graphs]
+        missing = [graph_name for graph_name in needed if graph_name not in self._bundle.manifest.graphs]
         if missing:
             what = "text encoders" if len(missing) == len(needed) else f"{', '.join(missing)} to read prompts"
             raise InputError(
-                f"this bundle has no {what}; give prompt_embeds and, with guidance, the negative ones, or"
-                f" export a base that has {', '.join(needed)}"
+                f"this bundle has no {what}; give `prompt_embeds` and, with guidance,"
+                " `negative_prompt_embeds`, or export a base that has "
+                f"{', '.join(needed)}"
             )
 
-    def _run(self, folder: str, tokens: Sequence[Tokens]) -> dict[str, np.ndarray]:
+    def _run(self, graph_name: str, tokens: Sequence[Tokens]) -> dict[str, np.ndarray]:
         ids = np.array([prompt.encoding.ids for prompt in tokens], np.int64)
-        return self._bundle.engine(folder).run({"input_ids": ids})
+        return self._bundle.engine(graph_name).run({"input_ids": ids})
 
     def _followed(self, hidden: FloatArray, following: FloatArray | None) -> FloatArray:
-        """``hidden`` at the denoiser's width, followed by the sequence encoder's tokens or zeros for them."""
+        """Return ``hidden`` padded to the denoiser's width, then the sequence encoder's tokens (or zeros)."""
         width = denoiser_width(self._bundle, "encoder_hidden_states")
         if following is None:
-            folder = self._family.sequence_encoder
-            (name,) = (graph.network for graph in self._family.graphs if graph.name == folder)
+            graph_name = self._family.sequence_encoder
+            (name,) = (graph.network for graph in self._family.graphs if graph.name == graph_name)
             following = np.zeros((len(hidden), self._family.networks[name].tokens, width), np.float32)
         padded = np.zeros((*hidden.shape[:2], width), np.float32)
         padded[..., : hidden.shape[-1]] = hidden[..., :width]
         return np.concatenate([padded, following], axis=1)
 
-    def _tokenizer(self, folder: str) -> PromptTokenizer:
-        if folder not in self._tokenizers:
-            self._tokenizers[folder] = prompt_tokenizer(self._bundle.path, self._bundle.manifest, folder)
-        return self._tokenizers[folder]
+    def _tokenizer(self, graph_name: str) -> PromptTokenizer:
+        if graph_name not in self._tokenizers:
+            self._tokenizers[graph_name] = prompt_tokenizer(
+                self._bundle.path, self._bundle.manifest, graph_name
+            )
+        return self._tokenizers[graph_name]
 
 
 def denoiser_width(bundle: Bundle, name: str) -> int:
-    """The size of the last axis of the denoiser's input ``name``."""
+    """Return the size of the last axis of the denoiser's input ``name``."""
     inputs = bundle.manifest.graphs[bundle.family.denoiser].inputs
     (width,) = (tensor.shape[-1] for tensor in inputs if tensor.name == name)
     assert isinstance(width, int)
     return width
 
 
-def _warn_of_the_rest(tokens: Mapping[str, Sequence[Tokens]]) -> None:
-    """Text encoders of different lengths cut off different parts."""
+def _warn_of_truncation(tokens: Mapping[str, Sequence[Tokens]]) -> None:
+    """Log the truncated parts of prompts; text encoders of different lengths truncate different parts."""
     cut_off: dict[str, dict[str, None]] = {}
-    for folder, rows in tokens.items():
+    for graph_name, rows in tokens.items():
         for prompt in rows:
             if prompt.cut_off:
-                cut_off.setdefault(prompt.cut_off, {})[folder] = None
-    for rest, folders in cut_off.items():
-        logger.warning("a prompt is too long for %s; this part is left out: %s", ", ".join(folders), rest)
+                cut_off.setdefault(prompt.cut_off, {})[graph_name] = None
+    for part, graph_names in cut_off.items():
+        logger.warning("a prompt is too long for %s; this part is ignored: %s", ", ".join(graph_names), part)

@@ -1,8 +1,8 @@
-"""The normal numbers of `torch.randn` on the CPU, without torch.
+"""Draw the normal numbers of `torch.randn` on the CPU without torch.
 
-A seed then gives the same image here as in PyTorch. The 32-bit stream is MT19937 in both libraries, seeded
-alike by torch and by NumPy's legacy `RandomState` (whose stream NumPy guarantees to keep), so only the way
-from that stream to normal numbers is written here.
+A seed thus gives the same image here as in PyTorch. The 32-bit stream is MT19937 in both libraries, seeded
+alike by torch and by NumPy's legacy `RandomState` (whose stream NumPy guarantees to keep). So only the
+conversion of that stream to normal numbers is written here.
 
 torch turns the stream into normal numbers in two ways (ATen's DistributionTemplates.h and
 DistributionsHelper.h):
@@ -11,9 +11,9 @@ DistributionsHelper.h):
   by the generator for the next such call, and calls of the other kind neither use nor drop it;
 - 16 numbers or more: float32 uniforms of 24 bits, Box-Muller on blocks of 16, where number j takes uniform j
   as radius and uniform j + 8 as angle. This is the layout of torch's plain, AVX2 and AVX-512 kernels alike.
-  If the count is no multiple of 16, the last 16 numbers are made again from fresh uniforms.
+  If the count is not a multiple of 16, the last 16 numbers are made again from fresh uniforms.
 
-What differs is the last bits of log, cos and sin: up to 5e-7 against torch 2.13 with AVX-512.
+Only the last bits of log, cos and sin differ: up to 5e-7 against torch 2.13 with AVX-512.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ _SEED_MIN, _SEED_MAX = -(2**63), 2**64 - 1
 
 
 class TorchGenerator:
-    """Draws what `torch.Generator("cpu").manual_seed(seed)` draws, over a sequence of calls of any sizes.
+    """A generator of the numbers of `torch.Generator("cpu").manual_seed(seed)`, for calls of any sizes.
 
     Args:
         seed: -2**63 .. 2**64 - 1, the range of `manual_seed`; as in torch only its low 32 bits count.
 
     Raises:
-        InputError: the seed is no whole number or out of range.
+        InputError: the seed is not an integer or out of range.
     """
 
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-            raise InputError(f"seed must be a whole number, not {seed!r}", argument="seed")
+            raise InputError(f"seed is {seed!r}; it must be an integer", argument="seed")
         if not _SEED_MIN <= seed <= _SEED_MAX:
             raise InputError(
-                f"seed {seed} is out of range: give a whole number from -2**63 to 2**64 - 1", argument="seed"
+                f"seed is {seed}; it must be an integer from -2**63 to 2**64 - 1", argument="seed"
             )
         self._stream = np.random.RandomState(int(seed) & 0xFFFFFFFF)
         self._kept: float | None = None
 
     def randn(self, shape: Sequence[int]) -> FloatArray:
-        """Standard normal numbers, as `torch.randn(shape, generator=..., dtype=torch.float32)`.
+        """Return standard normal numbers, as `torch.randn(shape, generator=..., dtype=torch.float32)`.
 
         Args:
-            shape: sizes, each 0 or more; `()` gives one number.
+            shape: sizes, each 0 or more; `()` for a single number.
 
         Returns:
             float32 array of that shape.
@@ -100,7 +100,7 @@ def _uniform_53(high: int, low: int) -> float:
 
 
 def _box_muller(uniforms: FloatArray) -> FloatArray:
-    """Uniforms in [0, 1), a multiple of 16 of them, to as many normal numbers, all in float32."""
+    """Return as many normal numbers as there are `uniforms` in [0, 1), a multiple of 16; all float32."""
     blocks = uniforms.reshape(-1, _BLOCK)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - blocks[:, :_HALF]))
     angle = _TWO_PI * blocks[:, _HALF:]

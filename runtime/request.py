@@ -1,4 +1,4 @@
-"""What a user asks of the pipelines, and the checks that need no model."""
+"""The arguments of the pipelines, and the checks that need no model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Scale = float | Sequence[float] | FloatArray
 
 @dataclass(frozen=True, eq=False)
 class CommonRequest:
-    """The arguments that every pipeline takes, as :meth:`~controlnext.runtime.ImagePipeline.__call__` tells.
+    """The arguments that every pipeline takes; :class:`~controlnext.runtime.ImagePipeline` describes them.
 
     Raises:
-        InputError: a value that no model could take.
+        InputError: a value that no model accepts.
     """
 
     _: KW_ONLY
@@ -67,13 +67,13 @@ class CommonRequest:
 
     @property
     def chunk(self) -> int:
-        """How many images are decoded at a time: the decoder needs more memory than the denoiser."""
+        """The number of images decoded at a time: the decoder needs more memory than the denoiser."""
         return self.default_chunk
 
 
 @dataclass(frozen=True, eq=False)
 class Request(CommonRequest):
-    """The arguments of :meth:`controlnext.runtime.ImagePipeline.__call__`, where they are documented."""
+    """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None
     negative_prompt: Prompt | None = None
@@ -97,41 +97,42 @@ class Request(CommonRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_whole(self.num_images_per_prompt) or self.num_images_per_prompt < 1:
+        if not is_integer(self.num_images_per_prompt) or self.num_images_per_prompt < 1:
             raise InputError(
-                f"num_images_per_prompt is {self.num_images_per_prompt!r}; give a whole number from 1 on",
+                f"num_images_per_prompt is {self.num_images_per_prompt!r}; it must be a positive integer",
                 argument="num_images_per_prompt",
             )
         if self.guidance_scale is not None and not is_finite(self.guidance_scale):
             raise InputError(
-                f"guidance_scale is {self.guidance_scale!r}; give a finite number", argument="guidance_scale"
+                f"guidance_scale is {self.guidance_scale!r}; it must be a finite number",
+                argument="guidance_scale",
             )
         self._check_prompts()
 
     def _check_prompts(self) -> None:
-        """The rules of diffusers' ``check_inputs`` that need no model."""
+        """Apply the rules of diffusers' ``check_inputs`` that need no model."""
         for text in ("prompt", "negative_prompt"):
             embeds = f"{text}_embeds"
             if getattr(self, text) is not None:
                 _check_texts(text, getattr(self, text))
                 if getattr(self, embeds) is not None:
                     raise InputError(
-                        f"both {text} and {embeds} were given; give one of the two", argument=text
+                        f"both {text} and {embeds} were given; remove one of the two", argument=text
                     )
         if self.prompt is None and self.prompt_embeds is None:
-            raise InputError("no prompt was given; give prompt or prompt_embeds", argument="prompt")
+            raise InputError("no prompt was given; set `prompt` or `prompt_embeds`", argument="prompt")
         if isinstance(self.negative_prompt, Sequence) and not isinstance(self.negative_prompt, str):
             count = self.prompt_count
             if len(self.negative_prompt) != count:
                 raise InputError(
-                    f"negative_prompt has {len(self.negative_prompt)} texts for a batch of {count}; give one,"
+                    f"negative_prompt has {len(self.negative_prompt)} texts for a batch of {count}; give one"
                     f" or {count}",
                     argument="negative_prompt",
                 )
 
     @property
     def prompt_count(self) -> int:
-        """How many prompts, or rows of embeddings, were given."""
+        """The number of prompts, or of rows of embeddings."""
         if self.prompt_embeds is not None:
             return math.prod(self.prompt_embeds.shape[:1])
         return len(texts(self.prompt, 1))
@@ -139,7 +140,7 @@ class Request(CommonRequest):
 
 @dataclass(frozen=True, eq=False)
 class VideoRequest(CommonRequest):
-    """The arguments of :meth:`controlnext.runtime.VideoPipeline.__call__`, where they are documented."""
+    """The arguments of a call of :class:`~controlnext.runtime.VideoPipeline`, which describes them."""
 
     image: Any = None
     control_images: Any = None
@@ -159,35 +160,37 @@ class VideoRequest(CommonRequest):
         super().__post_init__()
         for name in ("num_frames", "frames_per_batch", "overlap", "decode_chunk_size"):
             value, lowest = getattr(self, name), 0 if name == "overlap" else 1
-            if not self._left(name) and (not is_whole(value) or value < lowest):
-                raise InputError(f"{name} is {value!r}; give a whole number from {lowest} on", argument=name)
+            if not self._left(name) and (not is_integer(value) or value < lowest):
+                accepted = f"an integer of at least {lowest}" if name == "overlap" else "a positive integer"
+                raise InputError(f"{name} is {value!r}; it must be {accepted}", argument=name)
         for name in ("min_guidance_scale", "max_guidance_scale", "noise_aug_strength"):
             value = getattr(self, name)
             if not self._left(name) and not is_finite(value):
-                raise InputError(f"{name} is {value!r}; give a finite number", argument=name)
+                raise InputError(f"{name} is {value!r}; it must be a finite number", argument=name)
         if self.image is None:
-            raise InputError("no reference image was given; give image", argument="image")
+            raise InputError("no reference image was given; set `image`", argument="image")
 
     def _left(self, name: str) -> bool:
-        """Whether an argument that may be None is."""
+        """Whether an argument that may be None is None."""
         return getattr(self, name) is None and getattr(type(self), name) is None
 
     @property
     def chunk(self) -> int:
+        """The number of frames decoded at a time."""
         return self.frames_per_batch if self.decode_chunk_size is None else self.decode_chunk_size
 
 
 def texts(prompt: Prompt | None, count: int) -> list[str]:
-    """The prompt as a list; a single one ``count`` times, a missing one as the empty text."""
+    """Return the prompts as a list: a single one ``count`` times, a missing one as empty texts."""
     return [prompt or ""] * count if prompt is None or isinstance(prompt, str) else list(prompt)
 
 
 def as_floats(name: str, values: object) -> FloatArray:
-    """``values`` as float32; raises :class:`InputError` where they are no numbers or not finite."""
+    """Return ``values`` as float32; raise :class:`InputError` if they are not finite numbers."""
     try:
         array = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is no array of numbers: {error}", argument=name) from error
+        raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))
     if wrong:
         raise InputError(f"{name} has {wrong} values of {array.size} that are NaN or infinite", argument=name)
@@ -197,12 +200,14 @@ def as_floats(name: str, values: object) -> FloatArray:
 def _check_texts(name: str, prompt: object) -> None:
     several = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(text, str) for text in prompt)
     if not isinstance(prompt, str) and not several:
-        raise InputError(f"{name} is {prompt!r}; give a text or a list of texts", argument=name)
+        raise InputError(f"{name} is {prompt!r}; it must be a text or a list of texts", argument=name)
 
 
-def is_whole(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Return whether ``value`` is an integer; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_finite(*values: object) -> bool:
+    """Return whether all ``values`` are finite numbers."""
     return all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in values)

@@ -1,4 +1,4 @@
-"""Height and width of a result."""
+"""The height and width of a result."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from controlnext.errors import InputError
 from controlnext.families import Family
-from controlnext.runtime.request import CommonRequest, is_whole
+from controlnext.runtime.request import CommonRequest, is_integer
 
 MANY = 4
-"""Times the pixels that a model was made for: up to here it is known to work, if not well."""
+"""Multiple of the pixels that a model was made for up to which it works, if not well."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ Size = tuple[int, int]
 def choose_size(
     family: Family, config: Mapping[str, Any], request: CommonRequest, control_size: Size
 ) -> Size:
-    """As asked for, else those of the latents, else those of the control image (``control_size``), which are
-    rounded down to what the model takes, as diffusers does.
+    """Return the requested size, else that of the latents, else that of the control image.
 
-    ``config``: the denoiser's. Raises :class:`InputError` for a size that the model does not take.
+    The size of the control image, ``control_size``, is rounded down to what the model supports, as diffusers
+    does. ``config``: the denoiser's. Raises :class:`InputError` for a size that the model does not support.
     """
     sizes = []
     for axis, name in enumerate(("height", "width")):
@@ -43,19 +43,19 @@ def choose_size(
 
 
 def _checked(family: Family, config: Mapping[str, Any], name: str, size: object, given: str) -> int:
-    if not is_whole(size) or size < family.size_multiple or size % family.size_multiple:  # type: ignore[operator]
+    if not is_integer(size) or size < family.size_multiple or size % family.size_multiple:  # type: ignore[operator]
         raise InputError(
-            f"{given}; give height and width as multiples of {family.size_multiple}"
+            f"{given}; height and width must be multiples of {family.size_multiple}"
             f"{family.nearest_sizes(size)}",
             argument=name,
         )
     if size > (largest := family.largest_size(config)):  # type: ignore[operator]
-        raise InputError(f"{name} is {size}; this model takes at most {largest:g}", argument=name)
+        raise InputError(f"{name} is {size}; this model supports at most {largest:g}", argument=name)
     return int(size)  # type: ignore[call-overload]
 
 
 def warn_if_large(family: Family, config: Mapping[str, Any], size: Size) -> None:
-    """Log a warning for a size far beyond what the model was made for."""
+    """Log a warning for a size far above the one that the model was made for."""
     made_for = family.made_for(config)
     if made_for is not None and size[0] * size[1] > MANY * made_for[0] * made_for[1]:
         logger.warning(

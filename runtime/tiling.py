@@ -1,5 +1,7 @@
-"""Decoding in overlapping tiles, with diffusers' arithmetic: the decoder's memory does not grow with the
-image."""
+"""Decoding in overlapping tiles with diffusers' arithmetic.
+
+The memory of the decoder does not grow with the image.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from controlnext.types import FloatArray
 
 @dataclass(frozen=True)
 class Tiles:
-    """Square tiles of which each shares a quarter with the next.
+    """Square tiles; each shares a quarter with the next.
 
     Attributes:
         size: height and width of a tile in latents, a multiple of 4.
@@ -27,31 +29,31 @@ class Tiles:
 
     @classmethod
     def of(cls, sample_size: object, factor: int) -> Self:
-        """Tiles as large as the images that a VAE was made for, its ``sample_size`` in pixels.
+        """Return tiles of the size that a VAE was made for, its ``sample_size`` in pixels.
 
         Raises:
-            InputError: a quarter of them is no whole number of latents.
+            InputError: a quarter of a tile is not an integer number of latents.
         """
         if not isinstance(sample_size, int) or sample_size < 1 or sample_size % (4 * factor):
             raise InputError(
                 f"vae_tiling was given, but the sample_size of this VAE is {sample_size!r}; tiles need a"
-                f" multiple of {4 * factor}: leave vae_tiling out",
+                f" multiple of {4 * factor}; remove `vae_tiling`",
                 argument="vae_tiling",
             )
         return cls(sample_size // factor, factor)
 
     @property
     def stride(self) -> int:
-        """From one tile to the next, in latents."""
+        """The distance from one tile to the next, in latents."""
         return self.size - self.size // 4
 
     def decode(
         self, decode: Callable[[FloatArray], FloatArray], latents: FloatArray
     ) -> Iterator[tuple[int, int, FloatArray]]:
-        """The image of the latents (N, C, h, w), part by part, row by row.
+        """Yield the image of the latents (N, C, h, w) part by part, row by row.
 
-        ``decode`` makes samples (N, 3, H, W) float32 of the latents of a tile. Gives the upper and the left
-        edge of each part in pixels, and its samples. Latents that one tile holds are one part.
+        ``decode`` turns the latents of a tile into samples (N, 3, H, W) float32. Each item is the upper and
+        the left edge of a part in pixels, and its samples. Latents that fit in one tile are one part.
         """
         height, width = latents.shape[2:]
         if max(height, width) <= self.size:
@@ -76,7 +78,7 @@ class Tiles:
 
 
 def _fade(edge: FloatArray, tile: FloatArray, axis: int) -> None:
-    """Let ``tile`` begin with a linear fade from ``edge``, the end of the tile before it along ``axis``."""
+    """Fade the start of ``tile`` linearly from ``edge``, the end of the tile before it along ``axis``."""
     before, after = np.moveaxis(edge, axis, -1), np.moveaxis(tile, axis, -1)
     # the last tile may be narrower than the overlap
     extent = min(before.shape[-1], after.shape[-1])

@@ -1,4 +1,4 @@
-"""Prompts to token ids, as diffusers' pipelines and transformers' tokenizers make them."""
+"""Turn prompts into token ids as diffusers' pipelines and transformers' tokenizers do."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
 
 class Tokens(NamedTuple):
-    """``text``: a prompt as it was tokenized; ``encoding``: its token ids, as many as the text encoder takes,
-    and what was cut off."""
+    """The tokens of a prompt.
+
+    ``text``: the prompt as it was tokenized; ``encoding``: as many token ids as the text encoder takes, and
+    the truncated rest.
+    """
 
     text: str
     encoding: Encoding
 
     @property
     def cut_off(self) -> str:
-        """The part of the text behind (or, if the tokenizer cuts there, in front of) what was kept."""
+        """The truncated part of the text: its end, or its start for a tokenizer that truncates there."""
         spans = [
             span
             for part in self.encoding.overflowing
@@ -37,7 +40,7 @@ class Tokens(NamedTuple):
 
 
 class PromptTokenizer:
-    """A bundle's tokenizer. Its file says how prompts are cut off and padded, and which tokens were added.
+    """A bundle's tokenizer. Its file defines truncation, padding and added tokens.
 
     With ``multi_vector`` an added token (``<toy>``) stands for all that continue its name (``<toy>_1``,
     ``<toy>_2``, ...): the vectors of one textual inversion.
@@ -53,21 +56,21 @@ class PromptTokenizer:
         further = {vector for vectors in self._vectors.values() for vector in vectors[1:]}
         own = [token.content for token in added if not token.special and token.content not in further]
         self.added = sorted(own, key=lambda token: token not in self._vectors)
-        """The tokens that were added to the vocabulary, special ones and further vectors left out; those of
-        several vectors first."""
+        """The tokens added to the vocabulary, without special ones and further vectors; those of several
+        vectors first."""
 
     def __call__(self, prompts: Sequence[str]) -> list[Tokens]:
-        """The tokens of each prompt."""
+        """Return the tokens of each prompt."""
         texts = [self._with_all_vectors(prompt) for prompt in prompts]
         return [Tokens(*pair) for pair in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
 
     def _with_all_vectors(self, prompt: str) -> str:
-        """``prompt`` with the further vectors behind each token that has some, by the rule of diffusers'
-        ``TextualInversionLoaderMixin.maybe_convert_prompt``: tokens are found by the tokenizer, and each is
-        replaced wherever its name is in the prompt, be it a part of another's.
+        """Return ``prompt`` with the further vectors behind each token that has some.
 
-        Where one such name is a part of another, the order counts, which diffusers leaves to chance; here it
-        is that of the prompt.
+        The rule is that of diffusers' ``TextualInversionLoaderMixin.maybe_convert_prompt``: the tokenizer
+        finds the tokens, and each is replaced wherever its name occurs in the prompt, even as a part of
+        another name. If one such name is a part of another, the order matters. It is random in diffusers;
+        here it is that of the prompt.
         """
         if not self._vectors:
             return prompt
@@ -79,25 +82,25 @@ class PromptTokenizer:
 
 
 def _vectors(added: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """The names of the vectors of each added token that has more than one, its own first."""
-    known = frozenset(added)
+    """Return the vectors' names of each added token that has more than one, its own name first."""
+    names = frozenset(added)
     further = {
-        token: list(takewhile(known.__contains__, (f"{token}_{number}" for number in count(1))))
+        token: list(takewhile(names.__contains__, (f"{token}_{number}" for number in count(1))))
         for token in added
     }
-    return {token: [token, *names] for token, names in further.items() if names}
+    return {token: [token, *rest] for token, rest in further.items() if rest}
 
 
 def _texts_of(encodings: Iterable[Encoding]) -> Iterable[str]:
-    """The tokens that are no padding."""
+    """Yield the tokens that are not padding."""
     for encoding in encodings:
         pairs = zip(encoding.tokens, encoding.attention_mask, strict=True)
         yield from (token for token, is_text in pairs if is_text)
 
 
-def prompt_tokenizer(bundle: Path, manifest: Manifest, folder: str) -> PromptTokenizer:
-    """The tokenizer of the text encoder whose graph is in ``folder``, after its file was found right."""
+def prompt_tokenizer(bundle: Path, manifest: Manifest, graph_name: str) -> PromptTokenizer:
+    """Return the tokenizer of the text encoder ``graph_name`` after checking its file."""
     family = get_family(manifest.family)
-    network = family.networks[manifest.graphs[folder].network]
+    network = family.networks[manifest.graphs[graph_name].network]
     file = check_file(bundle, manifest, f"{network.tokenizer}/tokenizer.json")
     return PromptTokenizer(file.read_text(encoding="utf-8"), family.multi_vector_tokens)

@@ -1,4 +1,4 @@
-"""Images in and out: control images to arrays, latents to images."""
+"""Turn control images into arrays, and latents into images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from controlnext.types import FloatArray
 
 
 def read_images(given: object, reader: ImageReader | None = None) -> list[Bands]:
-    """One image, or a sequence or stack (N, height, width, 3) of images, as ``reader`` (a new one) reads
-    each.
+    """Read one image, or a sequence or stack (N, height, width, 3) of images, with ``reader``.
 
-    Raises :class:`~controlnext.errors.InputError` for anything else.
+    ``reader``: by default a new one. Raises :class:`~controlnext.errors.InputError` for anything else.
     """
     reader = reader or ImageReader()
     several = given.ndim == 4 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
@@ -31,7 +30,7 @@ def read_images(given: object, reader: ImageReader | None = None) -> list[Bands]
 
 
 def control_array(images: Sequence[Bands], height: int, width: int) -> FloatArray:
-    """(N, 3, height, width) float32, RGB in [0, 1].
+    """Return the images as an array (N, 3, height, width) float32, RGB in [0, 1].
 
     An image of another size is resized with a Lanczos filter, without keeping its proportions, as diffusers'
     image processor does with PIL images.
@@ -56,13 +55,13 @@ def decode_latents(
     chunk: int,
     tiles: Tiles | None = None,
 ) -> Iterator[FloatArray]:
-    """Images (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in turn.
+    """Yield images (up to ``chunk``, H, W, 3) float32 in [0, 1] of the latents (N, C, H/8, W/8), in order.
 
-    ``config`` is the VAE's: its scaling, mean and shift are undone as diffusers does. With ``tiles`` the
-    decoder sees one of them at a time, and only the image grows with its size.
+    ``config`` is the VAE's: its scaling, mean and shift are undone as in diffusers. With ``tiles`` the
+    decoder gets one tile at a time, so only the memory of the image itself grows with its size.
 
     Raises:
-        WorkError: the decoder gave a number that is not finite.
+        WorkError: the decoder's output is not finite.
     """
     for start in range(0, len(latents), chunk):
         some = _unscaled(config, latents[start : start + chunk])
@@ -89,7 +88,7 @@ def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
 
 
 def _pixels(samples: FloatArray) -> FloatArray:
-    """(N, H, W, 3) in [0, 1]."""
+    """Return samples as pixels (N, H, W, 3) in [0, 1]."""
     return np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
 
 

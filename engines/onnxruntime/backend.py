@@ -1,8 +1,8 @@
-"""ONNX Runtime as an engine.
+"""The backend of ONNX Runtime.
 
-Making a session is slow because the graph is optimized each time. Here that happens once: the optimized graph
-is written to ``<bundle>/engines/onnxruntime-<key>/<graph>/`` and sessions are made from it, with the same
-results to the last bit: docs/benchmarks.md has what that saves.
+Creating a session is slow because ONNX Runtime optimizes the graph each time. Here that happens once: the
+optimized graph is written to ``<bundle>/engines/onnxruntime-<key>/<graph>/``, and sessions are created from
+it, with the same results to the last bit. docs/benchmarks.md has the time that this saves.
 """
 
 from __future__ import annotations
@@ -41,33 +41,31 @@ logger = logging.getLogger(__name__)
 Providers = list[tuple[str, dict[str, Any]]]
 
 MOST_THREADS = 8 * (os.cpu_count() or 1)
-"""More than one for each core only wait for each other; so many more are a mistake."""
+"""More threads than cores only wait for each other; more than this is a mistake."""
 _SILENT = 4
 _PROLOGUES = (PARTS[0], UINT8_PARTS[0])
 
 
 class _ProviderError(ControlNeXtError):
-    """A provider is part of this ONNX Runtime but does not work on this machine."""
+    """A provider that this ONNX Runtime has but that does not work on this machine."""
 
 
 class OrtBackend(Backend):
-    """ONNX Runtime on ``device``: ``"cpu"``, ``"cuda:N"``, or ``"auto"``, which is CUDA where it is there.
+    """ONNX Runtime on ``device``: ``"cpu"``, ``"cuda:N"``, or ``"auto"``: CUDA if available.
 
     ``provider``: one of :data:`~controlnext.engines.onnxruntime.providers.PROVIDERS`, by default ``"cuda"``
-    on a GPU. The two TensorRTs among them build their engines for the sizes that they see, when they see
-    them.
-    ``threads``: how many compute an operator on the processor; by default one for each core that the process
-    may use.
+    on a GPU. The two TensorRT providers build engines for each new size at run time. ``threads``: number of
+    threads for an operator on the CPU, by default one for each core that the process may use.
     """
 
     name, title, module, extra = "onnxruntime", "ONNX Runtime", "onnxruntime", "cpu"
     devices = ("cpu", "cuda")
 
     def __init__(self, device: str = "auto", *, threads: int | None = None, provider: str = "auto") -> None:
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        is_integer = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (is_integer and 1 <= threads <= MOST_THREADS):
             raise InputError(
-                f"threads is {threads!r}; give a whole number from 1 to {MOST_THREADS}, or leave it out",
+                f"threads is {threads!r}; it must be an integer from 1 to {MOST_THREADS}",
                 argument="threads",
             )
         self.ort = _import_onnxruntime()
@@ -75,12 +73,12 @@ class OrtBackend(Backend):
         self.index = device_index(device) or 0
         self.threads = threads
         self._may_use_cpu = device == provider == "auto"
-        # the provider changes where the GPU does not start
+        # the provider changes if the GPU does not start
         self._opening = Lock()
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:
-        """A provider each on a GPU; on the processor there is one, which ``auto`` takes anyway."""
+        """Return one configuration for each GPU provider; the CPU has one, which ``auto`` uses anyway."""
         return {
             f"{cls.title} {name}": {"provider": name}
             for name, provider in PROVIDERS.items()
@@ -88,7 +86,7 @@ class OrtBackend(Backend):
         }
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
-        """Sessions of the graph in ``<bundle>/<graph_name>``; only the files that are read are checked."""
+        """Open sessions of the graph in ``<bundle>/<graph_name>``; only files that are read are checked."""
         if graph_name not in manifest.graphs:
             raise BundleError(f"{bundle} has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
         with self._opening:
@@ -104,20 +102,23 @@ class OrtBackend(Backend):
         )
 
     def _open_or_fall_back(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> list[Any]:
-        """As :meth:`_open`; on the processor where the GPU does not start and nobody asked for it."""
+        """Open as :meth:`_open`; on the CPU if the GPU does not start and was not requested."""
         try:
             return self._open(bundle, manifest, graph_name, cache)
         except _ProviderError as error:
             if not self._may_use_cpu:
                 raise WorkError(str(error)) from error
-            logger.warning("going on without the GPU: %s", error)
+            logger.warning("continuing without the GPU: %s", error)
             self.provider = CPU
             return self._open(bundle, manifest, graph_name, cache)
 
     def _open(self, bundle: Path, manifest: Manifest, graph_name: str, cache: bool) -> list[Any]:
-        precision, kept = manifest.graphs[graph_name].precision, self._kept(bundle, manifest, graph_name)
+        precision = manifest.graphs[graph_name].precision
+        directory = self._cache_directory(bundle, manifest, graph_name)
         own = PROVIDERS[self.provider].builds
-        providers = provider_options(self.provider, self.index, precision, kept if cache and own else None)
+        providers = provider_options(
+            self.provider, self.index, precision, directory if cache and own else None
+        )
         if cache and not own:
             sessions = self._cached_sessions(bundle, manifest, graph_name, providers)
             if sessions:
@@ -128,37 +129,37 @@ class OrtBackend(Backend):
         ]
 
     def _sources(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[Path]:
-        """The files of :meth:`_names`, after everything of the graph was checked."""
+        """Return the paths of :meth:`_names` after checking all files of the graph."""
         names = self._names(bundle, manifest, graph_name)
         directory = check_graph(bundle, manifest, graph_name)
         return [directory / name for name in names]
 
     def _names(self, bundle: Path, manifest: Manifest, graph_name: str) -> list[str]:
-        """The graph's file, or those of the parts that it has for ONNX Runtime's own operators."""
+        """Return the name of the graph's file, or of its parts with ONNX Runtime's own operators."""
         precision = manifest.graphs[graph_name].precision
         parts = int8.parts_for(precision) if self.provider == CPU else PARTS
-        there = [name for name in parts if f"{graph_name}/{name}" in manifest.files]
-        if parts == UINT8_PARTS and not there:
+        found = [name for name in parts if f"{graph_name}/{name}" in manifest.files]
+        if parts == UINT8_PARTS and not found:
             raise BundleError(
-                f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor: it"
-                " multiplies int8 without VNNI; export it again by controlnext export with `precision`"
-                " int8, or run it on a processor with VNNI"
+                f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor"
+                " because it has no VNNI; export the bundle again with `precision` int8, or run it on a"
+                " processor with VNNI"
             )
-        return there if there and PROVIDERS[self.provider].runs_parts(precision) else [MODEL]
+        return found if found and PROVIDERS[self.provider].runs_parts(precision) else [MODEL]
 
     def _int8_form(self, precision: Precision) -> str:
-        """How this processor multiplies int8 in a graph of that precision; empty where nothing does."""
+        """Return how this processor multiplies int8 in a graph of that precision; empty for others."""
         return int8.int8_form() if precision.integer_products and self.provider == CPU else ""
 
-    def _kept(self, bundle: Path, manifest: Manifest, graph_name: str) -> Path:
-        """Where what is slow to make for this graph is kept."""
+    def _cache_directory(self, bundle: Path, manifest: Manifest, graph_name: str) -> Path:
+        """Return the directory that caches files of this graph that are slow to make."""
         return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / graph_name
 
     def _cached_sessions(
         self, bundle: Path, manifest: Manifest, graph_name: str, providers: Providers
     ) -> list[Any]:
-        """Sessions of the optimized graphs; none where these cannot be used."""
-        optimized = self._kept(bundle, manifest, graph_name)
+        """Return sessions of the optimized graphs; none if these cannot be used."""
+        optimized = self._cache_directory(bundle, manifest, graph_name)
         if not is_intact(optimized) and not self._optimize(
             self._sources(bundle, manifest, graph_name), optimized, providers
         ):
@@ -177,7 +178,7 @@ class OrtBackend(Backend):
             return []
 
     def _key(self, manifest: Manifest) -> str:
-        """What the optimized graphs depend on: the bundle's graphs, ONNX Runtime, provider, processor."""
+        """Return a hash of all that optimized graphs depend on: graphs, ONNX Runtime, provider, processor."""
         files = manifest.files.items()
         graphs = {name: entry.sha256 for name, entry in files if name.split("/")[0] in manifest.graphs}
         provider = PROVIDERS[self.provider].names[0]
@@ -187,18 +188,18 @@ class OrtBackend(Backend):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _optimize(self, sources: Sequence[Path], optimized: Path, providers: Providers) -> bool:
-        """Have ONNX Runtime write the graphs that it makes of the bundle's; whether that was possible."""
+        """Have ONNX Runtime write its optimized graphs; return whether that was possible."""
         try:
             with store(optimized) as made:
                 for source in sources:
                     self._session(source, self._writing(made / source.name), providers)
         except (OSError, WorkError) as error:
-            logger.info("the optimized graph of %s is not kept for the next time: %s", optimized, error)
+            logger.info("the optimized graph of %s is not cached: %s", optimized, error)
             return False
         return True
 
     def _writing(self, target: Path) -> Any:
-        """Options of a session that writes its graph to ``target`` and never runs."""
+        """Return the options of a session that writes its graph to ``target`` and never runs."""
         options = self._options(packed=False)
         options.optimized_model_filepath = str(target)
         entries = {
@@ -210,7 +211,7 @@ class OrtBackend(Backend):
         return options
 
     def _packs(self, manifest: Manifest, graph: Path) -> bool:
-        """Whether ``graph`` runs often enough for its weights to be laid out anew, in memory of their own.
+        """Return whether ``graph`` runs often enough to prepack its weights, a copy of them in memory.
 
         Only a step does. A text encoder of SD1.5 would take 0.28 s more to load, and 0.02 s less an image.
         """
@@ -221,12 +222,12 @@ class OrtBackend(Backend):
         options = self.ort.SessionOptions()
         if not packed:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        # what goes wrong comes as an exception too
+        # errors are raised as exceptions too
         options.log_severity_level = _SILENT
-        # a plan of all activations in one block is made at the first run and held besides what that run took:
-        # twice the memory, for no time
+        # the pattern plans all activations in one block after the first run, besides the memory of that run:
+        # twice the memory, and no faster
         options.enable_mem_pattern = False
-        # ONNX Runtime's own default counts cores that other processes have for themselves
+        # ONNX Runtime's default also counts cores that this process may not use
         options.intra_op_num_threads = self.threads or processor.usable_cores()
         return options
 
@@ -238,7 +239,7 @@ class OrtBackend(Backend):
         if session.get_providers()[0] != providers[0][0]:
             raise _ProviderError(
                 f"ONNX Runtime has {self.provider} but cannot start it on cuda:{self.index}; check the driver"
-                " and the CUDA and cuDNN libraries or give device cpu"
+                " and the CUDA and cuDNN libraries, or set `device` to cpu"
             )
         return session
 

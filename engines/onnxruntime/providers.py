@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what of it computes, on the processor or on a GPU."""
+"""ONNX Runtime's execution providers, which compute on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ CPU, CUDA, TENSORRT, TENSORRT_RTX = "cpu", "cuda", "tensorrt", "tensorrt-rtx"
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider. ``names``: ONNX Runtime's, its own first, then of those for what it cannot do.
+    """An execution provider.
 
-    ``device``: the kind of device that it computes on, ``"cpu"`` or ``"cuda"``. ``builds``: it builds engines
-    of its own from the graph, for the sizes that it sees. ``parts``, ``integer_parts``: it has the operators
-    of ONNX Runtime's form of a denoiser (docs/backends.md), and those that multiply integers.
+    ``names``: ONNX Runtime's name of it, followed by its fallbacks for operators that it lacks. ``device``:
+    the kind of device that it computes on, ``"cpu"`` or ``"cuda"``. ``builds``: it builds engines from the
+    graph for each new size. ``parts``, ``integer_parts``: it has the operators of ONNX Runtime's form of a
+    denoiser (docs/backends.md), and those that multiply integers.
     """
 
     names: tuple[str, ...]
@@ -31,7 +32,7 @@ class Provider:
     integer_parts: bool = False
 
     def runs_parts(self, precision: Precision) -> bool:
-        """Whether it has the operators of ONNX Runtime's form of a graph of that precision."""
+        """Return whether it has the operators of ONNX Runtime's form of a graph of that precision."""
         return self.integer_parts if precision.integer_products else self.parts
 
 
@@ -49,51 +50,51 @@ PROVIDERS: Mapping[str, Provider] = MappingProxyType(
         ),
     }
 )
-"""By the name that users give; without one the first of the device."""
+"""The providers by the value of ``provider``; the default is the first of the device."""
 
 
 def choose_provider(available: Collection[str], device: str, provider: str) -> str:
-    """The name in :data:`PROVIDERS` that ``device`` and ``provider`` ask for; each may be ``"auto"``.
+    """Return the key of :data:`PROVIDERS` for ``device`` and ``provider``; each may be ``"auto"``.
 
-    ``available``: what this ONNX Runtime has. Raises :class:`~controlnext.errors.InputError` for an unknown
-    device or provider, one that it has not, and two that contradict each other.
+    ``available``: the providers of this ONNX Runtime. Raises :class:`~controlnext.errors.InputError` for an
+    unknown device or provider, for one that is not available, and if the two contradict each other.
     """
     kind = device_kind(device)
     if provider not in ("auto", *PROVIDERS):
         raise InputError(
             f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}", argument="provider"
         )
-    there = [name for name, one in PROVIDERS.items() if one.names[0] in available]
-    wish = f"device {device}" if provider == "auto" else f"provider {provider}"
-    if CUDA not in there and (provider == CUDA or (provider == "auto" and kind == "cuda")):
+    present = [name for name, one in PROVIDERS.items() if one.names[0] in available]
+    requested = f"device {device}" if provider == "auto" else f"provider {provider}"
+    if CUDA not in present and (provider == CUDA or (provider == "auto" and kind == "cuda")):
         raise InputError(
-            f"{wish} was asked for, but this ONNX Runtime has no CUDA; give device cpu, or run"
+            f"{requested} was requested, but this ONNX Runtime has no CUDA; set `device` to cpu, or run"
             ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"'
         )
     if provider == "auto":
-        return CUDA if kind == "cuda" or (kind == "auto" and CUDA in there) else CPU
-    if provider not in there:
+        return CUDA if kind == "cuda" or (kind == "auto" and CUDA in present) else CPU
+    if provider not in present:
         raise InputError(
-            f"{wish} was asked for, but this ONNX Runtime has {', '.join(there)}; give one of"
+            f"{requested} was requested, but this ONNX Runtime has {', '.join(present)}; use one of"
             " these, or install another build of it"
         )
     if kind not in ("auto", PROVIDERS[provider].device):
         raise InputError(
-            f"provider {provider} does not run on device {device}; leave one of them out", argument="provider"
+            f"provider {provider} does not run on device {device}; remove one of the two", argument="provider"
         )
     return provider
 
 
 def provider_options(
-    provider: str, index: int, precision: Precision, kept: Path | None
+    provider: str, index: int, precision: Precision, directory: Path | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The ``providers`` argument of a session, on the GPU of that number.
+    """Return the ``providers`` argument of a session on GPU number ``index``.
 
-    ``kept``: a directory in which a provider may leave what is slow to make.
+    ``directory``: where a provider may cache files that are slow to make; None for nowhere.
     """
     device = {"device_id": index}
     options: dict[str, dict[str, Any]] = {
-        # TF32 keeps 10 bits: float32 is what was asked for
+        # TF32 keeps 10 bits of the mantissa, float32 has 23
         CUDA: {**device, "use_tf32": 0},
         TENSORRT: {
             **device,
@@ -102,8 +103,8 @@ def provider_options(
         },
         TENSORRT_RTX: dict(device),
     }
-    if kept is not None:
-        options[TENSORRT] |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(kept)}
-        options[TENSORRT_RTX] |= {"nv_runtime_cache_path": str(kept)}
+    if directory is not None:
+        options[TENSORRT] |= {"trt_engine_cache_enable": True, "trt_engine_cache_path": str(directory)}
+        options[TENSORRT_RTX] |= {"nv_runtime_cache_path": str(directory)}
     own = {PROVIDERS[name].names[0]: given for name, given in options.items()}
     return [(name, own.get(name, {})) for name in PROVIDERS[provider].names]

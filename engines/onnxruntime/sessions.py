@@ -1,4 +1,4 @@
-"""Engines of ONNX Runtime sessions."""
+"""Engines that run ONNX Runtime sessions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from controlnext.types import Feed
 
 
 class OrtEngine(Engine):
-    """One graph by ONNX Runtime on the processor.
+    """A graph that ONNX Runtime runs on the CPU.
 
-    ``sessions``: that of the graph, or those of its prologue and its step. The prologue runs when one of its
-    inputs was replaced; the step takes what it gave.
+    ``sessions``: that of the graph, or those of its prologue and its step. The prologue runs if one of its
+    inputs was replaced; the step reads its outputs.
     """
 
     def __init__(self, sessions: Sequence[Any], manifest: Manifest, graph_name: str, backend: str) -> None:
@@ -51,9 +51,9 @@ class OrtEngine(Engine):
 
 
 class DeviceEngine(OrtEngine):
-    """Sessions on a device with a memory of its own, in which the inputs stay until they are replaced.
+    """Sessions on a device with its own memory, where inputs stay until they are replaced.
 
-    ``place`` copies an array to that memory; it takes the array, the device's type and number.
+    ``place`` copies an array to that memory, given the array, the device's type and its number.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class DeviceEngine(OrtEngine):
         session, binding, names = step
         _bind(binding, new, names)
         for name in self._names:
-            # anew each time: what ONNX Runtime allocated for the run before has that run's shape
+            # bind again: the buffer of the last run has the shape of that run
             binding.bind_output(name)
         session.run_with_iobinding(binding)
         outputs = binding.copy_outputs_to_cpu()
@@ -96,7 +96,7 @@ class DeviceEngine(OrtEngine):
 
 
 def _bind(binding: Any, values: Mapping[str, Any], names: Collection[str]) -> bool:
-    """Bind those of ``values`` that a session has among its inputs ``names``; whether there were any."""
+    """Bind the ``values`` that a session has as inputs ``names``; return whether there were any."""
     chosen = _chosen(values, names)
     for name, value in chosen.items():
         binding.bind_ortvalue_input(name, value)
@@ -108,5 +108,5 @@ def _chosen(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its class."""
+    """Return the first line of an error's message, or its class."""
     return (str(error).splitlines() or [type(error).__name__])[0]

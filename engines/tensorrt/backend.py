@@ -1,4 +1,4 @@
-"""Built engines of TensorRT and TensorRT-RTX, run on a GPU."""
+"""The backends that run built engines of TensorRT and TensorRT-RTX on a GPU."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class TrtBackend(Backend):
-    """Built engines of one of the two libraries, ``flavor``, on ``device``: ``"cuda:N"``, or ``"auto"``, the
-    first GPU.
+    """Built engines of one of the two libraries, ``flavor``, on a GPU.
 
-    ``graphs``: whether runs at sizes that stay the same are repeated as CUDA graphs. ``threads`` changes
-    nothing: all computes on the GPU.
+    ``device``: ``"cuda:N"``, or ``"auto"`` for the first GPU. ``graphs``: whether runs of unchanged sizes are
+    repeated as CUDA graphs. ``threads`` has no effect: everything runs on the GPU.
     """
 
     flavor: ClassVar[Flavor]
@@ -53,7 +52,7 @@ class TrtBackend(Backend):
         self._graphs = graphs
         if not super().supports(device):
             raise InputError(
-                f"{self.title} does not run on the processor; give device cuda:0 or leave it out",
+                f"{self.title} does not run on device {device}; set `device` to cuda:0, or remove it",
                 argument="device",
             )
         self._index = device_index(device) or 0
@@ -61,16 +60,17 @@ class TrtBackend(Backend):
 
     @classmethod
     def supports(cls, device: str) -> bool:
-        """Whether ``device`` is a GPU that is there."""
+        """Return whether ``device`` is a GPU of this machine."""
         return super().supports(device) and find_gpu(device_index(device) or 0) is not None
 
     @classmethod
     def has_engine(cls, bundle: Path, graph_name: str) -> bool:
+        """Return whether the bundle has a built engine of ``graph_name``, suitable or not."""
         return has_engine(bundle, graph_name, cls.name)
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:  # noqa: ARG003
-        """With CUDA graphs and without."""
+        """Return the configurations with and without CUDA graphs."""
         return {
             f"{cls.title}{suffix}": {"cuda_graphs": graphs}
             for suffix, graphs in (("", True), (" without CUDA graphs", False))
@@ -78,9 +78,9 @@ class TrtBackend(Backend):
 
     @classmethod
     def profiles(cls, bundle: Path, manifest: Manifest) -> dict[str, Profile]:
-        """The shapes that the built engines take, by graph; none without a GPU.
+        """Return the shapes that the built engines accept, by graph; none without a GPU.
 
-        Raises as :func:`~controlnext.engines.tensorrt.store.find_engine`.
+        Raises the errors of :func:`~controlnext.engines.tensorrt.store.find_engine`.
         """
         gpu, built = find_gpu(), [name for name in manifest.graphs if cls.has_engine(bundle, name)]
         if gpu is None or not built:
@@ -90,19 +90,18 @@ class TrtBackend(Backend):
         return {name: engine.entry.key.profile for name, engine in stored.items()}
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
-        """The built engine of the graph ``graph_name``; ``cache``: whether the kernels that it compiles for
-        this GPU are kept beside it.
+        """Open the built engine of the graph ``graph_name``.
 
-        Raises what :func:`~controlnext.engines.tensorrt.store.find_engine` does, besides
-        :class:`~controlnext.errors.InputError` where there is no GPU and
-        :class:`~controlnext.errors.WorkError` where the library cannot load the engine.
+        ``cache``: whether the kernels compiled for this GPU are cached beside the engine. Raises the errors
+        of :func:`~controlnext.engines.tensorrt.store.find_engine`, :class:`~controlnext.errors.InputError`
+        without a GPU, and :class:`~controlnext.errors.WorkError` if the library cannot load the engine.
         """
         flavor, where = self.flavor, f"cuda:{self._index}"
         gpu = find_gpu(self._index)
         if gpu is None:
             raise InputError(
-                f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver or give backend"
-                " onnxruntime"
+                f"{flavor.title} needs an NVIDIA GPU and finds no {where}; check the driver, or set `backend`"
+                " to onnxruntime"
             )
         stored = find_engine(bundle, manifest, graph_name, flavor.requirements(gpu))
         if stored.entry.key.options.get("strip_weights"):
@@ -122,19 +121,19 @@ class TrtBackend(Backend):
 
 
 class TensorRtBackend(TrtBackend):
-    """TensorRT."""
+    """The backend of TensorRT."""
 
     flavor = FLAVORS["tensorrt"]
 
 
 class TensorRtRtxBackend(TrtBackend):
-    """TensorRT-RTX."""
+    """The backend of TensorRT-RTX."""
 
     flavor = FLAVORS["tensorrt-rtx"]
 
 
 class TrtEngine(Engine):
-    """One engine with its buffers on the GPU, which stay until the engine is closed."""
+    """An engine with its buffers on the GPU, which are freed when the engine is closed."""
 
     def __init__(
         self,
@@ -146,7 +145,7 @@ class TrtEngine(Engine):
         limits: _Limits,
         records: bool,
     ) -> None:
-        """``records``: whether runs are repeated as CUDA graphs here, because the library does not."""
+        """Set the engine up; ``records``: record CUDA graphs here, because the library does not."""
         super().__init__(manifest, graph_name, backend)
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
@@ -165,7 +164,7 @@ class TrtEngine(Engine):
             self._shapes = {}
             self._results = self._reshape(self._loaded.context, shapes)
             self._shapes = shapes
-        # what is copied has to stay until it is there
+        # these arrays must live until the copies are done
         given = {name: np.ascontiguousarray(feed[name]) for name in replaced}
         for name, array in given.items():
             self._cuda.upload(array, self._memory.addresses[name])
@@ -177,14 +176,14 @@ class TrtEngine(Engine):
         return outputs
 
     def _reshape(self, context: Any, shapes: Shapes) -> Shapes:
-        """Set the shapes of the inputs, make room for all tensors; gives the shapes of the outputs."""
+        """Set the shapes of the inputs, allocate all tensors; return the shapes of the outputs."""
         self._work.forget()
         for spec in self.inputs:
             if not context.set_input_shape(spec.name, shapes[spec.name]):
-                raise self._error(f"take {spec.name} {shapes[spec.name]} in")
+                raise self._error(f"set {spec.name} to shape {shapes[spec.name]} in")
         results = {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs}
         for spec in (*self.inputs, *self.outputs):
-            self._memory.hold(spec, {**shapes, **results}[spec.name])
+            self._memory.allocate(spec, {**shapes, **results}[spec.name])
         return results
 
     def _enqueue(self) -> None:
@@ -208,15 +207,15 @@ class TrtEngine(Engine):
 
 
 class _Memory:
-    """A buffer for every tensor; it grows where one does not fit in."""
+    """A buffer for each tensor; it grows if the tensor does not fit."""
 
     def __init__(self, cuda: Cuda, context: Any) -> None:
         self._cuda, self._context = cuda, context
         self._sizes: dict[str, int] = {}
         self.addresses: dict[str, int] = {}
 
-    def hold(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        """Make room for a tensor of this shape and tell the context where."""
+    def allocate(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+        """Allocate a tensor of this shape and pass its address to the context."""
         size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
         if size <= self._sizes.get(spec.name, 0):
             return
@@ -228,24 +227,26 @@ class _Memory:
         self._context.set_tensor_address(spec.name, self.addresses[spec.name])
 
     def free(self) -> None:
+        """Release all buffers."""
         for address in self.addresses.values():
             self._cuda.free(address)
         self.addresses, self._context = {}, None
 
 
 class _Work:
-    """What a run does on the GPU: begun kernel by kernel the first time, then, if ``records``, as a graph."""
+    """The work of a run on the GPU: launched kernel by kernel at first, then, if ``records``, as a graph."""
 
     def __init__(self, cuda: Cuda, enqueue: Callable[[], None], records: bool) -> None:
         self._cuda, self._enqueue, self._records = cuda, enqueue, records
         self._ran, self._recorded = False, None
 
     def run(self) -> None:
+        """Enqueue the work."""
         if self._ran and self._records and self._recorded is None:
             try:
                 self._recorded = self._cuda.record(self._enqueue)
             except WorkError as error:
-                logger.info("going on without a CUDA graph: %s", error)
+                logger.info("continuing without a CUDA graph: %s", error)
                 self._records = False
         if self._recorded is None:
             self._enqueue()
@@ -254,21 +255,23 @@ class _Work:
         self._ran = True
 
     def forget(self) -> None:
-        """Shapes or addresses change: what was recorded is not right any more."""
+        """Discard the recorded graph, because shapes or addresses change."""
         if self._recorded is not None:
             self._cuda.forget(self._recorded)
         self._ran, self._recorded = False, None
 
 
 class _Limits:
-    """The shapes that a bundle's engine was built for by ``backend``."""
+    """The shapes that ``backend`` built an engine of a bundle for."""
 
     def __init__(self, profile: Profile, bundle: Path, backend: str) -> None:
         self._profile, self._bundle, self._backend = profile, bundle, backend
 
     def check(self, specs: Collection[TensorSpec], shapes: Shapes, graph_name: str) -> None:
-        """Raise :class:`InputError` for shapes beyond the limits, its subclass :class:`EngineError` where
-        another engine can take them."""
+        """Raise :class:`InputError` for shapes beyond the limits.
+
+        It is the subclass :class:`EngineError` if another engine can accept the shapes.
+        """
         for spec in specs:
             smallest, _, largest = self._profile[spec.name]
             sizes = zip(spec.shape, shapes[spec.name], smallest, largest, strict=True)
@@ -285,5 +288,5 @@ class _Limits:
         ranges = {name: "MIN:OPT:MAX" for name in names if name in SIZES}
         if not ranges:
             return InputError(f"{problem}; set `backend` to onnxruntime", argument="backend")
-        problem += ", while `backend` onnxruntime takes any size"
+        problem += ", while `backend` onnxruntime accepts any size"
         return EngineError(problem, self._bundle, {"backend": self._backend, **ranges}, argument="backend")

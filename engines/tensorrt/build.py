@@ -1,4 +1,4 @@
-"""Building engines, with Polygraphy's loaders."""
+"""Build engines with Polygraphy's loaders."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _TIMING_CACHE = "timing.cache"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may ask of the builder.
+    """The options of the builder.
 
-    ``hardware``: as :meth:`~controlnext.engines.tensorrt.flavors.Flavor.hardware` gives it.
+    ``hardware``: as :meth:`~controlnext.engines.tensorrt.flavors.Flavor.hardware` returns it.
     ``optimization_level``: 0 (quick) to 5 (thorough). ``workspace``: bytes of GPU memory that a layer may use
-    besides its tensors; None for all there is. ``strip_weights``: leave out the weights that the bundle's
-    graph gives when the engine is loaded.
+    besides its tensors; None for all memory. ``strip_weights``: build without weights; they are read from the
+    bundle's graph when the engine is loaded.
     """
 
     hardware: str
@@ -55,7 +55,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """An engine, and whether it was built now or had been built before."""
+    """An engine, and whether it was built now (``new``) or before."""
 
     engine: StoredEngine
     new: bool
@@ -72,12 +72,12 @@ def build_engine(
     force: bool = False,
     report: Progress = lambda _what, _done: None,
 ) -> Built:
-    """Build the engine of the graph ``graph_name`` into the bundle, unless the same one is there.
+    """Build the engine of the graph ``graph_name`` into the bundle, unless it already has the same one.
 
     ``ranges``: those of :func:`~controlnext.engines.tensorrt.profile.choose_ranges`. ``force``: build in
-    any case. A process that builds the same engine is waited for.
+    any case. Waits for another process that builds the same engine.
 
-    Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses,
+    Raises :class:`~controlnext.errors.WorkError` with the library's own message if the build fails,
     :class:`~controlnext.errors.BundleError` for a missing or damaged graph file.
     """
     key = Key(
@@ -121,7 +121,7 @@ def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Progress
     with _messages() as errors, released_pages(graph.with_name(DATA)):
         try:
             loader = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)
-            # a dedicated kernel is taken all the same where there is one: such engines come out identical
+            # a dedicated kernel is still used if there is one: such engines are identical
             builder, network, _parser = trt.set_decomposable_attentions(loader)
             config = _config(flavor, key, caches, monitor)(builder, network)
             done = builder.build_serialized_network_to_stream(network, config, writer)
@@ -140,7 +140,7 @@ def _build(graph: Path, flavor: Flavor, key: Key, caches: Path, report: Progress
 
 
 def _config(flavor: Flavor, key: Key, caches: Path, monitor: Any) -> Any:
-    """Polygraphy's loader of the builder's configuration."""
+    """Return Polygraphy's loader of the builder's configuration."""
     trt, library = flavor.polygraphy(), flavor.library()
     profile = trt.Profile()
     for name, shapes in key.profile.items():
@@ -164,7 +164,7 @@ def _config(flavor: Flavor, key: Key, caches: Path, monitor: Any) -> Any:
         config = trt.CreateConfig(**common, load_timing_cache=str(timings) if timings.exists() else None)
 
     def without_tf32(_builder: Any, _network: Any, config: Any) -> None:
-        # float32 is float32: who wants speed exports float16
+        # TF32 would not be float32; float16 is the way to more speed
         config.clear_flag(library.BuilderFlag.TF32)
 
     return trt.PostprocessConfig(config, without_tf32)
@@ -172,12 +172,12 @@ def _config(flavor: Flavor, key: Key, caches: Path, monitor: Any) -> Any:
 
 @contextmanager
 def _messages() -> Iterator[list[str]]:
-    """The error messages of Polygraphy and the library, instead of printed ones."""
+    """Collect the error messages of Polygraphy and the library instead of printing them."""
     from polygraphy.logger import G_LOGGER
 
     messages: list[str] = []
     handler = _Collector(messages)
-    # what is critical comes as an exception too
+    # critical messages are raised as exceptions too
     handler.addFilter(lambda record: record.levelno == logging.ERROR)
     logger = logging.getLogger("Polygraphy")
     settings = {"use_python_logging_system": True, "colors": False, "letter": False}

@@ -1,4 +1,4 @@
-"""What engines need of CUDA: memory, copies, a stream, and work that is recorded to be repeated."""
+"""The CUDA calls that engines need: memory, copies, a stream, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,53 +14,54 @@ from controlnext.optional import extra
 
 
 class Cuda(Closeable):
-    """A stream of the GPU of this number; all that is done comes one after the other on it.
+    """A stream of a GPU; all work runs on it in order.
 
-    Every method raises :class:`~controlnext.errors.WorkError` where CUDA refuses.
+    Every method raises :class:`~controlnext.errors.WorkError` if the CUDA call fails.
     """
 
     def __init__(self, index: int, extra_name: str) -> None:
-        """``extra_name``: the extra of this package whose library is to run here.
+        """Create a stream on GPU number ``index``; ``extra_name``: the extra that installs CUDA's bindings.
 
-        Raises :class:`~controlnext.errors.MissingDependencyError` where CUDA's bindings are not installed,
-        and :class:`~controlnext.errors.InputError` where there is no such GPU.
+        Raises :class:`~controlnext.errors.MissingDependencyError` if CUDA's bindings are not installed, and
+        :class:`~controlnext.errors.InputError` if there is no such GPU.
         """
         self._runtime = _import_runtime(extra_name)
         self.index = index
         error, count = self._runtime.cudaGetDeviceCount()
         if error.value or index >= count:
-            found = self._text(error) if error.value else f"there are {count}"
+            found = self._text(error) if error.value else f"the number of GPUs is {count}"
             raise InputError(
-                f"GPU {index} cannot be used: {found}; check NVIDIA's driver or give backend onnxruntime"
+                f"GPU {index} cannot be used: {found}; check NVIDIA's driver, or set `backend` to onnxruntime"
             )
         self.use()
         self.stream = int(self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking))
 
     def use(self) -> None:
-        """Let the calls that follow in this thread mean this GPU."""
+        """Make this GPU the current one of this thread."""
         self._call("cudaSetDevice", self.index)
 
     def allocate(self, size: int) -> int:
-        """The address of ``size`` bytes on the GPU."""
+        """Allocate ``size`` bytes on the GPU and return their address."""
         return int(self._call("cudaMalloc", size))
 
     def free(self, address: int) -> None:
+        """Free the memory at ``address``."""
         self._call("cudaFree", address)
 
     def upload(self, array: np.ndarray, address: int) -> None:
-        """Begin to copy a contiguous array to the GPU; it has to stay until :meth:`synchronize`."""
+        """Start copying a contiguous array to the GPU; the array must live until :meth:`synchronize`."""
         self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, address: int, array: np.ndarray) -> None:
-        """Begin to fill a contiguous array from the GPU."""
+        """Start copying from the GPU into a contiguous array."""
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
 
     def synchronize(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all work on the stream is done."""
         self._call("cudaStreamSynchronize", self.stream)
 
     def record(self, work: Callable[[], None]) -> Any:
-        """What ``work`` does on the stream, for :meth:`replay`; nothing of it is done now."""
+        """Record ``work`` as a CUDA graph for :meth:`replay`, without running it."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         with ExitStack() as made:
@@ -72,13 +73,15 @@ class Cuda(Closeable):
             return self._call("cudaGraphInstantiate", graph, 0)
 
     def replay(self, recorded: Any) -> None:
+        """Launch a graph that :meth:`record` returned."""
         self._call("cudaGraphLaunch", recorded, self.stream)
 
     def forget(self, recorded: Any) -> None:
-        """Release what :meth:`record` made."""
+        """Release a graph that :meth:`record` returned."""
         self._call("cudaGraphExecDestroy", recorded)
 
     def close(self) -> None:
+        """Release resources: destroy the stream."""
         self._call("cudaStreamDestroy", self.stream)
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: two libraries with one interface, and what differs between them."""
+"""TensorRT and TensorRT-RTX: two libraries with one interface, and their differences."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ class Flavor:
     module: str
     extra: str
     ahead_of_time: bool
-    """Whether an engine is finished only where it is loaded: it is built for GPUs that are named, none of
-    which has to be there, and nothing is timed. Else it is built for the model of the GPU at hand alone."""
+    """Whether engines are built ahead of time: for named GPUs, which need not be present, and finished when
+    they are loaded. Otherwise an engine is built and timed for the model of the GPU in this machine."""
 
     def library(self) -> Any:
-        """The Python module; raises :class:`~controlnext.errors.MissingDependencyError` without it."""
+        """Return the Python module; raise :class:`~controlnext.errors.MissingDependencyError` without it."""
         with extra(self.extra, self.title):
             return importlib.import_module(self.module)
 
     def version(self) -> str:
-        """The library's version; raises as :meth:`library` does."""
+        """Return the library's version; raise as :meth:`library` does."""
         version: str = self.library().__version__
         return version
 
     def polygraphy(self) -> Any:
-        """The module ``polygraphy.backend.trt``, set to work with this library.
+        """Return the module ``polygraphy.backend.trt``, configured for this library.
 
-        Raises :class:`~controlnext.errors.MissingDependencyError` where it or the library is not installed,
-        and :class:`~controlnext.errors.InputError` where this process uses it with the other library.
+        Raises :class:`~controlnext.errors.MissingDependencyError` if it or the library is not installed, and
+        :class:`~controlnext.errors.InputError` if this process has used it with the other library.
         """
         self.library()
         with extra(self.extra, "Polygraphy"):
             from polygraphy import config
-        # Polygraphy chooses the library when its modules are imported, which happens once
+        # Polygraphy chooses the library when its modules are first imported
         with _CHOOSING:
             if "polygraphy.backend.trt" not in sys.modules:
                 config.USE_TENSORRT_RTX = self.ahead_of_time
@@ -64,39 +64,41 @@ class Flavor:
         return loaded
 
     def hardware(self, targets: Sequence[str] = ()) -> str:
-        """What engines are built for, as engine directories and keys have it.
+        """Return the hardware that engines are built for, as in engine directories and keys.
 
-        ``targets``: GPU architectures (``"8.6"`` or ``"sm86"``), ``"current"`` for that of the GPU at hand;
-        none for every GPU that the library builds for by default. TensorRT takes none.
+        ``targets``: GPU architectures (``"8.6"`` or ``"sm86"``), ``"current"`` for that of the GPU in this
+        machine; empty for every GPU that the library builds for by default. TensorRT supports no targets.
 
-        Raises :class:`~controlnext.errors.InputError` for targets that the library has not, and
-        :class:`~controlnext.errors.WorkError` where a GPU is needed and there is none.
+        Raises :class:`~controlnext.errors.InputError` for targets that the library does not support, and
+        :class:`~controlnext.errors.WorkError` if a GPU is needed and there is none.
         """
         self.library()
         if not self.ahead_of_time:
             if targets:
                 raise InputError(
-                    f"{self.title} builds for the GPU at hand; leave `targets` out", argument="targets"
+                    f"`targets` is not supported by {self.title}, which builds for the GPU in this machine;"
+                    " remove `targets`",
+                    argument="targets",
                 )
             return own_hardware(self._gpu())
         names = {self._gpu().architecture if t == "current" else _architecture(t) for t in targets}
-        known = self.architectures()
-        for name in sorted(names - set(known)):
-            accepted = ", ".join(_dotted(one) for one in known)
+        supported = self.architectures()
+        for name in sorted(names - set(supported)):
+            accepted = ", ".join(_dotted(one) for one in supported)
             raise InputError(
                 f"{self.title} {self.version()} does not build for compute capability {_dotted(name)};"
                 f" accepted: {accepted}, current",
                 argument="targets",
             )
-        return "+".join(sorted(names, key=known.index)) or PORTABLE
+        return "+".join(sorted(names, key=supported.index)) or PORTABLE
 
     def architectures(self) -> list[str]:
-        """The GPU architectures that can be named, oldest first: ``["sm75", "sm80", ...]``."""
+        """Return the supported GPU architectures, oldest first: ``["sm75", "sm80", ...]``."""
         members = self.library().ComputeCapability.__members__
         return [name.lower() for name in members if re.fullmatch(r"SM\d+", name)]
 
     def suits(self, hardware: str, gpu: Gpu) -> bool:
-        """Whether an engine that was built for ``hardware`` runs on ``gpu``."""
+        """Return whether an engine that was built for ``hardware`` runs on ``gpu``."""
         if not self.ahead_of_time:
             return hardware == own_hardware(gpu)
         if hardware == PORTABLE:
@@ -104,7 +106,7 @@ class Flavor:
         return gpu.architecture in hardware.split("+")
 
     def requirements(self, gpu: Gpu) -> EngineRequirements:
-        """What an engine has to be to run on ``gpu``, for
+        """Return the requirements for an engine to run on ``gpu``, for
         :func:`~controlnext.engines.tensorrt.store.find_engine`."""
         hardware = f"{gpu.architecture} ({gpu.name})"
         return EngineRequirements(self.name, self.version(), hardware, lambda built: self.suits(built, gpu))
@@ -115,12 +117,12 @@ class Flavor:
             other = (
                 "name a compute capability" if self.ahead_of_time else "the backend tensorrt-rtx needs none"
             )
-            raise WorkError(f"{self.title} is to build for the GPU at hand and finds none; {other}")
+            raise WorkError(f"{self.title} builds for the GPU in this machine and finds none; {other}")
         return gpu
 
 
 def own_hardware(gpu: Gpu) -> str:
-    """The hardware of an engine that runs on this model of GPU only: ``"sm90-nvidia-h100-pcie"``."""
+    """Return the hardware of an engine that runs on this model of GPU only: ``"sm90-nvidia-h100-pcie"``."""
     return f"{gpu.architecture}-{re.sub(r'[^a-z0-9]+', '-', gpu.name.lower()).strip('-')}"
 
 
@@ -128,7 +130,8 @@ def _architecture(text: str) -> str:
     found = re.fullmatch(r"(?:sm)?(\d+)\.?(\d)", text.lower())
     if found is None:
         raise InputError(
-            f"compute capability {text!r} is none; give one as 8.6, or current for the GPU at hand",
+            f"{text!r} is not a compute capability; accepted: numbers such as 8.6, or current for the GPU in"
+            " this machine",
             argument="targets",
         )
     return f"sm{found[1]}{found[2]}"
@@ -147,4 +150,4 @@ FLAVORS: Mapping[str, Flavor] = MappingProxyType(
         )
     }
 )
-"""By the name of the backend."""
+"""The libraries by the name of their backend."""

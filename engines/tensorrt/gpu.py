@@ -1,4 +1,4 @@
-"""The GPU at hand, asked from NVIDIA's driver: no library has to be installed for it."""
+"""Find the GPU of this machine through NVIDIA's driver, without any other library."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CAPABILITY = (75, 76)
 
 
 class Gpu(NamedTuple):
-    """``name`` as the driver gives it ("NVIDIA H100 PCIe"), ``architecture`` as in "sm90"."""
+    """A GPU: its ``name`` by the driver ("NVIDIA H100 PCIe") and its ``architecture`` ("sm90")."""
 
     name: str
     architecture: str
 
 
 def find_gpu(index: int = 0) -> Gpu | None:
-    """The GPU of that number (of those that CUDA_VISIBLE_DEVICES leaves), or None where there is none."""
+    """Return GPU number ``index`` (among those in CUDA_VISIBLE_DEVICES), or None if there is none."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:
@@ -39,5 +39,5 @@ def find_gpu(index: int = 0) -> Gpu | None:
 
 
 def gpu_of(device: str) -> Gpu | None:
-    """The GPU that ``device`` means, of which ``"auto"`` is the first; None where there is none."""
+    """Return the GPU of ``device``, the first for ``"auto"``; None if there is none."""
     return None if device_kind(device) == "cpu" else find_gpu(device_index(device) or 0)

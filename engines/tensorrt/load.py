@@ -1,4 +1,4 @@
-"""From a built engine to one in the GPU's memory with a context to run it in."""
+"""Load a built engine into the GPU's memory and create its execution context."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _KERNELS = "kernels.bin"
 
 @dataclass
 class LoadOptions:
-    """What is loaded: the engine, the bundle's ``graph`` that it was built from, the directory in which
-    ``kernels`` are kept (None: nowhere), and whether the library itself repeats runs as CUDA graphs."""
+    """The engine to load, ``stored``, and how to load it.
+
+    ``graph``: the bundle's graph that it was built from. ``kernels``: the directory that caches kernels, or
+    None. ``graphs``: whether the library itself repeats runs as CUDA graphs.
+    """
 
     flavor: Flavor
     stored: StoredEngine
@@ -33,7 +36,7 @@ class LoadOptions:
 class Loaded:
     """An engine in the memory of the current GPU, with its execution context.
 
-    Raises :class:`~controlnext.errors.WorkError` with the library's own message where it refuses.
+    Raises :class:`~controlnext.errors.WorkError` with the library's own message if it fails.
     """
 
     def __init__(self, options: LoadOptions) -> None:
@@ -53,7 +56,7 @@ class Loaded:
         self._check(self.context, "start")
 
     def _refit(self, library: Any) -> None:
-        """Put in the weights that were left out when the engine was built."""
+        """Add the weights to an engine that was built without them."""
         refitter = library.Refitter(self._engine, self._log)
         parser = library.OnnxParserRefitter(refitter, self._log)
         done = parser.refit_from_file(str(self._options.graph)) and refitter.refit_cuda_engine()
@@ -64,22 +67,22 @@ class Loaded:
             raise self.error(what)
 
     def error(self, what: str) -> WorkError:
-        """That the library cannot do ``what`` to the engine; with its reasons since the last time."""
+        """Return the error that the library cannot ``what`` the engine, with the reasons that it logged."""
         reasons = "; ".join(dict.fromkeys(self._log.errors)) or "it gives no reason"
         self._log.errors.clear()
         return WorkError(f"{self._options.flavor.title} cannot {what} {self._options.stored.path}: {reasons}")
 
     def close(self) -> None:
-        """Release resources, what was made last first."""
+        """Release resources in the reverse order of their creation."""
         if self._kernels is not None:
             self._kernels.save()
         self.context = self._kernels = self._engine = self._runtime = None
 
 
 class _Kernels:
-    """The kernels that TensorRT-RTX compiles for this GPU: kept, so that the next start is quick.
+    """The kernels that TensorRT-RTX compiles for this GPU, cached so that the next start is fast.
 
-    The library itself tells whether they suit the GPU, the driver and its version.
+    The library itself checks whether they suit the GPU, the driver and its version.
     """
 
     def __init__(self, config: Any, directory: Path | None) -> None:
@@ -90,11 +93,13 @@ class _Kernels:
             if self._cache.deserialize(content):
                 self._content = content
             else:
-                logger.info("the kernels in %s are for another GPU or version and compiled again", directory)
+                logger.info(
+                    "the kernels in %s are for another GPU or version and are compiled again", directory
+                )
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Keep them unless nothing was compiled; where that is not possible the next start is slower."""
+        """Write the cache if kernels were compiled; if that fails, the next start is slower."""
         content = bytes(self._cache.serialize())
         if self._directory is None or content == self._content:
             return
@@ -102,11 +107,11 @@ class _Kernels:
             with artifact_cache.store(self._directory) as made:
                 (made / _KERNELS).write_bytes(content)
         except OSError as error:
-            logger.info("the kernels are not kept in %s: %s", self._directory, error)
+            logger.info("the kernels are not cached in %s: %s", self._directory, error)
 
 
 def _make_log(library: Any) -> Any:
-    """A logger for the library that keeps errors in ``errors``."""
+    """Return a logger for the library that collects errors in ``errors``."""
 
     class Log(library.ILogger):
         def __init__(self) -> None:

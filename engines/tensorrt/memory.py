@@ -1,4 +1,4 @@
-"""Memory that a build does not need."""
+"""Free memory that a build does not need."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _SECONDS = 0.5
 
 @contextmanager
 def released_pages(path: Path) -> Iterator[None]:
-    """While this lasts, the file ``path`` takes hardly any memory where it is mapped in this process.
+    """Release, during the block, the memory that maps of the file ``path`` take in this process.
 
-    The parser maps the file of a graph's weights and keeps it mapped while it builds: as much memory as the
-    file is large, a third of all that a build takes. What is read again comes from disk. Does nothing where
-    the system has no such maps.
+    The parser maps the file of a graph's weights for the whole build: a third of the memory of a build. Pages
+    that are read again come from disk. Does nothing on systems other than Linux.
     """
     if sys.platform != "linux":
         yield

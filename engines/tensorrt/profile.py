@@ -1,4 +1,4 @@
-"""Optimization profiles: the shapes that an engine takes, from the sizes that a user names."""
+"""Optimization profiles: the shapes that an engine accepts, computed from sizes in pixels and images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from controlnext.tensor_spec import control_inputs, split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")
-"""What a user names; ``batch`` counts images or clips."""
+"""The sizes that have ranges; ``batch`` counts images or clips."""
 
 _PROMPT_TOKENS = 77
-"""To how many tokens CLIP cuts and pads prompts; embeddings that are given are taken to be as long."""
+"""The length to which CLIP truncates and pads prompts, also assumed for embeddings."""
 _MOST_IMAGES = 4
 
 
 class Range(NamedTuple):
-    """The smallest, the usual and the largest size; the engine is fastest at the usual one."""
+    """The smallest, the usual and the largest size; an engine is fastest at the usual one."""
 
     smallest: int
     usual: int
@@ -31,64 +31,70 @@ class Range(NamedTuple):
         return str(self.usual) if self.smallest == self.largest else ":".join(map(str, self))
 
     def times(self, factor: int) -> Range:
+        """Return the range with all three sizes multiplied by ``factor``."""
         return Range(*(factor * size for size in self))
 
 
 def parse_range(name: str, text: str) -> Range:
-    """``"512"`` or ``"512:1024:1280"``; raises :class:`~controlnext.errors.InputError` for anything else."""
+    """Parse ``"512"`` or ``"512:1024:1280"``; raise :class:`~controlnext.errors.InputError` for others."""
     parts = text.split(":")
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
         raise InputError(
-            f"{name} is {text!r}; give a whole number from 1 on, or a range as MIN:OPT:MAX (512:1024:1280)",
+            f"{name} is {text!r}; it must be a positive integer, or a range as MIN:OPT:MAX (512:1024:1280)",
             argument=name,
         )
     found = Range(*map(int, parts * 3 if len(parts) == 1 else parts))
     if list(found) != sorted(found):
-        raise InputError(f"{name} is {text}; give a range as MIN:OPT:MAX, the smallest first", argument=name)
+        raise InputError(
+            f"{name} is {text}; it must be a range as MIN:OPT:MAX, the smallest first", argument=name
+        )
     return found
 
 
-def check_sizes(family: Family, wishes: Mapping[str, Range]) -> None:
-    """Raise :class:`~controlnext.errors.InputError` for sizes that no model of the family takes."""
+def check_sizes(family: Family, requested: Mapping[str, Range]) -> None:
+    """Raise :class:`~controlnext.errors.InputError` for sizes that no model of the family supports."""
     symbols = {s for graph in family.graphs for tensor in graph.inputs for s in tensor.symbols()}
-    for name, wish in wishes.items():
+    for name, sizes in requested.items():
         if name not in symbols:
-            raise InputError(f"{family.title} has no {name}; leave `{name}` out", argument=name)
-        wrong = [size for size in wish if size % family.size_multiple] if name in PIXELS else []
+            raise InputError(f"{name} is not supported by {family.title}; remove `{name}`", argument=name)
+        wrong = [size for size in sizes if size % family.size_multiple] if name in PIXELS else []
         if wrong:
             raise InputError(
-                f"{name} is {wish}; {family.title} takes multiples of {family.size_multiple}"
+                f"{name} is {sizes}; {family.title} supports multiples of {family.size_multiple}"
                 f"{family.nearest_sizes(wrong[0])}",
                 argument=name,
             )
 
 
-def choose_ranges(manifest: Manifest, wishes: Mapping[str, Range]) -> dict[str, Range]:
-    """The range of each of :data:`SIZES` that the bundle has: ``wishes``, else a default.
+def choose_ranges(manifest: Manifest, requested: Mapping[str, Range]) -> dict[str, Range]:
+    """Return the range of each of :data:`SIZES` that the bundle has: ``requested``, else a default.
 
-    By default height and width go from half the size that the denoiser was trained at to one and a half of
-    it; a bundle that makes images makes 1 to 4 at a time, one that makes clips a clip of up to as many
-    frames as it was trained with.
+    By default height and width range from half to one and a half of the size that the denoiser was trained
+    at. The batch is 1 to 4 images, or one clip of up to the number of frames of the training.
 
-    Raises :class:`~controlnext.errors.InputError` for sizes that the model does not take.
+    Raises :class:`~controlnext.errors.InputError` for sizes that the model does not support.
     """
     family = get_family(manifest.family)
-    check_sizes(family, wishes)
+    check_sizes(family, requested)
     config = manifest.configs[family.denoiser]
     largest = family.largest_size(config)
     symbols = {s for t in manifest.graphs[family.denoiser].inputs for s in t.spec().symbols()}
-    ranges = {name: _default_range(name, family, config) for name in SIZES if name in symbols} | dict(wishes)
+    ranges = {name: _default_range(name, family, config) for name in SIZES if name in symbols} | dict(
+        requested
+    )
     for name in PIXELS:
         if ranges[name].largest > largest:
-            raise InputError(f"{name} is {ranges[name]}; this model takes at most {largest:g}", argument=name)
+            raise InputError(
+                f"{name} is {ranges[name]}; this model supports at most {largest:g}", argument=name
+            )
     return ranges
 
 
 def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range]) -> Profile:
-    """The shapes of the inputs of the graph ``graph_name`` where the sizes have these ``ranges``.
+    """Return the shapes of the inputs of the graph ``graph_name`` for these ``ranges``.
 
-    The denoiser and the prompts' encoders take two rows for every image, as guidance needs, and one where
-    it is off; a control image has one row or as many as the others.
+    The denoiser and the text encoders take two rows for each image with guidance and one without; a control
+    image has one row or as many as the other inputs.
     """
     graph = manifest.graphs[graph_name]
     specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
@@ -118,7 +124,7 @@ def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapp
 
 
 def _tokens(manifest: Manifest, family: Family, graph_name: str) -> Range:
-    """The length of prompts, which their encoders fix; of a clip's image the denoiser sees one token."""
+    """Return the number of prompt tokens, fixed by the encoders; 1 for the image embedding of a clip."""
     if graph_name != family.denoiser:
         count = _prompt_tokens(manifest, family, graph_name)
     else:

@@ -1,4 +1,4 @@
-"""How far a build has come, from the phases that TensorRT tells of."""
+"""The progress of a build, from the phases that TensorRT reports."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ class _Phase:
 
 
 class Phases:
-    """Phases within phases, as one fraction that only grows."""
+    """Nested phases as one fraction that only grows."""
 
     def __init__(self) -> None:
         self._running: dict[str, _Phase] = {}
         self.fraction = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
+        """Start a phase of ``steps`` steps within ``parent``."""
         self._running[name] = _Phase(parent, max(steps, 1))
 
     def step(self, name: str, step: int) -> None:
-        """Step number ``step`` of that phase is done."""
+        """Record that step number ``step`` of a phase is done."""
         phase: _Phase | None = self._running[name]
         done = 0.0
         self._running[name].done = step + 1
@@ -36,13 +37,14 @@ class Phases:
         self.fraction = max(self.fraction, done)
 
     def finish(self, name: str) -> None:
+        """End a phase."""
         self._running.pop(name, None)
 
 
 def make_monitor(library: Any, report: Progress) -> Any:
-    """An ``IProgressMonitor`` of ``library`` that tells ``report`` what is built.
+    """Return an ``IProgressMonitor`` of ``library`` that calls ``report``.
 
-    Ctrl-C ends the build; ``interrupted`` says that it did.
+    Ctrl-C ends the build and sets ``interrupted``.
     """
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc, name-defined]

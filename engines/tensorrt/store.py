@@ -1,7 +1,7 @@
-"""Built engines: found again only where they are exactly what the bundle and the machine need.
+"""The store of built engines, which returns one only if it fits the bundle and the machine exactly.
 
-An engine lies in ``<bundle>/engines/<backend>-<hardware>/<graph>/``: the library's file, an entry that says
-what it was made of, and the checksums of both.
+An engine is in ``<bundle>/engines/<backend>-<hardware>/<graph>/``: the library's file, an entry that
+describes it, and the checksums of both.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PORTABLE = "portable"
 """Hardware of an engine for every GPU that its library builds for by default."""
 
 Profile = dict[str, list[list[int]]]
-"""Of every input the smallest, the usual and the largest shape."""
+"""The smallest, the usual and the largest shape of each input."""
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that an engine depends on.
+    """Everything that an engine depends on.
 
     ``graph`` and ``weights``: sha256 of the graph's file and of the file of its weights. ``hardware``: the
     GPUs that it was built for, :data:`PORTABLE` or their architectures ("sm86+sm89"). ``options``: the
@@ -49,15 +49,18 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What is kept beside an engine. ``seconds``: how long it took to build; ``ranges``: by name the sizes
-    that it is for (``"512:1024:1280"``), none where an earlier version built it."""
+    """The description of an engine.
+
+    ``seconds``: the duration of the build; ``ranges``: the sizes that it is for by name
+    (``"512:1024:1280"``), empty if an earlier version built it.
+    """
 
     key: Key
     seconds: float
     ranges: dict[str, str] = {}
 
     def build(self) -> dict[str, object]:
-        """By name, the arguments of a build that makes such an engine again."""
+        """Return by name the arguments that build such an engine again."""
         named = re.fullmatch(r"sm\d+(\+sm\d+)*", self.key.hardware)
         targets = self.key.hardware.split("+") if named else None
         options = {**self.key.options, "targets": targets}
@@ -67,7 +70,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class StoredEngine:
-    """An engine whose checksum was found right."""
+    """An engine whose checksum is right."""
 
     path: Path
     entry: Entry
@@ -75,9 +78,9 @@ class StoredEngine:
 
 @dataclass(frozen=True)
 class EngineRequirements:
-    """What an engine has to be for: a library of this version, and hardware that ``suits`` tells.
+    """The requirements for an engine: a library of this version, and hardware that ``suits`` accepts.
 
-    ``hardware`` names that of this machine in messages.
+    ``hardware`` is the name of this machine's in messages.
     """
 
     backend: str
@@ -87,7 +90,7 @@ class EngineRequirements:
 
 
 def graph_key(manifest: Manifest, graph_name: str) -> dict[str, str]:
-    """The parts of a :class:`Key` that the bundle decides: ``graph``, ``weights`` and ``precision``."""
+    """Return the parts of a :class:`Key` that the bundle defines: ``graph``, ``weights``, ``precision``."""
     if graph_name not in manifest.graphs:
         raise BundleError(f"the bundle has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
     sums = {name: entry.sha256 for name, entry in manifest.files.items()}
@@ -99,17 +102,17 @@ def graph_key(manifest: Manifest, graph_name: str) -> dict[str, str]:
 
 
 def engine_directory(bundle: Path, backend: str, hardware: str, graph_name: str) -> Path:
-    """Where the engine of the graph ``graph_name`` lies."""
+    """Return the directory of the engine of the graph ``graph_name``."""
     return bundle / "engines" / f"{backend}-{hardware}" / graph_name
 
 
 def find_engine(
     bundle: Path, manifest: Manifest, graph_name: str, wanted: EngineRequirements
 ) -> StoredEngine:
-    """The engine of the graph ``graph_name``; one for few GPUs goes before one for many.
+    """Return the engine of the graph ``graph_name``; one for few GPUs is preferred to one for many.
 
-    Raises :class:`~controlnext.errors.EngineError` where there is none, where it is damaged or was made of or
-    for something else. The message says what differs, and with which arguments it is built.
+    Raises :class:`~controlnext.errors.EngineError` if there is none, or if it is damaged or was built from or
+    for something else. The message names the differences and the arguments that build the right one.
     """
     needed = {**graph_key(manifest, graph_name), "backend": wanted.backend, "version": wanted.version}
     entries = _entries(bundle, graph_name, wanted.backend)
@@ -124,7 +127,7 @@ def find_engine(
     wrong = differences(entry.key, needed)
     if not suiting:
         wrong.insert(0, f"hardware is {entry.key.hardware}, wanted {wanted.hardware}")
-    # an engine for other hardware stays: it is right where that is
+    # an engine for other hardware is kept: it is right on that hardware
     build = {**entry.build(), "backend": wanted.backend} if suiting else {"backend": wanted.backend}
     raise EngineError(
         f"the engine in {place} is not for this bundle and machine: {'; '.join(wrong)}",
@@ -135,12 +138,12 @@ def find_engine(
 
 
 def has_engine(bundle: Path, graph_name: str, backend: str) -> bool:
-    """Whether there is an engine of the graph ``graph_name``, be it right or not: none is read."""
+    """Return whether the bundle has an engine of the graph ``graph_name``; it is not read or checked."""
     return bool(_places(bundle, graph_name, backend))
 
 
 def kept_engine(place: Path, key: Key) -> StoredEngine | None:
-    """The engine in directory ``place`` if it has exactly this key and is not damaged."""
+    """Return the engine in directory ``place`` if it has exactly this key and is not damaged."""
     try:
         entry = _read_entry(place)
     except (OSError, ValueError, msgspec.DecodeError):
@@ -151,7 +154,7 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
 
 
 def _entries(bundle: Path, graph_name: str, backend: str) -> dict[Path, Entry]:
-    """The engines of a graph by their directories, those for few GPUs first."""
+    """Return the engines of a graph by their directories, those for few GPUs first."""
     entries = {}
     for place in _places(bundle, graph_name, backend):
         try:
@@ -163,7 +166,7 @@ def _entries(bundle: Path, graph_name: str, backend: str) -> dict[Path, Entry]:
 
 
 def _places(bundle: Path, graph_name: str, backend: str) -> list[Path]:
-    # tensorrt-rtx-portable is no directory of the backend tensorrt
+    # tensorrt-rtx-portable is not a directory of the backend tensorrt
     own = re.compile(rf"{backend}-({PORTABLE}$|sm\d)")
     entries = (bundle / "engines").glob(f"{backend}-*/{graph_name}/{ENTRY}")
     return [path.parent for path in entries if own.match(path.parts[-3])]
@@ -187,17 +190,17 @@ def _undamaged(bundle: Path, place: Path, entry: Entry) -> StoredEngine:
 
 
 def differences(found: Key, wanted: Mapping[str, object]) -> list[str]:
-    """In words, the parts of the key in which an engine is not as ``wanted``."""
+    """Return in words the parts of the key in which an engine differs from ``wanted``."""
     parts = [(name, getattr(found, name), value) for name, value in wanted.items()]
     return [f"{name} is {_text(is_)}, wanted {_text(want)}" for name, is_, want in parts if is_ != want]
 
 
 @contextmanager
 def exclusive(place: Path) -> Iterator[None]:
-    """While this lasts no other process builds the engine in directory ``place``; waits for one that does.
+    """Lock the engine directory ``place``, so that no other process builds into it during the block.
 
-    What a process that was killed left there is removed. Raises :class:`~controlnext.errors.WorkError` where
-    nothing can be written.
+    Waits for a process that has the lock, and removes what a killed one left. Raises
+    :class:`~controlnext.errors.WorkError` if nothing can be written.
     """
     # a run without built engines does not need it
     from filelock import FileLock
@@ -217,9 +220,9 @@ def exclusive(place: Path) -> Iterator[None]:
 
 @contextmanager
 def new_engine(place: Path) -> Iterator[Path]:
-    """A directory to write an engine and its entry into; it becomes ``place`` when the block ends well.
+    """Yield a directory to write an engine into; it becomes ``place`` when the block ends without an error.
 
-    Raises :class:`~controlnext.errors.WorkError` where it cannot be written.
+    Raises :class:`~controlnext.errors.WorkError` if it cannot be written.
     """
     try:
         with artifact_cache.store(place) as made:

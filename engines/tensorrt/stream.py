@@ -1,4 +1,4 @@
-"""Engines written as they are made: never a second time in memory."""
+"""Write engines to a file while they are built, without a copy in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 
 
 def make_writer(library: Any, file: BinaryIO) -> Any:
-    """An ``IStreamWriter`` of ``library`` into ``file``; ``error`` is what writing met, or None."""
+    """Return an ``IStreamWriter`` of ``library`` into ``file``; its ``error`` is that of writing, or None."""
 
     class Writer(library.IStreamWriter):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Graph passes: model in, model out. One pass a file, its rules in the docstring."""
+"""Graph passes: model in, model out. One pass a file, with its rules in the docstring."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def finish_graph(
     precision: Precision,
     float32: Collection[str] = (),
 ) -> ir.Model:
-    """From a traced graph to the one that is shipped.
+    """Run the passes that turn a traced graph into the final one.
 
-    Precision comes first: it goes by the module scopes that the exporter noted on each node, and later
-    passes merge nodes of different scopes.
+    Precision comes first: it depends on the module scopes in the nodes' metadata, and later passes merge
+    nodes of different scopes.
     """
     model = infer_types(model)
     if precision == Precision.FP16:

@@ -1,4 +1,4 @@
-"""Take Attention apart into the operators that ONNX defines it by, so that what it holds inside can be seen.
+"""Decompose Attention into the operators of its ONNX definition, to make its inner values visible.
 
 Rules:
 - query and key are each multiplied by the root of the scale, as ONNX says and TensorRT's parser does: the
@@ -23,7 +23,7 @@ _LOWEST = float(np.finfo(np.float16).min)
 
 
 def decompose_attention(model: ir.Model) -> ir.Model:
-    """The model without Attention nodes; raises :class:`WorkError` for one that these rules do not cover."""
+    """Return the model without Attention nodes; raise :class:`WorkError` for unsupported variants."""
     for node in list(model.graph):
         if node.op_type == "Attention":
             _check(node)
@@ -48,11 +48,11 @@ def decompose_attention(model: ir.Model) -> ir.Model:
 def _check(node: ir.Node) -> None:
     plain = len(node.outputs) == 1 and len(node.inputs) <= 4
     if not plain or any(node.attributes.get_int(name, 0) for name in ("is_causal", "q_num_heads")):
-        raise WorkError(f"{node.name} is a kind of Attention that cannot be taken apart")
+        raise WorkError(f"{node.name} is a variant of Attention that cannot be decomposed")
 
 
 class _Parts:
-    """The nodes that take the place of an Attention."""
+    """The nodes that replace an Attention."""
 
     def __init__(self, node: ir.Node) -> None:
         self.node, self.nodes = node, list[ir.Node]()
@@ -71,7 +71,7 @@ class _Parts:
         return self.add("Constant", [], value=ir.tensor(np.array(number, self.dtype.numpy())))
 
     def factor(self) -> ir.Value:
-        """The root of the scale; the scale is by default one over the root of the head's size."""
+        """Return the root of the scale; the default scale is one over the root of the head size."""
         if "scale" in self.node.attributes:
             return self.constant(self.node.attributes["scale"].as_float() ** 0.5)
         size = self.add("Shape", [self.node.inputs[0]], start=3)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of ``graph`` with the numbers of ``array``."""
+    """Add an initializer with the values of ``array`` to ``graph`` and return it."""
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
     graph.register_initializer(value)

@@ -18,7 +18,7 @@ from controlnext.tensor_spec import TensorSpec
 
 
 def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> ir.Model:
-    """The model with named dimensions; raises :class:`WorkError` where graph and specs disagree."""
+    """Return the model with named dimensions; raise :class:`WorkError` if graph and specs disagree."""
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
@@ -35,8 +35,11 @@ def name_dimensions(model: ir.Model, inputs: Sequence[TensorSpec], outputs: Sequ
 
 
 def rank_of(value: ir.Value) -> int:
-    """How many dimensions a value has, of a model whose types are inferred: what type inference does not
-    know, normalizations and what follows one, has its input's rank."""
+    """Return the number of dimensions of a value, in a model whose types are inferred.
+
+    Type inference does not know the rank of normalizations and of values computed from them; they have the
+    rank of their input.
+    """
     if value.shape is not None:
         return value.shape.rank()
     node = value.producer()

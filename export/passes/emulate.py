@@ -1,13 +1,13 @@
 """Compute a float16 graph in float32 and round every result to float16, as an accelerator's kernels do.
 
 ONNX Runtime on a processor stores float16 but computes most operators in float32 and drops the rounding in
-between: what overflows elsewhere does not overflow there. Rules:
-- every float16 value becomes float32; behind the node that makes it a Cast to float16 and one back round it,
-  which makes infinities of numbers from 65520 on;
+between, so values that overflow on an accelerator do not overflow there. Rules:
+- every float16 value becomes float32; a Cast to float16 and one back behind its producer round it, which
+  turns magnitudes of at least 65520 into infinities;
 - float16 parameters and constants keep their values, behind a Cast;
 - inside an operator everything is float32: tensor cores sum products so, and normalizations have it in their
   ``stash_type``;
-- nodes that only move numbers round nothing.
+- the results of nodes that only move numbers are not rounded.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ MOVES = {
     "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
     "Tile", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
-"""Operators whose results are numbers that they were given."""
+"""Operators that only move or copy numbers."""
 
 Choice = Callable[[ir.Value], bool]
 
 
 def is_float16(value: ir.Value) -> bool:
+    """Return whether a value is float16."""
     return value.dtype == _HALF
 
 
 def emulate_float16(model: ir.Model, rounded: Choice = is_float16) -> ir.Model:
-    """The model in float32 but for its parameters, with the float values rounded that ``rounded`` chooses.
+    """Return the model in float32 except for parameters, with the values rounded that ``rounded`` selects.
 
-    Needs the type of every value. ``rounded`` sees each with the type and the producer that it had before.
+    Needs the type of every value. ``rounded`` gets each value with its original type and producer.
     """
     made = [value for node in model.graph if node.op_type not in MOVES for value in node.outputs]
     chosen = [value for value in made if value.dtype in (_FLOAT, _HALF) and rounded(value)]
@@ -61,7 +62,7 @@ def _widen(node: ir.Node) -> None:
 
 
 def _insert_casts(value: ir.Value, insert: Callable[[list[ir.Node]], None], *types: ir.DataType) -> None:
-    """Put Casts to ``types`` between ``value`` and whatever uses it."""
+    """Put Casts to ``types`` between ``value`` and its users."""
     uses, output, casts = list(value.uses()), value.is_graph_output(), list[ir.Node]()
     last = value
     for dtype in types:

@@ -1,13 +1,13 @@
-"""Products of int8 matrices as ONNX Runtime's own operator, with their bias.
+"""Fuse products of int8 matrices and their bias into ONNX Runtime's own operator.
 
 Rules:
 - a MatMul of an activation that was rounded to one int8 grid and an int8 weight becomes a
-  MatMulIntegerToFloat, of the domain ``com.microsoft``, where both are scaled in float32;
-- activations go by uint8 with a zero point of 128: the same grid, and what the kernels for x86 take;
-- a bias that is added to nothing but the product becomes an input of it.
+  MatMulIntegerToFloat, of the domain ``com.microsoft``, with float32 scales;
+- activations become uint8 with a zero point of 128: the same grid, in the type of the x86 kernels;
+- a bias that is added only to the product becomes an input of it.
 
-ONNX Runtime makes these operators by itself as well, but leaves the bias outside: a pass over every output.
-There are kernels on processors alone.
+ONNX Runtime fuses these operators itself too, but without the bias, which costs a pass over every output.
+Only CPUs have kernels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ZERO = "products.zero_point"
 
 
 def fuse_matmul_integer(model: ir.Model) -> ir.Model:
-    """The model with its products of int8 matrices as ONNX Runtime's own operator."""
+    """Return the model with products of int8 matrices as ONNX Runtime's own operator."""
     graph = model.graph
     found = [node for node in graph if node.op_type == "MatMul" and _is_int8(node)]
     if not found:
@@ -56,8 +56,10 @@ def _fuse(graph: ir.Graph, node: ir.Node, zero: ir.Value) -> None:
 
 
 def _is_int8(node: ir.Node) -> bool:
-    """Whether a MatMul is one of int8 matrices on symmetric grids: one step of the left, and of the right one
-    for all or one a column."""
+    """Return whether a MatMul is one of int8 matrices on symmetric grids.
+
+    The left one has a single scale, the right one a single scale or one for each column.
+    """
     activation, weight = (_made_by(value, "DequantizeLinear") for value in node.inputs)
     if activation is None or weight is None:
         return False
@@ -77,7 +79,7 @@ def _is_int8(node: ir.Node) -> bool:
 
 
 def _is_symmetric(node: ir.Node) -> bool:
-    """Whether the zero point of an int8 grid is 0."""
+    """Return whether the zero point of an int8 grid is 0."""
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     value = None if zero is None else zero.const_value
     return (
@@ -89,7 +91,7 @@ def _is_symmetric(node: ir.Node) -> bool:
 
 
 def _with_bias(node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
-    """The last node of a product, and its bias: the product itself and None where it has none."""
+    """Return the Add of a product and its bias, or the product itself and None."""
     value = node.outputs[0]
     users = value.consumers()
     if len(users) == 1 and users[0].op_type == "Add" and not value.is_graph_output():

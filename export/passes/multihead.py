@@ -1,12 +1,12 @@
-"""Attention as ONNX Runtime's own operator, which never holds the scores of all tokens at once.
+"""Fuse attention into ONNX Runtime's own operator, which never stores the scores of all tokens at once.
 
 Rules:
 - an Attention of maps (B, heads, tokens, width) without mask, causality, cap or cache becomes a
   MultiHeadAttention of rows (B, tokens, heads * width), of the domain ``com.microsoft``;
-- where a map was made of rows, those rows are taken; any other is turned into rows first, and the result
-  back where something else than rows is made of it.
+- a map that was made from rows is replaced by these rows; other maps are turned into rows, and the result is
+  turned back for users that do not read rows.
 
-At 512 x 512 the scores of one layer of SD1.5 take 1 GB; in blocks they take next to nothing.
+At 512 x 512 the scores of one layer of SD1.5 take 1 GB; in blocks they take hardly any memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROWS, _MAPS = "attention.rows", "attention.maps"
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:
-    """The model with every attention that can be as ONNX Runtime's own operator."""
+    """Return the model with all supported attention as ONNX Runtime's own operator."""
     graph = model.graph
     found = [node for node in graph if node.op_type == "Attention" and _is_plain(node)]
     heads = {node: count for node in found if (count := _heads(node.inputs[0])) is not None}
@@ -53,7 +53,7 @@ def _is_plain(node: ir.Node) -> bool:
 
 
 def _heads(value: ir.Value | None) -> int | None:
-    """How many heads a map has, from where it was made of rows; None where that is not to be seen."""
+    """Return the number of heads of a map, found where it was made from rows; None if unknown."""
     node = value.producer() if value is not None else None
     if node is None or not node.inputs:
         return None
@@ -64,7 +64,7 @@ def _heads(value: ir.Value | None) -> int | None:
 
 
 def _sizes(shape: ir.Value | None) -> list[int | None]:
-    """The numbers of a shape, None where they are computed."""
+    """Return the sizes of a shape, None for computed ones."""
     assert shape is not None
     if shape.const_value is not None:
         return [int(size) for size in shape.const_value.numpy()]
@@ -75,7 +75,7 @@ def _sizes(shape: ir.Value | None) -> list[int | None]:
 
 
 def _rows(graph: ir.Graph, node: ir.Node, value: ir.Value | None, rows: ir.Value) -> ir.Value:
-    """The map ``value`` as rows."""
+    """Return the map ``value`` as rows."""
     assert value is not None
     swap = value.producer()
     if swap is not None and _swaps(swap):
@@ -93,14 +93,14 @@ def _rows(graph: ir.Graph, node: ir.Node, value: ir.Value | None, rows: ir.Value
 
 
 def _replace(graph: ir.Graph, node: ir.Node, rows: ir.Value, heads: int) -> None:
-    """Let ``rows`` take the place of what is made of the output of ``node``."""
+    """Replace the users of the output of ``node`` by ``rows``."""
     value = node.outputs[0]
     for swap, _ in value.uses():
         joins = [join for join, _ in swap.outputs[0].uses()] if _swaps(swap) else []
         for join in joins:
             if join.op_type == "Reshape" and len(_sizes(join.inputs[1])) == 3:
                 ir.convenience.replace_all_uses_with(join.outputs[0], rows, replace_graph_outputs=True)
-    # what is left of it goes by maps
+    # the remaining users read maps
     name = f"{_MAPS}.{heads}"
     sizes = graph.initializers.get(name) or add_constant(graph, name, np.array([0, 0, heads, -1]))
     split = ir.node("Reshape", [rows, sizes])

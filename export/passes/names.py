@@ -1,9 +1,10 @@
-"""Name nodes after the modules they come from, and forget everything else the exporter noted.
+"""Name nodes after the modules they come from, and remove all other metadata of the exporter.
 
 Rules:
-- a node's name is its module's dotted path, a slash and its operator, numbered where that is not unique
-  (``denoiser.down_blocks.0.resnets.0.conv1/Conv``): profilers and per-layer comparison go by it;
-- all metadata and documentation strings go: the exporter's stack traces hold paths of the build machine and
+- a node's name is its module's dotted path, a slash and its operator, numbered if that is not unique
+  (``denoiser.down_blocks.0.resnets.0.conv1/Conv``): profilers and per-layer comparison use it;
+- all metadata and documentation strings are removed: the exporter's stack traces hold paths of the build
+  machine and
   are larger than the graph.
 """
 
@@ -19,20 +20,20 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def name_of(named: ir.Node | ir.Value) -> str:
-    """Return the name of a node or value; all that are in a graph have one."""
+    """Return the name of a node or value; all in a graph have one."""
     assert named.name is not None
     return named.name
 
 
 def module_scopes(node: ir.Node) -> list[str]:
-    """Dotted paths of the modules around ``node``, outermost first."""
+    """Return the dotted paths of the modules around ``node``, outermost first."""
     scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    # the last entry is the operation itself; sizes of inputs are noted under a hook of the exporter's own
+    # the last entry is the operation itself; sizes of inputs are under a hook of the exporter
     return [scope for scope in scopes[:-1] if scope and not scope.startswith("_")]
 
 
 def name_nodes(model: ir.Model) -> ir.Model:
-    """The model with named nodes and without metadata."""
+    """Return the model with named nodes and without metadata."""
     seen: Counter[str] = Counter()
     for node in model.graph:
         scopes = module_scopes(node)

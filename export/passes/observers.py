@@ -1,11 +1,11 @@
-"""Add outputs that tell how the values of a graph are distributed.
+"""Add outputs that sample the values of a graph.
 
 Rules:
 - every named value gets three further outputs: ``<name>:sample``, every 61st of its numbers in one row, at
-  most 65,536 of them, ``<name>:largest``, the largest magnitude of all, and ``<name>:size``, how many there
-  are;
-- the graph computes what it computed: these outputs only read;
-- what reads a value stands right behind its producer: run in this order, no value has to be kept for it.
+  most 65,536 of them, ``<name>:largest``, the largest magnitude of all, and ``<name>:size``, their
+  number;
+- the results of the graph do not change: these outputs only read;
+- the readers of a value are right behind its producer: in this order no value has to stay in memory for them.
 
 Whole activations of a large denoiser do not fit in memory; a sample of each does, and the grid that suits the
 sample suits the whole.
@@ -26,7 +26,7 @@ STRIDE, LIMIT = 61, 65536
 
 
 def observe(model: ir.Model, names: Collection[str]) -> ir.Model:
-    """The model with the three outputs of every value in ``names``."""
+    """Return the model with the three outputs of every value in ``names``."""
     graph = model.graph
     values = {name_of(value): value for node in graph for value in node.outputs}
     values |= {name_of(value): value for value in graph.inputs}

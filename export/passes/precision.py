@@ -1,11 +1,11 @@
 """Lower a float32 graph to float16 inside, float32 at the edges.
 
 Rules:
-- inputs and outputs of the graph stay float32; a Cast stands behind and before them;
+- inputs and outputs of the graph stay float32; a Cast is added behind and before them;
 - nodes inside a named module scope, or that match a pattern of their module's path and operator
   (``*.layer.[01]/Add``), stay float32 together with their constants, and so does what only feeds them by
-  moving or making data (reshaping the timestep, counting elements) but looking up rows of a table; Casts
-  stand around them;
+  moving or creating data (reshaping the timestep, counting elements), except for gathering rows of a table;
+  Casts are added around them;
 - every other float32 value, constant and parameter becomes float16; constants beyond its range are clamped
   to it (an attention mask's "minus infinity" stays finite);
 - inputs that an operator requires in float32 (the scales of Resize) stay.
@@ -30,17 +30,16 @@ _MOVES = {
     "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 _FLOAT_INPUTS = {"Resize": (1, 2)}
-"""Inputs that are float32 whatever the operator's data type is."""
+"""Inputs that are float32 for every data type of the operator."""
 _ANY_TYPE = ("Shape", "Size")
-"""Operators that look at no number."""
+"""Operators that read only the shape."""
 
 
 def lower_to_float16(model: ir.Model, float32: Collection[str] = ()) -> ir.Model:
-    """The model in float16, but for what ``float32`` names: scopes by their last name, or patterns of
-    ``path/operator``.
+    """Return the model in float16, except for the nodes that match ``float32``.
 
-    Needs the type of every value. Raises :class:`WorkError` for a name that no node answers to: a rule that
-    no longer applies must not pass unnoticed.
+    Its entries are last names of scopes, or patterns of ``path/operator``. Needs the type of every value.
+    Raises :class:`WorkError` for an entry that matches no node, so that an outdated rule is noticed.
     """
     _separate_constants(model.graph)
     kept = _float32_nodes(model.graph, float32)
@@ -57,7 +56,7 @@ def lower_to_float16(model: ir.Model, float32: Collection[str] = ()) -> ir.Model
 
 
 def _separate_constants(graph: ir.Graph) -> None:
-    """Give every use of a float32 constant its own node: the uses may end at different precisions."""
+    """Give every use of a float32 constant its own node: the uses may get different precisions."""
     for node in [node for node in graph if node.op_type == "Constant" and node.outputs[0].dtype == _FLOAT]:
         for user, index in list(node.outputs[0].uses())[1:]:
             copy = ir.Node("", "Constant", [], list(node.attributes.values()))
@@ -103,7 +102,7 @@ def _lower_initializer(value: ir.Value) -> None:
     tensor = value.const_value
     assert tensor is not None
     value.type = ir.TensorType(_HALF)
-    # lazily, since a parameter's values are not here yet: see controlnext.export.writer
+    # lazily, since the values of parameters are attached later: see controlnext.export.writer
     value.const_value = ir.LazyTensor(
         lambda: _half(tensor), _HALF, ir.Shape(tensor.shape.numpy()), name=value.name
     )
@@ -121,7 +120,7 @@ def _cast_inputs(node: ir.Node, keep: bool, casts: dict[tuple[ir.Value, ir.DataT
         if (value, wanted) not in casts:
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wanted.value)])
             cast.outputs[0].type = ir.TensorType(wanted)
-            # the graph would count on from the names that its exporter gave
+            # without a name the graph would continue the numbering of the exporter
             cast.outputs[0].name = f"{value.name}.{'float32' if wanted == _FLOAT else 'float16'}"
             node.prepend(cast)
             casts[(value, wanted)] = cast.outputs[0]

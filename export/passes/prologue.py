@@ -1,14 +1,14 @@
-"""Split a denoiser into what is computed once an image and what is computed at every step.
+"""Split a denoiser into a graph that runs once an image and one that runs at every step.
 
 Rules:
-- what depends on no input that changes from step to step goes into the ``prologue``, as far as a convolution
-  or a product of matrices is behind it: keys and values of the prompt, the control module before it meets the
-  timestep;
-- everything else stays in the ``step``, cheap operations on sizes too, so that little is handed over;
-- what the prologue gives are the step's inputs of the same names; other inputs and all outputs are the
-  model's, as far as they are used.
+- values that do not depend on inputs that change from step to step are computed in the ``prologue``, if that
+  involves a convolution or a matrix product: keys and values of the prompt, the control module before it
+  meets the timestep;
+- everything else stays in the ``step``, cheap operations on sizes too, so that few values are passed on;
+- the outputs of the prologue are inputs of the step with the same names; other inputs and all outputs are
+  those of the model, if they are used.
 
-Both refer to the weights of the model: written into the same folder they need no weights of their own.
+Both refer to the weights of the model: written into the same directory they need no weights of their own.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ COSTLY = frozenset({"Conv", "Gemm", "MatMul"})
 
 
 def split_prologue(model: ir.Model, changing: Collection[str]) -> tuple[ir.Model, ir.Model]:
-    """``prologue`` and ``step`` of a model whose inputs named in ``changing`` are new at every step.
+    """Return ``prologue`` and ``step`` of a model whose inputs ``changing`` are new at every step.
 
-    Raises :class:`WorkError` where nothing can be computed once.
+    Raises :class:`WorkError` if nothing can be computed once.
     """
     names = _handed_over(model.graph, changing)
     if not names:
@@ -51,10 +51,10 @@ def split_prologue(model: ir.Model, changing: Collection[str]) -> tuple[ir.Model
 
 
 def _handed_over(graph: ir.Graph, changing: Collection[str]) -> list[str]:
-    """Values that are computed once and used at every step, in the order in which they are computed."""
+    """Return the values computed once and used at every step, in the order of their computation."""
     stepwise = {value for value in graph.inputs if value.name in changing}
     inputs = set(graph.inputs) - stepwise
-    # computed from inputs that stay; whether at a cost
+    # values computed from constant inputs; True for costly ones
     once: dict[ir.Value, bool] = {}
     used: set[ir.Value] = set()
     for node in graph:

@@ -2,7 +2,7 @@
 
 Rules:
 - a layer is a Conv or MatMul with a parameter of the network as its weight; those with scales are quantized,
-  all others stay as they are (a Gemm embeds the time: one row a sample, nothing to win);
+  all others stay as they are (a Gemm embeds the time: one row a sample, nothing to gain);
 - weights become int8, symmetric, one scale for each output channel, and keep their state-dict name; where
   the graph transposes a weight, the int8 values are stored transposed (``<name>.transposed``), since engines
   only recognize a weight that goes straight into its DequantizeLinear;
@@ -31,7 +31,7 @@ from controlnext.export.passes.names import name_of
 from controlnext.weights.bundle import SCALE, TRANSPOSED
 
 LEVELS = 127
-"""Symmetric: -127 to 127, and -128 unused by weights."""
+"""The largest level of the symmetric grid: -127 to 127; weights do not use -128."""
 _DISTINCT = 2.0**-20
 _MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 
@@ -63,7 +63,7 @@ class Layer:
 
 
 def layers(model: ir.Model) -> Iterator[Layer]:
-    """The layers that can be quantized, in the order of the graph."""
+    """Yield the layers that can be quantized, in the order of the graph."""
     for node in model.graph:
         if node.op_type not in ("Conv", "MatMul"):
             continue
@@ -79,10 +79,10 @@ def layers(model: ir.Model) -> Iterator[Layer]:
 
 
 def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
-    """The model with the layers whose node names are in ``scales`` in int8.
+    """Return the model with the layers whose node names are in ``scales`` in int8.
 
-    Needs the values of weights (lazily) and names of nodes. Raises :class:`WorkError` for a name that is no
-    layer of the graph.
+    Needs the values of weights (lazily) and names of nodes. Raises :class:`WorkError` for a name that is not
+    a layer of the graph.
     """
     found = {layer.node.name: layer for layer in layers(model)}
     if unknown := sorted(scales.keys() - found.keys()):
@@ -106,7 +106,7 @@ def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
                 _add_bias_behind(model.graph, layer)
             grid = _Grid(model.graph, f"{name}.output", scale.output, value.dtype)
             grid.round(value, value.uses())
-    # what transposed a weight that is stored transposed now
+    # Transposes of weights that are stored transposed now
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -146,7 +146,7 @@ class _Grid:
 
 
 def _spread_up(grid: _Grid, value: ir.Value) -> None:
-    """Round what comes before a rounded value as well, as far up as nodes only move data."""
+    """Round the inputs of a rounded value too, up through nodes that only move data."""
     while (mover := value.producer()) is not None and mover.op_type in _MOVES and len(value.uses()) == 1:
         above = mover.inputs[0]
         assert above is not None
@@ -173,7 +173,7 @@ def _add_bias_behind(graph: ir.Graph, layer: Layer) -> None:
 
 
 def normalize(graph: ir.Graph, layer: Layer) -> None:
-    """Have a convolution read its input divided by the mean magnitude of its row; the result is the same."""
+    """Divide the input of a convolution by the mean magnitude of its row, and multiply the output by it."""
     _add_bias_behind(graph, layer)
     node, source, value = layer.node, layer.node.inputs[0], layer.node.outputs[0]
     assert source is not None
@@ -197,7 +197,7 @@ def normalize(graph: ir.Graph, layer: Layer) -> None:
 
 
 def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
-    """The weight as the node reads it, behind its DequantizeLinear."""
+    """Store the weight in int8; return it as the node reads it, behind its DequantizeLinear."""
     source, dtype, axis, shape = layer.values, layer.weight.dtype, layer.axis, layer.shape
     assert dtype is not None
     name = name_of(layer.weight) + (TRANSPOSED if layer.transposed else "")
@@ -237,12 +237,12 @@ def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:
 
 
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
-    """The step of each output channel's grid: the largest magnitude has its last level."""
+    """Return the scale of each output channel's grid: the largest magnitude gets the largest level."""
     largest = np.abs(weight).max(tuple(other for other in range(weight.ndim) if other != axis))
     return np.maximum(largest, np.finfo(np.float32).tiny) / np.float32(LEVELS)
 
 
 def to_int8(array: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
-    """``array`` in steps of ``scales`` along ``axis``, rounded to the nearest and clipped."""
+    """Return ``array`` divided by ``scales`` along ``axis``, rounded to the nearest and clipped."""
     shape = [-1 if other == axis else 1 for other in range(array.ndim)]
     return np.rint(array / scales.reshape(shape)).clip(-LEVELS, LEVELS).astype(np.int8)

@@ -1,10 +1,10 @@
-"""Let a graph tell how far its numbers reach, without giving them out.
+"""Add outputs that measure the range of a graph's values, without the values themselves.
 
 Rules:
 - for every float32 value that a node computes (neither moves nor casts) the graph measures the largest
-  magnitude, and what share of its numbers is not zero but would be in float16;
-- each measure is one number, taken as soon as the value is there: no value is kept longer than without it;
-- they come as two further outputs, ``peaks`` and ``flushed``, one number for each value.
+  magnitude, and the share of its numbers that are not zero but would be in float16;
+- each measure is one number, computed right behind the value: no value stays in memory longer;
+- they are two further outputs, ``peaks`` and ``flushed``, one number for each value.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ _SILENT = MOVES | {"Cast", "Constant", "ConstantOfShape"}
 
 
 def add_ranges(model: ir.Model) -> list[str]:
-    """Give ``model`` the outputs :data:`OUTPUTS`; returns the names of what they measure, in their order:
-    those of the nodes, with a colon and a number for a node's further outputs."""
+    """Add the outputs :data:`OUTPUTS` to ``model``; return the names of the measured values in order.
+
+    A value has the name of its node, with a colon and a number for a node's further outputs.
+    """
     values = [
         (f"{node.name}:{index}" if index else str(node.name), value)
         for node in model.graph
@@ -49,7 +51,7 @@ def add_ranges(model: ir.Model) -> list[str]:
 
 
 def _measure(value: ir.Value, flat: ir.Value, smallest: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The two measures of ``value``, one number each, made right behind it."""
+    """Add the two measures of ``value``, one number each, right behind it; return them."""
     nodes: list[ir.Node] = []
 
     def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:

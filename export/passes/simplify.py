@@ -1,11 +1,11 @@
-"""Remove what the tracer leaves behind, without touching a weight.
+"""Remove redundant nodes of the trace, without changing a weight.
 
 Rules:
-- constants become initializers, equal subexpressions one, unused nodes and identities go;
-- arithmetic on constants alone is folded, unless a parameter of the network takes part: parameters keep
+- constants become initializers, equal subexpressions are merged, unused nodes and identities are removed;
+- arithmetic on constants alone is folded, unless a parameter of the network is involved: parameters keep
   their name and shape, so that weights can be streamed into the graph and found again in it;
-- splitting into a sequence and taking it apart again becomes one Split (the folder does that);
-- operations that change nothing go: Slice over a whole axis, Div and Mul by one, Cast to the same type.
+- splitting into a sequence and taking it apart again becomes one Split (the constant folder does that);
+- operations without effect are removed: Slice over a whole axis, Div and Mul by one, Cast to the same type.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import onnxscript.optimizer
 from controlnext.errors import WorkError
 
 FOLD_LIMIT = 4096
-"""Largest constant, in elements, that takes part in folding: shapes, axes and tables of frequencies."""
+"""The largest constant, in elements, that is folded: shapes, axes and tables of frequencies."""
 
 WHOLE = 2**31 - 1
 
 
 def simplify(model: ir.Model) -> ir.Model:
-    """The same function in fewer nodes."""
+    """Return a model that computes the same with fewer nodes."""
     parameters = set(model.graph.initializers)
     _merge(model)
     onnxscript.optimizer.fold_constants(
@@ -43,7 +43,7 @@ def simplify(model: ir.Model) -> ir.Model:
 
 
 def _fold(node: ir.Node, parameters: set[str]) -> bool | None:
-    """False forbids; None leaves it to the folder's limits."""
+    """Return False to forbid folding, None to leave it to the constant folder's limits."""
     return False if any(value is not None and value.name in parameters for value in node.inputs) else None
 
 
@@ -69,7 +69,7 @@ def _changes_nothing(node: ir.Node) -> bool:
 
 
 def _numbers(node: ir.Node, index: int) -> list[float]:
-    """The constant that is input ``index``, flattened; empty where it is absent, large or no constant."""
+    """Return the constant input ``index``, flattened; empty if absent, large or not a constant."""
     if index >= len(node.inputs) or (value := node.inputs[index]) is None or value.const_value is None:
         return []
     tensor = value.const_value
@@ -77,7 +77,7 @@ def _numbers(node: ir.Node, index: int) -> list[float]:
 
 
 def infer_types(model: ir.Model) -> ir.Model:
-    """The model with the type of every value; raises :class:`WorkError` where it does not type-check."""
+    """Return the model with the type of every value; raise :class:`WorkError` if it does not type-check."""
     common.ShapeInferencePass(check_type=True, strict_mode=True, data_prop=False)(model)
     untyped = [value.name for node in model.graph for value in node.outputs if value.type is None]
     if untyped:

@@ -1,14 +1,15 @@
-"""Put the int8 form of each layer behind a switch, to measure what it does to the result.
+"""Put the int8 form of each layer behind a switch, to measure its effect on the result.
 
 Rules:
 - the graph gets one more input, ``switches``, a boolean for each named layer in their order;
-- a layer becomes an If: with its switch on it computes with input, weight and, where it has a grid, output
-  rounded to int8, and with the switch off what it computed before;
-- a normalized layer is so whatever its switch says, which changes nothing;
-- weights are rounded while the graph runs: only the layers that are switched on cost time, and none memory;
-- where the graph transposes a weight, the branches do: outside of them it would be a copy of each weight.
+- a layer becomes an If: with its switch on it computes with input, weight and, if it has a grid, output
+  rounded to int8, and with the switch off as before;
+- a normalized layer is normalized with its switch on and off, which does not change the result;
+- weights are rounded while the graph runs: only the layers that are switched on take time, and none takes
+  memory;
+- where the graph transposes a weight, the branches do: outside it would copy each weight.
 
-So one session measures every layer, instead of one session a layer.
+So one session measures all layers, instead of one session for each layer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SWITCHES = "switches"
 
 
 def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
-    """The model with the layers in ``scales`` (by node name, from ``layers``) behind switches."""
+    """Return the model with the layers in ``scales`` (by node name, from ``layers``) behind switches."""
     graph = model.graph
     switches = ir.Value(name=SWITCHES, type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([len(scales)]))
     graph.inputs.append(switches)
@@ -51,7 +52,7 @@ def switch(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
         graph.remove(node, safe=True)
         if value.name is not None:
             choice.outputs[0].name, value.name = value.name, f"{value.name}.off"
-    # what transposed weights
+    # Transposes of weights
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -74,7 +75,7 @@ def _constants(graph: ir.Graph, layer: Layer, scale: LayerScales, index: int) ->
 
 
 def _stored_axis(layer: Layer) -> int:
-    """The axis of the output channels in the weight as it is stored."""
+    """Return the axis of the output channels in the weight as it is stored."""
     return 1 - layer.axis if layer.transposed else layer.axis
 
 

@@ -1,15 +1,16 @@
-"""An int8 graph on unsigned grids: the same numbers, in the forms that processors multiply.
+"""Move an int8 graph to unsigned grids: the same numbers in the types that CPUs multiply.
 
 Rules:
-- a grid moves up by 128: its values are uint8 and its zero point is 128 instead of 0;
-- a weight keeps its int8 values in the file and moves while the graph is loaded, where ONNX Runtime folds it;
-- the operators stay.
+- a grid is shifted by 128: its values are uint8 and its zero point is 128 instead of 0;
+- a weight keeps its int8 values in the file and is shifted while the graph is loaded, where ONNX Runtime
+  folds that;
+- the operators do not change.
 
-Activations are uint8 in every form. ONNX Runtime moves them by itself for x86, but not where two nodes read
-a grid, and leaves the layer in float32 there. Weights move for processors that get no other product right:
-x86 without VNNI multiplies uint8 by int8 in pairs whose sum has 16 bits; 2 x 255 x 127 does not fit and is
-cut off at 32767. The sum of two products of uint8 is taken in 32 bits. It takes longer, so where int8 weights
-are safe they stay.
+Activations are uint8 in every form. ONNX Runtime shifts them itself for x86, but not if two nodes read
+a grid; then the layer stays in float32. Weights are shifted for processors that get no other product right:
+x86 without VNNI multiplies uint8 by int8 in pairs whose sum has 16 bits; 2 x 255 x 127 saturates at
+32767. Two products of uint8 are summed in 32 bits. That is slower, so int8 weights are used where they are
+right.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from controlnext.export.passes.constants import add_constant
 from controlnext.export.passes.names import name_of
 
 OFFSET = 128
-"""From an int8 number to the uint8 that stands for it."""
+"""The difference between a uint8 number and the int8 number that it represents."""
 
 _READS_ZERO_POINT = {"QuantizeLinear": 2, "DequantizeLinear": 2}
 _PREFIX = "unsigned."
 
 
 def use_uint8_activations(model: ir.Model) -> ir.Model:
-    """The model with the grids of its activations, zero points of int8, as uint8 ones."""
+    """Return the model with uint8 activations instead of int8."""
     graph = model.graph
     for value in _int8_numbers(graph):
         if all(_READS_ZERO_POINT.get(node.op_type) == index for node, index in value.uses()):
@@ -45,9 +46,9 @@ def use_uint8_activations(model: ir.Model) -> ir.Model:
 
 
 def use_uint8_weights(model: ir.Model) -> ir.Model:
-    """The model, of uint8 activations already, with its int8 weights as uint8 ones.
+    """Return the model, which has uint8 activations already, with uint8 weights instead of int8.
 
-    Raises :class:`WorkError` for an int8 number that it does not know the use of.
+    Raises :class:`WorkError` for an int8 constant with an unsupported use.
     """
     for weight in _int8_numbers(model.graph):
         _move_weight(model.graph, weight)
@@ -59,7 +60,7 @@ def _int8_numbers(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _zero_point(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """What stands for the int8 zero point ``value``, of the same shape."""
+    """Return the uint8 zero point for the int8 zero point ``value``, of the same shape."""
     assert value.const_value is not None
     if value.const_value.numpy().any():
         raise WorkError(f"the zero point {value.name} is not 0: the grid is not symmetric")
@@ -72,7 +73,7 @@ def _zeros(graph: ir.Graph, shape: Sequence[int]) -> ir.Value:
 
 
 def _move_weight(graph: ir.Graph, weight: ir.Value) -> None:
-    """Have the nodes that read ``weight`` read it as uint8, with the zero point that this takes."""
+    """Make the nodes that read ``weight`` read it as uint8 with the matching zero point."""
     name = f"{_PREFIX}offset"
     offset = graph.initializers.get(name) or add_constant(graph, name, np.array(OFFSET, np.int32))
     uses = list(weight.uses())

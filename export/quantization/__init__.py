@@ -1,1 +1,1 @@
-"""Which layers of a denoiser become int8, and on which grids."""
+"""Quantization: choose the layers of a denoiser that become int8, and their grids."""

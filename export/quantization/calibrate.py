@@ -1,4 +1,4 @@
-"""Which layers of a denoiser become int8, and on which grids: measured on the steps of real sampling runs."""
+"""Choose the layers of a denoiser that become int8, and their grids, on the steps of sampling runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def calibrate(
 ) -> Quantization:
     """Measure the float32 ``graph`` (a model.onnx of finished passes) while ``sampling`` uses it.
 
-    Raises :class:`WorkError` where a sampling run gives numbers that are not finite, or none ran.
+    Raises :class:`WorkError` if a sampling run has numbers that are not finite, or no step ran.
     """
     observed = _ObservedDenoiser(graph)
     sampling(observed)
@@ -60,11 +60,11 @@ def calibrate(
 def choose(
     errors: Mapping[str, float], work: Mapping[str, float], settings: CalibrationSettings = DEFAULT
 ) -> list[str]:
-    """The layers that stay as they are: those with the most squared error for their work, first.
+    """Return the layers that are not quantized, ordered by squared error for their work.
 
-    The first of them, up to ``free_share`` of the work, are left out in any case: that costs little and
-    spares the most. Then layers are left out until the expected error is within ``target``, unless that takes
-    more than ``float_share``. Errors of layers add up like independent noise: squared.
+    The first of them, up to ``free_share`` of the work, are always excluded: that costs little and saves the
+    most error. Then layers are excluded until the expected error is within ``target``, up to ``float_share``
+    of the work. Errors of layers add up like independent noise: squared.
     """
     order = sorted(errors, key=lambda name: errors[name] ** 2 / work[name], reverse=True)
     total = sum(work.values())
@@ -83,7 +83,7 @@ def choose(
     for name in order:
         if name not in kept and left() > settings.target**2 and share(name) <= settings.float_share:
             needed.append(name)
-    # the last ones may have done more than was needed
+    # the last ones may have reduced the error more than needed
     for name in sorted(needed, key=lambda name: work[name], reverse=True):
         if left() + errors[name] ** 2 <= settings.target**2:
             needed.remove(name)
@@ -91,7 +91,7 @@ def choose(
 
 
 def crop(feed: Feed, inputs: Sequence[TensorSpec], largest: int) -> dict[str, np.ndarray]:
-    """Return the conditional row of a step in the upper left corner: the same numbers, but fewer.
+    """Return the conditional row of a step cropped to the upper left corner.
 
     ``largest``: height and width at most, in the specs' units.
     """
@@ -107,12 +107,12 @@ def crop(feed: Feed, inputs: Sequence[TensorSpec], largest: int) -> dict[str, np
 
 
 class _ObservedDenoiser:
-    """The denoiser, with a look at what its layers read and write at every step."""
+    """The denoiser, with observers of the inputs and outputs of its layers at every step."""
 
     def __init__(self, graph: Path) -> None:
         model = ir.load(graph)
         self.layers = {name_of(layer.node): layer for layer in layers(model)}
-        # what the graph itself gives out stays as precise as it is
+        # layers that produce an output of the graph are not quantized
         self.layers = {n: la for n, la in self.layers.items() if not la.node.outputs[0].is_graph_output()}
         self.inputs = {name: name_of(_source(layer)) for name, layer in self.layers.items()}
         self.outputs = {name: name_of(layer.node.outputs[0]) for name, layer in self.layers.items()}
@@ -159,14 +159,15 @@ class _ObservedDenoiser:
         return scales
 
     def work(self) -> dict[str, float]:
-        """Multiplications of every layer in the last step: each output takes a weight of its channel."""
+        """Return the number of multiplications of each layer in the last step: outputs by weights a
+        channel."""
         return {
             name: self.counts[self.outputs[name]] * math.prod(layer.shape) / layer.shape[layer.axis]
             for name, layer in self.layers.items()
         }
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release resources: the session and its file."""
         del self.session
         self.path.unlink()
 

@@ -1,4 +1,4 @@
-"""From the values that a tensor takes to the int8 grid that suits it."""
+"""Histograms of a tensor's values, to find the int8 grid that suits it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _OCTAVES = (-40, 40)
 
 
 class HistogramObserver:
-    """How often a tensor's magnitudes fall into which of many classes, each 2 % wide.
+    """A histogram of a tensor's magnitudes, with classes 2 % wide.
 
-    What is rounded off counts relative to its step: latents may grow along a sampling run, and a grid for the
-    largest step alone would be too coarse for the others.
+    Rounding errors count relative to the energy of their step: latents may grow along a sampling run, and a
+    grid for the largest step alone would be too coarse for the others.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class HistogramObserver:
         self.steps = 0
 
     def add(self, sample: np.ndarray, largest: float) -> None:
-        """Count the numbers of a step's ``sample``; ``largest`` is the largest magnitude of all."""
+        """Add a step's ``sample`` to the counts; ``largest`` is the largest magnitude of the whole tensor."""
         self.steps += 1
         magnitudes = np.abs(sample[sample != 0])
         if not magnitudes.size:
@@ -35,10 +35,10 @@ class HistogramObserver:
         self.largest = max(self.largest, float(largest))
 
     def mse_optimal_scale(self) -> tuple[float, float]:
-        """The step of the symmetric grid with the least squared error, and that error: relative, a mean.
+        """Return the scale of the symmetric grid with the least squared error, and that mean relative error.
 
-        A finer grid rounds less and cuts more off: within the grid the error of a number is that of rounding,
-        ``step**2 / 12``, below half a step its own square, beyond the last level what is cut off.
+        A finer grid rounds less and clips more: within the grid the error of a number is that of rounding,
+        ``step**2 / 12``, below half a step its own square, beyond the last level the clipped part.
         """
         if not self.largest:
             return 1.0, 0.0

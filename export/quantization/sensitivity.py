@@ -1,4 +1,4 @@
-"""What each layer of a denoiser alone does to its output in int8, measured."""
+"""Measure the error of a denoiser's output with each single layer in int8."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def measure_errors(
     settings: CalibrationSettings,
     progress: Progress,
 ) -> dict[str, float]:
-    """Relative error of the output with a layer alone in int8, by layer: root mean square over ``feeds``.
+    """Return the relative error of the output with one layer in int8, by layer: an RMS over ``feeds``.
 
-    Matrix products are many and mostly harmless: a group of them is taken apart only where its squared error
-    is more than twice what its share of the ``work`` allows it of the error that all layers together may
-    cause, the settings' ``target``; else each gets its share of the error.
+    Matrix products are many and mostly harmless. So a group of them is measured layer by layer only if its
+    squared error is more than twice its share of the squared ``target`` of the settings, by ``work``.
+    Otherwise each layer gets its share of the group's error.
     """
     error = _SwitchedError(graph, scales, feeds)
     groups, total = _groups(scales, settings.group), sum(work.values())
@@ -50,7 +50,7 @@ def measure_errors(
 
 
 def _groups(scales: Mapping[str, LayerScales], largest: int) -> list[list[str]]:
-    """Each convolution by itself, matrix products that follow each other together."""
+    """Return each convolution by itself, and consecutive matrix products in groups."""
     groups: list[list[str]] = []
     open_group = False
     for name, scale in scales.items():
@@ -66,8 +66,8 @@ def _groups(scales: Mapping[str, LayerScales], largest: int) -> list[list[str]]:
 class _SwitchedError:
     """The squared relative error of the output with some layers in int8: a mean over steps.
 
-    What does not depend on the latents, the control module above all, is a graph of its own and computed
-    again only where one of its layers is switched: in a small model it is most of the work.
+    The part that does not depend on the latents, mainly the control module, is a separate graph and runs
+    again only if one of its layers is switched: in a small model it is most of the work.
     """
 
     def __init__(self, graph: Path, scales: Mapping[str, LayerScales], feeds: Sequence[Feed]) -> None:
@@ -92,17 +92,17 @@ class _SwitchedError:
         return output.astype(np.float64)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release resources: the sessions and their files."""
         for part in (self.once, self.rest):
             part.close()
 
 
 class _Switched:
-    """A graph with switches for those of its layers that have grids, written to ``path``."""
+    """A graph with switches for its layers that have grids, written to ``path``."""
 
     def __init__(self, model: ir.Model, scales: Mapping[str, LayerScales], path: Path) -> None:
-        there = {name_of(layer.node) for layer in layers(model)}
-        self.names = [name for name in scales if name in there]
+        own = {name_of(layer.node) for layer in layers(model)}
+        self.names = [name for name in scales if name in own]
         self.path = path
         ir.save(switch(model, {name: scales[name] for name in self.names}), path)
         self.session = mapped_session(path)
@@ -110,6 +110,7 @@ class _Switched:
         self.outputs = [value.name for value in self.session.get_outputs()]
 
     def has(self, on: Sequence[str]) -> bool:
+        """Return whether any of these layers is in this graph."""
         return not set(on).isdisjoint(self.names)
 
     def run(self, feed: Feed, on: Sequence[str]) -> dict[str, np.ndarray]:
@@ -118,17 +119,18 @@ class _Switched:
         return dict(zip(self.outputs, outputs, strict=True))
 
     def close(self) -> None:
+        """Release resources: the session and its file."""
         del self.session
         self.path.unlink()
 
 
 def mapped_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session that maps the weights' file: no copies of them, packed, folded or in blocks of channels."""
+    """Return a session that maps the weights' file, without packed, folded or reordered copies."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
-    # the order of the file: what reads a value runs soon after it, and its memory is free again
+    # in the order of the file the readers of a value run soon after it, and its memory is freed
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     return onnxruntime.InferenceSession(
         str(path), options, disabled_optimizers=["ConstantFolding", "NchwcTransformer"]

@@ -1,4 +1,4 @@
-"""Images from and to files."""
+"""Read and write image files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
 
 Change = Callable[[Image.Image], Image.Image]
-"""What is done to every control image after it was opened."""
+"""A function that is applied to every control image after it is opened."""
 
 
 def read_image(path: Path, change: Change | None = None) -> Image.Image:
-    """What ``change`` makes of the image in a file, by default mode RGB with 8 bits.
+    """Return the image in a file after ``change``, by default in mode RGB with 8 bits.
 
-    Raises :class:`InputError`, with the file's name, where it cannot be read.
+    Raises :class:`InputError` with the file's name if it cannot be read.
     """
     image = open_image(path)
     try:
@@ -29,36 +29,38 @@ def read_image(path: Path, change: Change | None = None) -> Image.Image:
 
 
 class ImageFiles(Closeable):
-    """The files of a run that makes images: ``output``, or numbered ones beside it where there are several.
+    """The files of a run that makes images: ``output``, or numbered files beside it for several images.
 
-    Raises :class:`InputError` unless ``output`` can be written as an image: a known ending, no folder.
+    Raises :class:`InputError` if ``output`` cannot be written as an image: it must have the suffix of an
+    image format and must not be a directory.
     """
 
     subject = "prompt"
-    """The option that such a run cannot do without."""
+    """The argument that such a run requires."""
     takes = ()
-    """The options that are arguments of this class."""
+    """The options that are passed to this class."""
 
     def __init__(self, output: Path | None) -> None:
         self.output = Path("image.png") if output is None else output
         if self.output.is_dir():
             raise InputError(
-                f"output {output} is a folder; give the name of an image file", argument="output"
+                f"output {output} is a directory; give the name of an image file", argument="output"
             )
         formats = Image.registered_extensions()
         if formats.get(self.output.suffix.lower()) not in Image.SAVE:
             raise InputError(
-                f"output {output} names no kind of image; accepted: .png, .jpg, .webp and others",
+                f"output {output} does not have the suffix of an image format; accepted: .png, .jpg, .webp"
+                " and others",
                 argument="output",
             )
         check_writable(self.output)
 
     def control(self, path: Path, change: Change) -> Image.Image:
-        """The control image in a file."""
+        """Return the control image in a file."""
         return read_image(path, change)
 
     def save(self, images: Iterator[Image.Image]) -> list[Path]:
-        """Write the images, each to a file; returns where to."""
+        """Write each image to a file; return the paths."""
         made, paths, stem = list(images), [self.output], self.output.stem
         if len(made) > 1:
             paths = [self.output.with_stem(f"{stem}-{number + 1}") for number in range(len(made))]
@@ -68,4 +70,4 @@ class ImageFiles(Closeable):
         return paths
 
     def close(self) -> None:
-        """Images hold nothing open."""
+        """Do nothing: image files are not kept open."""

@@ -1,4 +1,4 @@
-"""Clips from and to files, frame by frame: of a clip of any length a few frames are in memory."""
+"""Read and write clips frame by frame: only a few frames of a clip are in memory at a time."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DEFAULT_FPS = Fraction(7)
 """As in diffusers for Stable Video Diffusion."""
 LOWEST_FPS, HIGHEST_FPS = 0.1, 240
 
-_ACCEPTED = "give a folder of images or a video file (MP4, GIF, WebM and others)"
+_ACCEPTED = "give a directory of images or a video file (MP4, GIF, WebM and others)"
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a kind of file is encoded, in FFmpeg's names, and how many frames a second it can have."""
+    """The encoding of a file format in FFmpeg's names, and the most frames a second that it can have."""
 
     codec: str
     pixels: str
@@ -52,10 +52,10 @@ _ENDINGS = ", ".join(FORMATS)
 
 
 class Frames:
-    """A clip whose frames are image files, each read when it is asked for and then put through ``change``.
+    """A clip whose frames are image files. Each is read on demand, and ``change`` is applied to it.
 
     Attributes:
-        fps: frames a second of the video that the frames come from; None where there is none.
+        fps: frames a second of the source video; None if there is none.
     """
 
     def __init__(self, paths: Sequence[Path], change: Change, fps: Fraction | None = None) -> None:
@@ -71,23 +71,23 @@ class Frames:
 
 @contextmanager
 def open_clip(path: Path, change: Change, limit: int | None = None) -> Iterator[Frames]:
-    """The clip in a folder of images, in the natural order of their names, or in a video file.
+    """Open the clip in a directory of images, in the natural order of their names, or in a video file.
 
-    The first ``limit`` frames of a video are decoded to a temporary folder, removed at the end of the block.
-    Raises :class:`InputError` where there is no frame that can be read.
+    The first ``limit`` frames of a video are decoded to a temporary directory, which is removed at the end of
+    the block. Raises :class:`InputError` if no frame can be read.
     """
     if path.is_dir():
         yield Frames(_listed(path), change)
         return
-    with TemporaryDirectory(prefix="controlnext-") as folder:
-        paths, fps = _decode(path, Path(folder), limit)
+    with TemporaryDirectory(prefix="controlnext-") as directory:
+        paths, fps = _decode(path, Path(directory), limit)
         yield Frames(paths, change, fps)
 
 
 def write_clip(path: Path, images: Iterator[Image.Image], fps: Fraction) -> None:
-    """Encode ``images`` of one size, as they come, to the file ``path``, whose ending is one of ``FORMATS``.
+    """Encode ``images`` of one size one by one to the file ``path``, whose suffix is a key of ``FORMATS``.
 
-    A GIF repeats, and every frame has a palette of its own. Raises :class:`WorkError` where encoding fails.
+    A GIF repeats, and every frame has its own palette. Raises :class:`WorkError` if encoding fails.
     """
     av, ending = _import_av(), path.suffix.lower()
     kind, first = FORMATS[ending], next(images)
@@ -109,16 +109,16 @@ def write_clip(path: Path, images: Iterator[Image.Image], fps: Fraction) -> None
 
 
 class ClipFiles(Closeable):
-    """The files of a run that makes a clip: ``output`` is a .mp4 or .gif, or a new folder of PNG files.
+    """The files of a run that makes a clip: ``output`` is a .mp4 or .gif, or a new directory of PNG files.
 
-    ``fps``: frames a second, by default those of the first control that is a video; ``frames``: how many are
-    needed. Raises :class:`InputError` for an ending or a number of frames a second that cannot be.
+    ``fps``: frames a second, by default those of the first control that is a video; ``frames``: the number of
+    frames needed. Raises :class:`InputError` for an unsupported suffix or number of frames a second.
     """
 
     subject = "image"
-    """The option that such a run cannot do without."""
+    """The argument that such a run requires."""
     takes = ("fps", "frames")
-    """The options that are arguments of this class."""
+    """The options that are passed to this class."""
 
     def __init__(self, output: Path | None, fps: float | None = None, frames: int | None = None) -> None:
         self.output = Path("clip.mp4") if output is None else output
@@ -131,14 +131,14 @@ class ClipFiles(Closeable):
         self._fps = None if fps is None else self._checked(fps)
 
     def control(self, path: Path, change: Change) -> Frames:
-        """The control clip in a folder or a file."""
+        """Return the control clip in a directory or a file."""
         clip = self._temporary.enter_context(open_clip(path, change, self._limit))
         if self._fps is None and clip.fps is not None:
             self._fps = self._checked(clip.fps)
         return clip
 
     def save(self, images: Iterator[Image.Image]) -> list[Path]:
-        """Write a clip's frames as they come; returns where to."""
+        """Write a clip's frames one by one; return the paths."""
         if self._ending:
             write_clip(self.output, images, self._fps or DEFAULT_FPS)
         else:
@@ -156,8 +156,8 @@ class ClipFiles(Closeable):
         highest = kind.highest_fps if kind else HIGHEST_FPS
         if not LOWEST_FPS <= fps <= highest:
             raise InputError(
-                f"{self.output} cannot have {float(fps):g} frames a second; give `fps` from {LOWEST_FPS} to"
-                f" {highest}",
+                f"{self.output} cannot have {float(fps):g} frames a second; `fps` must be from"
+                f" {LOWEST_FPS} to {highest}",
                 argument="fps",
             )
         return Fraction(fps).limit_denominator(1001)
@@ -167,35 +167,36 @@ def _check_name(output: Path) -> None:
     if not output.suffix:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             raise InputError(
-                f"output {output} is there already; give a new or empty folder, or {_ENDINGS}",
+                f"output {output} already exists; give a new or empty directory, or {_ENDINGS}",
                 argument="output",
             )
     elif output.suffix.lower() not in FORMATS:
         raise InputError(
-            f"output {output} names no kind of clip; accepted: {_ENDINGS}, or a folder", argument="output"
+            f"output {output} does not have the suffix of a clip; accepted: {_ENDINGS}, or a directory",
+            argument="output",
         )
     elif output.is_dir():
-        raise InputError(f"output {output} is a folder; give the name of a file", argument="output")
+        raise InputError(f"output {output} is a directory; give the name of a file", argument="output")
 
 
-def _listed(folder: Path) -> list[Path]:
-    """The images in a folder, ``frame-2`` before ``frame-10``."""
+def _listed(directory: Path) -> list[Path]:
+    """Return the paths of the images in a directory, ``frame-2`` before ``frame-10``."""
     try:
-        paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        paths = [path for path in directory.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     except OSError as error:
-        raise InputError(f"cannot read folder {folder}: {error.strerror}; {_ACCEPTED}") from error
+        raise InputError(f"cannot read directory {directory}: {error.strerror}; {_ACCEPTED}") from error
     if not paths:
-        raise InputError(f"folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
+        raise InputError(f"directory {directory} has no images ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
     return sorted(paths, key=lambda path: _natural(path.name))
 
 
 def _natural(name: str) -> list[str | int]:
-    """A key by which numbers within names sort as numbers."""
+    """Return a sort key that orders numbers within names as numbers."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
-def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fraction | None]:
-    """The frames of a video, upright, as files in ``folder``; frames a second, where that is known."""
+def _decode(path: Path, directory: Path, limit: int | None) -> tuple[list[Path], Fraction | None]:
+    """Decode a video to upright frames in ``directory``; return paths and frames a second, if known."""
     av = _import_av()
     paths: list[Path] = []
     try:
@@ -203,19 +204,19 @@ def _decode(path: Path, folder: Path, limit: int | None) -> tuple[list[Path], Fr
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as video:
             streams = video.streams.video
             for frame in islice(video.decode(streams[0]) if streams else (), limit):
-                paths.append(folder / _frame_name(len(paths)))
+                paths.append(directory / _frame_name(len(paths)))
                 with new_file(paths[-1]) as aside:
                     # compressed little, as it is read again soon
                     _image_of(frame).rotate(frame.rotation, expand=True).save(aside, compress_level=1)
             if not paths:
-                raise InputError(f"{path} holds no images; {_ACCEPTED}")
+                raise InputError(f"{path} has no images; {_ACCEPTED}")
             return paths, streams[0].guessed_rate or None
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"cannot read video {path}: {error.strerror}; {_ACCEPTED}") from error
 
 
 def _image_of(frame: Any) -> Image.Image:
-    """Mode RGB, or RGBA where a pixel is transparent: PyAV's own conversion drops that."""
+    """Return a frame in mode RGB, or RGBA if a pixel is transparent: PyAV's conversion drops that."""
     if any(component.is_alpha for component in frame.format.components):
         pixels = frame.to_ndarray(format="rgba")
         if pixels[..., 3].min() < 255:
@@ -234,7 +235,7 @@ def _frame_name(number: int) -> str:
 
 
 def _video_frame(image: Image.Image, pixels: str) -> Any:
-    """``image`` for an encoder of ``pixels``, which makes them of RGB unless they need a palette."""
+    """Return ``image`` as a frame for an encoder of ``pixels``; only "pal8" needs a palette made here."""
     make = _import_av().VideoFrame
     if pixels != "pal8":
         return make.from_image(image)

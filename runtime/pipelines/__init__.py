@@ -1,1 +1,1 @@
-"""One pipeline for each task."""
+"""The pipelines: one for images, one for clips."""

@@ -1,4 +1,4 @@
-"""Control clips: images that are read when they are needed."""
+"""Control clips, whose images are read on demand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from controlnext.types import FloatArray
 
 
 class Clip:
-    """The images of a control clip, read when they are needed; the last few are kept."""
+    """The images of a control clip, read on demand; the last few are cached."""
 
     def __init__(self, given: Any) -> None:
         if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
             raise InputError(
-                "no control clip was given; give control_images, a sequence of images",
+                "no control clip was given; set `control_images` to a sequence of images",
                 argument="control_images",
             )
         if isinstance(given, np.ndarray) and given.ndim != 4:
@@ -33,7 +33,7 @@ class Clip:
                 "control_images is empty; give one image for every frame", argument="control_images"
             )
         self._given, self._reader = given, ImageReader("the clip in control_images", one_ground=True)
-        # of the images, not of this object: it would keep itself alive, and the last frames with it
+        # cached without a reference to self, which would keep this object and its last frames alive
         read = partial(_frame_array, given, self._reader)
         self._frame = lru_cache(maxsize=2 * VideoRequest.frames_per_batch)(read)
 
@@ -47,7 +47,7 @@ class Clip:
         return height, width
 
     def array(self, numbers: list[int], height: int, width: int) -> FloatArray:
-        """(1, frames, 3, height, width) float32 in [0, 1] of the frames of these numbers."""
+        """Return the frames of these ``numbers`` as (1, frames, 3, height, width) float32 in [0, 1]."""
         return np.stack([self._frame(number, height, width) for number in numbers])[None]
 
 
@@ -61,11 +61,11 @@ def _frame_bands(clip: Any, reader: ImageReader, number: int) -> Bands:
 
 
 def read_one(name: str, given: Any, reader: ImageReader) -> Bands:
-    """The one image ``given``; errors call it ``name``."""
+    """Return the single image ``given``; errors call it ``name``."""
     try:
         images = read_images(given, reader)
     except InputError as error:
         raise InputError(f"{name}: {error}", argument=error.argument) from error
     if len(images) > 1:
-        raise InputError(f"{name} holds {len(images)} images; give one")
+        raise InputError(f"{name} has {len(images)} images; give one")
     return images[0]

@@ -1,4 +1,4 @@
-"""The controls of a bundle: what each is given, and how strong it is over a run."""
+"""The controls of a bundle: the image and the strength of each over a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from controlnext.types import FloatArray
 
 
 class Controls:
-    """The controls of a denoiser that has inputs of these ``names``; ``len`` tells how many there are."""
+    """The controls of a denoiser whose inputs have these ``names``; ``len`` is their number."""
 
     def __init__(self, names: Iterable[str], variant: Variant) -> None:
         self._inputs = control_inputs(names)
@@ -26,30 +26,31 @@ class Controls:
         return len(self._inputs)
 
     def each(self, name: str, value: Any) -> list[Any]:
-        """One value for each control; with several controls ``value`` has to be a list of as many."""
+        """Return one value for each control; for several controls ``value`` must be a list of them."""
         if len(self) == 1:
             return [value]
         if not isinstance(value, (list, tuple)) or len(value) != len(self):
             raise InputError(
-                f"this bundle has {len(self)} controls; give {name} as a list of as many", argument=name
+                f"this bundle has {len(self)} controls; {name} must be a list of {len(self)} entries",
+                argument=name,
             )
         return list(value)
 
     def each_scale(self, scale: Any) -> list[Any]:
-        """As :meth:`each`, but a single number serves all."""
+        """Return one scale for each control as :meth:`each` does; a single number applies to all."""
         several = isinstance(scale, (list, tuple)) or np.ndim(scale) > 0
         return self.each("control_scale", scale) if several else [scale] * len(self)
 
     def images(self, arrays: Sequence[FloatArray]) -> dict[str, FloatArray]:
-        """The control image inputs, of one array for each control."""
+        """Return the control image inputs by name, from one array for each control."""
         return {control.image: array for control, array in zip(self._inputs, arrays, strict=True)}
 
     def schedules(
         self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
     ) -> dict[int, dict[str, FloatArray]]:
-        """The control scale inputs by the step from which on they hold.
+        """Return the control scale inputs by the first step at which they apply.
 
-        ``scales``: of each control, a row for every result.
+        ``scales``: for each control an array with one row for each result.
         """
         factor = np.float32(self._variant.unconditional_scale)
         span, off = (request.control_start, request.control_end), self._variant.off_scale

@@ -24,7 +24,7 @@ from controlnext.types import FloatArray
 
 @dataclass(frozen=True)
 class Output:
-    """What a call gives.
+    """The result of a call.
 
     Attributes:
         images: PIL images; with output type "np" (N, H, W, 3) float32 in [0, 1]; with "latent" None.
@@ -36,7 +36,39 @@ class Output:
 
 
 class ImagePipeline(Pipeline, task="image"):
-    """Classifier-free guidance over a batch of prompts, the control applied to both halves."""
+    """A pipeline that makes images from prompts and control images.
+
+    It samples with classifier-free guidance over a batch of prompts; the control applies to both halves of
+    the batch. The arguments below are those of a call; None means the default in brackets. For a bundle of
+    several controls ``control_image`` is a list with one entry for each control, and ``control_scale`` a
+    number for all controls or such a list.
+
+    Args:
+        prompt: text, or a list of texts, one an image.
+        negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
+            missing one: zeros, or the embedding of the empty text).
+        control_image: an image, or one for each prompt: PIL images of any mode, or arrays
+            (height, width, 3) of uint8 or of floats in [0, 1], or anything else
+            that :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
+            ``width`` x ``height``.
+        control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
+        num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
+            ``latents`` if they are given, else of the first control image, rounded down).
+        seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
+        sampler: name of a sampler of the family (the family's default).
+        latents: (N, C, height/8, width/8), noise of unit variance, in place of the seed's;
+            anything that NumPy turns into an array.
+        control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        output_type: "pil", "np" or "latent".
+        vae_tiling: decode in overlapping tiles, for large images: less memory, but colours may shift
+            from tile to tile.
+        guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
+        num_images_per_prompt: number of images for each prompt, at least 1.
+        prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
+        pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
+            pooled embeddings.
+    """
 
     request = Request
     memory_savers = ("vae_tiling", "offload")
@@ -69,36 +101,9 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Output:
-        """Make images from prompts and control images. None means the default that is given in brackets.
+        """Return the images of prompts and control images.
 
-        Where a bundle has several controls, ``control_image`` is a list with what one takes for each of them,
-        and ``control_scale`` a number for all or a list likewise.
-
-        Args:
-            prompt: text, or a list of texts, one an image.
-            negative_prompt: text for all prompts or a list of as many (what the model was trained with for a
-                missing one: zeros, or the embedding of the empty text).
-            control_image: an image, or one for each prompt: PIL images of any mode, or arrays
-                (height, width, 3) of uint8 or of floats in [0, 1], or others that
-                :class:`~controlnext.image_input.ImageReader` takes. Resized where its size is not
-                ``width`` x ``height``.
-            control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
-            num_inference_steps: steps of the sampler, from 1 on (the family's default).
-            height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-                ``latents`` if they are given, else of the first control image, rounded down).
-            seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
-            sampler: name of a sampler of the family (the family's default).
-            latents: (N, C, height/8, width/8), noise of unit variance instead of what the seed gives;
-                whatever NumPy makes an array of.
-            control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
-            output_type: "pil", "np" or "latent".
-            vae_tiling: decode in overlapping tiles, for large images: that takes less memory, but colours
-                may shift from tile to tile.
-            guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
-            num_images_per_prompt: images for each prompt, from 1 on.
-            prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
-            pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that take
-                them.
+        The class describes the arguments.
 
         Raises:
             InputError: a value that no model could take, or that this bundle cannot.
@@ -153,10 +158,10 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Iterator[Step]:
-        """The steps of such a call one after the other; the arguments are those of the call.
+        """Yield the steps of such a call one by one; the arguments are those of the call.
 
-        They are checked and the prompts encoded before this returns. :meth:`decode` makes images of any
-        step's latents; those of the last step are the result.
+        The arguments are checked and the prompts are encoded before this returns. :meth:`decode` turns any
+        step's latents into images; those of the last step are the result.
         """
         request = Request(
             prompt=prompt,
@@ -232,7 +237,7 @@ class ImagePipeline(Pipeline, task="image"):
 def _control_images(given: Any, request: Request) -> list[Bands]:
     if given is None:
         raise InputError(
-            "no control image was given; give control_image (control_scale=0 switches it off)",
+            "no control image was given; set `control_image` (`control_scale` 0 switches it off)",
             argument="control_image",
         )
     with blames("control_image"):
@@ -247,14 +252,14 @@ def _control_images(given: Any, request: Request) -> list[Bands]:
 
 
 def _for_every_row(images: FloatArray, request: Request, halves: int) -> FloatArray:
-    """One control image as it is, which serves all rows; of several, that of each row of a guided batch."""
+    """Return a single control image as it is; repeat several for each row of a guided batch."""
     if len(images) == 1:
         return images
     return np.tile(np.repeat(images, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
 
 
 def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:
-    """One scale for every image, (N,) float32."""
+    """Return one scale for each image, (N,) float32."""
     scale, count = as_floats("control_scale", given), request.prompt_count
     if scale.shape not in ((), (1,), (count,)):
         raise InputError(

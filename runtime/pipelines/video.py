@@ -26,7 +26,7 @@ from controlnext.windows import Window, clip_windows
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """What a call gives.
+    """The result of a call.
 
     Attributes:
         frames: clips of PIL images; with output type "np" (1, F, H, W, 3) float32 in [0, 1]; with "latent"
@@ -39,11 +39,42 @@ class VideoOutput:
 
 
 class VideoPipeline(Pipeline, task="video"):
-    """Stable Video Diffusion's sampling (arXiv:2311.15127) with a control for every frame.
+    """A pipeline that makes clips: Stable Video Diffusion (arXiv:2311.15127) with a control for every frame.
 
     A guided batch has the unconditional half first: zeros for the image's embedding and latents, and the
-    control scale that the variant gives it. Guidance grows linearly over the frames. What a step needs in
-    memory depends on the window, not on the clip, but for the latents.
+    control scale that the variant gives it. Guidance grows linearly over the frames. The memory of a step
+    depends on the window, not on the clip; only the latents grow with the clip.
+
+    The arguments below are those of a call; None means the default in brackets. For a bundle of several
+    controls ``control_images`` is a list of clips, one for each control, and ``control_scale`` a number for
+    all controls or a list of numbers.
+
+    Args:
+        image: the reference image, which the clip shows moving: a PIL image of any mode, an array
+            (height, width, 3) of uint8 or of floats in [0, 1], or anything else that
+            :class:`~controlnext.image_input.ImageReader` takes.
+        control_images: the control's clip: a sequence of images or an array (frames, height, width, 3).
+            Anything with a length and an index will do: frames are read when they are needed, so that a
+            long clip need not be in memory.
+        control_scale: strength of the control; 0 switches it off. One number for the clip.
+        num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
+            ``latents`` if they are given, else of the first control image, rounded down).
+        seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
+        sampler: name of a sampler of the family (the family's default).
+        latents: (1, frames, C, height/8, width/8), noise of unit variance, in place of the seed's;
+            anything that NumPy turns into an array.
+        control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        output_type: "pil", "np" or "latent".
+        vae_tiling: not supported for clips; must be False.
+        num_frames: number of frames of the result, at least 1 (those of the control clip).
+        frames_per_batch, overlap: a longer clip is denoised in windows of ``frames_per_batch`` frames;
+            neighbours share ``overlap`` frames.
+        min_guidance_scale, max_guidance_scale: guidance of the first and of the last frame, linear between;
+            no guidance if the second is less than 1 (the family's default for the second).
+        noise_aug_strength: noise that is added to the reference image.
+        decode_chunk_size: number of frames decoded at a time (those of a window). Frames decoded together
+            influence each other, so this changes the result.
     """
 
     request = VideoRequest
@@ -73,37 +104,9 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> VideoOutput:
-        """Make a clip from an image and a control clip. None means the default that is given in brackets.
+        """Return a clip of a reference image and a control clip.
 
-        Where a bundle has several controls, ``control_images`` is a list of clips, one for each of them, and
-        ``control_scale`` a number for all or a list of numbers.
-
-        Args:
-            image: the reference image, which the clip shows moving: a PIL image of any mode, an array
-                (height, width, 3) of uint8 or of floats in [0, 1], or another that
-                :class:`~controlnext.image_input.ImageReader` takes.
-            control_images: the control's clip: a sequence of images or an array (frames, height, width, 3).
-                Anything with a length and an index will do: frames are read when they are needed, so that a
-                long clip need not be in memory.
-            control_scale: strength of the control; 0 switches it off. One number for the clip.
-            num_inference_steps: steps of the sampler, from 1 on (the family's default).
-            height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
-                ``latents`` if they are given, else of the first control image, rounded down).
-            seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
-            sampler: name of a sampler of the family (the family's default).
-            latents: (1, frames, C, height/8, width/8), noise of unit variance instead of what the seed gives;
-                whatever NumPy makes an array of.
-            control_start, control_end: the part of the run, of 0 to 1, in which the control acts.
-            output_type: "pil", "np" or "latent".
-            vae_tiling: not for clips; leave it False.
-            num_frames: frames of the result, from 1 on (as many as the control has).
-            frames_per_batch, overlap: a longer clip is denoised in windows of so many frames that share so
-                many.
-            min_guidance_scale, max_guidance_scale: guidance of the first and the last frame, linear between;
-                none where the second is less than 1 (of the second the family's default).
-            noise_aug_strength: noise that is added to the reference image.
-            decode_chunk_size: frames that are decoded at a time (those of a window); they see one another,
-                so that it is part of the result.
+        The class describes the arguments.
 
         Raises:
             InputError: a value that no model could take, or that this bundle cannot.
@@ -158,10 +161,10 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> Iterator[Step]:
-        """The steps of such a call one after the other; the arguments are those of the call.
+        """Yield the steps of such a call one by one; the arguments are those of the call.
 
-        They are checked before this returns. :meth:`decode` makes a clip of any step's latents; those of the
-        last step are the result.
+        They are checked before this returns. :meth:`decode` turns any step's latents into a clip; those of
+        the last step are the result.
         """
         request = VideoRequest(
             image=image,
@@ -238,7 +241,7 @@ class VideoPipeline(Pipeline, task="video"):
         return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
 
     def _control(self, clips: list[Clip], height: int, width: int, window: Window) -> dict[str, FloatArray]:
-        """The control inputs of a window: its first frame is the clip's."""
+        """Return the control inputs of a window; the first frame is always that of the clip."""
         numbers = [0, *range(window.start + 1, window.stop)]
         return self.controls.images([clip.array(numbers, height, width) for clip in clips])
 
@@ -248,7 +251,7 @@ class VideoPipeline(Pipeline, task="video"):
     def _image(
         self, request: VideoRequest, height: int, width: int, guided: bool, generator: TorchGenerator
     ) -> tuple[FloatArray, dict[str, np.ndarray]]:
-        """The reference image as latents (rows, C, h, w), and the inputs that stay the same."""
+        """Return the reference image as latents (rows, C, h, w), and the inputs constant over the steps."""
         bundle, options = self.bundle, self.bundle.manifest.options
         (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
         with blames("image"):
@@ -273,7 +276,7 @@ def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
     frames = shortest if request.num_frames is None else request.num_frames
     if frames > shortest:
         raise InputError(
-            f"num_frames is {frames}, the control has {shortest}; give an image for every frame",
+            f"num_frames is {frames}, but the control has {shortest} frames; give an image for every frame",
             argument="num_frames",
         )
     return frames

@@ -1,4 +1,4 @@
-"""What every preprocessor is: it makes control images out of ordinary ones."""
+"""The base class of preprocessors, which make control images from ordinary ones."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from controlnext.image_input import ImageReader
 
 
 class Preprocessor(Closeable):
-    """Makes control images. A context manager: leaving it closes it.
+    """A maker of control images. A context manager: leaving it closes it.
 
     Options are keyword arguments of the constructor. Weights are such an option, the path of a file or
-    folder: they are read once, and :meth:`close` gives back what they take.
+    directory: they are read once, and :meth:`close` releases them.
     """
 
     def __call__(self, image: object, reader: ImageReader | None = None) -> Image.Image:
-        """The control image of ``image``, as ``reader`` (a new one) reads it: mode RGB.
+        """Return the control image of ``image`` in mode RGB; ``reader`` (default: a new one) reads it.
 
-        Raises :class:`~controlnext.errors.InputError` where it is no image.
+        Raises :class:`~controlnext.errors.InputError` if it is not an image.
         """
         return self.process((reader or ImageReader()).read_rgb(image))
 
     @abstractmethod
     def process(self, image: Image.Image) -> Image.Image:
-        """The control image of an image; both of mode RGB."""
+        """Return the control image of an image; both in mode RGB."""
 
     def close(self) -> None:
-        """Give back the memory; a preprocessor without weights has none to give."""
+        """Release resources; a preprocessor without weights has none."""

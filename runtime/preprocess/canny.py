@@ -1,4 +1,4 @@
-"""Edges."""
+"""The Canny edge detector."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _SIGMA = 0.33
 
 
 class Canny(Preprocessor):
-    """White edges on black, of the same size: OpenCV's Canny detector on the grey image.
+    """White edges on black in the same size: OpenCV's Canny detector on the grey image.
 
-    The thresholds are the median grey level less and plus a third of it, as in the published SDXL script.
+    The thresholds are the median grey level minus and plus a third of it, as in the published SDXL script.
     """
 
     def process(self, image: Image.Image) -> Image.Image:
+        """Return the edges of ``image``; both in mode RGB."""
         cv2 = _import_cv2()
         grey = cv2.cvtColor(np.asarray(image), cv2.COLOR_RGB2GRAY)
         median = np.median(grey)

@@ -1,4 +1,4 @@
-"""Samplers: diffusers' schedulers in NumPy, each in a file of its own.
+"""Samplers: diffusers' schedulers in NumPy, one file each.
 
     sampler = make_sampler("unipc", scheduler_config, 20)
     sample = noise * sampler.init_noise_sigma
@@ -6,7 +6,7 @@
         output = denoise(sampler.scale_model_input(sample, i), timestep)
         sample = sampler.step(output, i, sample, generator)
 
-To add one: subclass `Sampler` in a file here, and enter it in :mod:`controlnext.families.samplers`.
+To add one: subclass `Sampler` in a file here, and add it to :mod:`controlnext.families.samplers`.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ __all__ = ["Sampler", "make_sampler", "sampler_class"]
 
 
 def sampler_class(name: str) -> type[Sampler]:
-    """The class of the sampler ``name``, a key of `SAMPLER_SPECS`."""
+    """Return the class of the sampler ``name``, a key of `SAMPLER_SPECS`."""
     module, _, cls = SAMPLER_SPECS[name].sampler.partition(":")
     found: type[Sampler] = getattr(import_module(f"{__name__}.{module}"), cls)
     return found
 
 
 def make_sampler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> Sampler:
-    """A sampler set up for one run.
+    """Return a sampler set up for one run.
 
     Args:
         name: a key of `SAMPLER_SPECS`.
         config: the contents of a scheduler_config.json of any scheduler class, read as diffusers'
             `from_config` of the sampler's own class reads it.
-        num_inference_steps: 1 or more; ddim and ddpm take no more than there are training timesteps.
+        num_inference_steps: at least 1; for ddim and ddpm at most the number of training timesteps.
 
     Raises:
         InputError: an unknown name, a number of steps or an option that is not supported.
     """
     if name not in SAMPLER_SPECS:
         raise InputError(
-            f"unknown sampler {name!r}: take one of {', '.join(SAMPLER_SPECS)}", argument="sampler"
+            f"unknown sampler {name!r}; accepted: {', '.join(SAMPLER_SPECS)}", argument="sampler"
         )
     return sampler_class(name)(config, num_inference_steps)

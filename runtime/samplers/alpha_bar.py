@@ -1,4 +1,4 @@
-"""What DDIM and DDPM share: whole timesteps with their alpha_bar."""
+"""The base of DDIM and DDPM: integer timesteps with their alpha_bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ONE = np.float32(1)
 
 
 class AlphaBarSampler(Sampler):
-    """Base of DDIM and DDPM: whole timesteps with their alpha_bar, and a predicted x0 that may be limited."""
+    """Base of DDIM and DDPM: integer timesteps with their alpha_bar, and an x0 that may be clipped."""
 
     limits_steps = True
 
@@ -37,7 +37,7 @@ class AlphaBarSampler(Sampler):
         self.alpha_bar = table[visited]
 
     def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """The predicted x0 before any limiting."""
+        """Return the predicted x0 before clipping."""
         signal, noise = np.sqrt(self.alpha_bar[i]), np.sqrt(_ONE - self.alpha_bar[i])
         if self.options["prediction_type"] == "epsilon":
             return (sample - noise * model_output) / signal

@@ -1,4 +1,4 @@
-"""What every sampler is: a schedule of timesteps and one step of denoising."""
+"""The base class of samplers: a schedule of timesteps and one step of denoising."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from controlnext.types import FloatArray
 
 
 class Sampler(ABC):
-    """One diffusers scheduler, set up for one number of steps.
+    """A diffusers scheduler, set up for one number of steps.
 
-    `timesteps` and `init_noise_sigma` are fixed once made. A sampler with history (unipc, dpmpp_2m) serves
-    one run: its steps are taken once each and in order. The others keep nothing between steps: `step` may be
-    called any number of times with the same index, for instance once per window of a long clip. No sampler
-    changes the arrays that it is given; one with history keeps them, so do not write into them afterwards.
+    `timesteps` and `init_noise_sigma` do not change. A sampler with history (unipc, dpmpp_2m) serves one run:
+    its steps are taken once each and in order. The others have no state between steps: `step` may be called
+    several times with the same index, for instance once per window of a long clip. No sampler changes its
+    input arrays. One with history keeps them, so do not write into them afterwards.
 
-    A run starts at index 0, as diffusers' SDXL pipeline has it with `set_begin_index(0)`.
+    A run starts at index 0, as in diffusers' SDXL pipeline with `set_begin_index(0)`.
 
     Attributes:
-        timesteps: float32 (steps,), what the denoiser is given at each step. Whole numbers where diffusers'
-            scheduler has integers. There may be one step more than asked for, where diffusers takes one more.
-        init_noise_sigma: what unit-variance noise is multiplied by before the first step.
+        timesteps: float32 (steps,), the denoiser's timestep at each step. They are integers if those of
+            diffusers' scheduler are. There is one step more than requested if diffusers takes one more.
+        init_noise_sigma: the factor of unit-variance noise before the first step.
     """
 
     name: ClassVar[str]
@@ -44,7 +44,7 @@ class Sampler(ABC):
         self.options: Options = read_options(self.name, SAMPLER_SPECS[self.name].options, config)
         self.num_inference_steps = self._checked_steps(num_inference_steps)
         self._noise_scales: dict[int, np.float32] = {}
-        """Of the steps that draw noise, and of no others: what it is multiplied by, which may be 0."""
+        """The factor of the noise, which may be 0, for each step that draws noise."""
 
     @property
     def needs_noise(self) -> bool:
@@ -54,34 +54,34 @@ class Sampler(ABC):
     def _checked_steps(self, steps: int) -> int:
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
             raise InputError(
-                f"num_inference_steps is {steps!r}: give a whole number from 1 on",
+                f"num_inference_steps is {steps!r}; it must be a positive integer",
                 argument="num_inference_steps",
             )
         most = self.options["num_train_timesteps"]
         if self.limits_steps and steps > most:
             raise InputError(
-                f"num_inference_steps is {steps}: sampler '{self.name}' takes 1 to {most} steps with this "
-                "scheduler configuration (its num_train_timesteps); ask for fewer",
+                f"num_inference_steps is {steps}; sampler '{self.name}' supports 1 to {most} steps with this "
+                "scheduler configuration (its num_train_timesteps); reduce `num_inference_steps`",
                 argument="num_inference_steps",
             )
         return int(steps)
 
     def scale_model_input(self, sample: FloatArray, i: int) -> FloatArray:  # noqa: ARG002
-        """What the denoiser is given for `sample` at step `i`: the same shape, float32."""
+        """Return the denoiser's input for `sample` at step `i`, float32 of the same shape."""
         return sample
 
     def step(
         self, model_output: FloatArray, i: int, sample: FloatArray, generator: TorchGenerator | None = None
     ) -> FloatArray:
-        """One step of denoising.
+        """Take one step of denoising.
 
         Args:
-            model_output: the denoiser's (guided) answer at step `i`, float32, of the sample's shape (batch
+            model_output: the denoiser's (guided) output at step `i`, float32, of the sample's shape (batch
                 first).
             i: step index, 0 .. len(timesteps) - 1.
             sample: the current noisy sample, unscaled, float32.
-            generator: where noise is drawn from; needed if `needs_noise`. Numbers are drawn at exactly the
-                steps, and in the shape, in which diffusers draws them.
+            generator: the source of noise, required if `needs_noise`. Numbers are drawn at the same steps
+                and in the same shape as in diffusers.
 
         Returns:
             The sample of the next step, a new float32 array.
@@ -92,26 +92,26 @@ class Sampler(ABC):
         """
         if not 0 <= i < len(self.timesteps):
             raise InputError(
-                f"step index {i} is out of range: this run has steps 0 to {len(self.timesteps) - 1}"
+                f"step index {i} is out of range; this run has steps 0 to {len(self.timesteps) - 1}"
             )
         if model_output.shape != sample.shape:
             raise InputError(
-                f"the denoiser's output has shape {model_output.shape}, the sample {sample.shape}: "
+                f"the denoiser's output has shape {model_output.shape}, the sample {sample.shape}; "
                 "they must agree"
             )
         noise_scale = self._noise_scales.get(i)
         if noise_scale is None:
             return self._step(model_output, i, sample)
         if generator is None:
-            raise InputError(f"sampler '{self.name}' draws noise at step {i}: give it a generator (a seed)")
+            raise InputError(f"sampler '{self.name}' draws noise at step {i}; give it a generator")
         return self._step(model_output, i, sample) + generator.randn(sample.shape) * noise_scale
 
     @abstractmethod
     def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """One step but for the noise."""
+        """Take one step without the noise."""
 
     def _thresholded(self, x0: FloatArray) -> FloatArray:
-        """Dynamic thresholding (arXiv:2205.11487, section 2.3) if the options ask for it, else `x0` as it is.
+        """Apply dynamic thresholding (arXiv:2205.11487, section 2.3) to `x0` if the options request it.
 
         Each batch entry is clipped to a quantile of its magnitudes, at least 1 and at most sample_max_value,
         and divided by it.
@@ -124,12 +124,12 @@ class Sampler(ABC):
         return (np.clip(rows, -limits, limits) / limits).reshape(x0.shape)
 
     def _require_finite(self, *coefficients: ArrayLike) -> None:
-        """Refuses coefficients that are no finite numbers, with which diffusers would run to NaN."""
+        """Raise for coefficients that are not finite; diffusers would return NaN with them."""
         if not all(np.all(np.isfinite(values)) for values in coefficients):
             raise InputError(
                 f"sampler '{self.name}' cannot run this scheduler configuration at "
                 f"{self.num_inference_steps} steps: its noise schedule repeats a level or divides by zero "
-                "(diffusers gives NaN); ask for another number of steps, or export with other `scheduler` "
+                "(diffusers gives NaN); change `num_inference_steps`, or export with other `scheduler` "
                 "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr",
                 argument="num_inference_steps",
             )

@@ -14,14 +14,14 @@ _ONE = np.float32(1)
 
 
 class DDIMSampler(AlphaBarSampler):
-    """Equals diffusers' `DDIMScheduler` with eta 0."""
+    """A sampler equal to diffusers' `DDIMScheduler` with eta 0."""
 
     name = "ddim"
 
     def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
         super().__init__(config, num_inference_steps)
         self._require_divisors()
-        # the step is always this wide, whatever distance the grid has to the next timestep
+        # the step always has this width, whatever the grid's distance to the next timestep
         reached = self._visited - self.options["num_train_timesteps"] // self.num_inference_steps
         table = self._alpha_bar_table
         final = _ONE if self.options["set_alpha_to_one"] else table[0]
@@ -34,7 +34,7 @@ class DDIMSampler(AlphaBarSampler):
         return signal_share * self._limited(x0) + noise_share * noise
 
     def _predicted_noise(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """The noise as the denoiser sees it: limiting x0 does not change it."""
+        """Return the noise that the denoiser predicts: clipping x0 does not change it."""
         signal, noise = np.sqrt(self.alpha_bar[i]), np.sqrt(_ONE - self.alpha_bar[i])
         if self.options["prediction_type"] == "epsilon":
             return model_output

@@ -15,9 +15,9 @@ _SMALLEST_VARIANCE = np.float32(1e-20)
 
 
 class DDPMSampler(AlphaBarSampler):
-    """Equals diffusers' `DDPMScheduler`.
+    """A sampler equal to diffusers' `DDPMScheduler`.
 
-    Draws noise at every step whose timestep is above 0; with steps_offset 1 that includes the last step,
+    It draws noise at every step whose timestep is above 0; with steps_offset 1 that includes the last step,
     where fixed_small then adds next to nothing (1e-10 times the noise). Learned variances are refused: the
     denoisers here predict none. So is fixed_large_log, which gives NaN in diffusers.
     """

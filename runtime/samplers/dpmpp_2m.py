@@ -16,12 +16,12 @@ _LOW_ORDER_STEPS = 15
 
 
 class DPMPP2MSampler(MultistepSampler):
-    """Equals diffusers' `DPMSolverMultistepScheduler` with algorithm_type dpmsolver++.
+    """A sampler equal to diffusers' `DPMSolverMultistepScheduler` with algorithm_type dpmsolver++.
 
-    The order is 2 by default, 1 or 3 on request; diffusers takes higher ones for 3.
+    The order is 2 by default, or 1 or 3; diffusers treats higher ones as 3.
 
-    sigma_min and sigma_max are no arguments of that class, but diffusers keeps them from the configuration
-    and its Karras and exponential schedules do read them.
+    sigma_min and sigma_max are not arguments of that class, but diffusers keeps them from the configuration
+    and its Karras and exponential schedules read them.
     """
 
     name = "dpmpp_2m"
@@ -48,7 +48,7 @@ class DPMPP2MSampler(MultistepSampler):
         return self._updates[i].apply(sample, self._outputs)
 
     def _order(self, i: int) -> int:
-        """Order of step `i`: limited by the history, and towards the end of short runs."""
+        """Return the order of step `i`: limited by the history, and towards the end of short runs."""
         left = len(self.timesteps) - i
         short = self.options["lower_order_final"] and len(self.timesteps) < _LOW_ORDER_STEPS
         if left == 1 and (
@@ -79,7 +79,7 @@ class DPMPP2MSampler(MultistepSampler):
 def _third_order(
     r0: np.float32, r1: np.float32, linear: np.float32, square: np.float32
 ) -> tuple[np.float32, np.float32]:
-    """Weights on m1 - m0 and m2 - m0 from those on the first and second derivative."""
+    """Return the weights on m1 - m0 and m2 - m0 from those on the first and second derivative."""
     # derivatives by divided differences: near = (m0 - m1) / r0, far = (m1 - m2) / r1
     second = (linear * r0 + square) / (r0 + r1)
     near, far = (linear + second) / r0, -second / r1

@@ -23,7 +23,7 @@ _ONE = np.float32(1)
 
 
 class EulerSampler(NoiseLevelSampler):
-    """Equals diffusers' `EulerDiscreteScheduler` (without its churn, which pipelines leave off)."""
+    """A sampler equal to diffusers' `EulerDiscreteScheduler` (without churn, which pipelines do not use)."""
 
     name = "euler"
 

@@ -13,9 +13,9 @@ from controlnext.types import FloatArray
 
 
 class EulerAncestralSampler(NoiseLevelSampler):
-    """Equals diffusers' `EulerAncestralDiscreteScheduler`.
+    """A sampler equal to diffusers' `EulerAncestralDiscreteScheduler`.
 
-    Draws noise at every step, the last one included, where it is multiplied by 0.
+    It draws noise at every step, also at the last one, where it is multiplied by 0.
     """
 
     name = "euler_a"

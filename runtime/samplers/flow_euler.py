@@ -17,7 +17,7 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 
 class FlowEulerSampler(Sampler):
-    """Equals diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by the image's size."""
+    """A sampler equal to diffusers' `FlowMatchEulerDiscreteScheduler` without shifting by image size."""
 
     name = "flow_euler"
     sigmas: FloatArray
@@ -35,7 +35,7 @@ class FlowEulerSampler(Sampler):
             self._noise_scales = dict(enumerate(self.sigmas[1:]))
 
     def _schedule(self) -> DoubleArray:
-        """The noise shares of the steps, highest first."""
+        """Return the noise shares of the steps, highest first."""
         options, train = self.options, self.options["num_train_timesteps"]
         first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
         # diffusers shifts the ends of the range, and then all of it

@@ -1,4 +1,4 @@
-"""What the multistep solvers share: the schedule, the conversion of the denoiser's answer, the history."""
+"""The base of the multistep solvers: schedule, conversion of the denoiser's output, history."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from controlnext.types import FloatArray
 
 @dataclass(frozen=True)
 class Update:
-    """A solver's update: a linear combination whose weights depend on the schedule alone.
+    """The update of a solver: a linear combination whose weights depend on the schedule alone.
 
-    The result is sample * x + base * m[0] + sum of differences[k] * (m[k + 1] - m[0]), with m the outputs.
+    The result is sample * x + base * m[0] + sum of differences[k] * (m[k + 1] - m[0]); m are the outputs.
     """
 
     sample: np.float32
@@ -35,7 +35,7 @@ class Update:
     differences: tuple[np.float32, ...] = ()
 
     def apply(self, sample: FloatArray, outputs: Sequence[FloatArray]) -> FloatArray:
-        """`outputs` may be longer than needed; all arrays float32 of one shape."""
+        """Return the updated sample. All arrays are float32 of one shape; extra `outputs` are ignored."""
         result = self.sample * sample + self.base * outputs[0]
         for weight, output in zip(self.differences, outputs[1:], strict=False):
             result += weight * (output - outputs[0])
@@ -43,11 +43,11 @@ class Update:
 
 
 class MultistepSampler(Sampler):
-    """Base of the solvers that extrapolate from earlier outputs: one object serves one run."""
+    """Base of the solvers that extrapolate from earlier outputs; one object serves one run."""
 
     ends_at_replaced: ClassVar[bool] = False
-    """Whether final_sigmas_type sigma_min repeats the last Karras or exponential level, where there are such;
-    else it is the lowest level of training."""
+    """Whether final_sigmas_type sigma_min repeats the last Karras or exponential level, if there is one; else
+    it is the lowest level of training."""
     sigmas: FloatArray
     """Noise level at each step and after the last one, (steps + 1,)."""
 
@@ -75,17 +75,17 @@ class MultistepSampler(Sampler):
         self.timesteps = np.trunc(timesteps).astype(np.float32)
 
     def _usable_timesteps(self) -> int:
-        """How many training timesteps, the lowest first, the grid may reach."""
+        """Return the number of training timesteps, from the lowest, that the grid may use."""
         return int(self.options["num_train_timesteps"])
 
     def _rounds_timesteps(self) -> bool:
-        """Whether the timesteps of replaced noise levels are rounded (else truncated)."""
+        """Return whether the timesteps of replaced noise levels are rounded (else truncated)."""
         return bool(self.options["use_karras_sigmas"])
 
     def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
         if i != self._taken:
             raise InputError(
-                f"sampler '{self.name}' keeps a history and was at step {self._taken}, not {i}: take its "
+                f"sampler '{self.name}' has a history and is at step {self._taken}, not {i}; take its "
                 "steps once each and in order, and make a new sampler for every run"
             )
         self._taken += 1
@@ -93,13 +93,13 @@ class MultistepSampler(Sampler):
 
     @abstractmethod
     def _converted(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """The denoiser's answer as the quantity that the solver integrates."""
+        """Return the denoiser's output as the quantity that the solver integrates."""
 
     @abstractmethod
     def _advance(self, output: FloatArray, i: int, sample: FloatArray) -> FloatArray: ...
 
     def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """The predicted x0, thresholded if the options ask for it."""
+        """Return the predicted x0, thresholded if the options request it."""
         alpha, std = self._alphas[i], self._stds[i]
         if self.options["prediction_type"] == "epsilon":
             x0 = (sample - std * model_output) / alpha

@@ -1,4 +1,4 @@
-"""What the Euler samplers share: noise levels instead of alpha_bar."""
+"""The base of the Euler samplers: noise levels instead of alpha_bar."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ONE = np.float32(1)
 
 
 class NoiseLevelSampler(Sampler):
-    """Base of the Euler samplers: samples are x0 + sigma * noise, scaled to unit variance to be denoised."""
+    """Base of the Euler samplers: samples are x0 + sigma * noise, scaled to unit variance as input."""
 
     sigmas: FloatArray
     """Noise level at each step and after the last one, (steps + 1,)."""
 
     def _grid(self) -> DoubleArray:
-        """The spaced timesteps, rounded to float32 as diffusers does before it looks up their levels."""
+        """Return the spaced timesteps, rounded to float32 as diffusers does before it interpolates levels."""
         grid = spaced_timesteps(self.options, self.num_inference_steps, points=self.num_inference_steps)
         return grid.astype(np.float32).astype(np.float64)
 
@@ -36,10 +36,11 @@ class NoiseLevelSampler(Sampler):
         self.init_noise_sigma = float(spread)
 
     def scale_model_input(self, sample: FloatArray, i: int) -> FloatArray:
+        """Return `sample` scaled to unit variance at step `i`."""
         return sample / np.sqrt(self.sigmas[i] ** 2 + _ONE)
 
     def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """The predicted x0; v_prediction by the scalings of arXiv:2206.00364, table 1, with sigma_data 1."""
+        """Return x0; v_prediction by the scalings of arXiv:2206.00364, table 1, with sigma_data 1."""
         sigma = self.sigmas[i]
         if self.options["prediction_type"] == "epsilon":
             return sample - sigma * model_output
@@ -49,7 +50,7 @@ class NoiseLevelSampler(Sampler):
         return model_output
 
     def _euler(self, model_output: FloatArray, i: int, sample: FloatArray, target: np.float32) -> FloatArray:
-        """The sample carried along its derivative at step `i` to the noise level `target`."""
+        """Return the sample moved along its derivative at step `i` to the noise level `target`."""
         sigma = self.sigmas[i]
         derivative = (sample - self._clean_sample(model_output, i, sample)) / sigma
         return sample + derivative * (target - sigma)

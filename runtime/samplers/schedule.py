@@ -1,5 +1,4 @@
-"""Noise schedule maths that the samplers share: betas, cumulative alphas, noise levels (sigmas), timestep
-spacing.
+"""Noise schedules: betas, cumulative alphas, noise levels (sigmas) and timestep spacing.
 
 Notation: `alpha_bar[t]` is the cumulative product of 1 - beta; a variance-preserving sample at t is
 sqrt(alpha_bar) * x0 + sqrt(1 - alpha_bar) * noise; sigma[t] = sqrt((1 - alpha_bar) / alpha_bar) is its noise
@@ -30,7 +29,7 @@ _KARRAS_RHO = 7.0
 
 
 def linspace(start: float, end: float, count: int) -> FloatArray:
-    """`torch.linspace` in float32: counted from both ends, one rounding a value (fused multiply-add)."""
+    """Return `torch.linspace` in float32: counted from both ends, one rounding each (fused multiply-add)."""
     first, last = np.float32(start), np.float32(end)
     if count == 1:
         return np.array([first])
@@ -41,7 +40,7 @@ def linspace(start: float, end: float, count: int) -> FloatArray:
 
 
 def beta_table(options: Options) -> FloatArray:
-    """Variance added by each training step, in [0, 1], (num_train_timesteps,) float32."""
+    """Return the variance added by each training step, in [0, 1], (num_train_timesteps,) float32."""
     betas, steps = _configured_betas(options), options["num_train_timesteps"]
     if not np.all((betas >= 0) & (betas <= 1)):
         raise InputError(
@@ -69,7 +68,7 @@ def _configured_betas(options: Options) -> FloatArray:
 
 
 def _cosine_betas(count: int) -> FloatArray:
-    """The cosine schedule of Nichol and Dhariwal (arXiv:2102.09672, equation 17), betas at most 0.999."""
+    """Return the cosine schedule (Nichol and Dhariwal, arXiv:2102.09672, equation 17), at most 0.999."""
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -79,7 +78,7 @@ def _cosine_betas(count: int) -> FloatArray:
 
 
 def cumulative_alphas(options: Options) -> FloatArray:
-    """`alpha_bar`, (num_train_timesteps,) float32; the last is 0 with rescale_betas_zero_snr."""
+    """Return `alpha_bar`, (num_train_timesteps,) float32; the last is 0 with rescale_betas_zero_snr."""
     betas = beta_table(options)
     if options["rescale_betas_zero_snr"]:
         betas = _zero_terminal_snr(betas)
@@ -92,7 +91,7 @@ def _cumulative_product(factors: FloatArray) -> FloatArray:
 
 
 def _zero_terminal_snr(betas: FloatArray) -> FloatArray:
-    """Betas shifted and scaled so that the last step leaves no signal (arXiv:2305.08891, algorithm 1)."""
+    """Return betas shifted and scaled so that the last step has no signal (arXiv:2305.08891, algorithm 1)."""
     root = np.sqrt(_cumulative_product(_ONE - betas))
     first, last = root[0], root[-1]
     alpha_bar = ((root - last) * (first / (first - last))) ** 2
@@ -101,30 +100,30 @@ def _zero_terminal_snr(betas: FloatArray) -> FloatArray:
 
 
 def sigma_table(options: Options) -> FloatArray:
-    """Noise level of each training timestep, (num_train_timesteps,) float32, ascending."""
+    """Return the noise level of each training timestep, (num_train_timesteps,) float32, ascending."""
     alpha_bar = cumulative_alphas(options)
     with np.errstate(divide="ignore"):
         sigmas = np.sqrt((_ONE - alpha_bar) / alpha_bar)
     if options["rescale_betas_zero_snr"]:
         # diffusers keeps the highest level finite by an alpha_bar of 2**-24. The root of 2**24 - 1 lies
-        # halfway between two float32 numbers, of which torch takes this one.
+        # halfway between two float32 numbers; torch rounds to this one.
         sigmas[-1] = 4096
     return sigmas
 
 
 def spaced_timesteps(options: Options, steps: int, points: int, top: int | None = None) -> DoubleArray:
-    """Training timesteps to visit, highest first (arXiv:2305.08891, table 2).
+    """Return the training timesteps to visit, highest first (arXiv:2305.08891, table 2).
 
     Args:
         options: the scheduler's options.
         steps: number of steps asked for.
-        points: grid points for linspace and leading: `steps`, or `steps + 1` for the classes that leave out
+        points: grid points for linspace and leading: `steps`, or `steps + 1` for the classes that skip
             the lowest.
         top: number of training timesteps that may be used, if fewer than num_train_timesteps.
 
     Returns:
-        (steps,) float64; whole numbers but for linspace. With trailing there may be one more than asked for,
-        -1, where steps * (num_train_timesteps / steps) rounds down: diffusers runs that step too.
+        (steps,) float64; integers except for linspace. With trailing there is one more than requested,
+        -1, if steps * (num_train_timesteps / steps) rounds down: diffusers runs that step too.
     """
     train = options["num_train_timesteps"]
     top = train if top is None else top
@@ -136,15 +135,15 @@ def spaced_timesteps(options: Options, steps: int, points: int, top: int | None 
 
 
 def interpolated_sigmas(timesteps: DoubleArray, table: FloatArray) -> DoubleArray:
-    """Noise levels at (possibly fractional) timesteps; beyond the table its end values."""
+    """Return noise levels at (possibly fractional) timesteps; beyond the table its end values."""
     return np.interp(timesteps, np.arange(len(table)), table)
 
 
 def replacement_sigmas(options: Options, highest: float, lowest: float, steps: int) -> DoubleArray | None:
-    """Karras or exponential noise levels, if the options ask for them.
+    """Return Karras or exponential noise levels, if the options request them.
 
     Args:
-        options: the scheduler's options; its sigma_max and sigma_min come before `highest` and `lowest`.
+        options: the scheduler's options; its sigma_max and sigma_min override `highest` and `lowest`.
         highest, lowest: ends of the schedule that is replaced.
         steps: number of levels.
 
@@ -174,7 +173,7 @@ def replacement_sigmas(options: Options, highest: float, lowest: float, steps: i
 
 
 def timesteps_of(sigmas: DoubleArray, table: FloatArray) -> DoubleArray:
-    """Fractional training timesteps of noise levels, linear in log(sigma), within the table; float64."""
+    """Return fractional timesteps of noise levels, linear in log(sigma), within the table; float64."""
     log_table = np.log(table)
     log_sigmas = np.log(np.maximum(sigmas, 1e-10))
     below = np.clip(np.searchsorted(log_table, log_sigmas, side="right") - 1, 0, len(table) - 2)
@@ -184,17 +183,17 @@ def timesteps_of(sigmas: DoubleArray, table: FloatArray) -> DoubleArray:
 
 
 def variance_preserving(sigmas: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """(alpha, sigma) of variance-preserving samples, alpha**2 + sigma**2 = 1, at noise levels `sigmas`."""
+    """Return (alpha, sigma) of variance-preserving samples, alpha**2 + sigma**2 = 1, at levels `sigmas`."""
     alphas = _ONE / np.sqrt(sigmas**2 + _ONE)
     return alphas, sigmas * alphas
 
 
 def log_snr(alphas: FloatArray, sigmas: FloatArray) -> FloatArray:
-    """lambda = log(alpha) - log(sigma), float32; infinite where sigma is 0."""
+    """Return lambda = log(alpha) - log(sigma), float32; infinite where sigma is 0."""
     return rounded_log(alphas) - rounded_log(sigmas)
 
 
 def rounded_log(values: FloatArray) -> FloatArray:
-    """float32 logarithm by way of double precision: nearer to torch's than NumPy's float32 logarithm."""
+    """Return the float32 logarithm, computed in double precision: nearer to torch's than NumPy's own."""
     with np.errstate(divide="ignore"):
         return np.log(values.astype(np.float64)).astype(np.float32)

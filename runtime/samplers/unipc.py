@@ -14,7 +14,7 @@ _HALF, _ONE = np.float32(0.5), np.float32(1)
 
 
 class UniPCSampler(MultistepSampler):
-    """Equals diffusers' `UniPCMultistepScheduler` (without another scheduler as its predictor)."""
+    """A sampler equal to diffusers' `UniPCMultistepScheduler` (with its own predictor only)."""
 
     name = "unipc"
     ends_at_replaced = True
@@ -52,10 +52,10 @@ class UniPCSampler(MultistepSampler):
         return min(order, len(self.timesteps) - i) if self.options["lower_order_final"] else order
 
     def _add_updates(self, i: int) -> None:
-        """The predictor from step `i` to `i + 1`, and the corrector for when `i + 1` has been answered.
+        """Add the predictor from step `i` to `i + 1`, and the corrector for the output at `i + 1`.
 
         Both integrate the outputs' Taylor expansion at step `i` over h = lambda[i + 1] - lambda[i]; the
-        unknown derivatives come from earlier outputs at `ratios` of h, the corrector also having the output
+        unknown derivatives come from earlier outputs at `ratios` of h; the corrector also has the output
         at ratio 1.
         """
         order = self._order(i)
@@ -88,7 +88,7 @@ class UniPCSampler(MultistepSampler):
 def _conditions(
     ratios: FloatArray, h: np.float32, phi: np.float32, scale: np.float32
 ) -> tuple[FloatArray, FloatArray]:
-    """The order conditions matrix @ weights = integrals of the paper, in float32 as in diffusers.
+    """Return the order conditions matrix @ weights = integrals of the paper, in float32 as in diffusers.
 
     Row k = 0, 1, ... of the square matrix holds the k-th powers of the ratios. Integral k = 1, 2, ... is
     k! term(k + 1) / scale, where term(1) = phi = exp(h) - 1 and term(k + 1) = term(k) / h - 1 / k!.
@@ -106,7 +106,7 @@ def _conditions(
 
 
 def _solved(matrix: FloatArray, right: FloatArray) -> FloatArray:
-    """Solution of the linear system, NaN where there is none."""
+    """Return the solution of the linear system, NaN if there is none."""
     try:
         return np.linalg.solve(matrix, right)
     except np.linalg.LinAlgError:

@@ -62,7 +62,7 @@ def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    with pytest.raises(InputError, match="threads is 0; give a whole number from 1 to"):
+    with pytest.raises(InputError, match="threads is 0; it must be an integer from 1 to"):
         Pipeline.load(bundle, threads=0)
 
 

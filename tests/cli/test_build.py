@@ -94,7 +94,7 @@ def test_two_builds_at_once(bundle: Path) -> None:
         ((*BUILD, "--graph", "transformer"), ("no graph transformer", "unet, vae_decoder, vae_encoder")),
         ((*BUILD, "--height", "500"), ("height is 500", "multiples of 8")),
         ((*BUILD, "--height", "512:256:1024"), ("512:256:1024", "MIN:OPT:MAX")),
-        ((*BUILD, "--frames", "14"), ("no frames", "leave --frames out")),
+        ((*BUILD, "--frames", "14"), ("is not supported by", "remove --frames")),
         ((*BUILD, "--optimization-level", "6"), ("--optimization-level", "less than or equal to 5")),
         ((*BUILD, "--compute-capability", "9.0"), ("9.0", "accepted: 7.5, 8.0, 8.6, 8.9, 12.0")),
         ((*BUILD, "--compute-capability", "Ada"), ("'Ada'", "give one as 8.6")),

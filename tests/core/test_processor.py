@@ -78,7 +78,7 @@ def test_the_container_s_quota_counts(group: str, machine: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 10**6, "2", 1.5, True])
 def test_other_numbers_of_threads_are_refused(threads: object) -> None:
-    with pytest.raises(InputError, match="give a whole number from 1 to"):
+    with pytest.raises(InputError, match="it must be an integer from 1 to"):
         OrtBackend("cpu", threads=threads)  # type: ignore[arg-type]
 
 

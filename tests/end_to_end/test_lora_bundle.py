@@ -106,7 +106,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def stock_images(files: Path, increments: bool = True, lora: Sequence[str] = NETWORKS) -> np.ndarray:
-    """What the stock pipeline makes of the base after adding the increments to its UNet, and fusing the LoRA
+    """Run the stock pipeline on the base after adding the increments to its UNet, and fusing the LoRA
     into the networks that ``lora`` names."""
     base, control = files / "base", files / "control.safetensors"
     reference = reference_pipeline(load_checkpoint(SDXL, base=base, control=control))

@@ -55,7 +55,7 @@ def test_it_gives_the_recorded_latents_and_keeps_its_files(
 
 
 def test_its_manifest_is_read_as_one_of_today(bundle: Path) -> None:
-    """What schema 1 called ``int8``; what is written is of today's schema."""
+    """Schema 1 called it ``int8``; the written manifest has the current schema."""
     old = json.loads((bundle / MANIFEST).read_text())
     assert old["schema"] == 1
     manifest = read_manifest(bundle)

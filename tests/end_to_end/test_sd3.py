@@ -249,7 +249,7 @@ def test_sizes_that_do_not_divide_into_patches_are_refused(bundles: Bundles, opt
     arguments = {"prompt": "a cat", "control_image": drawing(0, 128, 128), **options}
     with (
         Pipeline.load(bundles("fp32"), cache=False) as pipeline,
-        pytest.raises(InputError, match=f"{words}; give height and width as multiples of 16 "),
+        pytest.raises(InputError, match=f"{words}; height and width must be multiples of 16 "),
     ):
         pipeline(**arguments)
 

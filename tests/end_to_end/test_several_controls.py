@@ -38,7 +38,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Published(NamedTuple):
-    """What a variant's published code does with a control feature, written out."""
+    """The steps of a variant's published code for a control feature."""
 
     order: str
     eps: float
@@ -265,17 +265,17 @@ IMAGE = drawing(4, WIDTH, HEIGHT)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control_image": IMAGE}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": [IMAGE]}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": [IMAGE] * 3}, "has 2 controls; give control_image as a list of as many"),
-        ({"control_image": None}, "has 2 controls; give control_image as a list of as many"),
+        ({"control_image": IMAGE}, "has 2 controls; control_image must be a list of 2 entries"),
+        ({"control_image": [IMAGE]}, "has 2 controls; control_image must be a list of 2 entries"),
+        ({"control_image": [IMAGE] * 3}, "has 2 controls; control_image must be a list of 2 entries"),
+        ({"control_image": None}, "has 2 controls; control_image must be a list of 2 entries"),
         ({"control_image": [IMAGE, None]}, "no control image was given"),
         (
             {"control_image": [IMAGE, [IMAGE] * 3]},
             "3 control images were given for 1 prompts",
         ),
-        ({"control_scale": [0.7]}, "has 2 controls; give control_scale as a list of as many"),
-        ({"control_scale": [0.7, 0.4, 1.0]}, "has 2 controls; give control_scale as a list of as many"),
+        ({"control_scale": [0.7]}, "has 2 controls; control_scale must be a list of 2 entries"),
+        ({"control_scale": [0.7, 0.4, 1.0]}, "has 2 controls; control_scale must be a list of 2 entries"),
         ({"control_scale": [0.7, [0.4, 1.0]]}, "control_scale has shape .* for 1 prompts; give one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

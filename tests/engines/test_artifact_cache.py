@@ -41,7 +41,7 @@ def test_a_flipped_bit_is_noticed_whatever_its_time(kept: Path, name: str) -> No
         file.seek(0)
         file.write(bytes([first ^ 1]))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert artifact_cache.find_damage(kept) == f"{name}: not the checksum of when it was made"
+    assert artifact_cache.find_damage(kept) == f"{name}: the checksum has changed"
 
 
 def test_a_copy_goes_by_its_checksums(kept: Path, tmp_path: Path) -> None:

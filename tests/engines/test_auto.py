@@ -36,7 +36,7 @@ def machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def _backend(bundle: Path, **options: str) -> str:
-    """What runs the denoiser; its noise is checked."""
+    """Return the backend of the denoiser after checking its output."""
     feed = {
         "sample": rand(0, 2, 4, 3, 5),
         "timestep": np.full(2, 500, np.float32),
@@ -73,7 +73,7 @@ def test_one_that_does_not_work_is_left_out(bundle: Path, caplog: pytest.LogCapt
     place = write_engine(bundle, "tensorrt", version="1.0")
     write_engine(bundle, "tensorrt-rtx")
     assert _backend(bundle).startswith("tensorrt-rtx on")
-    assert "going on without the tensorrt engine of unet" in caplog.text
+    assert "continuing without the tensorrt engine of unet" in caplog.text
     assert "version is 1.0, wanted 1.2.3" in caplog.text
     (place.parent.parent / "tensorrt-rtx-portable" / "unet" / "model.engine").write_bytes(b"damaged")
     assert _backend(bundle) == "onnxruntime on cpu"
@@ -174,7 +174,7 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str
 def test_providers_of_onnxruntime(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, str], chosen: str
 ) -> None:
-    """What a session is asked to have first, on which GPU; the processor is always the last."""
+    """Check the first provider of a session and its GPU; the CPU is always the last provider."""
     asked, manifest = _stand_in(monkeypatch), read_manifest(bundle)
     with select_backend("onnxruntime", **arguments).open(bundle, manifest, "unet", cache=False) as engine:
         ((_, providers),) = asked
@@ -216,10 +216,13 @@ def test_what_a_provider_reads_of_a_denoiser(
     ("arguments", "message"),
     [
         ({"provider": "openvino"}, "unknown provider 'openvino'; accepted: auto, cpu, cuda, tensorrt, tens"),
-        ({"provider": "tensorrt"}, "provider tensorrt was asked for, but this ONNX Runtime has cpu, cuda"),
+        ({"provider": "tensorrt"}, "provider tensorrt was requested, but this ONNX Runtime has cpu, cuda"),
         ({"provider": "cpu", "device": "cuda:0"}, "provider cpu does not run on device cuda:0"),
         ({"provider": "cuda", "device": "cpu"}, "provider cuda does not run on device cpu"),
-        ({"provider": "cuda", "backend": "tensorrt-rtx"}, "backend tensorrt-rtx has no provider cuda"),
+        (
+            {"provider": "cuda", "backend": "tensorrt-rtx"},
+            "provider cuda is not supported by backend tensorrt-rtx",
+        ),
     ],
 )
 def test_providers_that_are_refused(

@@ -149,7 +149,7 @@ def test_after_a_failure_everything_is_given_again(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("kept", "given", "message"),
     [
-        ({"noise": rand(0, 2)}, {}, "inputs unknown .'noise'.; it takes .'control_image'"),
+        ({"noise": rand(0, 2)}, {}, "unknown inputs .'noise'.; accepted: .'control_image'"),
         ({"control_scale": rand(0, 2, 2)}, {}, "control_scale is float32 .2, 2., expected float32 .batch."),
         ({"control_scale": rand(0, 3)}, {}, "control_scale is float32 .3., expected .*'batch': 2"),
         ({}, {"sample": rand(0, 2, 4, 8, 7)}, "sample is float32 .2, 4, 8, 7., expected .*'width': 6"),

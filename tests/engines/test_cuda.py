@@ -119,7 +119,9 @@ def test_failures_say_what_and_where(bindings: _Bindings) -> None:
 
 
 def test_gpus_that_are_not_there(bindings: _Bindings) -> None:
-    with pytest.raises(InputError, match="GPU 2 cannot be used: there are 2; check NVIDIA's driver"):
+    with pytest.raises(
+        InputError, match="GPU 2 cannot be used: the number of GPUs is 2; check NVIDIA's driver"
+    ):
         Cuda(2, "rtx")
     bindings.failing = "cudaGetDeviceCount"
     with pytest.raises(InputError, match="GPU 0 cannot be used: out of memory; check NVIDIA's driver"):

@@ -31,7 +31,7 @@ GPU = find_gpu()
 
 
 def _missing(name: str) -> str:
-    """What a test of this backend lacks here; empty where it can run."""
+    """Return what a test of this backend lacks here; empty if it can run."""
     if GPU is None:
         return "needs an NVIDIA GPU and its driver"
     if name == "onnxruntime":

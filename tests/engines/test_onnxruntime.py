@@ -62,7 +62,7 @@ def test_engine_computes_what_the_graph_says(bundle: Path) -> None:
         ({"sample": rand(0, 2, 5, 3, 5)}, "expected float32 .batch, 4, height, width"),
         ({"control_image": rand(4, 2, 3, 24, 32)}, "control_image is"),
         ({"control_image": rand(4, 3, 3, 24, 40)}, "give 1 or the batch of the other inputs, 2"),
-        ({"unknown": rand(0, 1)}, "unknown .'unknown'"),
+        ({"unknown": rand(0, 1)}, "unknown (inputs )?.'unknown'"),
     ],
 )
 def test_inputs_that_contradict_the_manifest_are_refused(
@@ -92,7 +92,7 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
             {"device": "cuda:0"},
-            "no CUDA; give device cpu, or run pip uninstall onnxruntime, then pip install",
+            "no CUDA; set `device` to cpu, or run pip uninstall onnxruntime, then pip install",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_cuda_that_does_not_start(
         np.testing.assert_allclose(
             engine.run(_feed())["noise_pred"], fake_denoiser(_feed()), rtol=1e-5, atol=1e-6
         )
-    assert "going on without the GPU" in caplog.text
+    assert "continuing without the GPU" in caplog.text
     kept = _optimized(bundle)
     monkeypatch.undo()
     open_engine(bundle, manifest, "unet", device="cpu").close()
@@ -210,7 +210,7 @@ def test_the_optimized_graph_gives_the_same_bits(
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_only_a_step_lays_its_weights_out_anew(shapes_bundle: Path, tmp_path: Path, cache: bool) -> None:
-    """What runs once an image reads them where they are: that loads at once, in no memory of its own."""
+    """Graphs that run once an image read their weights from the mapped file, without a copy."""
     bundle = shutil.copytree(shapes_bundle, tmp_path / "bundle")
     manifest = read_manifest(bundle)
     packed = {}
@@ -236,7 +236,7 @@ def test_a_damaged_optimized_graph_is_made_again(
     whole = (_optimized(bundle) / name).read_bytes()
     (_optimized(bundle) / name).write_bytes(whole[: len(whole) // 2])
     np.testing.assert_array_equal(_run(bundle), first)
-    assert "is damaged and made again" in caplog.text
+    assert "is damaged and will be made again" in caplog.text
     assert (_optimized(bundle) / name).read_bytes() == whole
 
 
@@ -259,7 +259,7 @@ def test_where_nothing_can_be_written_it_works_without(
     caplog.set_level(logging.INFO)
     (bundle / "engines").write_text("a file where the folder would be")
     np.testing.assert_allclose(_run(bundle), fake_denoiser(_feed()), rtol=1e-5, atol=1e-6)
-    assert "is not kept for the next time" in caplog.text
+    assert "is not cached" in caplog.text
 
 
 def test_several_at_once(bundle: Path) -> None:

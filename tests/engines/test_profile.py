@@ -120,10 +120,14 @@ def test_a_clip_has_frames_and_one_token(tiny: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("family", "wishes", "message"),
     [
-        ("sdxl", {"height": Range(512, 1020, 1024)}, "height is 512:1020:1024; .* takes multiples of 8"),
-        ("sd3", {"width": Range(520, 520, 520)}, "width is 520; .* takes multiples of 16"),
-        ("sdxl", {"frames": Range(1, 2, 3)}, "Stable Diffusion XL has no frames; leave `frames` out"),
-        ("sd3", {"height": Range(512, 1024, 4096)}, "this model takes at most 3072"),
+        ("sdxl", {"height": Range(512, 1020, 1024)}, "height is 512:1020:1024; .* supports multiples of 8"),
+        ("sd3", {"width": Range(520, 520, 520)}, "width is 520; .* supports multiples of 16"),
+        (
+            "sdxl",
+            {"frames": Range(1, 2, 3)},
+            "frames is not supported by Stable Diffusion XL; remove `frames`",
+        ),
+        ("sd3", {"height": Range(512, 1024, 4096)}, "this model supports at most 3072"),
     ],
 )
 def test_sizes_that_the_model_does_not_take(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import Engine, open_engine, select_backend
 from controlnext.engines.tensorrt.backend import TensorRtBackend, TensorRtRtxBackend
 from controlnext.engines.tensorrt.flavors import FLAVORS
-from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
+from controlnext.errors import InputError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
+from support.fake_unet import check_unet, open_unet, unet_feed
 from support.recipe import rand
-from support.stand_in_gpu import HARDWARE, HostCuda, Machine, put_in_place, write_engine
+from support.stand_in_gpu import Machine, put_in_place, write_engine
 
 BACKENDS = list(FLAVORS)
 
@@ -34,46 +32,24 @@ def machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return put_in_place(monkeypatch, bundle)
 
 
-def _open(bundle: Path, backend: str, **options: Any) -> Engine:
-    return open_engine(bundle, read_manifest(bundle), "unet", backend, **options)
-
-
-def _feed(batch: int = 2, height: int = 3, width: int = 5, seed: int = 0) -> dict[str, np.ndarray]:
-    return {
-        "sample": rand(seed, batch, 4, height, width),
-        "timestep": np.full(batch, 500 + seed, np.float32),
-        "encoder_hidden_states": rand(seed + 1, batch, 7, 16),
-        "text_embeds": rand(seed + 2, batch, 5),
-        "time_ids": rand(seed + 3, batch, 6),
-        "control_image": rand(seed + 4, 1, 3, 8 * height, 8 * width, kind="uniform"),
-        "control_scale": np.full(batch, 0.5, np.float32),
-    }
-
-
-def _check(engine: Engine, feed: dict[str, np.ndarray]) -> None:
-    outputs = engine.run(feed)
-    assert outputs["noise_pred"].dtype == np.float32
-    np.testing.assert_array_equal(outputs["noise_pred"], fake_denoiser(feed).astype(np.float32))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.usefixtures("machine")
 def test_a_built_engine_gives_what_it_computes(bundle: Path, backend: str) -> None:
     """At several sizes up and down, and of arrays that are not contiguous."""
-    with _open(bundle, backend, device="cuda:0") as engine:
+    with open_unet(bundle, backend, device="cuda:0") as engine:
         assert engine.backend == f"{backend} on cuda:0 (NVIDIA RTX 4000)"
         for batch, height, width in ((2, 3, 5), (2, 3, 5), (1, 2, 2), (4, 6, 6), (1, 2, 2), (2, 3, 5)):
-            _check(engine, _feed(batch, height, width))
-        turned = _feed()
+            check_unet(engine, unet_feed(batch, height, width))
+        turned = unet_feed()
         turned["sample"] = rand(9, 2, 4, 5, 3).transpose(0, 1, 3, 2)
-        _check(engine, turned)
+        check_unet(engine, turned)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_stays_is_sent_to_the_gpu_once(bundle: Path, machine: Machine, backend: str) -> None:
-    feed = _feed()
+    feed = unet_feed()
     changing = {name: feed.pop(name) for name in ("sample", "timestep")}
-    with _open(bundle, backend) as engine:
+    with open_unet(bundle, backend) as engine:
         bound = engine.bind(feed)
         for step in range(4):
             changing["sample"] = rand(step, 2, 4, 3, 5)
@@ -87,12 +63,12 @@ def test_what_stays_is_sent_to_the_gpu_once(bundle: Path, machine: Machine, back
 
 
 def test_buffers_and_shapes_stay_while_sizes_fit(bundle: Path, machine: Machine) -> None:
-    with _open(bundle, "tensorrt") as engine:
+    with open_unet(bundle, "tensorrt") as engine:
         tensors = len(engine.inputs) + 1
-        _check(engine, _feed(4, 6, 6))
+        check_unet(engine, unet_feed(4, 6, 6))
         assert machine.cuda.counts["allocate"] == tensors
-        _check(engine, _feed(2, 3, 5))
-        _check(engine, _feed(2, 3, 5, seed=1))
+        check_unet(engine, unet_feed(2, 3, 5))
+        check_unet(engine, unet_feed(2, 3, 5, seed=1))
         assert machine.cuda.counts["allocate"] == tensors
         assert len(machine.shapes_set) == 2 * len(engine.inputs)
         assert len(machine.cuda.memory) == tensors
@@ -102,14 +78,14 @@ def test_buffers_and_shapes_stay_while_sizes_fit(bundle: Path, machine: Machine)
     ("feed", "message"),
     [
         (
-            _feed(2, 7, 5),
+            unet_feed(2, 7, 5),
             r"unet: sample has shape \(2, 4, 7, 5\), but the engine was built for \(1, 4, 2, 2\) to"
-            r" \(4, 4, 6, 6\), while `backend` onnxruntime takes any size; build one with `backend` tensorrt,"
-            r" `height` MIN:OPT:MAX$",
+            r" \(4, 4, 6, 6\), while `backend` onnxruntime accepts any size; build one with `backend`"
+            r" tensorrt, `height` MIN:OPT:MAX$",
         ),
-        (_feed(5, 3, 1), r"`batch` MIN:OPT:MAX, `width` MIN:OPT:MAX$"),
+        (unet_feed(5, 3, 1), r"`batch` MIN:OPT:MAX, `width` MIN:OPT:MAX$"),
         (
-            {**_feed(), "encoder_hidden_states": rand(0, 2, 8, 16)},
+            {**unet_feed(), "encoder_hidden_states": rand(0, 2, 8, 16)},
             r"encoder_hidden_states has shape \(2, 8, 16\), .* \(4, 7, 16\); set `backend` to onnxruntime",
         ),
     ],
@@ -117,22 +93,22 @@ def test_buffers_and_shapes_stay_while_sizes_fit(bundle: Path, machine: Machine)
 def test_sizes_that_the_engine_was_not_built_for(
     bundle: Path, machine: Machine, feed: dict[str, np.ndarray], message: str
 ) -> None:
-    with _open(bundle, "tensorrt") as engine:
+    with open_unet(bundle, "tensorrt") as engine:
         with pytest.raises(InputError, match=message):
             engine.run(feed)
         assert not machine.cuda.counts["upload"]
-        _check(engine, _feed())
+        check_unet(engine, unet_feed())
 
 
 def test_runs_at_the_same_sizes_are_repeated_as_a_graph(bundle: Path, machine: Machine) -> None:
     """TensorRT: the first run is none; other sizes, or addresses, are recorded anew."""
-    with _open(bundle, "tensorrt") as engine:
+    with open_unet(bundle, "tensorrt") as engine:
         counts = machine.cuda.counts
         for seed in range(3):
-            _check(engine, _feed(seed=seed))
+            check_unet(engine, unet_feed(seed=seed))
         assert (counts["record"], counts["replay"], counts["forget"]) == (1, 2, 0)
         for seed in range(3):
-            _check(engine, _feed(4, 6, 6, seed))
+            check_unet(engine, unet_feed(4, 6, 6, seed))
         assert (counts["record"], counts["replay"], counts["forget"]) == (2, 4, 1)
     assert counts["forget"] == 2
 
@@ -141,12 +117,12 @@ def test_work_that_cannot_be_recorded_runs_without(
     bundle: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with _open(bundle, "tensorrt") as engine:
+    with open_unet(bundle, "tensorrt") as engine:
         machine.cuda.records_fail = True
         for seed in range(3):
-            _check(engine, _feed(seed=seed))
+            check_unet(engine, unet_feed(seed=seed))
     assert machine.cuda.counts["replay"] == 0
-    assert caplog.text.count("going on without a CUDA graph") == 1
+    assert caplog.text.count("continuing without a CUDA graph") == 1
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -154,7 +130,7 @@ def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs
     backend = TensorRtRtxBackend(graphs=graphs)
     with backend.open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
-            _check(engine, _feed(seed=seed))
+            check_unet(engine, unet_feed(seed=seed))
     assert machine.cuda.counts["record"] == 0
     assert getattr(machine.config, "cuda_graph_strategy", None) == ("whole" if graphs else None)
 
@@ -162,24 +138,24 @@ def test_tensorrt_rtx_repeats_runs_itself(bundle: Path, machine: Machine, graphs
 def test_graphs_can_be_left_out(bundle: Path, machine: Machine) -> None:
     with TensorRtBackend(graphs=False).open(bundle, read_manifest(bundle), "unet") as engine:
         for seed in range(3):
-            _check(engine, _feed(seed=seed))
+            check_unet(engine, unet_feed(seed=seed))
     assert machine.cuda.counts["record"] == 0
 
 
 def test_compiled_kernels_are_kept_beside_the_engine(bundle: Path, machine: Machine) -> None:
     """Given to the library at the next start; written again only where something was compiled."""
     kernels = bundle / "engines" / "tensorrt-rtx-portable" / "unet" / "kernels"
-    _open(bundle, "tensorrt-rtx", cache=False).close()
+    open_unet(bundle, "tensorrt-rtx", cache=False).close()
     assert not kernels.exists()
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     assert not machine.kernels_given
     written = kernels.stat().st_ino
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     assert machine.kernels_given == [b"compiled for sizes"]
     assert kernels.stat().st_ino == written
     machine.kernels = b"compiled for more sizes"
-    _open(bundle, "tensorrt-rtx").close()
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     assert machine.kernels_given[-1] == machine.kernels
 
 
@@ -189,21 +165,21 @@ def test_kernels_that_do_not_suit_are_replaced(
     """Those of another GPU, which the library refuses; damaged ones it never sees."""
     caplog.set_level(logging.INFO)
     place = bundle / "engines" / "tensorrt-rtx-portable" / "unet"
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     machine.accepts_kernels = False
     written = (place / "kernels").stat().st_ino
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     assert "for another GPU or version" in caplog.text
     assert (place / "kernels").stat().st_ino != written
     (place / "kernels" / "kernels.bin").write_bytes(b"damaged")
-    _open(bundle, "tensorrt-rtx").close()
+    open_unet(bundle, "tensorrt-rtx").close()
     assert b"damaged" not in machine.kernels_given
-    with _open(bundle, "tensorrt-rtx") as engine:
-        _check(engine, _feed())
+    with open_unet(bundle, "tensorrt-rtx") as engine:
+        check_unet(engine, unet_feed())
 
 
 def test_only_tensorrt_rtx_compiles_kernels(bundle: Path, machine: Machine) -> None:
-    _open(bundle, "tensorrt").close()
+    open_unet(bundle, "tensorrt").close()
     assert not list(bundle.glob("engines/tensorrt-*/unet/kernels"))
     assert not machine.kernels_given
 
@@ -211,8 +187,8 @@ def test_only_tensorrt_rtx_compiles_kernels(bundle: Path, machine: Machine) -> N
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closing_gives_everything_back(bundle: Path, machine: Machine, backend: str) -> None:
     """The stand-in refuses to close while memory is left on it."""
-    engine = _open(bundle, backend)
-    bound = engine.bind(_feed())
+    engine = open_unet(bundle, backend)
+    bound = engine.bind(unet_feed())
     bound.run({})
     bound.run({})
     engine.close()
@@ -220,101 +196,3 @@ def test_closing_gives_everything_back(bundle: Path, machine: Machine, backend: 
     engine.close()
     with pytest.raises(InputError, match="unet is closed"):
         bound.run({})
-
-
-@pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("load", r"TensorRT cannot load .*model\.engine: the magic tag does not match"),
-        ("start", r"TensorRT cannot start .*model\.engine: it gives no reason"),
-    ],
-)
-def test_an_engine_that_the_library_refuses(bundle: Path, machine: Machine, what: str, message: str) -> None:
-    machine.fails_to = what
-    with pytest.raises(WorkError, match=message):
-        _open(bundle, "tensorrt")
-    assert machine.cuda.closed
-
-
-def test_a_failure_while_running(bundle: Path, machine: Machine) -> None:
-    """With the library's reason; the next run sends everything again."""
-    feed = _feed()
-    with _open(bundle, "tensorrt-rtx") as engine:
-        bound = engine.bind(feed)
-        bound.run({})
-        machine.fails_to = "run"
-        with pytest.raises(WorkError, match=r"TensorRT-RTX cannot run .*: misaligned address$"):
-            bound.run({})
-        machine.fails_to = ""
-        before = machine.cuda.counts["upload"]
-        bound.run({})
-        assert machine.cuda.counts["upload"] == before + len(feed)
-
-
-def test_weights_that_were_left_out_come_from_the_bundle(bundle: Path, machine: Machine) -> None:
-    write_engine(bundle, "tensorrt-rtx", options={"strip_weights": True})
-    with _open(bundle, "tensorrt-rtx") as engine:
-        _check(engine, _feed())
-    assert machine.refitted == [str(bundle / "unet" / "model.onnx")]
-    machine.fails_to = "refit"
-    with pytest.raises(WorkError, match=r"cannot put the weights into .*: a weight is missing"):
-        _open(bundle, "tensorrt-rtx")
-    (bundle / "unet" / "model.onnx").write_bytes(b"damaged")
-    with pytest.raises(BundleError, match=r"unet/model\.onnx has 7 bytes"):
-        _open(bundle, "tensorrt-rtx")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_engine_that_is_not_there_or_stale(bundle: Path, machine: Machine, backend: str) -> None:
-    """Nothing of it is loaded; the message names the command."""
-    write_engine(bundle, backend, version="1.0")
-    with pytest.raises(
-        BundleError, match=rf"version is 1.0, wanted 1.2.3; build one with `backend` {backend}"
-    ):
-        _open(bundle, backend)
-    with pytest.raises(BundleError, match=rf"no {backend} engine of vae_decoder; build one"):
-        open_engine(bundle, read_manifest(bundle), "vae_decoder", backend)
-    assert not machine.cudas
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_library_that_is_not_installed(bundle: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flavor = FLAVORS[backend]
-    monkeypatch.setitem(sys.modules, flavor.module, None)
-    with pytest.raises(MissingDependencyError, match=rf'pip install "controlnext\[{flavor.extra}\]"'):
-        _open(bundle, backend)
-
-
-@pytest.mark.usefixtures("machine")
-def test_the_processor_and_gpus_that_are_not_there(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="TensorRT does not run on the processor; give device cuda:0"):
-        select_backend("tensorrt", "cpu")
-    with pytest.raises(InputError, match="unknown device 'gpu'"):
-        select_backend("tensorrt", "gpu")
-    monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
-    with pytest.raises(
-        InputError, match="TensorRT-RTX needs an NVIDIA GPU and finds no cuda:1; check the driver or give"
-    ):
-        _open(bundle, "tensorrt-rtx", device="cuda:1")
-
-
-def test_the_real_library_gives_its_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX itself, which needs no GPU to see that these bytes are no engine."""
-    library = pytest.importorskip("tensorrt_rtx")
-    put_in_place(monkeypatch, bundle)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", library)
-    write_engine(bundle, "tensorrt-rtx", version=library.__version__)
-    with pytest.raises(WorkError, match=r"TensorRT-RTX cannot load .*model\.engine: \[.*Error Code"):
-        _open(bundle, "tensorrt-rtx")
-
-
-def test_the_stand_in_is_of_use() -> None:
-    """It finds nothing at addresses that were given back, and notices what is left."""
-    cuda = HostCuda()
-    address = cuda.allocate(4)
-    with pytest.raises(AssertionError, match="memory is left"):
-        cuda.close()
-    cuda.free(address)
-    with pytest.raises(KeyError):
-        cuda.read(address, (1,), np.float32)
-    assert set(HARDWARE) == set(BACKENDS)

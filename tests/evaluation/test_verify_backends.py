@@ -84,7 +84,7 @@ def test_engines_that_cannot_run_here_are_left_out(
     write_engine(bundle, "tensorrt", version="1.0")
     write_engine(bundle, "tensorrt-rtx")
     assert list(usable_backends(bundle, manifest)) == ["tensorrt-rtx"]
-    assert "the engines of tensorrt are left out" in caplog.text
+    assert "the engines of tensorrt are not used" in caplog.text
     assert "version is 1.0, wanted 1.2.3" in caplog.text
     caplog.clear()
     monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda: None)

@@ -40,7 +40,7 @@ def _parts() -> tuple[ir.Model, ir.Model, ir.Model]:
 
 
 def test_what_costs_and_stays_is_computed_once() -> None:
-    """What is cheap, or made of weights alone, stays with the rest; what is not used is not handed over."""
+    """Cheap values and values of weights alone stay in the step; unused values are not passed on."""
     _, prologue, step = _parts()
     assert [node.op_type for node in prologue.graph] == ["MatMul", "Add"]
     assert [value.name for value in prologue.graph.inputs] == ["prompt"]

@@ -77,7 +77,7 @@ def scales_of(model: ir.Model) -> dict[str, LayerScales]:
 
 
 def run(model: ir.Model, **feeds: np.ndarray) -> np.ndarray:
-    """What the graph says; what ONNX Runtime makes of it on a processor is in test_int8_products.py."""
+    """Check the numbers of the graph; test_int8_products.py checks ONNX Runtime on a processor."""
     return literal(model).run(None, feeds)[0]
 
 

@@ -175,5 +175,5 @@ def test_given_embeddings_are_passed_on(pair: tuple[Bundle, Any]) -> None:
 def test_pooled_embeddings_are_refused_where_the_model_takes_none(tmp_path: Path) -> None:
     with Bundle.open(write_fake_bundle(tmp_path / "bundle", "sd15"), cache=False) as bundle:
         request = Request(prompt="a red circle", pooled_prompt_embeds=rand(0, 1, 5))
-        with pytest.raises(InputError, match="pooled_prompt_embeds was given, but this model takes none"):
+        with pytest.raises(InputError, match="pooled_prompt_embeds is not supported by this model"):
             Conditioner(bundle)(request, False)

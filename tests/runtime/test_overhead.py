@@ -1,4 +1,4 @@
-"""What the runtime itself does in a denoising step: work is counted, for seconds depend on the machine."""
+"""The overhead of the runtime in a denoising step, counted in work: seconds depend on the machine."""
 
 from __future__ import annotations
 

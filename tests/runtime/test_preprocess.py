@@ -79,7 +79,7 @@ def test_a_preprocessor_is_a_class_and_an_entry(tmp_path: Path, monkeypatch: pyt
         assert isinstance(toy, _Toy)
     assert toy.shift is None
     with pytest.raises(
-        InputError, match="'toy' has no option size; accepted: weights, times; leave the others out"
+        InputError, match="'toy' has no option size; accepted: weights, times; remove the others"
     ):
         make_preprocessor("toy", size=3)
     with pytest.raises(InputError, match="'canny' has no option times; accepted: none"):

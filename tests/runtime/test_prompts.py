@@ -44,7 +44,7 @@ def _encode(path: Path, *prompts: str) -> Embeddings:
 
 
 def test_a_token_of_two_vectors_of_one_tokenizer(tmp_path: Path) -> None:
-    """What the second tokenizer has beside the word stands for two vectors; the first has it as a word."""
+    """The added token has two vectors in the second tokenizer and is a word in the first."""
     bundle = write_fake_bundle(tmp_path / "bundle", added={"tokenizer_2": ["toy", "toy_1"]})
     hidden, _ = _encode(bundle, "a toy, blue")
     np.testing.assert_array_equal(hidden[0, :, :6], table(6)[_ids("a", "toy", "<unknown>", "blue")])
@@ -93,7 +93,7 @@ def test_what_is_cut_off_is_named_once(bundle: Bundle, caplog: pytest.LogCapture
     embeddings = TextEncoders(bundle)([fits, long, long])
     np.testing.assert_array_equal(embeddings.hidden[0], embeddings.hidden[1])
     assert _warnings(caplog) == [
-        "a prompt is too long for text_encoder, text_encoder_2; this part is left out: square on GREEN"
+        "a prompt is too long for text_encoder, text_encoder_2; this part is ignored: square on GREEN"
     ]
 
 
@@ -102,27 +102,29 @@ def test_encoders_of_different_lengths_cut_off_different_parts(
 ) -> None:
     path = write_fake_bundle(tmp_path / "bundle", "sd3")
     _encode(path, "a red circle on a blue square")
-    short = "a prompt is too long for text_encoder, text_encoder_2; this part is left out: "
+    short = "a prompt is too long for text_encoder, text_encoder_2; this part is ignored: "
     assert _warnings(caplog) == [short + "square"]
     caplog.clear()
     _encode(path, "red " * 255 + "green square")
     assert _warnings(caplog) == [
         short + "red " * 249 + "green square",
-        "a prompt is too long for text_encoder_3; this part is left out: green square",
+        "a prompt is too long for text_encoder_3; this part is ignored: green square",
     ]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3"])
 def test_a_bundle_without_text_encoders_asks_for_embeddings(name: str, tmp_path: Path) -> None:
     path = write_fake_bundle(tmp_path / "bundle", name, text_encoders=False)
-    with pytest.raises(InputError, match="has no text encoders; give prompt_embeds"):
+    with pytest.raises(InputError, match="has no text encoders; give `prompt_embeds`"):
         _encode(path, "a red circle")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
 def test_a_bundle_with_some_text_encoders_names_those_that_are_missing(name: str, tmp_path: Path) -> None:
     path = write_fake_bundle(tmp_path / "bundle", name, leave_out=["text_encoder_2"])
-    message = "has no text_encoder_2 to read prompts; give prompt_embeds.* has text_encoder, text_encoder_2$"
+    message = (
+        "has no text_encoder_2 to read prompts; give `prompt_embeds`.* has text_encoder, text_encoder_2$"
+    )
     with pytest.raises(InputError, match=message):
         _encode(path, "a red circle")
 

@@ -1,4 +1,4 @@
-"""What the samplers refuse: unsupported options, runs that cannot be, arguments that do not fit."""
+"""Errors of the samplers: unsupported options, impossible runs, arguments that do not fit."""
 
 from __future__ import annotations
 

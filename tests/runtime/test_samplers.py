@@ -216,7 +216,7 @@ def test_a_family_has_samplers_of_one_group(family: Family) -> None:
 
 
 def test_no_sampler_imports_another() -> None:
-    """What several have in common lies in files of its own."""
+    """Shared arithmetic is in separate files."""
     files = {spec.sampler.partition(":")[0] for spec in SAMPLER_SPECS.values()}
     assert len(files) == len(SAMPLER_SPECS)
     for name in files:

@@ -56,7 +56,7 @@ def test_the_control_images_size_is_rounded_down_as_diffusers_does(
     np.testing.assert_array_equal(got, _run(pipe, wanted))
     # one that was asked for is taken, the other is rounded
     assert _run(pipe, photo, height=96).shape[2:] == (12, wanted.shape[1] // 8)
-    with pytest.raises(InputError, match=rf"{multiple - 1}; give .* \(the smallest is {multiple}\)"):
+    with pytest.raises(InputError, match=rf"{multiple - 1}; .* must be .* \(the smallest is {multiple}\)"):
         _run(pipe, _photo(103, multiple - 1))
 
 
@@ -83,14 +83,16 @@ def test_a_size_that_was_asked_for_is_refused_with_the_nearest(
     for name in ("height", "width"):
         with pytest.raises(InputError) as caught:
             _run(pipe, _photo(24, 16), **{name: size})
-        assert str(caught.value) == f"{name} is {size!r}; give height and width as {near}"
+        assert str(caught.value) == f"{name} is {size!r}; height and width must be {near}"
 
 
 def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
     """They cannot be rounded. Patches of SD3 are two latents wide."""
     with (
         Pipeline.load(write_fake_bundle(tmp_path / "bundle", "sd3"), cache=False) as pipe,
-        pytest.raises(InputError, match=r"the height of the latents is 24; give .*nearest are 16 and 32"),
+        pytest.raises(
+            InputError, match=r"the height of the latents is 24; .* must be .*nearest are 16 and 32"
+        ),
     ):
         _run(pipe, _photo(32, 32), latents=rand(0, 1, 16, 3, 4))
 

@@ -83,7 +83,7 @@ def test_any_text_has_the_ids_of_diffusers(both: tuple[Any, Any], parts: list[st
 
 
 def test_every_vector_is_used_and_what_is_cut_off_is_told(both: tuple[Any, Any]) -> None:
-    """What a prompt of a token of three vectors has to become, whoever is right about it."""
+    """Check the expected ids of a prompt with a token of three vectors, independently of diffusers."""
     first = len(VOCABULARY)
     (ids,) = _ids(both[0], "a <toy>")
     assert ids[1:6] == [VOCABULARY["a</w>"], first, first + 1, first + 2, VOCABULARY["<|endoftext|>"]]

@@ -54,8 +54,8 @@ def test_every_argument_of_a_call_reaches_the_request(
 
 @pytest.mark.parametrize("pipeline", [ImagePipeline, VideoPipeline])
 def test_the_documentation_of_a_call_names_every_argument(pipeline: type[Pipeline]) -> None:
-    documented = inspect.getdoc(pipeline.__call__) or ""
-    listed = documented[documented.index("Args:") : documented.index("Raises:")]
+    documented = inspect.getdoc(pipeline) or ""
+    listed = documented[documented.index("Args:") :]
     names = {name.strip() for line in listed.splitlines() for name in line.partition(":")[0].split(",")}
     assert set(inspect.signature(pipeline.__call__).parameters) - {"self"} <= names
 
@@ -70,10 +70,10 @@ def test_a_bundle_is_loaded_as_the_pipeline_of_its_family(tmp_path: Path) -> Non
 
 def test_a_bundle_for_another_pipeline_is_refused(tmp_path: Path) -> None:
     images = write_fake_bundle(tmp_path / "images")
-    with pytest.raises(InputError, match="VideoPipeline takes none of these: load it with ImagePipeline"):
+    with pytest.raises(InputError, match="VideoPipeline does not accept it; load it with ImagePipeline"):
         VideoPipeline.load(images)
     clips = idle_pipeline(tmp_path / "clips", no_noise).bundle
-    with pytest.raises(InputError, match="ImagePipeline takes none of these: load it with VideoPipeline"):
+    with pytest.raises(InputError, match="ImagePipeline does not accept it; load it with VideoPipeline"):
         ImagePipeline.of(clips)
 
 

@@ -186,7 +186,7 @@ def test_sizes_that_cannot_be_cut_are_refused(tmp_path: Path, size: object) -> N
     with Pipeline.load(path, cache=False) as pipe:
         with pytest.raises(InputError, match=r"sample_size of this VAE is .*; tiles need a multiple of 32"):
             pipe.stream("a", control_image=drawing(1, 16, 16), vae_tiling=True)
-        with pytest.raises(InputError, match="vae_tiling is 'no'; give True or False"):
+        with pytest.raises(InputError, match="vae_tiling is 'no'; it must be True or False"):
             pipe.stream("a", control_image=drawing(1, 16, 16), vae_tiling="no")
 
 
@@ -221,5 +221,7 @@ def test_the_command_line_refuses_it_for_clips(cli: Cli, tmp_path: Path, tiny: C
     given_files = ["--image", tmp_path / "image.png", "--control-image", tmp_path / "control"]
     output = tmp_path / "clip.gif"
     done = cli("run", tiny("svd"), *given_files, "--vae-tiling", "--output", output)
-    assert_refused(done, "vae_tiling", "Stable Video Diffusion does not decode in tiles; leave it out")
+    assert_refused(
+        done, "vae_tiling", "is not supported by the VAE of Stable Video Diffusion; remove --vae-tiling"
+    )
     assert not output.exists()

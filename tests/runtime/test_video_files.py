@@ -187,7 +187,7 @@ def test_a_video_that_lies_on_its_side_is_put_upright(
         (b"", "cannot read video .*Invalid argument"),
         (b"GIF89a", "cannot read video .*Invalid data"),
         (b"no video at all", "cannot read video .*Invalid data"),
-        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "holds no images"),
+        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "has no images"),
         (None, "cannot read video .*No such file"),
     ],
 )
@@ -215,12 +215,12 @@ def test_sound_is_no_clip(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(8000))
-    with pytest.raises(InputError, match="holds no images"), open_clip(tmp_path / "sound.wav", _unchanged):
+    with pytest.raises(InputError, match="has no images"), open_clip(tmp_path / "sound.wav", _unchanged):
         pass
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no images .*\.png"), open_clip(tmp_path, _unchanged):
+    with pytest.raises(InputError, match=r"has no images .*\.png"), open_clip(tmp_path, _unchanged):
         pass
 
 
@@ -252,12 +252,12 @@ def test_the_first_video_sets_the_pace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "fps", "words"),
     [
-        ("clip.webm", None, r"names no kind of clip; accepted: \.mp4, \.gif, or a folder"),
-        ("folder.mp4", None, "is a folder"),
-        ("full", None, "is there already; give a new or empty folder"),
-        ("clip.mp4", 0, "cannot have 0 frames a second; give `fps` from 0.1 to 240"),
+        ("clip.webm", None, r"does not have the suffix of a clip; accepted: \.mp4, \.gif, or a directory"),
+        ("folder.mp4", None, "is a directory"),
+        ("full", None, "already exists; give a new or empty directory"),
+        ("clip.mp4", 0, "cannot have 0 frames a second; `fps` must be from 0.1 to 240"),
         ("clip.mp4", float("nan"), "nan frames"),
-        ("clip.gif", 60, "cannot have 60 frames a second; give `fps` from 0.1 to 50"),
+        ("clip.gif", 60, "cannot have 60 frames a second; `fps` must be from 0.1 to 50"),
         ("frames", float("inf"), "inf frames"),
     ],
 )

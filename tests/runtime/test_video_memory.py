@@ -85,7 +85,7 @@ def test_of_a_short_clip_every_frame_is_read_once(pipe: Pipeline) -> None:
 
 
 def test_denoising_needs_memory_for_windows_not_for_the_clip(pipe: Pipeline) -> None:
-    """What grows with the clip are latents alone: a frame's are a fiftieth of its control image.
+    """Only latents grow with the clip: those of a frame are a fiftieth of its control image.
 
     Measured: 3.6 windows' control images at 50 frames, and with every frame 4 times its latents.
     """

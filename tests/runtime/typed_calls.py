@@ -1,4 +1,4 @@
-"""What a type checker makes of the pipelines; ``make lint`` checks this file, nothing runs it.
+"""Calls of the pipelines for a type checker; ``make lint`` checks this file, nothing runs it.
 
 A line with ``type: ignore`` has to be an error: the check reports an ignore that is not needed.
 """
