@@ -12,7 +12,7 @@ from controlnext.tensor_spec import TensorSpec
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
 _STATISTICS = "mean and standard deviation over a whole feature map: sums overflow and cancel in float16"
 FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_normalization": _STATISTICS})
-"""What stays in float32 in every denoiser, with the reason."""
+"""Modules that stay in float32 in every denoiser, each with the reason."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
 
 NUMBER = (int, float)

@@ -66,7 +66,7 @@ def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
         Pipeline.load(bundle, threads=0)
 
 
-def test_the_parts_of_a_image_are_all_of_it(bundle: Path) -> None:
+def test_the_parts_of_an_image_are_all_of_it(bundle: Path) -> None:
     timed = TimedBackend(select_backend("onnxruntime"))
     with Pipeline.of(Bundle(bundle, timed, cache=False)) as pipeline:
         arguments = image_arguments(pipeline.bundle.manifest, WORK)

@@ -53,10 +53,7 @@ def test_functions_are_short() -> None:
 
 @pytest.mark.parametrize("folder", [*PACKAGE, "tests", "benchmarks", "examples"])
 def test_files_are_short(folder: str) -> None:
-    lengths = {
-        _name(path): len(path.read_text().splitlines())
-        for path in (ROOT / folder).rglob("*.py")
-    }
+    lengths = {_name(path): len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
     assert not {name: length for name, length in lengths.items() if length > 300}
 
 

@@ -170,7 +170,7 @@ def test_the_trained_model(shapes_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (96, 120)])
-def test_a_image_that_one_tile_holds_is_the_same(tiny: Callable[..., Path], height: int, width: int) -> None:
+def test_an_image_that_one_tile_holds_is_the_same(tiny: Callable[..., Path], height: int, width: int) -> None:
     with Pipeline.load(tiny("sd15"), cache=False) as pipe:
         latents = rand(1, 1, 4, height // 8, width // 8)
         np.testing.assert_array_equal(pipe.decode(latents, "np", vae_tiling=True), pipe.decode(latents, "np"))
