@@ -92,7 +92,7 @@ def test_a_target_that_fails_in_its_turn_is_left_out_from_then_on(bundle: Path) 
     broken = Target("broken", "engine", str(bundle), MEASURES, 0, 0, options)
     run_cold([engine, broken], Work(64, 60), ["first"], PLAN, log)
     reasons = {missing.target: missing.reason for missing in log.missing}
-    assert "give height and width as multiples of 8" in reasons["engine fp32"]
+    assert "height and width must be multiples of 8" in reasons["engine fp32"]
     assert "unknown backend 'abacus'" in reasons["broken"]
     assert not log.turns
 

@@ -112,7 +112,7 @@ def test_a_video_to_videos(
         ({"fps": 1000}, ["1000 frames a second", "--fps"]),
         ({"sampler": "unipc"}, ["'unipc'", "euler"]),
         ({"output": "{tmp}/clip.avi"}, ["clip.avi", ".mp4, .gif, or a directory"]),
-        ({"output": "{tmp}/control"}, ["is there already", "empty folder"]),
+        ({"output": "{tmp}/control"}, ["already exists", "empty directory"]),
         ({"output": "{tmp}/outline.png/clip.mp4", "steps": 1}, ["cannot write to", "--output"]),
     ],
 )

@@ -162,7 +162,7 @@ def test_an_older_bundle_is_refused_where_it_would_be_wrong(
     monkeypatch.setattr(int8, "int8_form", lambda: UINT8_INT8)
     open_engine(bundle, manifest, "unet", device="cpu", cache=False).close()
     monkeypatch.setattr(int8, "int8_form", lambda: UINT8_UINT8)
-    with pytest.raises(BundleError, match="export it again by controlnext export with `precision` int8"):
+    with pytest.raises(BundleError, match="export the bundle again with `precision` int8"):
         open_engine(bundle, manifest, "unet", device="cpu", cache=False)
 
 
