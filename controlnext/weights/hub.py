@@ -23,13 +23,13 @@ from controlnext.weights.lazy import first_line
 
 log = logging.getLogger(__name__)
 
-Wanted = Callable[[Sequence[str]], list[str]]
+FileChoice = Callable[[Sequence[str]], list[str]]
 """Selects the needed files from the names of all; raises :class:`CheckpointError` if they are missing."""
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
-def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, str]:
+def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Path, str]:
     """Download the files of a repository that ``wanted`` selects; return their directory and commit.
 
     ``revision``: a branch, tag or commit; the main branch by default. If the hub cannot be reached or refuses
@@ -60,7 +60,7 @@ def fetch(repository: str, revision: str | None, wanted: Wanted) -> tuple[Path, 
     return directory, directory.name
 
 
-def _earlier(repository: str, revision: str | None, wanted: Wanted, error: Exception) -> tuple[Path, str]:
+def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: Exception) -> tuple[Path, str]:
     """Return an earlier download, after the hub answered with ``error``."""
     reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
