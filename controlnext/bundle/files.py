@@ -55,6 +55,8 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     with _directory_beside(target) as aside:
         yield aside
         aside.chmod(0o755)
+        # another process may have made one meanwhile
+        check_replaceable(target, force)
         _swap(aside, target)
 
 
@@ -75,13 +77,23 @@ def _directory_beside(target: Path) -> Iterator[Path]:
     """
     aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir(mode=0o700)
+        _make(aside, target)
         yield aside
     except OSError as error:
         raise _explain(error, target) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make(aside: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir(mode=0o700)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"cannot write to {target}: no directory can be made there; give `output` a writable path",
+            argument="output",
+        ) from error
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -34,7 +34,7 @@ def read_manifest(bundle: Path) -> Manifest:
         _check_schema(path, msgspec.convert(content, _Header).schema)
         _check_known(path, content)
         manifest = _typed(path, upgrade(content))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
     return manifest
 
@@ -50,6 +50,8 @@ def _typed(path: Path, content: dict[str, Any]) -> Manifest:
 
 
 def _check_schema(path: Path, schema: int) -> None:
+    if schema < 1:
+        raise BundleError(f"{path} has schema {schema}; accepted: 1 to {SCHEMA}; export the bundle again")
     if schema > SCHEMA:
         raise BundleError(
             f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"

@@ -14,7 +14,7 @@ from controlnext.bundle.files import check_writable
 from controlnext.cli import bench_options, options
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.engines.base import device_index
-from controlnext.errors import InputError
+from controlnext.errors import InputError, WorkError
 from controlnext.families import get_family
 from controlnext.optional import extra
 from controlnext.types import Precision, Progress
@@ -89,6 +89,9 @@ def bench(
         print_json(msgspec.to_builtins(results))
     else:
         _show(results)
+    if not results.measurements:
+        reasons = {missing.reason for missing in results.missing}
+        raise WorkError(f"nothing was measured: {'; '.join(sorted(reasons)) or 'no target was selected'}")
 
 
 def _check_choice(

@@ -28,6 +28,8 @@ Workspace = Annotated[
     int | None,
     typer.Option(
         min=1,
+        # a tebibyte: the library counts bytes in 64 bits
+        max=1 << 20,
         metavar="MIB",
         help="Workspace size limit in MiB.",
         show_default="unlimited",

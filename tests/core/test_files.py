@@ -109,6 +109,21 @@ def test_a_place_that_cannot_be_written_is_the_users_to_fix(tmp_path: Path) -> N
         pass
 
 
+def test_a_place_where_no_directory_can_be_made_is_the_users_to_fix() -> None:
+    target = Path("/proc/bundle")
+    with pytest.raises(InputError, match="cannot write to /proc/bundle") as refused, new_folder(target):
+        pass
+    assert refused.value.argument == "output"
+
+
+def test_a_bundle_that_another_process_finished_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with pytest.raises(InputError, match="already"), new_folder(target), new_folder(target) as first:
+        (first / MANIFEST).write_text("first")
+    assert (target / MANIFEST).read_text() == "first"
+    assert _listing(tmp_path) == ["bundle"]
+
+
 def test_a_new_file_takes_the_old_ones_place_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "image.png"
     target.write_text("old")
