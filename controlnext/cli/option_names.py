@@ -67,7 +67,11 @@ class OptionNames:
         engine."""
         if isinstance(error, EngineError):
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
-        return self.translate(str(error))
+        message, argument = str(error), error.argument
+        # "num_inference_steps is 0": the argument at fault without backticks
+        if argument in self._options and message.startswith(f"{argument} is "):
+            message = self._options[argument] + message.removeprefix(argument)
+        return self.translate(message)
 
     def _build_command(self, error: EngineError) -> str:
         words = ["controlnext", "build", str(error.bundle)]

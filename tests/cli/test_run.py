@@ -108,7 +108,7 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"sampler": "best"}, ["'best'", "unipc"]),
         ("image", {"preprocess": "magic"}, ["'magic'", "canny"]),
         ("image", {"scale": "nan"}, ["control_scale"]),
-        ("image", {"num_images": 0}, ["num_images_per_prompt is 0", "positive integer"]),
+        ("image", {"num_images": 0}, ["--num-images is 0", "positive integer"]),
         ("image", {"control_image": "missing.png"}, ["missing.png"]),
         ("image", {"control_image": "."}, ["cannot read image"]),
         ("image", {"output": "."}, ["is a directory"]),

@@ -107,7 +107,7 @@ def test_a_video_to_videos(
         ({"control_image": "{tmp}/missing"}, ["cannot read video", "missing", "give a directory of images"]),
         ({"control_image": "{tmp}/empty"}, ["empty has no images"]),
         ({"frames": 0}, ["--frames", "equal to 1"]),
-        ({"frames": FRAMES + 1}, [f"num_frames is {FRAMES + 1}, but the control has {FRAMES}"]),
+        ({"frames": FRAMES + 1}, [f"--frames is {FRAMES + 1}, but the control has {FRAMES}"]),
         ({"frames_per_batch": 3, "overlap": 3}, ["overlap is 3"]),
         ({"fps": 1000}, ["1000 frames a second", "--fps"]),
         ({"sampler": "unipc"}, ["'unipc'", "euler"]),
