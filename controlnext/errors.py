@@ -72,6 +72,17 @@ class OutOfMemoryError(WorkError):
         self.savers = savers
 
 
+class QueueFullError(WorkError):
+    """A request that is refused because too many wait already; it may be repeated later.
+
+    ``waiting``: the number of requests that wait.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests wait already, as many as may; repeat the request later")
+        self.waiting = waiting
+
+
 class ParityError(WorkError):
     """A difference between the engine's outputs and the PyTorch reference's that is larger than allowed."""
 

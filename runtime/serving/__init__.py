@@ -1,0 +1,1 @@
+"""The HTTP server of ``controlnext serve``. Needs the extra ``serve``."""
