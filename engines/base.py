@@ -46,15 +46,23 @@ class Engine(Closeable):
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, float32 or int64 at every
     precision. ``backend`` names the backend and the device. Several threads may use an engine; one runs at a
-    time.
+    time, and its prologue beside it.
     """
+
+    prologue_inputs: frozenset[str] = frozenset()
+    """The inputs that the engine's prologue reads, the part that runs once for as long as they stay."""
+    step_inputs: frozenset[str]
+    """The names that a run reads: inputs and, with a prologue, what that computes."""
+    most_rows: int | None = None
+    """The largest batch that the engine accepts; None for any."""
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
         self.graph_name, self.backend = graph_name, backend
         self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].inputs)
         self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].outputs)
-        self._turn = Lock()
-        self._latest: weakref.ref[BoundEngine] | None = None
+        self.step_inputs = frozenset(spec.name for spec in self.inputs)
+        self._turn, self._prologue_turn = Lock(), Lock()
+        self._latest: weakref.ref[object] | None = None
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the outputs by name for the inputs by name.
@@ -65,11 +73,14 @@ class Engine(Closeable):
         return self.bind(feed).run({})
 
     def bind(self, constants: Feed) -> BoundEngine:
-        """Return the engine with some inputs bound, for runs that differ in the others."""
+        """Return the engine with some inputs bound, for runs that differ in the others.
+
+        Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
+        """
         return BoundEngine(self, constants)
 
-    def run_bound(self, bound: BoundEngine, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        """Run for :meth:`BoundEngine.run`, which has checked ``feed``.
+    def run_bound(self, bound: object, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        """Run for ``bound``, which has checked ``feed``: the inputs, and what the prologue computed.
 
         ``feed`` differs in ``replaced`` from that of the last run of ``bound``.
         """
@@ -82,13 +93,22 @@ class Engine(Closeable):
             self._latest = weakref.ref(bound)
         return outputs
 
+    def run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
+        """Return what the prologue computes of its inputs in ``feed``, the batch on the first axis."""
+        with self._prologue_turn:
+            return self._run_prologue(feed)
+
+    def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Return the prologue's outputs; nothing for an engine without one."""
+        return {}
+
     @abstractmethod
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         """Return the outputs for all inputs; those not in ``replaced`` are the arrays of the last run."""
 
     def close(self) -> None:
         """Release resources once no other thread runs the engine; it cannot run again."""
-        with self._turn:
+        with self._turn, self._prologue_turn:
             self._close()
 
     @abstractmethod
@@ -99,40 +119,42 @@ class Engine(Closeable):
 class BoundEngine:
     """An engine with bound inputs, which stay the same from run to run (on a GPU, in its memory).
 
-    Bound arrays must not be changed in place.
+    Bound arrays must not be changed in place. ``rows``: the batch of a run; None if the inputs do not tell.
     """
 
     def __init__(self, engine: Engine, constants: Feed) -> None:
-        self._engine = engine
-        self._bound: dict[str, np.ndarray] = {}
-        self._replaced: set[str] = set()
-        self.set_inputs(constants)
-
-    def set_inputs(self, feed: Feed) -> None:
-        """Bind inputs for the following runs; they replace bound inputs of the same names.
-
-        Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
-        """
-        engine, bound = self._engine, {**self._bound, **feed}
-        unknown = sorted(set(feed) - {spec.name for spec in engine.inputs})
+        unknown = sorted(set(constants) - {spec.name for spec in engine.inputs})
         if unknown:
             names = sorted(spec.name for spec in engine.inputs)
             raise InputError(
                 f"{engine.graph_name}: unknown inputs {unknown}; accepted: {names}; remove the others"
             )
+        self.engine = engine
+        self._bound = dict(constants)
         self._sizes = tensor_spec.bind(
-            [spec for spec in engine.inputs if spec.name in bound], bound, engine.graph_name
+            [spec for spec in engine.inputs if spec.name in constants], constants, engine.graph_name
         )
-        self._rest = [spec for spec in engine.inputs if spec.name not in bound]
-        self._bound = bound
-        self._replaced |= set(feed)
+        self._rest = [spec for spec in engine.inputs if spec.name not in constants]
+        self.rows = self._sizes.get("batch")
+        self._handed_over: dict[str, np.ndarray] | None = None
+
+    def prepare(self) -> None:
+        """Run the engine's prologue now instead of in the first run, if all of its inputs are bound."""
+        if self._handed_over is None and self.engine.prologue_inputs <= self._bound.keys():
+            self._handed_over = self.engine.run_prologue(self._bound)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the outputs by name for the inputs that are not bound; raise as :meth:`Engine.run`."""
-        tensor_spec.bind(self._rest, feed, self._engine.graph_name, self._sizes)
-        outputs = self._engine.run_bound(self, {**self._bound, **feed}, self._replaced | feed.keys())
-        self._replaced.clear()
-        return outputs
+        constants, changing = self.arguments(feed)
+        return self.engine.run_bound(self, {**constants, **changing}, changing.keys())
+
+    def arguments(self, feed: Feed) -> tuple[Feed, Feed]:
+        """Return what :meth:`Engine.run_bound` takes: what stays from run to run, and what does not."""
+        tensor_spec.bind(self._rest, feed, self.engine.graph_name, self._sizes)
+        self.prepare()
+        if self._handed_over is not None:
+            return {**self._bound, **self._handed_over}, feed
+        return self._bound, {**feed, **self.engine.run_prologue({**self._bound, **feed})}
 
 
 class Backend(ABC):

@@ -46,12 +46,18 @@ class _OffloadedEngine(Engine):
         self._load: Callable[[], Engine] | None = load
         self._loaded: Engine | None = None
         with slot.turn:
-            self.backend = self._enter().backend
+            loaded = self._enter()
+        self.backend, self.most_rows = loaded.backend, loaded.most_rows
+        self.prologue_inputs, self.step_inputs = loaded.prologue_inputs, loaded.step_inputs
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         with self._slot.turn:
             new = self._loaded is None
             return self._enter()._run(feed, feed.keys() if new else replaced)
+
+    def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
+        with self._slot.turn:
+            return self._enter()._run_prologue(feed)
 
     def _enter(self) -> Engine:
         """Return the engine, loaded; the engine in memory before is closed."""

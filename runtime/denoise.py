@@ -1,19 +1,21 @@
-"""The denoising loop, guidance, and the schedule of the control."""
+"""The denoising loop: rounds in which each run takes one step and shares a batch with others if it can."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from controlnext.engines import BoundEngine
+from controlnext.engines.joint import EngineRows, JointBatch
 from controlnext.errors import WorkError
+from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
-from controlnext.types import FloatArray
-
-Predict = Callable[[FloatArray, float, int], FloatArray]
-"""Returns the (guided) noise in ``latents``, given the timestep and the index of a step."""
+from controlnext.types import Feed, FloatArray
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,205 @@ class Step:
     latents: FloatArray
 
 
-def denoise(
-    predict: Predict, sampler: Sampler, latents: FloatArray, generator: TorchGenerator
-) -> Iterator[Step]:
-    """Denoise ``latents``, already at the sampler's initial noise level, step by step.
+@dataclass(frozen=True)
+class Part:
+    """A batch of the denoiser in every step of a run: all of the step, or a window of a long clip.
 
-    Samplers that add noise draw it from ``generator``. Raises :class:`WorkError` if the denoiser's output is
-    not finite.
+    Parts of the same ``key`` have the same sizes but for the batch, so that they can share a run.
     """
-    total = len(sampler.timesteps)
-    for index, timestep in enumerate(sampler.timesteps):
-        noise = predict(sampler.scale_model_input(latents, index), float(timestep), index)
+
+    bound: BoundEngine
+    rows: int
+    key: Hashable
+
+
+@dataclass(eq=False, kw_only=True)
+class Denoising(ABC):
+    """A request while it is denoised.
+
+    Attributes:
+        sampler: the sampler, which serves this run alone.
+        latents: noise of unit variance; from then on the state after the last step.
+        generator: the source of the noise that some samplers add.
+        parts: the batches of a step.
+        guard: reports running out of memory.
+        index: number of the next step, counted from 0.
+    """
+
+    sampler: Sampler
+    latents: FloatArray
+    generator: TorchGenerator
+    parts: Sequence[Part]
+    guard: MemoryGuard
+    index: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.latents = self.latents * np.float32(self.sampler.init_noise_sigma)
+
+    @property
+    def total(self) -> int:
+        """The number of steps."""
+        return len(self.sampler.timesteps)
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.index == self.total
+
+    @property
+    def timestep(self) -> float:
+        """The timestep of the next step."""
+        return float(self.sampler.timesteps[self.index])
+
+    def inputs(self, number: int) -> Feed:
+        """Return the inputs that are not bound of part ``number`` in the next step."""
+        return self._inputs(number, self.sampler.scale_model_input(self.latents, self.index))
+
+    @abstractmethod
+    def _inputs(self, number: int, sample: FloatArray) -> Feed:
+        """Return the inputs of a part for the whole ``sample``, which is scaled."""
+
+    @abstractmethod
+    def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
+        """Return the noise in the sample from what the denoiser predicts for each part."""
+
+    def advance(self, predictions: Sequence[FloatArray]) -> Step:
+        """Take the next step with what the denoiser predicts for each part.
+
+        Raises :class:`WorkError` if that is not finite.
+        """
+        index, timestep, noise = self.index, self.timestep, self._guided(predictions)
         if not np.isfinite(noise).all():
             raise WorkError(
-                f"the denoiser's output at step {index + 1} of {total} is not finite: float16 overflows with"
-                " these weights; export them with `precision` fp32"
+                f"the denoiser's output at step {index + 1} of {self.total} is not finite: float16 overflows"
+                " with these weights; export them with `precision` fp32"
             )
-        latents = sampler.step(noise, index, latents, generator)
-        yield Step(index, total, float(timestep), latents)
+        self.latents = self.sampler.step(noise, index, self.latents, self.generator)
+        self.index += 1
+        return Step(index, self.total, timestep, self.latents)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows ``start`` to ``stop`` of part ``number`` of a run."""
+
+    run: Denoising
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def part(self) -> Part:
+        return self.run.parts[self.number]
+
+
+_Batch = tuple[_Rows, ...]
+Outcome = Step | Exception
+
+
+class Rounds:
+    """Rounds of denoising: in each, every run takes one step.
+
+    A run of the denoiser has up to ``most_rows`` rows; without that number runs share nothing. ``observe`` is
+    told of each run of the denoiser: the number of requests and of rows in it, and its seconds.
+    """
+
+    def __init__(
+        self,
+        most_rows: int | None = None,
+        observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
+    ) -> None:
+        self._most_rows, self._observe = most_rows, observe
+        self._joint: dict[_Batch, JointBatch] = {}
+
+    def take(
+        self, runs: Sequence[Denoising], dropped: Callable[[Denoising], bool] = lambda _run: False
+    ) -> Iterator[tuple[Denoising, Outcome]]:
+        """Take one step of each of the ``runs``; yield its outcome as soon as it is taken.
+
+        An error is the outcome of the run that it belongs to, the others go on. ``dropped`` tells which runs
+        are no longer wanted; these have no outcome.
+        """
+        batches = _pack(runs, self._most_rows)
+        self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
+        predicted: dict[Denoising, list[list[FloatArray]]] = {run: [[] for _ in run.parts] for run in runs}
+        for batch in batches:
+            rows = tuple(one for one in batch if one.run in predicted and not dropped(one.run))
+            for one, prediction in zip(rows, self._predict(rows), strict=True):
+                if isinstance(prediction, Exception):
+                    del predicted[one.run]
+                    yield one.run, prediction
+                    continue
+                predicted[one.run][one.number].append(prediction)
+                if one.stop == one.part.rows and one.number == len(one.run.parts) - 1:
+                    yield one.run, _advance(one.run, predicted.pop(one.run))
+
+    def _predict(self, batch: _Batch) -> list[FloatArray | Exception]:
+        """Return what the denoiser predicts for each of the rows, or the error."""
+        if not batch:
+            return []
+        begin = time.perf_counter()
+        try:
+            with batch[0].run.guard.watch():
+                feeds = [rows.run.inputs(rows.number) for rows in batch]
+                outputs = (self._joint.get(batch) or _joint(batch)).run(feeds)
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            # alone, so that only those fail that have to
+            return [result for rows in batch for result in self._predict((rows,))]
+        count = sum(rows.stop - rows.start for rows in batch)
+        self._observe(len(batch), count, time.perf_counter() - begin)
+        return [output["noise_pred"] for output in outputs]
+
+
+def denoise(run: Denoising) -> Iterator[Step]:
+    """Yield the steps of a single run; raise its error."""
+    rounds = Rounds()
+    while not run.done:
+        for _, outcome in rounds.take([run]):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+
+def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
+    """Return all rows of one step of the ``runs`` in batches of one key: each in the first with room.
+
+    Rows of one run are in batches of their own, in their order, and need no more memory than a run alone.
+    """
+    batches: list[list[_Rows]] = []
+    for run in runs:
+        first = 0
+        for number, part in enumerate(run.parts):
+            for start in range(0, part.rows, most_rows or part.rows):
+                rows = _Rows(run, number, start, min(start + (most_rows or part.rows), part.rows))
+                place = next(
+                    (i for i in range(first, len(batches)) if _fits(rows, batches[i], most_rows)), None
+                )
+                if place is None:
+                    place = len(batches)
+                    batches.append([])
+                batches[place].append(rows)
+                first = place + 1
+    return [tuple(batch) for batch in batches]
+
+
+def _fits(rows: _Rows, batch: Sequence[_Rows], most_rows: int | None) -> bool:
+    if most_rows is None or batch[0].part.key != rows.part.key:
+        return False
+    return sum(one.stop - one.start for one in (*batch, rows)) <= most_rows
+
+
+def _joint(batch: _Batch) -> JointBatch:
+    return JointBatch([EngineRows(rows.part.bound, rows.start, rows.stop) for rows in batch])
+
+
+def _advance(run: Denoising, predictions: Sequence[Sequence[FloatArray]]) -> Outcome:
+    try:
+        return run.advance([rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in predictions])
+    except Exception as error:
+        return error
 
 
 def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:

@@ -16,7 +16,7 @@ from controlnext.closeable import Closeable
 from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
-from controlnext.runtime.denoise import Step
+from controlnext.runtime.denoise import Denoising, Step, denoise
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.random import TorchGenerator
@@ -130,6 +130,10 @@ class Pipeline(Closeable):
 
     def steps(self, request: Any) -> Iterator[Step]:
         """Yield the steps as :meth:`stream` does, for the arguments in ``request``."""
+        return denoise(self.start(request))
+
+    def start(self, request: Any) -> Denoising:
+        """Return the run of a request, its arguments checked and its prompts and controls encoded."""
         # refuse before sampling what cannot be decoded after it
         self.tiles(request.vae_tiling)
         controls, control_size = self._read(request)
@@ -139,23 +143,32 @@ class Pipeline(Closeable):
             warn_if_large(self.family, self._config, size)
         guard = self._guard(*size)
         with guard.watch():
-            return guard.each(self._start(request, controls, *size))
+            return self._start(request, controls, *size, guard)
 
-    def _run(self, request: CommonRequest) -> tuple[Any, FloatArray]:
-        """Return the images (None for output type "latent") and the latents of a whole run."""
+    @abstractmethod
+    def finish(self, request: Any, latents: FloatArray) -> Any:
+        """Return what a call returns for the latents of the last step."""
+
+    def _run(self, request: CommonRequest) -> Any:
+        """Return what a call returns."""
         (last,) = deque(self.steps(request), maxlen=1)
+        return self.finish(request, last.latents)
+
+    def _images(self, request: CommonRequest, latents: FloatArray) -> Any:
+        """Return the images of a run's last latents; None for output type "latent"."""
         if request.output_type == "latent":
-            return None, last.latents
-        images = self.decode(last.latents, request.output_type, request.chunk, request.vae_tiling)
-        return images, last.latents
+            return None
+        return self.decode(latents, request.output_type, request.chunk, request.vae_tiling)
 
     @abstractmethod
     def _read(self, request: Any) -> tuple[list[Any], Size]:
         """Return the images of each control, and the size of the first image of the first control."""
 
     @abstractmethod
-    def _start(self, request: Any, controls: list[Any], height: int, width: int) -> Iterator[Step]:
-        """Yield the steps of a checked request at this size."""
+    def _start(
+        self, request: Any, controls: list[Any], height: int, width: int, guard: MemoryGuard
+    ) -> Denoising:
+        """Return the run of a checked request at this size."""
 
     @abstractmethod
     def _arrange(self, images: Any) -> Images:
@@ -208,8 +221,10 @@ class Pipeline(Closeable):
         return MemoryGuard(height, width, self.memory_savers)
 
     def denoiser(self, constants: Feed) -> BoundEngine:
-        """Return the denoiser with the inputs bound that are constant over (most of) a run."""
-        return self.bundle.engine(self.family.denoiser).bind(constants)
+        """Return the denoiser with the inputs bound that are constant over a run; its prologue has run."""
+        bound = self.bundle.engine(self.family.denoiser).bind(constants)
+        bound.prepare()
+        return bound
 
     def sampler(self, request: CommonRequest) -> Sampler:
         """Return the sampler of a run; raise :class:`InputError` for one that the family does not have."""

@@ -47,8 +47,8 @@ class Controls:
 
     def schedules(
         self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
-    ) -> dict[int, dict[str, FloatArray]]:
-        """Return the control scale inputs by the first step at which they apply.
+    ) -> list[dict[str, FloatArray]]:
+        """Return the control scale inputs of each step.
 
         ``scales``: for each control an array with one row for each result.
         """
@@ -61,9 +61,4 @@ class Controls:
             for scale in scales
         ]
         names = [control.scale for control in self._inputs]
-        rows = list(zip(*schedules, strict=True))
-        return {
-            index: dict(zip(names, row, strict=True))
-            for index, row in enumerate(rows)
-            if index == 0 or any(new is not old for new, old in zip(row, rows[index - 1], strict=True))
-        }
+        return [dict(zip(names, row, strict=True)) for row in zip(*schedules, strict=True)]

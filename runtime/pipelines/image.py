@@ -13,13 +13,14 @@ from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Step, denoise, guide
+from controlnext.runtime.denoise import Denoising, Part, Step, guide
+from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Prompt, Request, Scale, as_floats
 from controlnext.runtime.sizes import Size
 from controlnext.runtime.vae import control_array, read_images
-from controlnext.types import FloatArray
+from controlnext.types import Feed, FloatArray
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class ImagePipeline(Pipeline, task="image"):
             pooled_prompt_embeds=pooled_prompt_embeds,
             negative_pooled_prompt_embeds=negative_pooled_prompt_embeds,
         )
-        return Output(*self._run(request))
+        return self._run(request)
 
     def stream(
         self,
@@ -196,8 +197,8 @@ class ImagePipeline(Pipeline, task="image"):
         return controls, (height, width)
 
     def _start(
-        self, request: Request, controls: list[list[Bands]], height: int, width: int
-    ) -> Iterator[Step]:
+        self, request: Request, controls: list[list[Bands]], height: int, width: int, guard: MemoryGuard
+    ) -> Denoising:
         family = self.family
         sampler = self.sampler(request)
         generator = TorchGenerator(request.seed)
@@ -207,22 +208,27 @@ class ImagePipeline(Pipeline, task="image"):
         scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, len(sampler.timesteps), halves == 2)
         images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
+        prompts = self._condition(request, guided=halves == 2)
         constants = {
-            **self._condition(request, guided=halves == 2),
+            **prompts,
             **self.conditioning(height, width, halves * len(latents)),
             **self.controls.images(images),
         }
-        denoiser = self.denoiser(constants)
+        tokens = prompts["encoder_hidden_states"].shape[1]
+        part = Part(self.denoiser(constants), halves * len(latents), (height, width, tokens))
+        return _ImageDenoising(
+            sampler=sampler,
+            latents=latents,
+            generator=generator,
+            parts=[part],
+            guard=guard,
+            strengths=strengths,
+            guidance=float(guidance) if halves == 2 else None,
+        )
 
-        def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
-            if index in strengths:
-                denoiser.set_inputs(strengths[index])
-            rows = np.concatenate([sample] * halves)
-            changing = {"sample": rows, "timestep": np.full(len(rows), timestep, np.float32)}
-            noise = denoiser.run(changing)["noise_pred"]
-            return guide(noise, float(guidance) if halves == 2 else None)
-
-        return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
+    def finish(self, request: Request, latents: FloatArray) -> Output:
+        """Return what a call returns for the latents of the last step."""
+        return Output(self._images(request, latents), latents)
 
     def _arrange(self, images: Any) -> Images:
         return images
@@ -232,6 +238,26 @@ class ImagePipeline(Pipeline, task="image"):
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
+
+
+@dataclass(eq=False, kw_only=True)
+class _ImageDenoising(Denoising):
+    """A run with the control scales of each step, and with or without guidance."""
+
+    strengths: list[dict[str, FloatArray]]
+    guidance: float | None
+
+    def _inputs(self, number: int, sample: FloatArray) -> Feed:
+        rows = self.parts[number].rows
+        return {
+            "sample": np.concatenate([sample] * (rows // len(sample))),
+            "timestep": np.full(rows, self.timestep, np.float32),
+            **self.strengths[self.index],
+        }
+
+    def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
+        (noise,) = predictions
+        return guide(noise, self.guidance)
 
 
 def _control_images(given: Any, request: Request) -> list[Bands]:

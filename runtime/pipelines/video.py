@@ -12,10 +12,12 @@ from PIL import Image
 
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
-from controlnext.runtime.denoise import Step, denoise, guide
+from controlnext.runtime.denoise import Denoising, Part, Step
 from controlnext.runtime.image_processing import preprocess_for_clip
+from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.pipelines.clip import Clip, read_one
+from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import Size
@@ -135,7 +137,7 @@ class VideoPipeline(Pipeline, task="video"):
             noise_aug_strength=noise_aug_strength,
             decode_chunk_size=decode_chunk_size,
         )
-        return VideoOutput(*self._run(request))
+        return self._run(request)
 
     def stream(
         self,
@@ -194,20 +196,21 @@ class VideoPipeline(Pipeline, task="video"):
         clips = [Clip(given) for given in self.controls.each("control_images", request.control_images)]
         return clips, clips[0].size
 
-    def _start(self, request: VideoRequest, clips: list[Clip], height: int, width: int) -> Iterator[Step]:
+    def _start(
+        self, request: VideoRequest, clips: list[Clip], height: int, width: int, guard: MemoryGuard
+    ) -> Denoising:
         sampler = self.sampler(request)
         generator = TorchGenerator(request.seed)
         frames = _frame_count(request, clips)
         windows = clip_windows(frames, request.frames_per_batch, request.overlap)
         low, high = request.min_guidance_scale, request.max_guidance_scale
         high = self.family.default_guidance if high is None else high
-        guided = high >= 1
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
         scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(
-            [_single(scale) for scale in scales], request, len(sampler.timesteps), guided
+            [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
         )
-        image, constants = self._image(request, height, width, guided, generator)
+        image, constants = self._image(request, height, width, high >= 1, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
@@ -216,29 +219,23 @@ class VideoPipeline(Pipeline, task="video"):
         # several windows do not fit into the memory that one needs
         single = control(windows[0]) if len(windows) == 1 else {}
         denoiser = self.denoiser({**constants, **single})
+        parts = [Part(denoiser, len(image), (height, width, w.stop - w.start)) for w in windows]
+        return ClipDenoising(
+            sampler=sampler,
+            latents=latents,
+            generator=generator,
+            parts=parts,
+            guard=guard,
+            windows=windows,
+            image=image,
+            strengths=strengths,
+            guidance=guidance if high >= 1 else None,
+            control=None if single else control,
+        )
 
-        def noise_of(sample: FloatArray, timestep: float, window: Window) -> FloatArray:
-            part = slice(window.start, window.stop)
-            rows = np.concatenate([sample[:, part]] * len(image))
-            still = np.broadcast_to(image[:, None], rows.shape)
-            changing = {
-                "sample": np.concatenate([rows, still], axis=2),
-                "timestep": np.full(len(rows), timestep, np.float32),
-            }
-            noise = denoiser.run(changing if single else {**changing, **control(window)})["noise_pred"]
-            return guide(noise, guidance[:, part] if guided else None)
-
-        def predict(sample: FloatArray, timestep: float, index: int) -> FloatArray:
-            if index in strengths:
-                denoiser.set_inputs(strengths[index])
-            total, count = np.zeros_like(sample), np.zeros((1, frames, 1, 1, 1), np.float32)
-            for window in windows:
-                noise = noise_of(sample, timestep, window)
-                total[:, window.first : window.stop] += noise[:, window.first - window.start :]
-                count[:, window.first : window.stop] += 1
-            return total / count
-
-        return denoise(predict, sampler, latents * np.float32(sampler.init_noise_sigma), generator)
+    def finish(self, request: VideoRequest, latents: FloatArray) -> VideoOutput:
+        """Return what a call returns for the latents of the last step."""
+        return VideoOutput(self._images(request, latents), latents)
 
     def _control(self, clips: list[Clip], height: int, width: int, window: Window) -> dict[str, FloatArray]:
         """Return the control inputs of a window; the first frame is always that of the clip."""

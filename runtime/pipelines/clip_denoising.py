@@ -1,0 +1,48 @@
+"""Clips while they are denoised, in windows where they are long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from controlnext.runtime.denoise import Denoising, guide
+from controlnext.types import Feed, FloatArray
+from controlnext.windows import Window
+
+
+@dataclass(eq=False, kw_only=True)
+class ClipDenoising(Denoising):
+    """A run in windows, whose noise is averaged where they overlap.
+
+    ``image``: the latents of the reference image, for each row. ``control``: returns the control inputs of a
+    window; None if they are bound.
+    """
+
+    windows: Sequence[Window]
+    image: FloatArray
+    strengths: list[dict[str, FloatArray]]
+    guidance: FloatArray | None
+    control: Callable[[Window], Feed] | None
+
+    def _inputs(self, number: int, sample: FloatArray) -> Feed:
+        window = self.windows[number]
+        rows = np.concatenate([sample[:, window.start : window.stop]] * len(self.image))
+        still = np.broadcast_to(self.image[:, None], rows.shape)
+        return {
+            "sample": np.concatenate([rows, still], axis=2),
+            "timestep": np.full(len(rows), self.timestep, np.float32),
+            **self.strengths[self.index],
+            **(self.control(window) if self.control else {}),
+        }
+
+    def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
+        total: FloatArray = np.zeros_like(self.latents)
+        count: FloatArray = np.zeros((1, total.shape[1], 1, 1, 1), np.float32)
+        for window, prediction in zip(self.windows, predictions, strict=True):
+            part = slice(window.start, window.stop)
+            noise = guide(prediction, None if self.guidance is None else self.guidance[:, part])
+            total[:, window.first : window.stop] += noise[:, window.first - window.start :]
+            count[:, window.first : window.stop] += 1
+        return total / count
