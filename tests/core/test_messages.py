@@ -27,6 +27,7 @@ from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.request import Request, VideoRequest
 from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.server import open_listener
 from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.weights import load_checkpoint
 
@@ -54,6 +55,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Settings,
     ServerSettings,
     Models.use,
+    open_listener,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 
