@@ -83,6 +83,14 @@ class QueueFullError(WorkError):
         self.waiting = waiting
 
 
+class UnknownModelError(InputError):
+    """A name of a model that the server does not have."""
+
+
+class StoppingError(WorkError):
+    """A request that is refused because the server is about to stop."""
+
+
 class ParityError(WorkError):
     """A difference between the engine's outputs and the PyTorch reference's that is larger than allowed."""
 

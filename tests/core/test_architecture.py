@@ -36,12 +36,13 @@ ALLOWED = {
     "controlnext.export": _TRAINED,
     "controlnext.engines": CORE,
     "controlnext.runtime": CORE | _RUN,
+    "controlnext.runtime.serving": CORE | _RUN,
     "controlnext.evaluation": _BELOW,
     "controlnext.bench": _BELOW,
-    "controlnext.cli": _BELOW | {"controlnext.bench"},
+    "controlnext.cli": _BELOW | {"controlnext.bench", "controlnext.runtime.serving"},
     "controlnext.__main__": {"controlnext.cli"},
 }
-HEAVY = ("torch", "diffusers", "transformers", "onnx")
+HEAVY = ("torch", "diffusers", "transformers", "onnx", "fastapi", "uvicorn", "prometheus_client")
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
@@ -129,7 +130,7 @@ def test_precisions_are_named_in_one_file() -> None:
     "module", ["controlnext", "controlnext.engines", "controlnext.runtime", "controlnext.cli"]
 )
 def test_import_is_light(module: str) -> None:
-    """In a fresh interpreter none of the build machine's libraries is loaded."""
+    """In a fresh interpreter none of the build machine's and the server's libraries is loaded."""
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -26,6 +26,8 @@ from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.request import Request, VideoRequest
+from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.weights import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,8 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     VideoRequest,
     ClipFiles,
     Settings,
+    ServerSettings,
+    Models.use,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

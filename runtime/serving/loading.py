@@ -1,0 +1,157 @@
+"""Loading a bundle for serving: its engines, a warm-up step, the memory that it took."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.format import graph_files
+from controlnext.closeable import Closeable
+from controlnext.errors import EngineError, InputError
+from controlnext.runtime.batching.batcher import Batcher
+from controlnext.runtime.batching.observer import Observer
+from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.pipelines.video import VideoPipeline
+from controlnext.runtime.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_SIDE = 512
+"""Height and width of the warm-up step of a model that does not say what size it was made for."""
+
+
+Load = Callable[[Path], Pipeline]
+"""Opens the pipeline of a bundle, with the backend and device that the server uses."""
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """A bundle that is served, loaded or not.
+
+    ``name``: that of its directory. ``task``: ``"image"`` or ``"video"``. ``created``: when it was written,
+    in seconds since 1970. ``bytes``: the size of its files.
+    """
+
+    name: str
+    path: Path
+    task: str
+    created: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Model(Closeable):
+    """A loaded bundle: its pipeline and the batcher that runs its requests; ``memory``: bytes that loading
+    took."""
+
+    bundle: ServedBundle
+    pipe: Pipeline
+    batcher: Batcher
+    memory: int
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return self.bundle.name
+
+    @property
+    def created(self) -> int:
+        """When the bundle was written, in seconds since 1970."""
+        return self.bundle.created
+
+    @property
+    def task(self) -> str:
+        """The kind of its results: ``"image"`` or ``"video"``."""
+        return self.bundle.task
+
+    def close(self) -> None:
+        """Cancel what runs and close the engines."""
+        self.batcher.close(cancel=True)
+        self.pipe.close()
+
+
+def check_bundle(path: Path, load: Load) -> ServedBundle:
+    """Open a bundle, without its engines, and return what is known of it.
+
+    Raises the errors of ``load``, and :class:`InputError` for a bundle without text encoders: requests bring
+    texts, not embeddings.
+    """
+    with load(path) as pipe:
+        manifest, family = pipe.bundle.manifest, pipe.family
+        missing = [name for name in family.prompt_encoders if name not in manifest.graphs]
+        if missing:
+            raise InputError(
+                f"{path} cannot be served: it has no {', '.join(missing)} to read prompts with; export it"
+                " from a base that has text encoders"
+            )
+    path = path.resolve()
+    size = sum(entry.bytes for entry in manifest.files.values())
+    created = int((path / MANIFEST).stat().st_mtime)
+    return ServedBundle(path.name, path, family.task, created, size)
+
+
+def load_model(bundle: ServedBundle, load: Load, settings: ServerSettings, observer: Observer) -> Model:
+    """Load a bundle: open its engines, run a warm-up step. Nothing stays open after an error."""
+    with ExitStack() as opened:
+        pipe = opened.enter_context(load(bundle.path))
+        memory = _warm_up(pipe, settings.max_size)
+        batcher = Batcher(
+            pipe, max_rows=settings.max_rows, max_waiting=settings.max_waiting, observer=observer
+        )
+        opened.pop_all()
+    return Model(bundle, pipe, batcher, memory)
+
+
+def _warm_up(pipe: Pipeline, largest: int) -> int:
+    """Open the engines, run one step and decode its result; return the bytes of memory that this took.
+
+    The size is that which the model was made for, with sides of at most ``largest``. The memory is the growth
+    of this process, or the size of the engines' files where that is more: a GPU's memory is not part of the
+    process, and other requests may end meanwhile.
+    """
+    before = _resident_bytes()
+    try:
+        pipe(**_smallest_call(pipe, largest), num_inference_steps=1, output_type="np")
+    except EngineError as error:
+        # engines that were built for other sizes are open now all the same
+        if pipe.family.denoiser not in pipe.bundle.backends:
+            raise
+        logger.warning("no warm-up step of %s: %s", pipe.bundle.path, error)
+    return max(_resident_bytes() - before, _file_bytes(pipe))
+
+
+def _smallest_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
+    """Return the arguments of a call with black images; a clip has two frames."""
+    manifest, family = pipe.bundle.manifest, pipe.family
+    made_for = family.made_for(manifest.configs[family.denoiser]) or (_SIDE, _SIDE)
+    multiple = family.size_multiple
+    height, width = (max(multiple, min(side, largest) // multiple * multiple) for side in made_for)
+    image = Image.new("RGB", (width, height))
+    controls = len(pipe.controls)
+    if isinstance(pipe, VideoPipeline):
+        clip = [image] * 2
+        return {"image": image, "control_images": clip if controls == 1 else [clip] * controls}
+    return {"prompt": "", "control_image": image if controls == 1 else [image] * controls}
+
+
+def _file_bytes(pipe: Pipeline) -> int:
+    """Return the size of the files of the graphs whose engines are open."""
+    manifest = pipe.bundle.manifest
+    return sum(entry.bytes for name in pipe.bundle.backends for entry in graph_files(manifest, name).values())
+
+
+def _resident_bytes() -> int:
+    """Return the memory of this process that is in use, 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
