@@ -45,13 +45,22 @@ export class Board {
   /** The fields of a request; the images themselves only where they are asked for. */
   fields({ images = true } = {}) {
     this.#rememberScale();
-    const { layers } = this.sketch;
     const list = (values) => (values.length > 1 ? values : values[0]);
     const fields = { control_scale: list(this.scales) };
     if (!this.drawn) return fields;
-    if (images) fields.control_image = list(layers.map((layer) => layer.canvas.toDataURL("image/png")));
-    if (this.sketch.layer.canny) fields.preprocess = "canny";
+    if (images) fields.control_image = list(this.canvases().map((canvas) => canvas.toDataURL("image/png")));
+    if (this.#edgesAreTheServers) fields.preprocess = "canny";
     return fields;
+  }
+
+  /** The control images to send. A server makes edges of all of them or of none, so that those of one of
+   * several are sent as they are shown. */
+  canvases() {
+    return this.sketch.layers.map((layer) => (this.#edgesAreTheServers ? layer.canvas : layer.shown()));
+  }
+
+  get #edgesAreTheServers() {
+    return this.sketch.layers.every((layer) => layer.canny);
   }
 
   /** Whether there is a control to send. */
@@ -59,11 +68,9 @@ export class Board {
     return this.sketch.layers.some((layer) => layer.touched);
   }
 
-  /** What the server will use, as data URLs, edges where it makes them. */
+  /** The control images as the model sees them, as data URLs. */
   pictures() {
-    if (!this.drawn) return [];
-    const { sketch } = this;
-    return sketch.layers.map((layer) => (layer.canny ? $("sketch") : layer.canvas).toDataURL("image/png"));
+    return this.drawn ? this.sketch.layers.map((layer) => layer.shown().toDataURL("image/png")) : [];
   }
 
   #rememberScale() {
@@ -111,7 +118,10 @@ export class Board {
       this.#take($("open-file").files);
       $("open-file").value = ""; // so that the same file can be opened again
     });
-    document.addEventListener("paste", (event) => this.#take(event.clipboardData.files, event));
+    document.addEventListener("paste", (event) => {
+      const text = event.clipboardData.types.includes("text/plain") && event.target.matches("input, textarea");
+      if (!text) this.#take(event.clipboardData.files);
+    });
     const stage = $("stage");
     addEventListener("dragover", (event) => {
       event.preventDefault(); // a file dropped beside the board must not replace the page
@@ -125,10 +135,9 @@ export class Board {
     });
   }
 
-  async #take(files, event) {
+  async #take(files) {
     const file = [...files].find(({ type }) => type.startsWith("image/"));
     if (!file || document.body.dataset.task !== "image") return;
-    event?.preventDefault();
     try {
       await this.#open(file);
       $("sketch-state").textContent = `Opened ${file.name}`;

@@ -20,12 +20,9 @@ export class Layer {
     return this.canvas.height;
   }
 
-  /** Forget everything. `ground` is a colour. */
+  /** Start anew, with nothing to take back. `ground` is a colour. */
   empty(ground) {
-    this.photo = null;
-    this.canny = false;
-    this.touched = false;
-    this.undone = [];
+    Object.assign(this, { photo: null, canny: false, touched: false, stroked: false, past: [] });
     this.#fill(ground);
   }
 
@@ -40,9 +37,9 @@ export class Layer {
 
   /** Show an image on the whole canvas, on black where it is transparent. */
   show(photo) {
-    this.empty("#000");
-    this.photo = photo;
-    this.touched = true;
+    this.remember();
+    this.#fill("#000");
+    Object.assign(this, { photo, canny: false, touched: true, stroked: false });
     this.#paint(photo);
   }
 
@@ -54,24 +51,24 @@ export class Layer {
   /** Scale to another size; an image without strokes on it is scaled from its original. */
   resize(width, height) {
     if (width === this.width && height === this.height) return;
-    const source = this.photo && !this.undone.length ? this.photo : copyOf(this.canvas);
+    const source = this.photo && !this.stroked ? this.photo : copyOf(this.canvas);
     this.#size(width, height);
     this.#fill("#000");
     this.#paint(source);
-    this.undone = [];
+    this.past = [];
   }
 
   /** Remember the present pixels, to which `undo` returns. */
   remember() {
-    const { canny, photo, touched } = this;
+    const { canny, photo, touched, stroked } = this;
     const pixels = this.context.getImageData(0, 0, this.width, this.height);
-    this.undone.push({ pixels, canny, photo, touched });
-    while (this.undone.length > 1 && this.undone.length * pixels.data.length > UNDO_BYTES) this.undone.shift();
+    this.past.push({ pixels, canny, photo, touched, stroked });
+    while (this.past.length > 1 && this.past.length * pixels.data.length > UNDO_BYTES) this.past.shift();
   }
 
   /** Return whether there was anything to take back. */
   undo() {
-    const before = this.undone.pop();
+    const before = this.past.pop();
     if (!before) return false;
     const { pixels, ...state } = before;
     this.context.putImageData(pixels, 0, 0);
@@ -87,7 +84,15 @@ export class Layer {
     context.moveTo(from.x, from.y);
     context.lineTo(to.x + 0.01, to.y);
     context.stroke();
-    this.touched = true;
+    this.touched = this.stroked = true;
+  }
+
+  /** Remove everything, in a way that can be taken back. */
+  clear(ground) {
+    this.remember();
+    const { past } = this;
+    this.empty(ground);
+    this.past = past;
   }
 
   /** Exchange black and white, in what can be taken back too. */
@@ -98,12 +103,20 @@ export class Layer {
       return pixels;
     };
     this.context.putImageData(swap(this.context.getImageData(0, 0, this.width, this.height)), 0, 0);
-    for (const { pixels } of this.undone) swap(pixels);
+    for (const { pixels } of this.past) swap(pixels);
   }
 
   /** Return the edges as ImageData. */
   edges() {
     return cannyEdges(this.context.getImageData(0, 0, this.width, this.height));
+  }
+
+  /** The image that is shown: the pixels, or their edges where these were asked for. */
+  shown() {
+    if (!this.canny) return this.canvas;
+    const copy = copyOf(this.canvas);
+    copy.getContext("2d").putImageData(this.edges(), 0, 0);
+    return copy;
   }
 
   /** Replace the image by its edges, to draw on them. */

@@ -55,10 +55,15 @@ function shortcuts(event) {
     event.preventDefault();
     generate();
   }
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key === "Escape") {
+    $("key-panel").open = false;
+    running?.abort();
+  }
 }
 
+/** Keep a key that is new; a press of Enter tells of it twice. */
 function takeKey() {
+  if ($("key").value === (sessionStorage.getItem(KEY) ?? "")) return;
   sessionStorage.setItem(KEY, $("key").value);
   listModels();
 }
@@ -146,9 +151,9 @@ async function copyCode() {
 
 /** Save the control images under the names that the code has. */
 function saveControl() {
-  const { layers } = board.sketch;
-  controlFiles(layers.length).forEach((download, index) => {
-    const href = layers[index].canvas.toDataURL("image/png");
+  const canvases = board.canvases();
+  controlFiles(canvases.length).forEach((download, index) => {
+    const href = canvases[index].toDataURL("image/png");
     Object.assign(document.createElement("a"), { href, download }).click();
   });
 }

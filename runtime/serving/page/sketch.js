@@ -77,10 +77,7 @@ export class Sketch {
 
   clear() {
     this.#lift();
-    this.layer.remember();
-    const { undone } = this.layer;
-    this.layer.empty(this.colours.eraser);
-    this.layer.undone = undone;
+    this.layer.clear(this.colours.eraser);
     this.said("Cleared");
     this.render();
   }
@@ -103,8 +100,7 @@ export class Sketch {
 
   render() {
     const { layer, view } = this;
-    if (layer.canny) view.putImageData(layer.edges(), 0, 0);
-    else view.drawImage(layer.canvas, 0, 0);
+    view.drawImage(layer.shown(), 0, 0);
     this.#showCursor();
     this.changed();
   }
@@ -160,17 +156,17 @@ export class Sketch {
   }
 
   #key(event) {
-    if (event.altKey || event.metaKey || (event.ctrlKey && event.key !== "z")) return;
+    if (event.altKey || ((event.ctrlKey || event.metaKey) && event.key !== "z")) return;
     const act = this.#action(event);
     if (!act) return;
     event.preventDefault();
     act();
   }
 
-  #action({ key, ctrlKey, shiftKey }) {
+  #action({ key, ctrlKey, metaKey, shiftKey }) {
     if (key in ARROWS) return () => this.#step(ARROWS[key], shiftKey);
     if (key === " ") return () => this.#togglePen();
-    if (key === "z" && ctrlKey) return () => this.undo();
+    if (key === "z" && (ctrlKey || metaKey)) return () => this.undo();
     if (key === "Delete" || key === "Backspace") return () => this.clear();
     const tool = { p: "pen", e: "eraser" }[key.toLowerCase()];
     return tool && (() => this.choose(tool));

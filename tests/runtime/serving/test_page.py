@@ -6,19 +6,21 @@ import asyncio
 import base64
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, Route
 
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.serving.page import add_page
@@ -151,9 +153,66 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     assert "preprocess" not in visit.sent[1]
 
 
+def test_cancel_ends_the_request(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/v1/images/generations", lambda _route: None)  # never answered
+    page.focus("#generate")
+    page.keyboard.press("Enter")
+    with page.expect_event("requestfailed") as failed:
+        page.click("#cancel:focus")
+    assert failed.value.url.endswith("/v1/images/generations")
+    page.wait_for_selector("#generate:focus")
+    assert (page.inner_text("#status"), page.inner_text("#alert")) == ("Cancelled", "")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
+    page = visit.page
+    refusal = {
+        "error": {"message": "give a key", "type": "invalid_request_error", "param": None, "code": None}
+    }
+    keys = []
+
+    def answer(route: Route) -> None:
+        keys.append(route.request.headers.get("authorization"))
+        if keys[-1]:
+            route.continue_()
+        else:
+            route.fulfill(status=401, json=refusal)
+
+    page.route("**/v1/models", answer)
+    page.reload()
+    page.wait_for_selector("#key:focus")
+    assert page.inner_text("#alert") == "give a key"
+    page.keyboard.type("secret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#generate:enabled")
+    assert keys == [None, "Bearer secret"]
+    assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
+        ["secret"],
+        0,
+        "",
+    ]
+    assert "secret" not in page.inner_text("#code")
+    assert "$CONTROLNEXT_API_KEY" in page.inner_text("#code")
+
+
 def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, address: str) -> None:
     visit = Visit(browser, address, width=360, height=740)
     for bundle in ("fake", "clips"):
         visit.page.select_option("#model", bundle)
         assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
     visit.page.close()
+
+
+def test_files_come_with_a_policy_and_are_sent_once(address: str) -> None:
+    first = httpx.get(address)
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in first.headers["content-security-policy"]
+    assert first.headers["x-content-type-options"] == "nosniff"
+    again = httpx.get(address, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    named = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
+    assert {httpx.get(address + name).status_code for name in named} == {200}
+    assert len(named) == 3
+    assert httpx.get(address + "page/..%2fpage.py").status_code == 404
+    assert httpx.get(address + "page/page.py").status_code == 404
