@@ -57,7 +57,8 @@ class AccessLog:
 
     The record's message is for people; the same facts are in its attribute ``request``. Prompts are left out
     unless ``prompts`` is set. Requests of ``/health`` and ``/metrics``, which come by the clock, are logged
-    at level DEBUG. ``active`` is the number of requests at the moment.
+    at level DEBUG. A request that the server cancels is answered with 503. ``active`` is the number of
+    requests at the moment.
     """
 
     def __init__(self, application: Application, metrics: Metrics, *, prompts: bool = False) -> None:
@@ -74,8 +75,10 @@ class AccessLog:
         try:
             await self._application(scope, watch.receive, watch.send)
         except asyncio.CancelledError:
+            # the server stops and waits no longer; its log needs no traceback of that
             watch.left = True
-            raise
+            if not watch.status:
+                await _answer_stopped(watch.send)
         except Exception:
             facts.outcome = Outcome.FAILED
             raise
@@ -136,6 +139,14 @@ class _Watch:
         # before it is sent: the client may leave as soon as it has the last part
         self._ended = message["type"] == "http.response.body" and not message.get("more_body")
         await self._send(message)
+
+
+async def _answer_stopped(send: Send) -> None:
+    message = "the server stopped before the request was done; repeat it later"
+    error = {"message": message, "type": "server_error", "param": None, "code": "stopping"}
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"5"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
 def _line(fields: MutableMapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from controlnext.runtime.serving.gates import BodyLimit, Keys
 from controlnext.runtime.serving.images import image_routes
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.page import add_page
 from controlnext.runtime.serving.request_ids import RequestIds
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.settings import ServerSettings
@@ -45,6 +46,7 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(image_routes(service), dependencies=bearer)
     app.include_router(catalog_routes(service))
+    add_page(app)
     return app
 
 

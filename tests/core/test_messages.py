@@ -28,6 +28,7 @@ from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.request import Request, VideoRequest
 from controlnext.runtime.serving.calls import ImageCall
 from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.server import open_listener
 from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.weights import load_checkpoint
 
@@ -56,6 +57,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     ServerSettings,
     Models.use,
     ImageCall,
+    open_listener,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

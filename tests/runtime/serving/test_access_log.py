@@ -41,7 +41,7 @@ def call(
 
     caplog.set_level(logging.DEBUG, "controlnext.runtime.serving")
     caplog.clear()
-    with suppress(ValueError, asyncio.CancelledError):
+    with suppress(ValueError):
         asyncio.run(log(scope, receive, send))
     assert log.active == 0
     (record,) = caplog.records
@@ -103,7 +103,11 @@ async def leaves_after_the_answer(_scope: Scope, receive: Receive, send: Send) -
     await receive()
 
 
-async def is_cancelled(_scope: Scope, _receive: Receive, send: Send) -> None:
+async def is_cancelled(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise asyncio.CancelledError
+
+
+async def is_cancelled_within_the_answer(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send(START)
     raise asyncio.CancelledError
 
@@ -129,7 +133,8 @@ async def refuses(_scope: Scope, _receive: Receive, send: Send) -> None:
         (leaves_before_the_answer, 499, "cancelled"),
         (leaves_within_the_answer, 200, "cancelled"),
         (leaves_after_the_answer, 200, "ok"),
-        (is_cancelled, 200, "cancelled"),
+        (is_cancelled, 503, "cancelled"),
+        (is_cancelled_within_the_answer, 200, "cancelled"),
         (fails, 500, "failed"),
         (fails_within_a_stream, 200, "failed"),
         (refuses, 429, "refused"),

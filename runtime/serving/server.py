@@ -1,0 +1,173 @@
+"""The HTTP server from its start to its end: listens, loads, serves, lets requests finish, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from controlnext.errors import InputError, StoppingError
+from controlnext.runtime.serving.access_log import AccessLog
+from controlnext.runtime.serving.models import Models
+
+logger = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LAST_WORDS = 2
+"""Seconds for the answers of requests that were cancelled."""
+_INTERRUPTED = 130
+"""Exit status of a process that Ctrl-C ended."""
+_TICK = 0.05
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address of this machine; port 0 takes a free one.
+
+    Raises :class:`InputError` for an address or port that cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise _no_address(host, error) from error
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise _no_address(host, error) from error
+        problem = {
+            errno.EADDRINUSE: "which another program uses; give another one",
+            errno.EACCES: "which only the administrator may use; give one above 1023",
+        }.get(error.errno or 0, f"which cannot be used ({error.strerror}); give another one")
+        raise InputError(f"port is {port}, {problem}, or 0 for a free one", argument="port") from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return the URL of a listening socket: ``"http://127.0.0.1:8000"``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Return whether only this machine reaches a listening socket."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+class Server:
+    """Serves an application on a listening socket until SIGTERM or Ctrl-C.
+
+    It answers at once; the models are ready after the first bundle was loaded, when ``on_ready`` is called.
+    The signal makes the models admit no more requests. Those that run get ``grace`` seconds to finish and are
+    cancelled then. A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(
+        self,
+        application: AccessLog,
+        models: Models,
+        listener: socket.socket,
+        *,
+        grace: float,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._application, self._models, self._listener = application, models, listener
+        self._grace, self._on_ready = grace, on_ready
+        self._stop = asyncio.Event()
+
+    def run(self) -> None:
+        """Serve until a signal comes; raise the error of the first bundle where it cannot be loaded."""
+        asyncio.run(self.serve())
+
+    async def serve(self) -> None:
+        """Serve as :meth:`run` does, in a running event loop."""
+        http = _Http(self._application)
+        with self._signals():
+            serving = asyncio.create_task(http.serve(sockets=[self._listener]))
+            loading = asyncio.create_task(self._load())
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
+            self._stop.set()
+            await self._drain()
+            await self._models.close()
+            http.should_exit = True
+            await asyncio.gather(serving, stopped)
+        with suppress(StoppingError):
+            await loading
+
+    async def _load(self) -> None:
+        try:
+            await self._models.start()
+            self._on_ready()
+        except BaseException:
+            self._stop.set()
+            raise
+
+    async def _drain(self) -> None:
+        """Admit no more requests and wait until those that run have finished, at most ``grace`` seconds."""
+        self._models.drain()
+        if count := self._unfinished():
+            logger.info("stopping: %d requests have %g s to finish; Ctrl-C ends at once", count, self._grace)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                while self._unfinished():
+                    await asyncio.sleep(_TICK)
+        if count := self._unfinished():
+            logger.warning("%d requests did not finish within %g s and are cancelled", count, self._grace)
+
+    def _unfinished(self) -> int:
+        """Return the number of requests that run; clips go on after their request was answered."""
+        return max(self._application.active, self._models.users)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self, number: int) -> None:
+        if self._stop.is_set() and number == signal.SIGINT:
+            # engines run in threads that nothing can interrupt
+            os._exit(_INTERRUPTED)
+        self._stop.set()
+
+
+class _Http(uvicorn.Server):
+    """uvicorn, which leaves the signals to :class:`Server`."""
+
+    def __init__(self, application: AccessLog) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                lifespan="on",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_LAST_WORDS,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals as they are."""
+        yield
+
+
+def _no_address(host: str, error: OSError) -> InputError:
+    return InputError(
+        f"host is {host!r}: {error.strerror}; give an address of this machine, such as 127.0.0.1",
+        argument="host",
+    )
