@@ -26,6 +26,7 @@ _LAST_WORDS = 2
 _INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended."""
 _TICK = 0.05
+_LARGEST_PORT = 65535
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -33,6 +34,11 @@ def open_listener(host: str, port: int) -> socket.socket:
 
     Raises :class:`InputError` for an address or port that cannot be had.
     """
+    if not 0 <= port <= _LARGEST_PORT:
+        raise InputError(
+            f"port is {port}; it must be an integer from 0 to {_LARGEST_PORT}, 0 for a free one",
+            argument="port",
+        )
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
