@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from controlnext.errors import InputError, StoppingError
+from controlnext.errors import InputError
 from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.models import Models
 
@@ -101,11 +101,12 @@ class Server:
             stopped = asyncio.create_task(self._stop.wait())
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
             self._stop.set()
+            loading.cancel()
             await self._drain()
             await self._models.close()
             http.should_exit = True
             await asyncio.gather(serving, stopped)
-        with suppress(StoppingError):
+        with suppress(asyncio.CancelledError):
             await loading
 
     async def _load(self) -> None:
