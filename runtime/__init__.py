@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlnext.runtime.batching import Batcher
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.pipelines.image import ImagePipeline, Output
@@ -9,6 +10,7 @@ from controlnext.runtime.pipelines.video import VideoOutput, VideoPipeline
 from controlnext.runtime.request import Request, VideoRequest
 
 __all__ = [
+    "Batcher",
     "ImagePipeline",
     "Output",
     "Pipeline",

@@ -33,7 +33,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """A batch of the denoiser in every step of a run: all of the step, or a window of a long clip.
 
     Parts of the same ``key`` have the same sizes but for the batch, so that they can share a run.
@@ -60,7 +60,7 @@ class Denoising(ABC):
     sampler: Sampler
     latents: FloatArray
     generator: TorchGenerator
-    parts: Sequence[Part]
+    parts: Sequence[StepPart]
     guard: MemoryGuard
     index: int = field(default=0, init=False)
 
@@ -120,7 +120,7 @@ class _Rows:
     stop: int
 
     @property
-    def part(self) -> Part:
+    def part(self) -> StepPart:
         return self.run.parts[self.number]
 
 

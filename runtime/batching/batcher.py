@@ -214,7 +214,7 @@ class Batcher(Closeable):
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            if job.on_step is not None:
+            if job.on_step is not None and not job.future.cancelled():
                 job.on_step(outcome)
         except Exception as error:
             self._leave(job, error, run)

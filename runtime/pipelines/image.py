@@ -13,7 +13,7 @@ from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Denoising, Part, Step, guide
+from controlnext.runtime.denoise import Denoising, Step, StepPart, guide
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.random import TorchGenerator
@@ -215,7 +215,7 @@ class ImagePipeline(Pipeline, task="image"):
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
-        part = Part(self.denoiser(constants), halves * len(latents), (height, width, tokens))
+        part = StepPart(self.denoiser(constants), halves * len(latents), (height, width, tokens))
         return _ImageDenoising(
             sampler=sampler,
             latents=latents,

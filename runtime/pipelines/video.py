@@ -12,7 +12,7 @@ from PIL import Image
 
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
-from controlnext.runtime.denoise import Denoising, Part, Step
+from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
@@ -219,7 +219,7 @@ class VideoPipeline(Pipeline, task="video"):
         # several windows do not fit into the memory that one needs
         single = control(windows[0]) if len(windows) == 1 else {}
         denoiser = self.denoiser({**constants, **single})
-        parts = [Part(denoiser, len(image), (height, width, w.stop - w.start)) for w in windows]
+        parts = [StepPart(denoiser, len(image), (height, width, w.stop - w.start)) for w in windows]
         return ClipDenoising(
             sampler=sampler,
             latents=latents,

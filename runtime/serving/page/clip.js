@@ -1,0 +1,88 @@
+/** A clip: a job on the server, followed until it is done. */
+
+import { $, commonFields, numberOf } from "./fields.js";
+import * as output from "./output.js";
+
+const POLL = 1000; // milliseconds between questions
+
+export class Clips {
+  constructor(api) {
+    this.api = api;
+    for (const id of ["reference", "frames"]) $(id).addEventListener("change", () => showPreviews());
+  }
+
+  #fields() {
+    return { ...commonFields(), control_scale: numberOf("clip-scale") ?? 1 };
+  }
+
+  /** The call of the form, for `codeOf`. */
+  call() {
+    const names = (id) => chosen(id).map((file) => file.name);
+    return {
+      route: "videos",
+      fields: this.#fields(),
+      files: { input_reference: names("reference"), control_clip: names("frames") },
+    };
+  }
+
+  async make(signal, say) {
+    const form = new FormData();
+    for (const [name, value] of Object.entries(this.#fields())) form.append(name, value);
+    for (const file of chosen("reference")) form.append("input_reference", file);
+    for (const file of chosen("frames")) form.append("control_clip", file);
+    const job = await this.api.createClip(form, signal);
+    try {
+      return await this.#follow(job, signal, say);
+    } catch (error) {
+      if (error.name === "AbortError") await this.api.deleteClip(job.id);
+      throw error;
+    }
+  }
+
+  async #follow(job, signal, say) {
+    const began = performance.now();
+    while (job.status === "queued" || job.status === "in_progress") {
+      say(job.status === "queued" ? "Waiting" : "Denoising");
+      output.progress((job.progress ?? 0) / 100);
+      await pause(POLL, signal);
+      job = await this.api.clip(job.id, signal);
+    }
+    if (job.status !== "completed") throw new Error(job.error?.message ?? `The clip ended as ${job.status}.`);
+    const blob = await this.api.clipContent(job.id, signal);
+    const seconds = ((performance.now() - began) / 1000).toFixed(1);
+    output.finishClip(blob, { name: job.id, facts: [job.size, `${seconds} s`].filter(Boolean).join(" · ") });
+    this.last = job.id;
+    return `Done in ${seconds} s`;
+  }
+
+  /** Delete the last clip from the server, and from the page. */
+  async remove() {
+    await this.api.deleteClip(this.last);
+    output.empty("video");
+  }
+}
+
+/** The files of a field, in the order of their names: 2.png before 10.png. */
+function chosen(id) {
+  const inOrder = new Intl.Collator("en", { numeric: true });
+  return [...$(id).files].sort((one, other) => inOrder.compare(one.name, other.name));
+}
+
+function showPreviews() {
+  for (const old of $("previews").children) URL.revokeObjectURL(old.src);
+  const files = [...chosen("reference"), ...chosen("frames")];
+  const elements = files.map((file) => {
+    const element = document.createElement(file.type.startsWith("video/") ? "video" : "img");
+    return Object.assign(element, { src: URL.createObjectURL(file), alt: file.name, title: file.name, muted: true });
+  });
+  $("previews").replaceChildren(...elements);
+  $("previews").hidden = !elements.length;
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    const stop = () => (clearTimeout(timer), reject(new DOMException("Cancelled", "AbortError")));
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}

@@ -1,0 +1,218 @@
+"""The page at ``/``, in a browser: an image from a drawn control, partial images, an error, a phone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
+from playwright.sync_api import Browser, Route
+
+from controlnext.runtime.preprocess import preprocess
+from controlnext.runtime.serving.page import add_page
+from support.browser import Visit, decode, open_browser
+
+
+def _stand_in() -> FastAPI:
+    app = FastAPI()
+    add_page(app)
+
+    @app.get("/v1/models")
+    def models() -> dict[str, object]:
+        facts = {"task": "image", "samplers": ["euler"], "default_steps": 8, "controls": 1, "size": 64}
+        clips = {**facts, "task": "video", "size": [64, 32]}
+        return {"data": [{"id": "fake", "controlnext": facts}, {"id": "clips", "controlnext": clips}]}
+
+    @app.post("/v1/images/generations")
+    def generate(body: dict[str, Any]) -> Response:
+        if body["num_inference_steps"] > 150:
+            error = {"message": "it is 900; give at most 150", "param": "num_inference_steps"}
+            return JSONResponse({"error": error}, 400)
+        return StreamingResponse(_events(body), media_type="text/event-stream")
+
+    return app
+
+
+async def _events(body: dict[str, Any]) -> AsyncIterator[str]:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "PNG")
+    image = {"b64_json": base64.b64encode(out.getvalue()).decode(), "output_format": "png", "size": "64x64"}
+    for index in range(body["partial_images"]):
+        yield _event("partial_image", {**image, "partial_image_index": index})
+        await asyncio.sleep(0.02)
+    yield _event("completed", image)
+
+
+def _event(kind: str, fields: dict[str, object]) -> str:
+    name = f"image_generation.{kind}"
+    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(_stand_in(), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Visit]:
+    made = Visit(browser, address)
+    yield made
+    made.page.close()
+
+
+def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
+    """Drawn with the mouse and with the keyboard; partial images come first; nothing leaves the server."""
+    page = visit.page
+    page.fill("#prompt", "a red circle")
+    box = page.locator("#sketch").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 3 / 4, box["y"] + box["height"] / 4, steps=4)
+    page.mouse.up()
+    page.focus("#sketch")
+    for key in ["ArrowDown"] * 8 + ["Space"] + ["ArrowLeft"] * 16 + ["Space", "ArrowDown", "ArrowRight"]:
+        page.keyboard.press(key)
+    page.evaluate(
+        "() => new MutationObserver(() => (window.states ??= []).push(frame.dataset.state))"
+        ".observe(frame, { attributes: true })"
+    )
+    assert "64x64" in visit.generate()
+    assert page.evaluate("states").index("partial") < page.evaluate("states").index("done")
+    (sent,) = visit.sent
+    control = decode(str(sent["control_image"]))[..., 0]
+    assert control.shape == (64, 64)
+    assert control[16, 20:44].min() > 128  # by mouse
+    assert control[32, 20:44].min() > 128  # by keyboard
+    assert control[48:].max() == 0
+    assert page.get_attribute("#download", "download") == "controlnext-0.png"
+    np.testing.assert_array_equal(visit.pixels("#sent img")[..., 0], control)
+    assert not visit.errors
+    assert all(one.startswith((address, "data:", "blob:")) for one in visit.addresses)
+
+
+def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#prompt", "a red circle")
+    page.fill("#steps", "900")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("[role=alert]:has-text('at most 150')")
+    assert page.evaluate("document.activeElement.id") == "steps"
+    assert page.get_attribute("#steps", "aria-invalid") == "true"
+    page.fill("#steps", "4")
+    visit.generate()
+    assert page.inner_text("#alert") == ""
+    assert page.get_attribute("#steps", "aria-invalid") is None
+
+
+def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:90, :120]
+    photo = np.stack([rows * 2, columns * 2, 255 * ((rows - 40) ** 2 + (columns - 60) ** 2 < 900)], -1)
+    photo = photo + np.random.RandomState(0).randint(-20, 20, photo.shape)
+    Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(tmp_path / "photo.png")
+    page = visit.page
+    page.set_input_files("#open-file", tmp_path / "photo.png")
+    page.check("#canny")
+    visit.generate()
+    (sent,) = visit.sent
+    assert (sent["preprocess"], sent["size"]) == ("canny", "80x48")
+    expected = preprocess("canny", Image.fromarray(decode(str(sent["control_image"]))))
+    np.testing.assert_array_equal(visit.pixels("#sketch"), np.asarray(expected))
+    assert 0 < np.asarray(expected).mean() < 128
+    page.click("#keep-edges")
+    visit.generate()
+    np.testing.assert_array_equal(decode(str(visit.sent[1]["control_image"])), np.asarray(expected))
+    assert "preprocess" not in visit.sent[1]
+
+
+def test_cancel_ends_the_request(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/v1/images/generations", lambda _route: None)  # never answered
+    page.focus("#generate")
+    page.keyboard.press("Enter")
+    with page.expect_event("requestfailed") as failed:
+        page.click("#cancel:focus")
+    assert failed.value.url.endswith("/v1/images/generations")
+    page.wait_for_selector("#generate:focus")
+    assert (page.inner_text("#status"), page.inner_text("#alert")) == ("Cancelled", "")
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
+    page = visit.page
+    refusal = {
+        "error": {"message": "give a key", "type": "invalid_request_error", "param": None, "code": None}
+    }
+    keys = []
+
+    def answer(route: Route) -> None:
+        keys.append(route.request.headers.get("authorization"))
+        if keys[-1]:
+            route.continue_()
+        else:
+            route.fulfill(status=401, json=refusal)
+
+    page.route("**/v1/models", answer)
+    page.reload()
+    page.wait_for_selector("#key:focus")
+    assert page.inner_text("#alert") == "give a key"
+    page.keyboard.type("secret")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#generate:enabled")
+    assert keys == [None, "Bearer secret"]
+    assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
+        ["secret"],
+        0,
+        "",
+    ]
+    assert "secret" not in page.inner_text("#code")
+    assert "$CONTROLNEXT_API_KEY" in page.inner_text("#code")
+
+
+def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, address: str) -> None:
+    visit = Visit(browser, address, width=360, height=740)
+    for bundle in ("fake", "clips"):
+        visit.page.select_option("#model", bundle)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.page.close()
+
+
+def test_files_come_with_a_policy_and_are_sent_once(address: str) -> None:
+    first = httpx.get(address)
+    assert first.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in first.headers["content-security-policy"]
+    assert first.headers["x-content-type-options"] == "nosniff"
+    again = httpx.get(address, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    named = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
+    assert {httpx.get(address + name).status_code for name in named} == {200}
+    assert len(named) == 3
+    assert httpx.get(address + "page/..%2fpage.py").status_code == 404
+    assert httpx.get(address + "page/page.py").status_code == 404
