@@ -58,6 +58,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Models.use,
     ImageCall,
     open_listener,
+    ImageCall,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 
