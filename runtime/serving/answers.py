@@ -106,6 +106,44 @@ class ModelsAnswer(BaseModel):
     object: Literal["list"] = "list"
 
 
+class JobError(BaseModel):
+    """The reason for which a clip failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+    type: str | None = None
+
+
+class ClipAnswer(BaseModel):
+    """The job that makes a clip; times are in seconds since 1970, ``progress`` in percent.
+
+    ``seconds`` and ``size`` are of the clip, as far as they are known yet.
+    """
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    model: str
+    prompt: str | None = None
+    seconds: str
+    size: str
+    seed: int
+    error: JobError | None = None
+
+
+class DeletedAnswer(BaseModel):
+    """The answer to the deletion of a clip."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
 class HealthAnswer(BaseModel):
     """The state of the server."""
 

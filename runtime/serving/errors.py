@@ -27,6 +27,16 @@ IMAGE_FIELDS: Mapping[str, str] = MappingProxyType(
 """Fields of requests for images by the argument of the pipeline, where the names differ."""
 EDIT_FIELDS: Mapping[str, str] = MappingProxyType({**IMAGE_FIELDS, "control_image": "image"})
 """The same for requests that have their images as files."""
+CLIP_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "height": "size",
+        "width": "size",
+        "image": "input_reference",
+        "control_images": "control_clip",
+        "max_guidance_scale": "guidance_scale",
+    }
+)
+"""Fields of requests for clips by the argument of the pipeline, where the names differ."""
 
 _NAMED = re.compile(r"`(\w+)`")
 _LONGEST = 80
@@ -80,6 +90,18 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     if isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError)):
         return HttpError(400, translate(str(error), argument, names), param=param, code="invalid_value")
     return _final(500, str(error), "failed")
+
+
+def is_foreseen(error: BaseException) -> bool:
+    """Return whether an error tells clients what it is; all others are bugs."""
+    return isinstance(error, (HttpError, ControlNeXtError))
+
+
+def error_answer(error: BaseException, names: Mapping[str, str], request_id: str) -> HttpError:
+    """Return the answer to a request that ended with any error."""
+    if isinstance(error, HttpError):
+        return error
+    return refusal_of(error, names) if isinstance(error, ControlNeXtError) else unexpected(request_id)
 
 
 def too_busy(error: QueueFullError, seconds: int) -> HttpError:

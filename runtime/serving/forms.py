@@ -49,18 +49,21 @@ class Form:
             raise of_validation(error.errors()[0], known) from error
 
 
+def is_form(request: Request) -> bool:
+    """Return whether the body of a request is a form."""
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    return kind.strip().lower() == "multipart/form-data"
+
+
 async def read_form(request: Request, most: int) -> Form:
     """Return the form that a request has for its body, of at most ``most`` bytes.
 
     A name may end in ``[]``, as OpenAI's client sends lists. Raises :class:`HttpError` for another body.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise HttpError(
-            400,
-            f"Content-Type is {shortened(kind) or 'missing'}; send a form (multipart/form-data)",
-            code="invalid_body",
-        )
+    if not is_form(request):
+        kind = shortened(request.headers.get("content-type", "missing"))
+        message = f"Content-Type is {kind}; send a form (multipart/form-data)"
+        raise HttpError(400, message, code="invalid_body")
     form = Form()
     limits = {"max_files": _MOST_FIELDS, "max_fields": _MOST_FIELDS, "max_part_size": most}
     async with request.form(**limits) as given:

@@ -60,7 +60,7 @@ class ImageWork:
     def start(self) -> Generation:
         """Begin the work."""
         watch = self._watch if self._call.partial_images else None
-        generation = Generation(self._service, self._profile, self._arguments, watch)
+        generation = Generation(self._service, self._profile, self._arguments, on_step=watch)
         generation.task.add_done_callback(lambda _: self._events.put_nowait(None))
         return generation
 
