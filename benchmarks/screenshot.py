@@ -57,7 +57,7 @@ def use(page: Page) -> None:
     page.mouse.up()
     page.click("#generate")
     page.wait_for_selector("#frame[data-state=done]", timeout=120_000)
-    page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
 
 
 def star(page: Page) -> Iterator[tuple[float, float]]:

@@ -10,7 +10,7 @@ from controlnext.runtime.serving.calls import ImageFormat
 
 
 class ErrorFields(BaseModel):
-    """What an error says: ``param`` is the field at fault."""
+    """An error; ``param`` is the field at fault."""
 
     message: str
     type: str
@@ -78,7 +78,7 @@ class ImageEvent(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """What this toolkit says of a bundle: ``size``, its best, is None where the bundle does not tell."""
+    """Facts of a bundle; ``size``, its best, is None where the bundle does not tell."""
 
     task: Literal["image", "video"]
     family: str

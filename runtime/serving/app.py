@@ -15,11 +15,12 @@ from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import LEFT
 from controlnext.runtime.serving.calls import ImageCall
 from controlnext.runtime.serving.catalog import catalog_routes
-from controlnext.runtime.serving.errors import IMAGE_FIELDS, Refusal, of_validation, refusal_of
+from controlnext.runtime.serving.errors import IMAGE_FIELDS, HttpError, of_validation, refusal_of
 from controlnext.runtime.serving.gates import BodyLimit, Keys
 from controlnext.runtime.serving.images import image_routes
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.page import add_page
 from controlnext.runtime.serving.request_ids import RequestIds
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.settings import ServerSettings
@@ -45,12 +46,13 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(image_routes(service), dependencies=bearer)
     app.include_router(catalog_routes(service))
+    add_page(app)
     return app
 
 
 def _add_handlers(app: FastAPI) -> None:
-    @app.exception_handler(Refusal)
-    async def refuse(_request: Request, refusal: Refusal) -> Response:
+    @app.exception_handler(HttpError)
+    async def refuse(_request: Request, refusal: HttpError) -> Response:
         return JSONResponse(refusal.body, refusal.status, dict(refusal.headers))
 
     @app.exception_handler(ControlNeXtError)
@@ -71,15 +73,15 @@ def _add_handlers(app: FastAPI) -> None:
         return Response(status_code=LEFT)
 
 
-def _of_http(request: Request, error: HTTPException) -> Refusal:
+def _of_http(request: Request, error: HTTPException) -> HttpError:
     """Return the answer to a path or method that no route has, or a body that cannot be read at all."""
     here = f"{request.method} {request.url.path}"
     if error.status_code == 404 and error.detail == "Not Found":
-        return Refusal(
+        return HttpError(
             404, f"there is no route {here}; /openapi.json describes those there are", code="not_found"
         )
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"there is no route {here}; the path accepts {allowed}"
-        return Refusal(405, message, code="method_not_allowed", headers=error.headers or {})
-    return Refusal(error.status_code, str(error.detail), headers=error.headers or {})
+        return HttpError(405, message, code="method_not_allowed", headers=error.headers or {})
+    return HttpError(error.status_code, str(error.detail), headers=error.headers or {})

@@ -36,7 +36,7 @@ _LATER = 5
 """Seconds until a server that stops, or starts, may be asked again."""
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """An answer that is an error: a status, the fields of OpenAI's error, and headers."""
 
     def __init__(
@@ -59,7 +59,7 @@ class Refusal(Exception):
         return {"error": self.fields}
 
 
-def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS) -> Refusal:
+def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS) -> HttpError:
     """Return the answer to a request that ended with ``error``; ``names``: its fields by argument.
 
     A mistake of the request is 400, an unknown model 404, a lack of memory 507, a server that stops 503, and
@@ -69,22 +69,22 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     param = names.get(argument, argument) if argument else None
     if isinstance(error, StoppingError):
         headers = {"Retry-After": str(_LATER)}
-        return Refusal(503, str(error), kind=_SERVER, code="stopping", headers=headers)
+        return HttpError(503, str(error), kind=_SERVER, code="stopping", headers=headers)
     if isinstance(error, UnknownModelError):
-        return Refusal(404, str(error), param="model", code="model_not_found")
+        return HttpError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, OutOfMemoryError):
         message = "there is not enough memory for this request; ask for a smaller size, or for fewer images"
         return _final(507, message, "out_of_memory")
     if isinstance(error, EngineError):
-        return Refusal(400, error.problem, param=param or "size", code="unsupported")
+        return HttpError(400, error.problem, param=param or "size", code="unsupported")
     if isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError)):
-        return Refusal(400, translate(str(error), argument, names), param=param, code="invalid_value")
+        return HttpError(400, translate(str(error), argument, names), param=param, code="invalid_value")
     return _final(500, str(error), "failed")
 
 
-def too_busy(error: QueueFullError, seconds: int) -> Refusal:
+def too_busy(error: QueueFullError, seconds: int) -> HttpError:
     """Return the answer to a request that has no place in the queue; one may be free after ``seconds``."""
-    return Refusal(
+    return HttpError(
         429,
         f"{error.waiting} requests wait already, as many as may; repeat this one in {seconds} s",
         kind="rate_limit_error",
@@ -93,34 +93,35 @@ def too_busy(error: QueueFullError, seconds: int) -> Refusal:
     )
 
 
-def unexpected(request_id: str) -> Refusal:
+def unexpected(request_id: str) -> HttpError:
     """Return the answer after an error that nobody foresaw, without what it was: the log has it."""
     message = f"the server failed; its log has the reason under request {request_id}"
-    return Refusal(500, message, kind=_SERVER, code="internal_error")
+    return HttpError(500, message, kind=_SERVER, code="internal_error")
 
 
-def of_validation(found: Mapping[str, Any], known: Sequence[str]) -> Refusal:
+def of_validation(found: Mapping[str, Any], known: Sequence[str]) -> HttpError:
     """Return the answer to a body that is not as the schema has it, from pydantic's first error.
 
     ``known``: the fields that the route has.
     """
     if found["type"] == "json_invalid":
-        return Refusal(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
+        return HttpError(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
     path = [part for part in found["loc"] if part != "body"]
     if not path:
-        return Refusal(400, "the body is not a JSON object with Content-Type application/json")
+        return HttpError(400, "the body is not a JSON object with Content-Type application/json")
     field = str(path[0])
     place = field + "".join(f"[{part}]" for part in path[1:])
     if found["type"] == "extra_forbidden":
         close = get_close_matches(field, known, 1)
         hint = f"; did you mean {close[0]}?" if close else f"; accepted: {', '.join(known)}"
-        return Refusal(400, f"there is no field {shortened(field)}{hint}", param=field, code="unknown_field")
+        message = f"there is no field {shortened(field)}{hint}"
+        return HttpError(400, message, param=shortened(field), code="unknown_field")
     if found["type"] == "missing":
-        return Refusal(400, f"{place} is missing; give it", param=field, code="missing_field")
+        return HttpError(400, f"{place} is missing; give it", param=field, code="missing_field")
     problem = found["msg"].removeprefix("Value error, ")
     given = reprlib.repr(found["input"])
     message = f"{place} is {given}; {problem[:1].lower()}{problem[1:]}"
-    return Refusal(400, message, param=field, code="invalid_value")
+    return HttpError(400, message, param=field, code="invalid_value")
 
 
 def translate(message: str, argument: str | None, names: Mapping[str, str]) -> str:
@@ -136,6 +137,6 @@ def shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _final(status: int, message: str, code: str) -> Refusal:
+def _final(status: int, message: str, code: str) -> HttpError:
     """Return an answer that OpenAI's clients do not repeat the request for: it would end the same."""
-    return Refusal(status, message, kind=_SERVER, code=code, headers={"x-should-retry": "false"})
+    return HttpError(status, message, kind=_SERVER, code=code, headers={"x-should-retry": "false"})

@@ -1,4 +1,4 @@
-"""What every request passes before a route reads it: the check of its key, the limit of its body."""
+"""Middlewares before the routes: the check of the key, the limit of the body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controlnext.runtime.serving.errors import Refusal
+from controlnext.runtime.serving.errors import HttpError
 from controlnext.runtime.serving.request_ids import send_refusal
 
 KEYED = ("/v1/", "/metrics")
@@ -80,7 +80,7 @@ class BodyLimit:
             await self._refuse(receive, send)
 
     async def _refuse(self, receive: Receive, send: Send) -> None:
-        refusal = Refusal(
+        refusal = HttpError(
             413,
             f"the body has more than {self._most} bytes, the most that this server takes; scale images down",
             code="body_too_large",
@@ -101,9 +101,9 @@ class _TooLargeError(HTTPException):
         super().__init__(413)
 
 
-def _unauthorized(given: bool) -> Refusal:
+def _unauthorized(given: bool) -> HttpError:
     problem = "the key is not known to this server" if given else "a key is needed"
-    return Refusal(
+    return HttpError(
         401,
         f"{problem}; send one of its keys as Authorization: Bearer KEY",
         kind="authentication_error",

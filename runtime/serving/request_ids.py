@@ -10,7 +10,7 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controlnext.runtime.serving.errors import Refusal, unexpected
+from controlnext.runtime.serving.errors import HttpError, unexpected
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class RequestIds:
                 await send_refusal(tell, unexpected(own))
 
 
-async def send_refusal(send: Send, refusal: Refusal, *, ends: bool = True) -> None:
+async def send_refusal(send: Send, refusal: HttpError, *, ends: bool = True) -> None:
     """Send an answer that is an error; not ``ends``: its last part is left out."""
     body = json.dumps(refusal.body).encode()
     headers = {**refusal.headers, "content-type": "application/json", "content-length": str(len(body))}

@@ -1,4 +1,4 @@
-"""What the routes share: the models, the limits, and what is known of every bundle."""
+"""The models, the limits and the profiles of the bundles, which all routes share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a client may want to know of a bundle, and its pace."""
+    """A served bundle: what a client may want to know of it, and its pace."""
 
     bundle: ServedBundle
     manifest: Manifest
@@ -65,7 +65,7 @@ class Profile:
         return len(control_inputs([spec.name for spec in self.manifest.graphs[self.family.denoiser].inputs]))
 
     def facts(self) -> dict[str, Any]:
-        """Return what the list of models has of this toolkit's own."""
+        """Return the entries of the list of models that are this toolkit's own."""
         made_for = self.family.made_for(self.manifest.configs[self.family.denoiser])
         return {
             "task": self.bundle.task,

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ImageEvent
-from controlnext.runtime.serving.errors import Refusal, refusal_of, unexpected
+from controlnext.runtime.serving.errors import HttpError, refusal_of, unexpected
 from controlnext.runtime.serving.generation import Generation, unless_left
 from controlnext.runtime.serving.image_work import ImageWork
 from controlnext.runtime.serving.metrics import Outcome
@@ -67,8 +67,8 @@ def _event(event: ImageEvent) -> bytes:
     return f"event: {event.type}\ndata: {data}\n\n".encode()
 
 
-def _refusal(request: Request, error: Exception, names: Mapping[str, str]) -> Refusal:
-    if isinstance(error, Refusal):
+def _refusal(request: Request, error: Exception, names: Mapping[str, str]) -> HttpError:
+    if isinstance(error, HttpError):
         return error
     if isinstance(error, ControlNeXtError):
         return refusal_of(error, names)

@@ -56,6 +56,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Settings,
     ServerSettings,
     Models.use,
+    ImageCall,
     open_listener,
     ImageCall,
 )

@@ -153,6 +153,37 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     assert "preprocess" not in visit.sent[1]
 
 
+def test_images_are_dropped_pasted_and_taken_back(visit: Visit) -> None:
+    page = visit.page
+    for event, target, transfer, colour in (
+        ("DragEvent", "drop", "dataTransfer", "red"),
+        ("ClipboardEvent", "paste", "clipboardData", "blue"),
+    ):
+        page.evaluate(
+            """async ([event, type, transfer, colour]) => {
+                 const canvas = new OffscreenCanvas(40, 40);
+                 const context = canvas.getContext("2d");
+                 context.fillStyle = colour;
+                 context.fillRect(0, 0, 40, 40);
+                 const files = new DataTransfer();
+                 const png = await canvas.convertToBlob();
+                 files.items.add(new File([png], `${colour}.png`, { type: png.type }));
+                 const init = { [transfer]: files, bubbles: true, cancelable: true };
+                 sketch.dispatchEvent(new window[event](type, init));
+               }""",
+            [event, target, transfer, colour],
+        )
+        shown = {"red": (255, 0, 0), "blue": (0, 0, 255)}[colour]
+        page.wait_for_selector(f"#sketch-state:has-text('Opened {colour}.png')")
+        np.testing.assert_array_equal(visit.pixels("#sketch"), np.broadcast_to(shown, (64, 64, 3)))
+    page.click("#undo")
+    assert tuple(visit.pixels("#sketch")[0, 0]) == (255, 0, 0)
+    page.click("#clear")
+    assert visit.pixels("#sketch").max() == 0
+    page.check("#inverted")
+    assert visit.pixels("#sketch").min() == 255
+
+
 def test_cancel_ends_the_request(visit: Visit) -> None:
     page = visit.page
     page.route("**/v1/images/generations", lambda _route: None)  # never answered
