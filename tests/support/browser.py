@@ -54,7 +54,8 @@ class Visit:
     def generate(self) -> str:
         """Press Generate, wait for the image, and return its caption."""
         self.page.click("#generate")
-        self.page.wait_for_selector("#frame[data-state=done]", timeout=10_000)
+        self.page.wait_for_selector("#frame[data-state=done], #alert:not(:empty)", timeout=10_000)
+        assert self.page.inner_text("#alert") == ""
         return self.page.inner_text("#facts")
 
     def pixels(self, selector: str) -> np.ndarray:

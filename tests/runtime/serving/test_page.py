@@ -2,69 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
-import json
 import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 from playwright.sync_api import Browser, Route
 
+from controlnext.runtime import Pipeline
 from controlnext.runtime.preprocess import preprocess
-from controlnext.runtime.serving.page import add_page
+from controlnext.runtime.serving.app import make_app
+from controlnext.runtime.serving.metrics import Metrics
+from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.settings import ServerSettings
 from support.browser import Visit, decode, open_browser
-
-
-def _stand_in() -> FastAPI:
-    app = FastAPI()
-    add_page(app)
-
-    @app.get("/v1/models")
-    def models() -> dict[str, object]:
-        facts = {"task": "image", "samplers": ["euler"], "default_steps": 8, "controls": 1, "size": 64}
-        clips = {**facts, "task": "video", "size": [64, 32]}
-        return {"data": [{"id": "fake", "controlnext": facts}, {"id": "clips", "controlnext": clips}]}
-
-    @app.post("/v1/images/generations")
-    def generate(body: dict[str, Any]) -> Response:
-        if body["num_inference_steps"] > 150:
-            error = {"message": "it is 900; give at most 150", "param": "num_inference_steps"}
-            return JSONResponse({"error": error}, 400)
-        return StreamingResponse(_events(body), media_type="text/event-stream")
-
-    return app
-
-
-async def _events(body: dict[str, Any]) -> AsyncIterator[str]:
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(out, "PNG")
-    image = {"b64_json": base64.b64encode(out.getvalue()).decode(), "output_format": "png", "size": "64x64"}
-    for index in range(body["partial_images"]):
-        yield _event("partial_image", {**image, "partial_image_index": index})
-        await asyncio.sleep(0.02)
-    yield _event("completed", image)
-
-
-def _event(kind: str, fields: dict[str, object]) -> str:
-    name = f"image_generation.{kind}"
-    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n"
+from support.fake_bundle import write_fake_bundle
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(_stand_in(), port=0, log_level="warning"))
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, metrics = tmp_path_factory.mktemp("served"), Metrics()
+    bundles = [write_fake_bundle(folder / "fake"), write_fake_bundle(folder / "pair", controls=2)]
+    models = Models(bundles, ServerSettings(), partial(Pipeline.load, threads=1, cache=False), metrics)
+    app = make_app(models, ServerSettings(), metrics)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await models.start()
+        yield
+        await models.close()
+
+    app.router.lifespan_context = lifespan
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -128,8 +106,9 @@ def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
     assert page.evaluate("document.activeElement.id") == "steps"
     assert page.get_attribute("#steps", "aria-invalid") == "true"
     page.fill("#steps", "4")
-    visit.generate()
-    assert page.inner_text("#alert") == ""
+    page.click("#generate")
+    page.wait_for_selector("#sketch[aria-invalid]:focus")
+    assert "control_image" in page.inner_text("#alert")
     assert page.get_attribute("#steps", "aria-invalid") is None
 
 
@@ -229,8 +208,8 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
 
 def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, address: str) -> None:
     visit = Visit(browser, address, width=360, height=740)
-    for bundle in ("fake", "clips"):
-        visit.page.select_option("#model", bundle)
+    for task in ("image", "video"):
+        visit.page.evaluate("(task) => (document.body.dataset.task = task)", task)
         assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
     visit.page.close()
 
