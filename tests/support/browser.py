@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,9 +36,10 @@ class Visit:
     def __init__(self, browser: Browser, address: str, *, width: int = 1280, height: int = 860) -> None:
         size: ViewportSize = {"width": width, "height": height}
         self.page: Page = browser.new_page(viewport=size, reduced_motion="reduce")
+        self.page.set_default_timeout(10_000)
         self.errors: list[str] = []
         self.addresses: list[str] = []
-        self.sent: list[dict[str, object]] = []
+        self.sent: list[dict[str, Any]] = []
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url, request.post_data))
@@ -54,7 +56,7 @@ class Visit:
     def generate(self) -> str:
         """Press Generate, wait for the image, and return its caption."""
         self.page.click("#generate")
-        self.page.wait_for_selector("#frame[data-state=done], #alert:not(:empty)", timeout=10_000)
+        self.page.wait_for_selector("#frame[data-state=done], #alert:not(:empty)")
         assert self.page.inner_text("#alert") == ""
         return self.page.inner_text("#facts")
 

@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from functools import partial
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, Route
 
-from controlnext.runtime import Pipeline
 from controlnext.runtime.preprocess import preprocess
-from controlnext.runtime.serving.app import make_app
-from controlnext.runtime.serving.metrics import Metrics
-from controlnext.runtime.serving.models import Models
-from controlnext.runtime.serving.settings import ServerSettings
 from support.browser import Visit, decode, open_browser
 from support.fake_bundle import write_fake_bundle
+from support.serving import serve
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, metrics = tmp_path_factory.mktemp("served"), Metrics()
-    bundles = [write_fake_bundle(folder / "fake"), write_fake_bundle(folder / "pair", controls=2)]
-    models = Models(bundles, ServerSettings(), partial(Pipeline.load, threads=1, cache=False), metrics)
-    app = make_app(models, ServerSettings(), metrics)
-
-    @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await models.start()
-        yield
-        await models.close()
-
-    app.router.lifespan_context = lifespan
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+def address(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pair = write_fake_bundle(tmp_path_factory.mktemp("served") / "pair", controls=2)
+    with serve([toy, pair]) as site:
+        yield f"{site.address}/"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +61,7 @@ def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
     assert "64x64" in visit.generate()
     assert page.evaluate("states").index("partial") < page.evaluate("states").index("done")
     (sent,) = visit.sent
-    control = decode(str(sent["control_image"]))[..., 0]
+    control = decode(sent["control_image"])[..., 0]
     assert control.shape == (64, 64)
     assert control[16, 20:44].min() > 128  # by mouse
     assert control[32, 20:44].min() > 128  # by keyboard
@@ -123,13 +98,60 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     visit.generate()
     (sent,) = visit.sent
     assert (sent["preprocess"], sent["size"]) == ("canny", "80x48")
-    expected = preprocess("canny", Image.fromarray(decode(str(sent["control_image"]))))
+    expected = preprocess("canny", Image.fromarray(decode(sent["control_image"])))
     np.testing.assert_array_equal(visit.pixels("#sketch"), np.asarray(expected))
     assert 0 < np.asarray(expected).mean() < 128
     page.click("#keep-edges")
     visit.generate()
-    np.testing.assert_array_equal(decode(str(visit.sent[1]["control_image"])), np.asarray(expected))
+    np.testing.assert_array_equal(decode(visit.sent[1]["control_image"]), np.asarray(expected))
     assert "preprocess" not in visit.sent[1]
+
+
+def test_the_code_makes_the_same_image(visit: Visit, toy: Path, tmp_path: Path) -> None:
+    """openai's client and this package in Python; curl's arguments are the request's fields."""
+    page = visit.page
+    photo = np.random.RandomState(1).randint(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    page.set_input_files("#open-file", tmp_path / "photo.png")
+    page.check("#canny")
+    page.fill("#prompt", "a red 'circle' on \\ \"blue\" é")
+    page.fill("#negative", "@a")
+    page.fill("#seed", "7")
+    visit.generate()
+    with page.expect_download() as saved:
+        page.click("#save-control")
+    saved.value.save_as(tmp_path / saved.value.suggested_filename)
+    expected = visit.pixels("#image")
+    for language in ("openai", "controlnext"):
+        page.check(f"[name=language][value={language}]")
+        code = page.inner_text("#code").replace("build/toy", str(toy))
+        with contextlib.chdir(tmp_path):
+            exec(code, {})
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), expected)
+        (tmp_path / "image.png").unlink()
+    page.check("[name=language][value=curl]")
+    words = shlex.split(page.inner_text("#code").partition(" |\n")[0].replace("\\\n", ""))
+    fields = [word.split("=", 1) for option, word in pairwise(words) if option == "--form-string"]
+    sent = {name: str(value) for name, value in visit.sent[0].items()}
+    assert dict(fields).items() <= sent.items()
+    assert sent.keys() - dict(fields) == {"control_image", "stream", "partial_images"}
+    assert words[:4] == ["curl", visit.page.url + "v1/images/edits", "-F", "image=@control.png"]
+
+
+def test_each_of_two_controls_is_drawn(visit: Visit) -> None:
+    page = visit.page
+    page.select_option("#model", "pair")
+    for layer, scale in enumerate(("0.5", "1.5")):
+        page.check(f"[name=layer][value='{layer}']")
+        page.fill("#scale", scale)
+        page.focus("#sketch")
+        page.keyboard.press("Space" if layer else "ArrowUp")
+    visit.generate()
+    (sent,) = visit.sent
+    assert sent["control_scale"] == [0.5, 1.5]
+    controls = [decode(url) for url in sent["control_image"]]
+    assert [control.max() > 64 for control in controls] == [False, True]
+    assert page.locator("#sent img").count() == 2
 
 
 def test_images_are_dropped_pasted_and_taken_back(visit: Visit) -> None:
