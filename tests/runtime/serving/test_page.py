@@ -9,39 +9,38 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Route
 
 from controlnext.runtime.preprocess import preprocess
 from support.browser import Visit, decode, open_browser
 from support.fake_bundle import write_fake_bundle
-from support.serving import serve
+from support.serving import Site, serve
 
 
 @pytest.fixture(scope="module")
-def address(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     pair = write_fake_bundle(tmp_path_factory.mktemp("served") / "pair", controls=2)
-    with serve([toy, pair]) as site:
-        yield f"{site.address}/"
+    with serve([toy, pair]) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as opened:
-        yield opened
+def tab(site: Site) -> Iterator[Visit]:
+    """Return the only tab: to open one takes longer than to open the page again."""
+    with open_browser() as browser:
+        yield Visit(browser, f"{site.address}/")
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
-    made = Visit(browser, address)
-    yield made
-    made.page.close()
+def visit(tab: Visit) -> Visit:
+    tab.open()
+    return tab
 
 
-def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
+def test_a_drawn_control_becomes_an_image(visit: Visit) -> None:
     """Drawn with the mouse and with the keyboard; partial images come first; nothing leaves the server."""
     page = visit.page
     page.fill("#prompt", "a red circle")
@@ -69,7 +68,7 @@ def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
     assert page.get_attribute("#download", "download") == "controlnext-0.png"
     np.testing.assert_array_equal(visit.pixels("#sent img")[..., 0], control)
     assert not visit.errors
-    assert all(one.startswith((address, "data:", "blob:")) for one in visit.addresses)
+    assert all(one.startswith((visit.address, "data:", "blob:")) for one in visit.addresses)
 
 
 def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
@@ -228,23 +227,22 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
     assert "$CONTROLNEXT_API_KEY" in page.inner_text("#code")
 
 
-def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, address: str) -> None:
-    visit = Visit(browser, address, width=360, height=740)
+def test_nothing_scrolls_sideways_on_a_phone(tab: Visit) -> None:
+    tab.open(width=360, height=740)
     for task in ("image", "video"):
-        visit.page.evaluate("(task) => (document.body.dataset.task = task)", task)
-        assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
-    visit.page.close()
+        tab.page.evaluate("(task) => (document.body.dataset.task = task)", task)
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_files_come_with_a_policy_and_are_sent_once(address: str) -> None:
-    first = httpx.get(address)
+def test_files_come_with_a_policy_and_are_sent_once(site: Site) -> None:
+    first = site.http.get("/")
     assert first.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in first.headers["content-security-policy"]
     assert first.headers["x-content-type-options"] == "nosniff"
-    again = httpx.get(address, headers={"If-None-Match": first.headers["etag"]})
+    again = site.http.get("/", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     named = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
-    assert {httpx.get(address + name).status_code for name in named} == {200}
+    assert {site.http.get(f"/{name}").status_code for name in named} == {200}
     assert len(named) == 3
-    assert httpx.get(address + "page/..%2fpage.py").status_code == 404
-    assert httpx.get(address + "page/page.py").status_code == 404
+    assert site.http.get("/page/..%2fpage.py").status_code == 404
+    assert site.http.get("/page/page.py").status_code == 404
