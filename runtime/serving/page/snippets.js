@@ -20,7 +20,7 @@ export function controlFiles(count) {
 }
 
 function curl({ fields, files, route, base, keyed }) {
-  const lines = [`curl ${quoted(`${base}/${route}`)}`];
+  const lines = [`curl -sS ${quoted(`${base}/${route}`)}`];
   if (keyed) lines.push(`-H "Authorization: Bearer $${KEY}"`);
   if (route === "images/generations") {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`);

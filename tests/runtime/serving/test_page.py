@@ -134,7 +134,7 @@ def test_the_code_makes_the_same_image(visit: Visit, toy: Path, tmp_path: Path) 
     sent = {name: str(value) for name, value in visit.sent[0].items()}
     assert dict(fields).items() <= sent.items()
     assert sent.keys() - dict(fields) == {"control_image", "stream", "partial_images"}
-    assert words[:4] == ["curl", visit.page.url + "v1/images/edits", "-F", "image=@control.png"]
+    assert words[:5] == ["curl", "-sS", visit.page.url + "v1/images/edits", "-F", "image=@control.png"]
 
 
 def test_each_of_two_controls_is_drawn(visit: Visit) -> None:
