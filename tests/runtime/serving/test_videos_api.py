@@ -18,9 +18,10 @@ from controlnext.runtime.media.video_files import write_clip
 from controlnext.runtime.serving import clip_jobs
 from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.types import Feed
+from support.gate import until
 from support.idle_clips import Answer, IdleBackend, idle_pipeline, no_noise
 from support.recipe import drawing
-from support.serving import Site, file_of, serve, text_of, until
+from support.serving import Site, file_of, serve, text_of
 
 ROUTE = "/v1/videos"
 IMAGE = drawing(9, 24, 16)
