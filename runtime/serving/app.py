@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import LEFT
-from controlnext.runtime.serving.calls import ImageCall
 from controlnext.runtime.serving.catalog import catalog_routes, health_routes
 from controlnext.runtime.serving.clip_jobs import ClipJobs
 from controlnext.runtime.serving.errors import IMAGE_FIELDS, HttpError, of_validation, refusal_of
@@ -74,7 +73,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await refuse(request, of_validation(error.errors()[0], list(ImageCall.model_fields)))
+        # of a path or a query: the routes read bodies themselves
+        return await refuse(request, of_validation(error.errors()[0], ()))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

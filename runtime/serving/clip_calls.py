@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from controlnext.errors import InputError
 from controlnext.families import Family
@@ -12,6 +12,13 @@ from controlnext.runtime.media.video_files import HIGHEST_FPS, LOWEST_FPS
 from controlnext.runtime.serving.calls import CommonCall, Text
 from controlnext.runtime.serving.settings import ServerSettings
 
+
+def _unwrapped(value: Any) -> Any:
+    """Return the image of an object in OpenAI's form."""
+    return value["image_url"] if isinstance(value, dict) and list(value) == ["image_url"] else value
+
+
+Reference = Annotated[str, BeforeValidator(_unwrapped, json_schema_input_type=str | dict[str, str])]
 Count = Annotated[int, Field(ge=1)]
 
 _OF_PIPELINE = (
@@ -68,19 +75,12 @@ class ClipFields(CommonCall):
         return given
 
 
-class InlineReference(BaseModel):
-    """An image in OpenAI's form."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image_url: str = Field(description="A data URL.")
-
-
 class ClipCall(ClipFields):
     """A request for a clip, with the images as text."""
 
-    input_reference: str | InlineReference | None = Field(
-        None, description="The image that the clip shows moving: base64 or a data URL."
+    input_reference: Reference | None = Field(
+        None,
+        description="The image that the clip shows moving: base64 or a data URL, or one as image_url.",
     )
     control_clip: list[str] | None = Field(
         None, min_length=1, description="The control: an image for every frame."

@@ -128,9 +128,9 @@ def of_validation(found: Mapping[str, Any], known: Sequence[str]) -> HttpError:
     """
     if found["type"] == "json_invalid":
         return HttpError(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
-    path = [part for part in found["loc"] if part != "body"]
+    path = [part for part in found["loc"] if part not in ("path", "query")]
     if not path:
-        return HttpError(400, "the body is not a JSON object with Content-Type application/json")
+        return HttpError(400, "the body is not a JSON object; send one", code="invalid_json")
     field = str(path[0])
     place = field + "".join(f"[{part}]" for part in path[1:])
     if found["type"] == "extra_forbidden":

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
-from pydantic import ValidationError
 
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ClipAnswer, DeletedAnswer, errors
-from controlnext.runtime.serving.clip_calls import ClipCall, ClipFields, InlineReference
+from controlnext.runtime.serving.bodies import form_body, is_form, json_body, read_form, read_json
+from controlnext.runtime.serving.clip_calls import ClipCall, ClipFields
 from controlnext.runtime.serving.clip_jobs import ClipJobs
 from controlnext.runtime.serving.clip_work import ClipUploads
-from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError, of_validation
-from controlnext.runtime.serving.forms import form_body, is_form, read_form
+from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
 from controlnext.runtime.serving.inline_images import bytes_of
 from controlnext.runtime.serving.service import Service
@@ -92,29 +91,19 @@ async def _read(request: Request, most: int) -> tuple[ClipFields, ClipUploads]:
         form = await read_form(request, most)
         call = form.parse(ClipFields, *_FILES)
         return call, ClipUploads(*(form.files.get(name, []) for name in _FILES))
-    try:
-        whole = ClipCall.model_validate_json(await request.body())
-    except ValidationError as error:
-        raise of_validation(error.errors()[0], list(ClipCall.model_fields)) from error
-    given = whole.input_reference
-    text = given.image_url if isinstance(given, InlineReference) else given
+    whole = await read_json(request, ClipCall)
+    image = whole.input_reference
     files = await asyncio.to_thread(
         lambda: ClipUploads(
-            [bytes_of("input_reference", text)] if text else [],
+            [bytes_of("input_reference", image)] if image else [],
             [bytes_of("control_clip", frame) for frame in whole.control_clip or ()],
         )
     )
     return whole, files
 
 
-def _body() -> dict[str, object]:
+def _body() -> dict[str, Any]:
     """Return the OpenAPI description of the body, a form or JSON."""
     body = form_body(ClipFields, *_FILES, needed=_FILES)
-    schema = ClipCall.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs")
-    schema["properties"]["input_reference"] = {
-        "anyOf": [{"type": "string"}, InlineReference.model_json_schema()],
-        "description": ClipCall.model_fields["input_reference"].description,
-    }
-    body["requestBody"]["content"]["application/json"] = {"schema": schema}
+    body["requestBody"]["content"] |= json_body(ClipCall)["requestBody"]["content"]
     return body
