@@ -15,7 +15,7 @@ from PIL import Image
 
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.denoise import Step
-from controlnext.runtime.media.video_files import DEFAULT_FPS, write_clip
+from controlnext.runtime.media.video_files import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS, write_clip
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.calls import check_size
@@ -96,6 +96,12 @@ class ClipWork:
             self._files.control, call.preprocess, settings.max_frames, settings.max_pixels, self._opened
         )
         self._fps = _fps(call.fps or clip.fps or DEFAULT_FPS)
+        if not LOWEST_FPS <= self._fps <= HIGHEST_FPS:
+            raise InputError(
+                f"the control clip has {float(self._fps):g} frames a second; give fps, from {LOWEST_FPS} to"
+                f" {HIGHEST_FPS}",
+                argument="fps",
+            )
         frames = self._frames(len(clip))
         given = {**call.arguments(pipe.family, settings), "seed": self.seed, "image": image}
         if not call.width_and_height:

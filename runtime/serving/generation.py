@@ -65,12 +65,12 @@ class Generation:
                 future = self._submit(model.pipe, model.batcher, arguments)
                 result = await self._outcome(future)
                 if self._finish is not None:
-                    self._beside = asyncio.create_task(asyncio.to_thread(self._finish, model.pipe, result))
-                    result = await asyncio.shield(self._beside)
+                    finishing = self._attend(asyncio.to_thread(self._finish, model.pipe, result))
+                    result = await asyncio.shield(finishing)
             finally:
                 if self._beside is not None:
                     # a thread that uses the model's engines
-                    await asyncio.gather(self._beside, return_exceptions=True)
+                    await asyncio.wait([self._beside])
             self._profile.pace.done(model.batcher)
             return result
 
@@ -101,7 +101,13 @@ class Generation:
         if self._on_step is None or self.task.done() or (self._beside and not self._beside.done()):
             return
         if (work := self._on_step(pipe, step)) is not None:
-            self._beside = asyncio.create_task(work)
+            self._attend(work)
+
+    def _attend(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start work beside the run that uses the model: it is not let go before that has ended."""
+        self._beside = asyncio.create_task(work)
+        self._beside.add_done_callback(_take_note)
+        return self._beside
 
     def _begin(self) -> None:
         if not self.begun.done():
@@ -109,9 +115,13 @@ class Generation:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._begin()
-        if not task.cancelled():
-            # it may be that nobody is there to ask any more
-            task.exception()
+        _take_note(task)
+
+
+def _take_note(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from complaining of an error for which nobody is there to ask any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def unless_left(request: Request, work: asyncio.Future[Result]) -> Result:

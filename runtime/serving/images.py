@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from PIL import Image
 
 from controlnext.runtime.serving.access_log import request_facts
@@ -93,4 +93,4 @@ async def _answer(
     finally:
         generation.cancel()
     answer = await work.answer(generation)
-    return JSONResponse(answer.model_dump())
+    return Response(await asyncio.to_thread(answer.model_dump_json), media_type="application/json")
