@@ -153,13 +153,15 @@ class HealthAnswer(BaseModel):
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries of a route's errors, those that any route has among them."""
     return {
-        status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (401, 500, *statuses)
+        status: {"model": ErrorAnswer, "description": _MEANINGS[status]}
+        for status in (401, 403, 500, *statuses)
     }
 
 
 _MEANINGS = {
     400: "The request has a mistake; param names the field.",
     401: "The key is missing or wrong.",
+    403: "The page of another site asks.",
     404: "There is nothing of that name.",
     409: "It is not done yet.",
     413: "The body is too large.",

@@ -97,6 +97,7 @@ def test_the_client_of_openai_gets_the_answer_to_a_large_body(site: Site) -> Non
         (file_of(drawing(1, 16, 16), "TIFF"), "give a PNG, JPEG or WebP image"),
         (b"", "is not an image that is read here"),
     ],
+    ids=["bomb", "large", "long", "no-pixels", "truncated", "gif", "tiff", "empty"],
 )
 def test_images_that_are_not_decoded(site: Site, content: bytes, message: str) -> None:
     text = base64.b64encode(content).decode()

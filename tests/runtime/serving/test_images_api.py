@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from controlnext.runtime import Pipeline
 from controlnext.runtime.preprocess import preprocess
@@ -136,13 +136,31 @@ def test_all_fields_reach_the_pipeline(site: Site, alone: Pipeline) -> None:
     )
 
 
-@pytest.mark.parametrize("image", [drawn(255), CONTROL.convert("L"), CONTROL.convert("P")])
-def test_images_of_any_mode_are_read_as_the_pipeline_reads_them(
-    site: Site, alone: Pipeline, image: Image.Image
-) -> None:
-    answer = site.http.post(ROUTE, json=image_call(control_image=text_of(image))).json()
-    opened = Image.open(io.BytesIO(file_of(image)))
-    assert same([answer["data"][0]["b64_json"]], alone, control_image=opened)
+def turned() -> bytes:
+    """Return a JPEG file whose image is to be turned before it is shown."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return file_of(CONTROL, "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [file_of(drawn(255)), file_of(CONTROL.convert("L")), file_of(CONTROL.convert("P")), turned()],
+    ids=["transparent", "grey", "palette", "turned"],
+)
+def test_images_are_read_as_the_pipeline_reads_them(site: Site, alone: Pipeline, content: bytes) -> None:
+    text = base64.b64encode(content).decode()
+    answer = site.http.post(ROUTE, json=image_call(control_image=text)).json()
+    assert same([answer["data"][0]["b64_json"]], alone, control_image=Image.open(io.BytesIO(content)))
+
+
+def test_a_page_of_another_site_may_ask_nothing(site: Site) -> None:
+    """It could make a browser send a form to this machine."""
+    form = {"data": {"prompt": "a"}, "files": {"image": file_of(CONTROL)}}
+    error = site.refused(403, "POST", EDITS, headers={"Sec-Fetch-Site": "cross-site"}, **form)
+    assert error["code"] == "cross_site"
+    headers = {"Sec-Fetch-Site": "same-origin"}
+    assert site.http.post(EDITS, headers=headers, **form).status_code == 200
 
 
 def test_a_preprocessor(site: Site, alone: Pipeline) -> None:
