@@ -39,6 +39,7 @@ class ClipJob:
     generation: Generation
     created: int = field(default_factory=lambda: int(time.time()))
     ended: int | None = None
+    removed: bool = False
 
     def __post_init__(self) -> None:
         self.generation.task.add_done_callback(lambda _: self._end())
@@ -82,12 +83,16 @@ class ClipJob:
 
     def remove(self) -> None:
         """Stop the work and remove the file."""
+        self.removed = True
         self.work.stop()
         self.generation.cancel()
         self.path.unlink(missing_ok=True)
 
     def _end(self) -> None:
         self.ended = int(time.time())
+        if self.removed:
+            # it may just have been finished all the same
+            self.path.unlink(missing_ok=True)
         task = self.generation.task
         if not task.cancelled() and (error := task.exception()) and not is_foreseen(error):
             logger.error("clip %s failed", self.id, exc_info=error)
@@ -133,10 +138,11 @@ class ClipJobs:
 
     async def close(self) -> None:
         """Cancel all clips and remove their files."""
-        for name in list(self._jobs):
-            self.remove(name)
+        jobs, self._jobs = list(self._jobs.values()), {}
+        for job in jobs:
+            job.remove()
         # what is being written ends at the next frame
-        await asyncio.sleep(0)
+        await asyncio.gather(*(job.generation.task for job in jobs), return_exceptions=True)
         if self._directory is not None:
             self._directory.cleanup()
 

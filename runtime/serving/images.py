@@ -83,8 +83,7 @@ async def _answer(
 ) -> Response:
     """Return the answer to a request for images; ``names``: its fields by the pipeline's arguments."""
     request.state.fields = names
-    work = ImageWork(service, call, source, kind)
-    work.describe(request_facts(request.scope))
+    work = ImageWork(service, call, source, kind, request_facts(request.scope))
     if call.stream:
         return await stream(request, work, names)
     generation = work.start()
