@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from controlnext.runtime.serving.settings import ServerSettings
-from support.serving import Site, serve
+from support.serving import Site
 
 CHECKS = [
     not_a_server_error,
@@ -26,12 +23,6 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
-
-
-@pytest.fixture(scope="module")
-def site(toy: Path) -> Iterator[Site]:
-    with serve([toy], ServerSettings(max_steps=4, max_size=64, max_images=2)) as site:
-        yield site
 
 
 @pytest.fixture(scope="module")

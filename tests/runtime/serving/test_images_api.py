@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +14,13 @@ from PIL import ExifTags, Image
 from controlnext.runtime import Pipeline
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.serving.image_work import partial_steps
-from controlnext.runtime.serving.settings import ServerSettings
+from support.gate import until
 from support.images import drawn
 from support.recipe import drawing
-from support.serving import USUAL, Site, events_of, file_of, image_call, pixels_of, serve, text_of
+from support.serving import USUAL, Site, file_of, image_call, pixels_of, text_of
 
 ROUTE, EDITS = "/v1/images/generations", "/v1/images/edits"
 CONTROL = drawing(1, 24, 16)
-
-
-@pytest.fixture(scope="module")
-def site(toy: Path) -> Iterator[Site]:
-    with serve([toy], ServerSettings(max_steps=20, max_size=64, max_images=4, max_pixels=128 * 128)) as site:
-        yield site
-
-
-@pytest.fixture(scope="module")
-def client(site: Site) -> openai.OpenAI:
-    return site.openai()
 
 
 def same(images: Any, pipe: Pipeline, **arguments: Any) -> bool:
@@ -200,91 +186,25 @@ def test_a_form_with_lists_and_empty_fields(site: Site, alone: Pipeline) -> None
     )
 
 
-REFUSED = [
-    ({"prompt": None}, "prompt", "prompt is missing"),
-    ({"control_image": None}, "control_image", "no control image was given; set control_image"),
-    ({"contol_scale": 1}, "contol_scale", "did you mean control_scale?"),
-    ({"lora": "x"}, "lora", "there is no field lora; accepted: model, size"),
-    ({"n": 0}, "n", "n is 0; input should be greater than or equal to 1"),
-    ({"n": 5}, "n", "n is 5; this server makes at most 4"),
-    ({"n": "many"}, "n", "n is 'many'"),
-    ({"num_inference_steps": 21}, "num_inference_steps", "this server takes at most 20"),
-    ({"size": "72x16"}, "size", "size is 72x16; this server takes at most 64"),
-    ({"size": "17x16"}, "size", "width is 17; height and width must be multiples of 8"),
-    ({"size": "big"}, "size", "size is 'big'; give width x height in pixels, such as 512x512, or auto"),
-    ({"sampler": "none"}, "sampler", "unknown sampler 'none'"),
-    ({"preprocess": "none"}, "preprocess", "unknown preprocessor 'none'; accepted: canny"),
-    ({"control_scale": [1, 2]}, "control_scale", "control_scale has shape"),
-    ({"control_start": 0.8, "control_end": 0.2}, "control_end", "give 0 <= control_start < control_end"),
-    ({"control_image": [text_of(CONTROL)] * 2}, "control_image", "2 control images were given"),
-    ({"response_format": "url"}, "response_format", "give b64_json"),
-    ({"background": "transparent"}, "background", "images are opaque"),
-    ({"output_compression": 50}, "output_compression", "which png does not have"),
-    ({"partial_images": 2}, "partial_images", "set stream"),
-    ({"seed": 2**64}, "seed", "seed is 1844"),
-]
-
-
-@pytest.mark.parametrize(("changes", "param", "message"), REFUSED)
-def test_refusals_name_the_field(site: Site, changes: dict[str, Any], param: str, message: str) -> None:
-    fields = {**image_call(), **changes}
-    body = json.dumps({name: value for name, value in fields.items() if value is not None})
-    headers = {"Content-Type": "application/json"}
-    error = site.refused(400, "POST", ROUTE, content=body, headers=headers)
-    assert message in error["message"]
-    assert (error["param"], error["type"]) == (param, "invalid_request_error")
-
-
-@pytest.mark.parametrize(
-    ("form", "files", "param", "message"),
-    [
-        ({}, ["image", "mask"], "mask", "this server does not inpaint"),
-        ({"image": "control.png"}, [], "image", "image is text; send it as a file"),
-        ({}, [], "image", "no control image was given; set image"),
-        ({}, ["image", "prompt"], "prompt", "prompt is a file; send it as text"),
-        ({"control_image": "x"}, ["image"], "control_image", "there is no field control_image"),
-        ({"control_scale": "[1"}, ["image"], "control_scale", "control_scale"),
-    ],
-)
-def test_refusals_of_forms(
-    site: Site, form: dict[str, str], files: list[str], param: str, message: str
-) -> None:
-    content = [(name, ("file.png", file_of(CONTROL))) for name in files] or [("", ("", b""))]
-    error = site.refused(400, "POST", EDITS, data={"prompt": "a", **form}, files=content)
-    assert message in error["message"]
-    assert error["param"] == param
-
-
-def test_openais_client_has_its_own_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.images.generate(prompt="a", size="1x1", extra_body={"control_image": text_of(CONTROL)})
-    assert caught.value.param == "size"
-    with pytest.raises(openai.NotFoundError) as missing:
-        client.images.generate(prompt="a", model="other")
-    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-    # a mistake that shows before the first step is no event of the stream
-    with pytest.raises(openai.BadRequestError, match="unknown sampler"):
-        client.images.generate(
-            prompt="a",
-            stream=True,
-            extra_body={"control_image": text_of(CONTROL), "sampler": "none"},
-        )
-
-
-def test_an_error_within_a_stream_is_an_event(
-    site: Site, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Pipeline, "decode", _fail)
-    call = image_call(stream=True, n=1)
-    with site.http.stream("POST", ROUTE, json=call) as response:
-        assert response.status_code == 200
-        (event,) = events_of(response)
-    assert event["error"]["code"] == "internal_error"
-    assert response.headers["x-request-id"] in event["error"]["message"]
-    assert "secret" not in str(event)
-    with pytest.raises(openai.APIError, match="the server failed"):
-        list(client.images.generate(prompt="a", stream=True, extra_body=image_call()))
-
-
-def _fail(*_arguments: object, **_options: object) -> None:
-    raise RuntimeError("secret")
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_log_tells_what_was_made(site: Site, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+    with caplog.at_level("INFO", "controlnext.runtime.serving.access_log"):
+        call = image_call(n=2, stream=stream)
+        assert site.http.post(ROUTE, json=call, headers={"x-request-id": "mine"}).status_code == 200
+        until(lambda: bool(caplog.records))
+    (record,) = caplog.records
+    facts: dict[str, Any] = record.request  # type: ignore[attr-defined]
+    assert facts.pop("seconds") < 30
+    assert facts == {
+        "method": "POST",
+        "route": ROUTE,
+        "status": 200,
+        "model": "toy",
+        "steps": 8,
+        "size": "24x16",
+        "images": 2,
+        "rows": 4,
+        "outcome": "ok",
+        "request_id": "mine",
+    }
+    assert "circle" not in caplog.text
