@@ -37,8 +37,10 @@ Images = Annotated[
     Field(min_length=1, max_length=MOST_CONTROLS),
     BeforeValidator(_listed, json_schema_input_type=str | list[str]),
 ]
+Strength = Annotated[float, Field(ge=-100, le=100)]
+"""A factor; far larger ones make numbers overflow."""
 Scales = Annotated[
-    list[float],
+    list[Strength],
     Field(min_length=1, max_length=MOST_CONTROLS),
     BeforeValidator(_listed, json_schema_input_type=float | list[float]),
 ]
@@ -64,7 +66,7 @@ class CommonCall(BaseModel):
         None, ge=-(2**63), le=2**64 - 1, description="Left out: a random one, which the response names."
     )
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps.")
-    guidance_scale: float | None = Field(None, description="Classifier-free guidance; none at 1 or less.")
+    guidance_scale: Strength | None = Field(None, description="Classifier-free guidance; none at 1 or less.")
     sampler: Text | None = Field(None, description="Name of a sampler of the bundle's family.")
     preprocess: Text | None = Field(
         None,

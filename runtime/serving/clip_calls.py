@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from controlnext.errors import InputError
 from controlnext.families import Family
 from controlnext.runtime.media.video_files import HIGHEST_FPS, LOWEST_FPS
-from controlnext.runtime.serving.calls import CommonCall, Text
+from controlnext.runtime.serving.calls import CommonCall, Strength, Text
 from controlnext.runtime.serving.settings import ServerSettings
 
 
@@ -48,10 +48,10 @@ class ClipFields(CommonCall):
     num_frames: Count | None = Field(None, description="By default as many as the control clip has.")
     frames_per_batch: Count | None = Field(None, description="Frames that are denoised together.")
     overlap: int | None = Field(None, ge=0, description="Frames that two such windows share.")
-    min_guidance_scale: float | None = Field(
+    min_guidance_scale: Strength | None = Field(
         None, description="Guidance of the first frame; guidance_scale is that of the last."
     )
-    noise_aug_strength: float | None = Field(None, description="Noise that is added to the image.")
+    noise_aug_strength: Strength | None = Field(None, description="Noise that is added to the image.")
     decode_chunk_size: Count | None = Field(None, description="Frames that are decoded together.")
 
     def check(self, settings: ServerSettings) -> None:
