@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from PIL import Image
 
 from controlnext.runtime.serving.access_log import request_facts
-from controlnext.runtime.serving.answers import ImageEvent, ImagesAnswer, errors
+from controlnext.runtime.serving.answers import ImagesAnswer, errors
 from controlnext.runtime.serving.bodies import form_body, json_body, read_form, read_json
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
 from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS, HttpError
@@ -20,10 +20,14 @@ from controlnext.runtime.serving.inline_images import decode_image, decode_text
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.streams import EVENT_STREAM, stream
 
+_EVENT = (
+    "event: image_generation.partial_image\n"
+    'data: {"type":"image_generation.partial_image","b64_json":"iVBORw0...","partial_image_index":0,...}\n\n'
+)
 ANSWERS = {
     200: {
         "description": "The images; with stream the events of their making, each with one image.",
-        "content": {EVENT_STREAM: {"itemSchema": ImageEvent.model_json_schema()}},
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _EVENT}},
     },
     **errors(400, 404, 413, 429, 503, 507),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -64,3 +65,11 @@ def test_no_request_makes_the_server_fail(description: Any, method: str, path: s
 def test_all_routes_are_tried(description: Any) -> None:
     there = [result.ok() for result in description.get_all_operations()]
     assert {(operation.method.upper(), operation.path) for operation in there} == set(ROUTES)
+
+
+def test_references_of_the_description_lead_somewhere(site: Site) -> None:
+    described = site.http.get("/openapi.json")
+    schemas = described.json()["components"]["schemas"]
+    references = set(re.findall(r'"\$ref":"([^"]+)"', described.text))
+    assert references
+    assert references <= {f"#/components/schemas/{name}" for name in schemas}
