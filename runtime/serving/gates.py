@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Sequence
 from contextlib import suppress
 
-from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,8 +14,6 @@ from controlnext.runtime.serving.request_ids import send_refusal
 
 KEYED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a key: probes and the page have none to send."""
-_PATIENCE = 5.0
-"""Seconds for a client to send the rest of a body that is refused: most read no answer before that."""
 
 
 class Keys:
@@ -60,7 +56,7 @@ class Keys:
 
 class BodyLimit:
     """An ASGI middleware that refuses bodies of more than ``most`` bytes while they are read, whether their
-    length was told before or not."""
+    length was told before or not. The server reads the rest of such a body and drops it."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app, self._most = app, most
@@ -72,14 +68,14 @@ class BodyLimit:
             return
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self._most:
-            await self._refuse(receive, send)
+            await send_refusal(send, self._refusal())
             return
-        read, more, started = 0, True, False
+        read, started = 0, False
 
         async def counted() -> Message:
-            nonlocal read, more
+            nonlocal read
             message = await receive()
-            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
+            read += len(message.get("body", b""))
             if read > self._most:
                 raise _TooLargeError
             return message
@@ -94,28 +90,18 @@ class BodyLimit:
         with suppress(_TooLargeError):
             await self._app(scope, counted, tell)
         if read > self._most and not started:
-            await self._refuse(receive, send, more)
+            await send_refusal(send, self._refusal())
 
-    async def _refuse(self, receive: Receive, send: Send, more: bool = True) -> None:
-        refusal = HttpError(
+    def _refusal(self) -> HttpError:
+        return HttpError(
             413,
             f"the body has more than {self._most} bytes, the most that this server takes; scale images down",
             code="body_too_large",
-            headers={"Connection": "close"},
         )
-        await send_refusal(send, refusal, ends=False)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                while more:
-                    more = (await receive()).get("more_body", False)
-        await send({"type": "http.response.body", "body": b""})
 
 
-class _TooLargeError(HTTPException):
-    """Not to be taken for a fault of the body's content, as FastAPI does with all other exceptions."""
-
-    def __init__(self) -> None:
-        super().__init__(413)
+class _TooLargeError(Exception):
+    """A body that is too large was read so far; ends what reads it."""
 
 
 def _unauthorized(given: bool) -> HttpError:

@@ -57,10 +57,10 @@ class RequestIds:
                 await send_refusal(tell, unexpected(own))
 
 
-async def send_refusal(send: Send, refusal: HttpError, *, ends: bool = True) -> None:
-    """Send an answer that is an error; not ``ends``: its last part is left out."""
+async def send_refusal(send: Send, refusal: HttpError) -> None:
+    """Send an answer that is an error."""
     body = json.dumps(refusal.body).encode()
     headers = {**refusal.headers, "content-type": "application/json", "content-length": str(len(body))}
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": not ends})
+    await send({"type": "http.response.body", "body": body})

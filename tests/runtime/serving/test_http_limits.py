@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import socket
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 from controlnext.runtime.serving.settings import ServerSettings
+from support.gate import until
 from support.recipe import drawing
 from support.serving import Site, file_of, image_call, serve, text_of
 
@@ -70,12 +73,18 @@ def test_a_body_whose_length_is_too_large(site: Site, route: str) -> None:
 
 def test_a_body_whose_length_is_not_told(site: Site) -> None:
     with chunked(site, MOST // 0x4000 + 1) as connection:
-        connection.sendall(b"0\r\n\r\n")
-        answer = b"".join(iter(lambda: connection.recv(4096), b""))
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 413 ")
-    assert b"connection: close" in head.lower()
-    assert b'"code": "body_too_large"' in body
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 413
+        assert json.load(answer)["error"]["code"] == "body_too_large"
+
+
+def test_the_log_of_a_large_body(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "controlnext.runtime.serving.access_log"):
+        site.refused(413, "POST", ROUTE, content=b"x" * 2 * MOST)
+        until(lambda: bool(caplog.records))
+    assert "413" in caplog.text
+    assert "outcome=invalid" in caplog.text
 
 
 def test_the_client_of_openai_gets_the_answer_to_a_large_body(site: Site) -> None:
