@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
-from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,7 +69,7 @@ class BodyLimit:
         if length.isdecimal() and int(length) > self._most:
             await send_refusal(send, self._refusal())
             return
-        read, started = 0, False
+        read = 0
 
         async def counted() -> Message:
             nonlocal read
@@ -80,16 +79,9 @@ class BodyLimit:
                 raise _TooLargeError
             return message
 
-        async def tell(message: Message) -> None:
-            nonlocal started
-            # what the application makes of half a body is no answer
-            if started or read <= self._most:
-                started = True
-                await send(message)
-
-        with suppress(_TooLargeError):
-            await self._app(scope, counted, tell)
-        if read > self._most and not started:
+        try:
+            await self._app(scope, counted, send)
+        except _TooLargeError:
             await send_refusal(send, self._refusal())
 
     def _refusal(self) -> HttpError:
