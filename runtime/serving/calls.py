@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from controlnext.errors import InputError
 from controlnext.families import Family
@@ -16,19 +16,11 @@ _LONGEST_PROMPT = 32_000
 """As in OpenAI's API."""
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("Input should be text without lone surrogates") from error
-    return text
-
-
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Text = Annotated[str, Field(max_length=_LONGEST_PROMPT), AfterValidator(_encodable)]
+Text = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
 Images = Annotated[
     list[str],
     Field(min_length=1, max_length=MOST_CONTROLS),
@@ -111,15 +103,11 @@ class CommonCall(BaseModel):
         return {**given, "num_inference_steps": self.steps(family, settings)}
 
 
-class ImageCall(CommonCall):
-    """A request for images."""
+class ImageFields(CommonCall):
+    """The fields of a request for images, but for the control images."""
 
     prompt: Text = Field(description="The image in words.")
     negative_prompt: Text | None = Field(None, description="In words, which the image should not be.")
-    control_image: Images | None = Field(
-        None,
-        description="PNG, JPEG or WebP as base64 or as a data URL; a list for a bundle of several controls.",
-    )
     n: int | None = Field(None, ge=1, description="Number of images: one run, in which the seed goes on.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json.")
     output_format: ImageFormat | None = Field(None, description="By default png.")
@@ -183,6 +171,15 @@ class ImageCall(CommonCall):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
         return {**given, "prompt": self.prompt, "num_images_per_prompt": self.images}
+
+
+class ImageCall(ImageFields):
+    """A request for images, with the control images as text."""
+
+    control_image: Images | None = Field(
+        None,
+        description="PNG, JPEG or WebP as base64 or as a data URL; a list for a bundle of several controls.",
+    )
 
 
 def check_size(size: tuple[int, int], settings: ServerSettings, given: str) -> None:

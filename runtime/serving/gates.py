@@ -57,12 +57,12 @@ class BodyLimit:
         if length.isdecimal() and int(length) > self._most:
             await self._refuse(receive, send)
             return
-        read, started = 0, False
+        read, more, started = 0, True, False
 
         async def counted() -> Message:
-            nonlocal read
+            nonlocal read, more
             message = await receive()
-            read += len(message.get("body", b""))
+            read, more = read + len(message.get("body", b"")), message.get("more_body", False)
             if read > self._most:
                 raise _TooLargeError
             return message
@@ -77,9 +77,9 @@ class BodyLimit:
         with suppress(_TooLargeError):
             await self._app(scope, counted, tell)
         if read > self._most and not started:
-            await self._refuse(receive, send)
+            await self._refuse(receive, send, more)
 
-    async def _refuse(self, receive: Receive, send: Send) -> None:
+    async def _refuse(self, receive: Receive, send: Send, more: bool = True) -> None:
         refusal = HttpError(
             413,
             f"the body has more than {self._most} bytes, the most that this server takes; scale images down",
@@ -89,8 +89,8 @@ class BodyLimit:
         await send_refusal(send, refusal, ends=False)
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
-                while (await receive()).get("more_body"):
-                    pass
+                while more:
+                    more = (await receive()).get("more_body", False)
         await send({"type": "http.response.body", "body": b""})
 
 

@@ -19,7 +19,7 @@ from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.answers import ImageData, ImageEvent, ImagesAnswer, TokenUsage
-from controlnext.runtime.serving.calls import ImageCall, check_size
+from controlnext.runtime.serving.calls import ImageFields, check_size
 from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.service import Service
 from controlnext.types import FloatArray
@@ -40,7 +40,7 @@ class ImageWork:
     :class:`UnknownModelError`.
     """
 
-    def __init__(self, service: Service, call: ImageCall, source: Source, kind: str) -> None:
+    def __init__(self, service: Service, call: ImageFields, source: Source, kind: str) -> None:
         call.check(service.settings)
         self._service, self._call, self._source, self._kind = service, call, source, kind
         self._profile = service.choose(call.model, "image")
