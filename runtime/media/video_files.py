@@ -70,17 +70,20 @@ class Frames:
 
 
 @contextmanager
-def open_clip(path: Path, change: Change, limit: int | None = None) -> Iterator[Frames]:
+def open_clip(
+    path: Path, change: Change, limit: int | None = None, max_pixels: int | None = None
+) -> Iterator[Frames]:
     """Open the clip in a directory of images, in the natural order of their names, or in a video file.
 
     The first ``limit`` frames of a video are decoded to a temporary directory, which is removed at the end of
-    the block. Raises :class:`InputError` if no frame can be read.
+    the block. Raises :class:`InputError` if no frame can be read, or if those of a video have more than
+    ``max_pixels``.
     """
     if path.is_dir():
         yield Frames(_listed(path), change)
         return
     with TemporaryDirectory(prefix="controlnext-") as directory:
-        paths, fps = _decode(path, Path(directory), limit)
+        paths, fps = _decode(path, Path(directory), limit, max_pixels)
         yield Frames(paths, change, fps)
 
 
@@ -195,7 +198,9 @@ def _natural(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
-def _decode(path: Path, directory: Path, limit: int | None) -> tuple[list[Path], Fraction | None]:
+def _decode(
+    path: Path, directory: Path, limit: int | None, max_pixels: int | None
+) -> tuple[list[Path], Fraction | None]:
     """Decode a video to upright frames in ``directory``; return paths and frames a second, if known."""
     av = _import_av()
     paths: list[Path] = []
@@ -203,6 +208,9 @@ def _decode(path: Path, directory: Path, limit: int | None) -> tuple[list[Path],
         # an open file: FFmpeg takes a name with a colon for an address
         with path.open("rb") as file, av.open(file, metadata_errors="replace") as video:
             streams = video.streams.video
+            if streams and max_pixels is not None:
+                # the decoder checks it before it makes room for a frame
+                streams[0].codec_context.options = {"max_pixels": str(max_pixels)}
             for frame in islice(video.decode(streams[0]) if streams else (), limit):
                 paths.append(directory / _frame_name(len(paths)))
                 with new_file(paths[-1]) as aside:

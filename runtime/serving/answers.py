@@ -106,6 +106,44 @@ class ModelsAnswer(BaseModel):
     object: Literal["list"] = "list"
 
 
+class JobError(BaseModel):
+    """The reason for which a clip failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+    type: str | None = None
+
+
+class ClipAnswer(BaseModel):
+    """The job that makes a clip; times are in seconds since 1970, ``progress`` in percent.
+
+    ``seconds`` and ``size`` are of the clip, as far as they are known yet.
+    """
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int
+    created_at: int
+    completed_at: int | None = None
+    expires_at: int | None = None
+    model: str
+    prompt: str | None = None
+    seconds: str
+    size: str
+    seed: int
+    error: JobError | None = None
+
+
+class DeletedAnswer(BaseModel):
+    """The answer to the deletion of a clip."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
 class HealthAnswer(BaseModel):
     """The state of the server."""
 
@@ -115,13 +153,15 @@ class HealthAnswer(BaseModel):
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries of a route's errors, those that any route has among them."""
     return {
-        status: {"model": ErrorAnswer, "description": _MEANINGS[status]} for status in (401, 500, *statuses)
+        status: {"model": ErrorAnswer, "description": _MEANINGS[status]}
+        for status in (401, 403, 500, *statuses)
     }
 
 
 _MEANINGS = {
     400: "The request has a mistake; param names the field.",
     401: "The key is missing or wrong.",
+    403: "The page of another site asks.",
     404: "There is nothing of that name.",
     409: "It is not done yet.",
     413: "The body is too large.",

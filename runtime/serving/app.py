@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Security
@@ -13,8 +15,8 @@ from starlette.requests import ClientDisconnect
 
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import LEFT
-from controlnext.runtime.serving.calls import ImageCall
-from controlnext.runtime.serving.catalog import catalog_routes
+from controlnext.runtime.serving.catalog import catalog_routes, health_routes
+from controlnext.runtime.serving.clip_jobs import ClipJobs
 from controlnext.runtime.serving.errors import IMAGE_FIELDS, HttpError, of_validation, refusal_of
 from controlnext.runtime.serving.gates import BodyLimit, Keys
 from controlnext.runtime.serving.images import image_routes
@@ -24,11 +26,19 @@ from controlnext.runtime.serving.page import add_page
 from controlnext.runtime.serving.request_ids import RequestIds
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.settings import ServerSettings
+from controlnext.runtime.serving.videos import video_routes
 
 
 def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> FastAPI:
     """Return the application that serves ``models``; who runs it loads the models and closes them."""
     service = Service(models, settings, metrics)
+    clips = ClipJobs(service)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await clips.close()
+
     # FastAPI's pages of documentation load scripts from elsewhere
     app = FastAPI(
         title="controlnext",
@@ -36,6 +46,7 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        lifespan=lifespan,
     )
     # the last one added is the first that a request passes
     app.add_middleware(BodyLimit, most=settings.max_body)
@@ -44,8 +55,9 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
     _add_handlers(app)
     # for the description of the routes alone: Keys checks before a body is read
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    app.include_router(image_routes(service), dependencies=bearer)
-    app.include_router(catalog_routes(service))
+    for routes in (image_routes(service), video_routes(service, clips), catalog_routes(service)):
+        app.include_router(routes, dependencies=bearer)
+    app.include_router(health_routes(models))
     add_page(app)
     return app
 
@@ -61,7 +73,8 @@ def _add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await refuse(request, of_validation(error.errors()[0], list(ImageCall.model_fields)))
+        # of a path or a query: the routes read bodies themselves
+        return await refuse(request, of_validation(error.errors()[0], ()))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from controlnext.errors import InputError
 from controlnext.families import Family
@@ -16,11 +17,21 @@ _LONGEST_PROMPT = 32_000
 """As in OpenAI's API."""
 
 
+_SIZE = "^(auto|[0-9]{1,5}x[0-9]{1,5})$"
+
+
+def _readable(size: str) -> str:
+    if not re.fullmatch(_SIZE, size):
+        raise ValueError("give width x height in pixels, such as 512x512, or auto")
+    return size
+
+
 def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
 Text = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
+ImageSize = Annotated[str, AfterValidator(_readable), Field(json_schema_extra={"pattern": _SIZE})]
 Images = Annotated[
     list[str],
     Field(min_length=1, max_length=MOST_CONTROLS),
@@ -41,9 +52,8 @@ class CommonCall(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: Text | None = Field(None, description="Name of a bundle; may be left out if it is the only one.")
-    size: str | None = Field(
+    size: ImageSize | None = Field(
         None,
-        pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$",
         description="Width x height in pixels, or auto: that of the first control image.",
         examples=["512x512"],
     )

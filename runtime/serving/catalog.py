@@ -6,13 +6,13 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from controlnext.runtime.serving.answers import HealthAnswer, ModelAnswer, ModelFacts, ModelsAnswer, errors
+from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.service import Profile, Service
 
 
 def catalog_routes(service: Service) -> APIRouter:
-    """Return the routes that tell of the models, of the server's health, and its metrics."""
+    """Return the routes that tell of the models, and the metrics."""
     router = APIRouter()
-    models = service.models
 
     @router.get("/v1/models", tags=["models"], responses=errors())
     async def list_models() -> ModelsAnswer:
@@ -22,8 +22,20 @@ def catalog_routes(service: Service) -> APIRouter:
     @router.get("/v1/models/{model}", tags=["models"], responses=errors(404))
     async def describe_model(model: str) -> ModelAnswer:
         """Describe one bundle that is served."""
-        models.describe(model)
+        service.models.describe(model)
         return _answer(service.profiles[model])
+
+    @router.get("/metrics", tags=["probes"], response_class=Response)
+    def metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=service.metrics.content_type)
+
+    return router
+
+
+def health_routes(models: Models) -> APIRouter:
+    """Return the routes that tell of the server's health; they need no key."""
+    router = APIRouter()
 
     @router.get("/health/live", tags=["probes"])
     async def live() -> HealthAnswer:
@@ -35,11 +47,6 @@ def catalog_routes(service: Service) -> APIRouter:
         """Answer with 200 while requests are admitted: the first bundle is loaded, and nothing stops."""
         status = "ready" if models.ready else "stopping" if models.draining else "loading"
         return JSONResponse({"status": status}, 200 if models.ready else 503)
-
-    @router.get("/metrics", tags=["probes"], response_class=Response)
-    def metrics() -> Response:
-        """Return the metrics in Prometheus' text format."""
-        return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
     return router
 

@@ -27,6 +27,16 @@ IMAGE_FIELDS: Mapping[str, str] = MappingProxyType(
 """Fields of requests for images by the argument of the pipeline, where the names differ."""
 EDIT_FIELDS: Mapping[str, str] = MappingProxyType({**IMAGE_FIELDS, "control_image": "image"})
 """The same for requests that have their images as files."""
+CLIP_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "height": "size",
+        "width": "size",
+        "image": "input_reference",
+        "control_images": "control_clip",
+        "max_guidance_scale": "guidance_scale",
+    }
+)
+"""Fields of requests for clips by the argument of the pipeline, where the names differ."""
 
 _NAMED = re.compile(r"`(\w+)`")
 _LONGEST = 80
@@ -84,6 +94,18 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     return _final(500, str(error), "failed")
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Return whether an error tells clients what it is; all others are bugs."""
+    return isinstance(error, (HttpError, ControlNeXtError))
+
+
+def error_answer(error: BaseException, names: Mapping[str, str], request_id: str) -> HttpError:
+    """Return the answer to a request that ended with any error."""
+    if isinstance(error, HttpError):
+        return error
+    return refusal_of(error, names) if isinstance(error, ControlNeXtError) else unexpected(request_id)
+
+
 def too_busy(error: QueueFullError, seconds: int) -> HttpError:
     """Return the answer to a request that has no place in the queue; one may be free after ``seconds``."""
     return HttpError(
@@ -108,9 +130,9 @@ def of_validation(found: Mapping[str, Any], known: Sequence[str]) -> HttpError:
     """
     if found["type"] == "json_invalid":
         return HttpError(400, f"the body is not JSON: {found['ctx']['error']}", code="invalid_json")
-    path = [part for part in found["loc"] if part != "body"]
+    path = [part for part in found["loc"] if part not in ("path", "query")]
     if not path:
-        return HttpError(400, "the body is not a JSON object with Content-Type application/json")
+        return HttpError(400, "the body is not a JSON object; send one", code="invalid_json")
     field = str(path[0])
     place = field + "".join(f"[{part}]" for part in path[1:])
     if found["type"] == "extra_forbidden":

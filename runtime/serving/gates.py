@@ -21,7 +21,11 @@ _PATIENCE = 5.0
 
 
 class Keys:
-    """An ASGI middleware that lets requests pass with one of ``keys``; without keys it lets all pass."""
+    """An ASGI middleware that lets requests pass with one of ``keys``.
+
+    Without keys it lets all pass but those that the page of another site makes a browser send: what listens
+    on this machine alone is in their reach too.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -29,12 +33,25 @@ class Keys:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 401."""
-        if scope["type"] == "http" and self._keys and scope["path"].startswith(KEYED):
-            kind, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            if kind.lower() != "bearer" or not self._known(key.strip().encode()):
-                await send_refusal(send, _unauthorized(bool(key)))
+        if scope["type"] == "http" and scope["path"].startswith(KEYED):
+            refusal = self._refusal(Headers(scope=scope))
+            if refusal is not None:
+                await send_refusal(send, refusal)
                 return
         await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> HttpError | None:
+        if self._keys:
+            kind, _, key = headers.get("authorization", "").partition(" ")
+            known = kind.lower() == "bearer" and self._known(key.strip().encode())
+            return None if known else _unauthorized(bool(key))
+        if headers.get("sec-fetch-site") == "cross-site":
+            message = (
+                "the page of another site made this request, which a server without keys refuses; use the"
+                " server's own page, or give the server keys"
+            )
+            return HttpError(403, message, kind="permission_error", code="cross_site")
+        return None
 
     def _known(self, given: bytes) -> bool:
         """Return whether a key is known; the time tells neither which nor how much of it is right."""

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 Arguments = Callable[[Pipeline], dict[str, Any]]
 """Makes the arguments of the pipeline's call; called in a thread, as images are decoded there."""
+Finish = Callable[[Pipeline, Any], Any]
+"""Makes the answer of what the pipeline's call returns; called in a thread, while the model is held."""
 OnStep = Callable[[Pipeline, Step], Coroutine[Any, Any, None] | None]
 """Is told of a step on the event loop; what it returns is awaited before the model is let go."""
 
@@ -28,16 +30,22 @@ OnStep = Callable[[Pipeline, Step], Coroutine[Any, Any, None] | None]
 class Generation:
     """The making of one request's result, which goes on beside the request until it is done or cancelled.
 
-    ``task``: ends with what the pipeline's call returns or raises. ``begun``: is done after the first step,
-    or when there will be none.
+    ``task``: ends with what ``finish``, or else the pipeline's call, returns or raises. ``begun``: is done
+    after the first step, or when there will be none.
     """
 
     def __init__(
-        self, service: Service, profile: Profile, arguments: Arguments, on_step: OnStep | None = None
+        self,
+        service: Service,
+        profile: Profile,
+        arguments: Arguments,
+        *,
+        on_step: OnStep | None = None,
+        finish: Finish | None = None,
     ) -> None:
         self._service, self._profile = service, profile
-        self._arguments, self._on_step = arguments, on_step
-        self._beside: asyncio.Task[None] | None = None
+        self._arguments, self._on_step, self._finish = arguments, on_step, finish
+        self._beside: asyncio.Task[Any] | None = None
         self._loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[None] = self._loop.create_future()
         self.task = asyncio.create_task(self._run())
@@ -54,7 +62,11 @@ class Generation:
                 raise self._busy(QueueFullError(model.batcher.waiting))
             arguments = await asyncio.to_thread(self._arguments, model.pipe)
             try:
-                result = await self._outcome(self._submit(model.pipe, model.batcher, arguments))
+                future = self._submit(model.pipe, model.batcher, arguments)
+                result = await self._outcome(future)
+                if self._finish is not None:
+                    finishing = self._attend(asyncio.to_thread(self._finish, model.pipe, result))
+                    result = await asyncio.shield(finishing)
             finally:
                 if self._beside is not None:
                     # a thread that uses the model's engines
@@ -85,19 +97,31 @@ class Generation:
         return too_busy(error, self._profile.pace.seconds(error.waiting))
 
     def _took(self, pipe: Pipeline, step: Step) -> None:
-        if not self.begun.done():
-            self.begun.set_result(None)
+        self._begin()
         if self._on_step is None or self.task.done() or (self._beside and not self._beside.done()):
             return
         if (work := self._on_step(pipe, step)) is not None:
-            self._beside = asyncio.create_task(work)
+            self._attend(work)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _attend(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start work beside the run that uses the model: it is not let go before that has ended."""
+        self._beside = asyncio.create_task(work)
+        self._beside.add_done_callback(_take_note)
+        return self._beside
+
+    def _begin(self) -> None:
         if not self.begun.done():
             self.begun.set_result(None)
-        if not task.cancelled():
-            # it may be that nobody is there to ask any more
-            task.exception()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._begin()
+        _take_note(task)
+
+
+def _take_note(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from complaining of an error for which nobody is there to ask any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def unless_left(request: Request, work: asyncio.Future[Result]) -> Result:

@@ -36,37 +36,40 @@ _SEEDS = 2**32
 class ImageWork:
     """A request for images: checks its fields, and makes the answer, or the events of a stream.
 
-    ``kind``: what the types of its events begin with. Raises :class:`InputError` and
-    :class:`UnknownModelError`.
+    ``kind``: what the types of its events begin with. ``facts`` of the request, for the log, are filled in.
+    Raises :class:`InputError` and :class:`UnknownModelError`.
     """
 
-    def __init__(self, service: Service, call: ImageFields, source: Source, kind: str) -> None:
+    def __init__(
+        self, service: Service, call: ImageFields, source: Source, kind: str, facts: RequestFacts
+    ) -> None:
         call.check(service.settings)
         self._service, self._call, self._source, self._kind = service, call, source, kind
         self._profile = service.choose(call.model, "image")
         self._seed = secrets.randbelow(_SEEDS) if call.seed is None else call.seed
         self._created = int(time.time())
         self._events: asyncio.Queue[list[ImageEvent] | None] = asyncio.Queue()
+        self._facts = facts
+        self._describe(facts)
 
-    def describe(self, facts: RequestFacts) -> None:
-        """Fill in what the log says of the request."""
+    def _describe(self, facts: RequestFacts) -> None:
         call, family = self._call, self._profile.family
         guidance = family.default_guidance if call.guidance_scale is None else call.guidance_scale
         facts.model, facts.prompt, facts.images = self._profile.bundle.name, call.prompt, call.images
         facts.steps = call.steps(family, self._service.settings)
         facts.rows = call.images * (2 if guidance > 1 else 1)
-        facts.size = call.size
+        facts.size = call.size if call.width_and_height else None
 
     def start(self) -> Generation:
         """Begin the work."""
         watch = self._watch if self._call.partial_images else None
-        generation = Generation(self._service, self._profile, self._arguments, watch)
+        generation = Generation(self._service, self._profile, self._arguments, on_step=watch)
         generation.task.add_done_callback(lambda _: self._events.put_nowait(None))
         return generation
 
     async def answer(self, generation: Generation) -> ImagesAnswer:
         """Return the answer to a request that was not to be streamed, once the work is done."""
-        images = generation.task.result().images
+        images = self._result(generation)
         return ImagesAnswer(
             created=self._created,
             data=[ImageData(b64_json=text) for text in await asyncio.to_thread(self._encoded, images)],
@@ -74,6 +77,11 @@ class ImageWork:
             size=_size(images[0]),
             seed=self._seed,
         )
+
+    def _result(self, generation: Generation) -> list[Image.Image]:
+        images: list[Image.Image] = generation.task.result().images
+        self._facts.size = _size(images[0])
+        return images
 
     async def events(self, generation: Generation, pause: float) -> AsyncIterator[ImageEvent | None]:
         """Yield the events of a stream as they come, and None whenever ``pause`` seconds went by without.
@@ -91,8 +99,7 @@ class ImageWork:
                 break
             for event in events:
                 yield event
-        images = generation.task.result().images
-        for event in await asyncio.to_thread(self._made, images, "completed"):
+        for event in await asyncio.to_thread(self._made, self._result(generation), "completed"):
             yield event.model_copy(update={"usage": TokenUsage()})
 
     def _arguments(self, pipe: Pipeline) -> dict[str, Any]:
@@ -149,7 +156,7 @@ class ImageWork:
 def encode(image: Image.Image, format: str, quality: int) -> bytes:
     """Return an image as a file of this format; ``quality``, from 0 to 100, is that of JPEG and WebP."""
     options: dict[str, dict[str, int]] = {
-        # four times as fast as the default, and a tenth larger
+        # 1024 x 1024 pixels in 0.19 s in place of 0.32 s, a seventh larger
         "png": {"compress_level": 1},
         "jpeg": {"quality": quality, "subsampling": 0},
         "webp": {"quality": quality},

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from PIL import Image
 
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ImageEvent, ImagesAnswer, errors
+from controlnext.runtime.serving.bodies import form_body, json_body, read_form, read_json
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
 from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS, HttpError
-from controlnext.runtime.serving.forms import form_body, read_form
 from controlnext.runtime.serving.generation import unless_left
 from controlnext.runtime.serving.image_work import ImageWork, Source
 from controlnext.runtime.serving.inline_images import decode_image, decode_text
@@ -33,9 +33,15 @@ def image_routes(service: Service) -> APIRouter:
     """Return the routes that make images."""
     router = APIRouter(tags=["images"])
 
-    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=ANSWERS)
-    async def generate_images(request: Request, call: ImageCall) -> Response:
+    @router.post(
+        "/v1/images/generations",
+        response_model=ImagesAnswer,
+        responses=ANSWERS,
+        openapi_extra=json_body(ImageCall),
+    )
+    async def generate_images(request: Request) -> Response:
         """Make images of a prompt and a control image."""
+        call = await read_json(request, ImageCall)
         source = partial(_decoded, call.control_image or [], service.settings.max_pixels)
         return await _answer(request, service, call, source, "image_generation", IMAGE_FIELDS)
 
@@ -77,8 +83,7 @@ async def _answer(
 ) -> Response:
     """Return the answer to a request for images; ``names``: its fields by the pipeline's arguments."""
     request.state.fields = names
-    work = ImageWork(service, call, source, kind)
-    work.describe(request_facts(request.scope))
+    work = ImageWork(service, call, source, kind, request_facts(request.scope))
     if call.stream:
         return await stream(request, work, names)
     generation = work.start()
@@ -87,4 +92,4 @@ async def _answer(
     finally:
         generation.cancel()
     answer = await work.answer(generation)
-    return JSONResponse(answer.model_dump())
+    return Response(await asyncio.to_thread(answer.model_dump_json), media_type="application/json")

@@ -16,18 +16,22 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
 
 
-def decode_text(field: str, text: str, max_pixels: int) -> Image.Image:
-    """Return the image of a field with base64 or a data URL; raise :class:`InputError` for anything else."""
+def bytes_of(field: str, text: str) -> bytes:
+    """Return the file in a field with base64 or a data URL; raise :class:`InputError` for anything else."""
     start = _DATA_URL.match(text)
     try:
-        content = base64.b64decode(_SPACE.sub("", text[start.end() if start else 0 :]), validate=True)
+        return base64.b64decode(_SPACE.sub("", text[start.end() if start else 0 :]), validate=True)
     except ValueError as error:
         raise InputError(
             f"{field} is neither base64 nor a data URL (data:image/png;base64,...): URLs and paths are not"
             " opened; send the image itself",
             argument=field,
         ) from error
-    return decode_image(field, content, max_pixels)
+
+
+def decode_text(field: str, text: str, max_pixels: int) -> Image.Image:
+    """Return the image in a field with base64 or a data URL; errors as of :func:`decode_image`."""
+    return decode_image(field, bytes_of(field, text), max_pixels)
 
 
 def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Mapping
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ImageEvent
-from controlnext.runtime.serving.errors import HttpError, refusal_of, unexpected
+from controlnext.runtime.serving.errors import error_answer, is_foreseen
 from controlnext.runtime.serving.generation import Generation, unless_left
 from controlnext.runtime.serving.image_work import ImageWork
 from controlnext.runtime.serving.metrics import Outcome
@@ -55,7 +54,10 @@ async def _events(
         async for event in work.events(generation, _PAUSE):
             yield _WAITING if event is None else _event(event)
     except Exception as error:
-        refusal = _refusal(request, error, names)
+        own = request_id(request.scope)
+        if not is_foreseen(error):
+            logger.error("request %s failed", own, exc_info=error)
+        refusal = error_answer(error, names, own)
         request_facts(request.scope).outcome = Outcome.of(refusal.status)
         yield b"event: error\ndata: %s\n\n" % json.dumps(refusal.body).encode()
     finally:
@@ -65,12 +67,3 @@ async def _events(
 def _event(event: ImageEvent) -> bytes:
     data = event.model_dump_json(exclude_none=True)
     return f"event: {event.type}\ndata: {data}\n\n".encode()
-
-
-def _refusal(request: Request, error: Exception, names: Mapping[str, str]) -> HttpError:
-    if isinstance(error, HttpError):
-        return error
-    if isinstance(error, ControlNeXtError):
-        return refusal_of(error, names)
-    logger.error("request %s failed", request_id(request.scope), exc_info=error)
-    return unexpected(request_id(request.scope))

@@ -27,6 +27,7 @@ from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.request import Request, VideoRequest
 from controlnext.runtime.serving.calls import ImageCall
+from controlnext.runtime.serving.clip_calls import ClipCall
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import open_listener
 from controlnext.runtime.serving.settings import ServerSettings
@@ -57,8 +58,10 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     ServerSettings,
     Models.use,
     ImageCall,
+    ClipCall,
     open_listener,
     ImageCall,
+    ClipCall,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

@@ -7,7 +7,6 @@ import base64
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import address_of, open_listener
 from controlnext.runtime.serving.settings import ServerSettings
+from support.gate import until
 from support.recipe import drawing
 
 USUAL = {"num_inference_steps": 8, "sampler": "ddim", "seed": 5}
@@ -92,14 +92,6 @@ def serve(
         thread.join()
         loop.close()
         listener.close()
-
-
-def until(done: Callable[[], object], seconds: float = 20) -> None:
-    """Wait until ``done`` returns something true."""
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.002)
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:

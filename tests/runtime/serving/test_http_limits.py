@@ -97,6 +97,7 @@ def test_the_client_of_openai_gets_the_answer_to_a_large_body(site: Site) -> Non
         (file_of(drawing(1, 16, 16), "TIFF"), "give a PNG, JPEG or WebP image"),
         (b"", "is not an image that is read here"),
     ],
+    ids=["bomb", "large", "long", "no-pixels", "truncated", "gif", "tiff", "empty"],
 )
 def test_images_that_are_not_decoded(site: Site, content: bytes, message: str) -> None:
     text = base64.b64encode(content).decode()
@@ -177,9 +178,12 @@ def test_routes_that_are_not_there(site: Site) -> None:
     error = site.refused(405, "GET", ROUTE)
     assert "the path accepts POST" in error["message"]
     headers = {"Content-Type": "application/json"}
-    error = site.refused(400, "POST", ROUTE, content=b"{", headers=headers)
-    assert (error["code"], error["param"]) == ("invalid_json", None)
-    error = site.refused(400, "POST", ROUTE, content=b"\xff", headers=headers)
-    assert error["type"] == "invalid_request_error"
+    for content in (b"{", b"\xff", b'{"prompt": "\\ud800"}', b"[" * 100_000, b"9" * 5000):
+        error = site.refused(400, "POST", ROUTE, content=content, headers=headers)
+        assert (error["code"], error["param"]) == ("invalid_json", None)
+    error = site.refused(400, "POST", ROUTE, content=b"[]", headers=headers)
+    assert error["message"] == "the body is not a JSON object; send one"
+    error = site.refused(400, "POST", ROUTE, content=b"{}")
+    assert error["message"] == "Content-Type is missing; send JSON (application/json)"
     error = site.refused(400, "POST", EDITS, json={})
     assert "send a form" in error["message"]

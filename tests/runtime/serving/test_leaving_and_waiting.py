@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
@@ -15,74 +14,38 @@ import openai
 import pytest
 
 from controlnext.runtime import Pipeline
-from controlnext.runtime.denoise import Denoising, Step
 from controlnext.runtime.serving.service import Pace
 from controlnext.runtime.serving.settings import ServerSettings
+from support.gate import Gate, until
 from support.recipe import drawing
-from support.serving import Site, file_of, image_call, open_pipeline, serve, text_of, until
+from support.serving import Site, file_of, image_call, open_pipeline, serve, text_of
 
 ROUTE, EDITS = "/v1/images/generations", "/v1/images/edits"
 CONTROL = drawing(1, 24, 16)
 
 
-class Steps:
-    """Holds every step of every request up until it is let through."""
-
-    def __init__(self) -> None:
-        self.taken, self.begun = 0, 0
-        self._let = threading.Semaphore(0)
-        self._open = True
-
-    def load(self, path: Path) -> Pipeline:
-        pipe = open_pipeline(path)
-        start = pipe.start
-
-        def held(request: Any) -> Denoising:
-            run = start(request)
-            advance = run.advance
-
-            def step(predictions: Any) -> Step:
-                self.begun += 1
-                if not self._open:
-                    assert self._let.acquire(timeout=20)
-                self.taken += 1
-                return advance(predictions)
-
-            run.advance = step  # type: ignore[method-assign]
-            return run
-
-        pipe.start = held  # type: ignore[method-assign]
-        return pipe
-
-    def hold(self) -> None:
-        self.taken, self.begun, self._open = 0, 0, False
-
-    def let(self, count: int = 1) -> None:
-        self._let.release(count)
-
-    def open(self) -> None:
-        self._open = True
-        self._let.release(1000)
-        self._let = threading.Semaphore(0)
+@pytest.fixture(scope="module")
+def pipes() -> list[Pipeline]:
+    """Return the pipelines that the server has opened; the last one is in use."""
+    return []
 
 
 @pytest.fixture(scope="module")
-def steps() -> Steps:
-    return Steps()
+def site(toy: Path, pipes: list[Pipeline]) -> Iterator[Site]:
+    def load(path: Path) -> Pipeline:
+        pipes.append(open_pipeline(path))
+        return pipes[-1]
 
-
-@pytest.fixture(scope="module")
-def site(toy: Path, steps: Steps) -> Iterator[Site]:
-    with serve([toy], ServerSettings(max_rows=2, max_waiting=3), steps.load) as site:
+    with serve([toy], ServerSettings(max_rows=2, max_waiting=3), load) as site:
         yield site
 
 
-@pytest.fixture(autouse=True)
-def _held(site: Site, steps: Steps) -> Iterator[None]:
-    """Hold all steps within a test, and let nothing run on after it."""
-    steps.hold()
-    yield
-    steps.open()
+@pytest.fixture
+def gate(site: Site, pipes: list[Pipeline], monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Hold the denoiser up within a test, and let nothing run on after it."""
+    gate = Gate(pipes[-1].bundle.engine(pipes[-1].family.denoiser), monkeypatch)
+    yield gate
+    gate.open()
     until(lambda: not site.models.users)
 
 
@@ -103,37 +66,37 @@ def waiting(site: Site, count: int) -> bool:
 @pytest.mark.parametrize("route", [ROUTE, EDITS])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_is_cancelled_within_a_step(
-    site: Site, steps: Steps, route: str, stream: bool
+    site: Site, gate: Gate, route: str, stream: bool
 ) -> None:
     fields = image_call(num_inference_steps=20, stream=stream, control_image=None)
     given: dict[str, Any] = {"data": fields, "files": {"image": file_of(CONTROL)}}
     if route == ROUTE:
         given = {"json": {**fields, "control_image": text_of(CONTROL)}}
-    steps.let(2)
     with asked(site, route, **given) as connection:
-        until(lambda: steps.begun == 3)
+        gate.wait()
+        gate.let(2)
         if stream:
             assert connection.getresponse().status == 200
     until(lambda: not site.models.users)
-    steps.let(20)
+    gate.open()
     until(lambda: 'controlnext_requests_running{model="toy"} 0.0' in site.http.get("/metrics").text)
-    assert steps.begun == 3
+    assert len(gate.runs) == 3
 
 
-def test_a_client_that_leaves_the_queue(site: Site, steps: Steps) -> None:
+def test_a_client_that_leaves_the_queue(site: Site, gate: Gate) -> None:
     call = image_call()
     with asked(site, ROUTE, json=call) as first, asked(site, ROUTE, json=call) as second:
         until(lambda: site.models.users == 2)
         with asked(site, ROUTE, json=call):
             until(lambda: waiting(site, 1))
         until(lambda: waiting(site, 0))
-        steps.open()
+        gate.open()
         assert [connection.getresponse().status for connection in (first, second)] == [200, 200]
     count = f'controlnext_requests_total{{model="toy",outcome="cancelled",route="{ROUTE}"}}'
     assert count in site.http.get("/metrics").text
 
 
-def test_a_full_queue(site: Site, steps: Steps) -> None:
+def test_a_full_queue(site: Site, gate: Gate) -> None:
     client = site.openai()
     with ExitStack() as stack:
         served = [stack.enter_context(asked(site, ROUTE, json=image_call(seed=seed))) for seed in range(5)]
@@ -144,18 +107,18 @@ def test_a_full_queue(site: Site, steps: Steps) -> None:
         assert caught.value.code == "queue_full"
         with pytest.raises(openai.RateLimitError):
             client.images.generate(prompt="a", stream=True, extra_body=image_call())
-        steps.open()
+        gate.open()
         answers = [json.load(connection.getresponse()) for connection in served]
     assert [answer["seed"] for answer in answers] == [*range(5)]
     assert waiting(site, 0)
 
 
-def test_a_stream_that_waits_says_so(site: Site, steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_waits_says_so(site: Site, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlnext.runtime.serving.streams._PAUSE", 0.02)
     with site.http.stream("POST", ROUTE, json=image_call(stream=True, n=2)) as response:
         lines = response.iter_lines()
         assert next(lines) == ": waiting"
-        steps.open()
+        gate.open()
         events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
     assert [event["type"] for event in events] == ["image_generation.completed"] * 2
 

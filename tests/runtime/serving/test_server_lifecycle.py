@@ -213,6 +213,7 @@ def test_addresses() -> None:
         port = listener.getsockname()[1]
         assert address_of(listener) == f"http://127.0.0.1:{port}"
         assert is_local(listener)
+        assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         with pytest.raises(InputError, match=f"port is {port}, which another program uses") as caught:
             open_listener("127.0.0.1", port)
         assert caught.value.argument == "port"

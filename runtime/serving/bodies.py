@@ -1,4 +1,4 @@
-"""Requests that are forms (multipart/form-data): fields as text, images as files."""
+"""Bodies of requests: JSON, or forms (multipart/form-data) with fields as text and images as files."""
 
 from __future__ import annotations
 
@@ -49,18 +49,31 @@ class Form:
             raise of_validation(error.errors()[0], known) from error
 
 
+def is_form(request: Request) -> bool:
+    """Return whether the body of a request is a form."""
+    return _kind(request) == "multipart/form-data"
+
+
+async def read_json(request: Request, model: type[Fields]) -> Fields:
+    """Return the JSON object that a request has for its body, as a ``model``.
+
+    Raises :class:`HttpError` for another body, and for a field that is not accepted.
+    """
+    if _kind(request) != "application/json":
+        raise _other_body(request, "JSON (application/json)")
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise of_validation(error.errors()[0], list(model.model_fields)) from error
+
+
 async def read_form(request: Request, most: int) -> Form:
     """Return the form that a request has for its body, of at most ``most`` bytes.
 
     A name may end in ``[]``, as OpenAI's client sends lists. Raises :class:`HttpError` for another body.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise HttpError(
-            400,
-            f"Content-Type is {shortened(kind) or 'missing'}; send a form (multipart/form-data)",
-            code="invalid_body",
-        )
+    if not is_form(request):
+        raise _other_body(request, "a form (multipart/form-data)")
     form = Form()
     limits = {"max_files": _MOST_FIELDS, "max_fields": _MOST_FIELDS, "max_part_size": most}
     async with request.form(**limits) as given:
@@ -74,6 +87,11 @@ async def read_form(request: Request, most: int) -> Form:
     return form
 
 
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI description of a JSON object with the fields of ``model``."""
+    return _body("application/json", model.model_json_schema())
+
+
 def form_body(model: type[BaseModel], *files: str, needed: Collection[str] = ()) -> dict[str, Any]:
     """Return the OpenAPI description of a form with the fields of ``model`` and with ``files``."""
     schema = model.model_json_schema()
@@ -81,7 +99,20 @@ def form_body(model: type[BaseModel], *files: str, needed: Collection[str] = ())
         item = {"type": "string", "format": "binary"}
         schema["properties"][name] = {"anyOf": [item, {"type": "array", "items": item}]}
     schema["required"] = [*schema.get("required", ()), *needed]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    return _body("multipart/form-data", schema)
+
+
+def _body(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {kind: {"schema": schema}}}}
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _other_body(request: Request, accepted: str) -> HttpError:
+    given = shortened(request.headers.get("content-type", "missing"))
+    return HttpError(400, f"Content-Type is {given}; send {accepted}", code="invalid_body")
 
 
 def _parsed(text: str) -> Any:

@@ -1,0 +1,154 @@
+"""One request for a clip, from its fields to the file of its clip."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from PIL import Image
+
+from controlnext.errors import InputError, WorkError
+from controlnext.runtime.denoise import Step
+from controlnext.runtime.media.video_files import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS, write_clip
+from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.serving.access_log import RequestFacts
+from controlnext.runtime.serving.calls import check_size
+from controlnext.runtime.serving.clip_calls import ClipFields
+from controlnext.runtime.serving.clip_inputs import control_clip
+from controlnext.runtime.serving.generation import Generation
+from controlnext.runtime.serving.inline_images import decode_image
+from controlnext.runtime.serving.service import Service
+from controlnext.types import FloatArray
+
+_SEEDS = 2**32
+"""Number of seeds that differ."""
+
+
+@dataclass(frozen=True)
+class ClipUploads:
+    """The files of a request: those of the image, and those of the control clip."""
+
+    image: Sequence[bytes]
+    control: Sequence[bytes]
+
+
+class ClipWork:
+    """A request for a clip: checks its fields, and writes the clip to the file ``path``.
+
+    Attributes:
+        seed: the one that is used.
+        size, seconds: of the clip as texts, as far as they are known yet.
+        steps: number of steps that are taken, and of all.
+
+    Raises :class:`InputError` and :class:`UnknownModelError`.
+    """
+
+    def __init__(self, service: Service, call: ClipFields, files: ClipUploads, path: Path) -> None:
+        call.check(service.settings)
+        self._service, self._call, self._files, self._path = service, call, files, path
+        self.profile = service.choose(call.model, "video")
+        self.seed = secrets.randbelow(_SEEDS) if call.seed is None else call.seed
+        self.size, self.seconds = call.size or "auto", f"{call.seconds or 0:g}"
+        self.steps = (0, call.steps(self.profile.family, service.settings))
+        self._fps = DEFAULT_FPS
+        self._opened, self._stopped = ExitStack(), Event()
+
+    def describe(self, facts: RequestFacts) -> None:
+        """Fill in what the log says of the request."""
+        facts.model, facts.prompt = self.profile.bundle.name, self._call.prompt
+        facts.steps, facts.size, facts.images = self.steps[1], self._call.size, self._call.num_frames
+
+    def start(self) -> Generation:
+        """Begin the work."""
+        generation = Generation(
+            self._service, self.profile, self._arguments, on_step=self._took, finish=self._write
+        )
+        generation.task.add_done_callback(lambda _: self._end())
+        return generation
+
+    def stop(self) -> None:
+        """Make the writing of the file end at the next frame."""
+        self._stopped.set()
+
+    def _took(self, _pipe: Pipeline, step: Step) -> None:
+        self.steps = (step.index + 1, step.total)
+
+    def _arguments(self, pipe: Pipeline) -> dict[str, Any]:
+        call, settings = self._call, self._service.settings
+        if len(self._files.image) != 1:
+            raise InputError(
+                f"there are {len(self._files.image)} images to begin with; give one",
+                argument="input_reference",
+            )
+        image = decode_image("input_reference", self._files.image[0], settings.max_pixels)
+        if not self._files.control:
+            raise InputError(
+                "no control clip was given; send control_clip: a video, or an image for every frame",
+                argument="control_clip",
+            )
+        clip = control_clip(
+            self._files.control, call.preprocess, settings.max_frames, settings.max_pixels, self._opened
+        )
+        self._fps = _fps(call.fps or clip.fps or DEFAULT_FPS)
+        if not LOWEST_FPS <= self._fps <= HIGHEST_FPS:
+            raise InputError(
+                f"the control clip has {float(self._fps):g} frames a second; give fps, from {LOWEST_FPS} to"
+                f" {HIGHEST_FPS}",
+                argument="fps",
+            )
+        frames = self._frames(len(clip))
+        given = {**call.arguments(pipe.family, settings), "seed": self.seed, "image": image}
+        if not call.width_and_height:
+            width, height = clip[0].size
+            check_size(
+                (width, height), settings, f"size is missing and the clip has {width} x {height} pixels"
+            )
+        self.seconds = f"{float(frames / self._fps):.3g}"
+        return {**given, "control_images": clip, "num_frames": frames, "output_type": "latent"}
+
+    def _frames(self, controls: int) -> int:
+        """Return the number of frames of the clip."""
+        call, most = self._call, self._service.settings.max_frames
+        frames = call.num_frames or controls
+        if call.seconds is not None:
+            frames = max(1, round(call.seconds * self._fps))
+        if frames > most:
+            field = "seconds" if call.seconds is not None else "num_frames"
+            raise InputError(
+                f"the clip would have {frames} frames or more; this server makes at most {most}: give a lower"
+                f" {field}",
+                argument=field,
+            )
+        return frames
+
+    def _write(self, pipe: Pipeline, result: Any) -> None:
+        latents: FloatArray = result.latents
+        factor = pipe.family.vae_factor
+        self.size = f"{latents.shape[-1] * factor}x{latents.shape[-2] * factor}"
+        write_clip(self._path, self._unless_stopped(self._decoded(pipe, latents)), self._fps)
+
+    def _decoded(self, pipe: Pipeline, latents: FloatArray) -> Iterator[Image.Image]:
+        call = self._call
+        chunk = call.decode_chunk_size or call.frames_per_batch
+        return pipe.images(latents, chunk)
+
+    def _unless_stopped(self, images: Iterator[Image.Image]) -> Iterator[Image.Image]:
+        for image in images:
+            if self._stopped.is_set():
+                raise WorkError("the clip was cancelled")
+            yield image
+
+    def _end(self) -> None:
+        """Remove the files that the clip was made of."""
+        self._opened.close()
+        self._files = ClipUploads((), ())
+
+
+def _fps(fps: float | Fraction) -> Fraction:
+    return Fraction(fps).limit_denominator(1001)
