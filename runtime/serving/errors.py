@@ -80,6 +80,8 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     if isinstance(error, StoppingError):
         headers = {"Retry-After": str(_LATER)}
         return HttpError(503, str(error), kind=_SERVER, code="stopping", headers=headers)
+    if isinstance(error, QueueFullError):
+        return too_busy(error, _LATER)
     if isinstance(error, UnknownModelError):
         return HttpError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, OutOfMemoryError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.observer import Observer, Phase
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
@@ -30,6 +30,22 @@ class Outcome(StrEnum):
         if status in (429, 503):
             return cls.REFUSED
         return cls.OK if status < 400 else cls.INVALID if status < 500 else cls.FAILED
+
+
+class ModelState(Protocol):
+    """The state of a model: its requests that wait and that are at work, and bytes of its loaded engines."""
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait."""
+
+    @property
+    def running(self) -> int:
+        """The number of requests at work."""
+
+    @property
+    def memory(self) -> int:
+        """The bytes that the engines took when they were loaded; 0 while they are not."""
 
 
 class Metrics:
@@ -74,17 +90,11 @@ class Metrics:
         """Count a request that was answered; ``model`` is empty where none was asked for."""
         self._requests.labels(route, model, outcome.value).inc()
 
-    def watch(self, model: str, batcher: Batcher, memory: int) -> None:
-        """Show a loaded model; its batcher is asked whenever the metrics are read."""
-        self._waiting.labels(model).set_function(lambda: batcher.waiting)
-        self._running.labels(model).set_function(lambda: batcher.running)
-        self._memory.labels(model).set(memory)
-
-    def clear(self, model: str) -> None:
-        """Show a model that is not loaded."""
-        for gauge in (self._waiting, self._running):
-            gauge.labels(model).set_function(int)
-        self._memory.labels(model).set(0)
+    def watch(self, model: str, state: ModelState) -> None:
+        """Show the state of a model, which is asked whenever the metrics are read."""
+        self._waiting.labels(model).set_function(lambda: state.waiting)
+        self._running.labels(model).set_function(lambda: state.running)
+        self._memory.labels(model).set_function(lambda: state.memory)
 
     def observer(self, model: str) -> Observer:
         """Return the observer of the batcher of ``model``."""

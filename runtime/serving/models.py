@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from controlnext.errors import InputError, StoppingError, UnknownModelError, WorkError
+from controlnext.errors import InputError, QueueFullError, StoppingError, UnknownModelError, WorkError
 from controlnext.runtime.serving.loading import Load, Model, ServedBundle, check_bundle, load_model
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.settings import MIB, ServerSettings
@@ -28,7 +28,7 @@ class _Place:
     """The place of one bundle; it is open while it has a model and is not about to be closed."""
 
     bundle: ServedBundle
-    memory: int
+    size: int
     """Bytes that the model takes: the size of its files until it was loaded once."""
     model: Model | None = None
     closing: bool = False
@@ -36,11 +36,27 @@ class _Place:
     used: int = 0
     """The turn of the last use: the lowest is the least recently used."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
-    waiting: list[asyncio.Future[Model]] = field(default_factory=list)
+    queue: list[asyncio.Future[Model]] = field(default_factory=list)
+    """Those who wait for the model to be loaded."""
     loading: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for the model or in its batcher."""
+        return len(self.queue) + (self.model.batcher.waiting if self.model else 0)
+
+    @property
+    def running(self) -> int:
+        """The number of requests at work."""
+        return self.model.batcher.running if self.model else 0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the loaded engines."""
+        return self.model.memory if self.model else 0
 
 
 class Models:
@@ -73,7 +89,7 @@ class Models:
                     f"{other} and {path} have the same name {bundle.name!r}; rename one of the directories"
                 )
             self._places[bundle.name] = _Place(bundle, bundle.bytes)
-            metrics.clear(bundle.name)
+            metrics.watch(bundle.name, self._places[bundle.name])
         self._turn, self._uses = asyncio.Lock(), 0
         self._worker = ThreadPoolExecutor(1, "controlnext-load")
         self._ready = self._draining = self._closed = False
@@ -99,7 +115,7 @@ class Models:
     @property
     def users(self) -> int:
         """The number of requests that use a model or wait for one."""
-        return sum(place.users + len(place.waiting) for place in self._places.values())
+        return sum(place.users + len(place.queue) for place in self._places.values())
 
     async def start(self) -> None:
         """Load the first bundle; raise what :meth:`Pipeline.load` and its engines raise."""
@@ -115,6 +131,7 @@ class Models:
         Raises:
             UnknownModelError: no bundle of that name is served.
             StoppingError: the server is about to stop.
+            QueueFullError: as many requests wait for the model to be loaded as may wait and run.
             WorkError: the bundle cannot be loaded.
         """
         place = self._place(model)
@@ -157,15 +174,17 @@ class Models:
         """Return the model once it is loaded, and count its user."""
         if place.model and not place.closing:
             return self._count(place, place.model)
+        if len(place.queue) >= self._settings.max_waiting + self._settings.max_rows:
+            raise QueueFullError(len(place.queue))
         granted: asyncio.Future[Model] = asyncio.get_running_loop().create_future()
-        place.waiting.append(granted)
+        place.queue.append(granted)
         if place.loading is None:
             place.loading = asyncio.create_task(self._open(place))
         try:
             return await granted
         except asyncio.CancelledError:
             if granted.cancelled():
-                place.waiting = [other for other in place.waiting if other is not granted]
+                place.queue = [other for other in place.queue if other is not granted]
             elif not granted.exception():
                 self._leave(place)
             raise
@@ -189,7 +208,7 @@ class Models:
                 await self._make_room(place)
                 if self._closed:
                     raise _stopping()
-                if place.waiting:
+                if place.queue:
                     await self._fill(place)
                     # what was measured may be more than the files that were counted before
                     await self._make_room(place)
@@ -203,11 +222,10 @@ class Models:
         name, started = place.bundle.name, time.monotonic()
         load = partial(load_model, place.bundle, self._load, self._settings, self._metrics.observer(name))
         model = await asyncio.get_running_loop().run_in_executor(self._worker, load)
-        place.model, place.memory = model, model.memory
-        self._metrics.watch(name, model.batcher, model.memory)
+        place.model, place.size = model, model.memory
         seconds, size = time.monotonic() - started, model.memory / MIB
         logger.info("loaded %s in %.1f s: %s, %.0f MiB", name, seconds, model.pipe.backend, size)
-        waiting, place.waiting = place.waiting, []
+        waiting, place.queue = place.queue, []
         for granted in waiting:
             if not granted.done():
                 granted.set_result(self._count(place, model))
@@ -215,11 +233,11 @@ class Models:
     async def _make_room(self, place: _Place) -> None:
         """Close other models, those that nobody uses first, until ``place`` fits beside the rest."""
         others = [other for other in self._places.values() if other.model and other is not place]
-        excess = place.memory + sum(other.memory for other in others) - self._settings.memory_bytes
+        excess = place.size + sum(other.size for other in others) - self._settings.memory_bytes
         chosen = []
         for other in sorted(others, key=lambda other: (other.users > 0, other.used)):
             if excess > 0:
-                other.closing, excess = True, excess - other.memory
+                other.closing, excess = True, excess - other.size
                 chosen.append(other)
         for other in chosen:
             await self._close(other)
@@ -232,14 +250,13 @@ class Models:
         with suppress(TimeoutError):
             await asyncio.wait_for(place.idle.wait(), patience)
         model, place.model, place.closing = place.model, None, False
-        self._metrics.clear(place.bundle.name)
         await asyncio.get_running_loop().run_in_executor(self._worker, model.close)
         logger.info("closed %s", place.bundle.name)
 
 
 def _answer(place: _Place, error: Exception) -> None:
     """Give an error to those who wait for a model."""
-    waiting, place.waiting = place.waiting, []
+    waiting, place.queue = place.queue, []
     for granted in waiting:
         if not granted.done():
             granted.set_exception(error)

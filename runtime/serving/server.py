@@ -124,13 +124,13 @@ class Server:
         """Admit no more requests and wait until those that run have finished, at most ``grace`` seconds."""
         self._models.drain()
         if count := self._unfinished():
-            logger.info("stopping: %d requests have %g s to finish; Ctrl-C ends at once", count, self._grace)
+            logger.info("stopping; waiting at most %g s for what runs: %d", self._grace, count)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace):
                 while self._unfinished():
                     await asyncio.sleep(_TICK)
         if count := self._unfinished():
-            logger.warning("%d requests did not finish within %g s and are cancelled", count, self._grace)
+            logger.warning("cancelling what did not finish within %g s: %d", self._grace, count)
 
     def _unfinished(self) -> int:
         """Return the number of requests that run; clips go on after their request was answered."""

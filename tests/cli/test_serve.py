@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controlnext.cli.serve import serve
 from controlnext.cli.serve_log import JsonFormatter, TimedFormatter
 from support.cli import Cli, Done, assert_refused
 from support.fake_bundle import write_fake_bundle
@@ -74,6 +76,13 @@ def test_without_the_web_framework_the_extra_is_named(bundle: Path) -> None:
     code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert_refused(Done(done.returncode, done.stdout, done.stderr), 'pip install "controlnext[serve]"')
+
+
+def test_the_document_has_every_option() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve).parameters} - {"--bundles"}
+    assert len(options) > 15
+    assert not {option for option in options if f"`{option}" not in text}
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -15,12 +15,14 @@ from controlnext.errors import (
     BundleError,
     EngineError,
     InputError,
+    QueueFullError,
     StoppingError,
     UnknownModelError,
     WorkError,
 )
 from controlnext.runtime import ImagePipeline, Pipeline
 from controlnext.runtime.serving import loading
+from controlnext.runtime.serving.errors import refusal_of
 from controlnext.runtime.serving.loading import Model
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
@@ -153,7 +155,7 @@ def test_the_least_recently_used_model_makes_room(serve: Serve, metrics: Metrics
     serve(work, ROOM_FOR_ONE)
 
 
-def test_a_model_in_use_stays_until_it_is_left(serve: Serve) -> None:
+def test_a_model_in_use_stays_until_it_is_left(serve: Serve, metrics: Metrics) -> None:
     """Requests that come for it once another waits for its room wait behind that one, and are not lost."""
 
     async def work(models: Models) -> None:
@@ -162,6 +164,8 @@ def test_a_model_in_use_stays_until_it_is_left(serve: Serve) -> None:
             await until(lambda: models.users == 2)
             again = asyncio.create_task(used(models, "first"))
             await until(lambda: models.users == 3)
+            waiting = ("controlnext_requests_waiting", {"model": "second"})
+            assert metrics.registry.get_sample_value(*waiting) == 1
             assert is_open(first.pipe)
             assert not second.done()
         assert is_open((await again).pipe)
@@ -192,6 +196,17 @@ def test_a_request_that_leaves_while_its_model_is_loaded_holds_nothing(serve: Se
         assert not is_open(first.pipe)
 
     serve(work, ROOM_FOR_ONE)
+
+
+def test_no_more_requests_wait_for_a_model_than_may_wait_and_run(serve: Serve) -> None:
+    async def work(models: Models) -> None:
+        asked = [used(models, "first") for _ in range(6)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [isinstance(one, QueueFullError) for one in found] == [False] * 5 + [True]
+        refusal = refusal_of(found[-1])
+        assert (refusal.status, int(refusal.headers["Retry-After"]) > 0) == (429, True)
+
+    serve(work, ServerSettings(max_waiting=3, max_rows=2))
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_again(

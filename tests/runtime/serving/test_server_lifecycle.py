@@ -168,7 +168,7 @@ def test_what_does_not_finish_in_time_is_cancelled(
         assert site.log.active == 0
 
     serve(work, grace=0.01)
-    assert "1 requests did not finish within 0.01 s and are cancelled" in caplog.text
+    assert "cancelling what did not finish within 0.01 s: 1" in caplog.text
     assert "Traceback" not in caplog.text
 
 
