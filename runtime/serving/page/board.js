@@ -122,13 +122,20 @@ export class Board {
       const text = event.clipboardData.types.includes("text/plain") && event.target.matches("input, textarea");
       if (!text) this.#take(event.clipboardData.files);
     });
-    const stage = $("stage");
+    this.#listenToDrops($("stage"));
+  }
+
+  /** A file that is dropped beside the board must not replace the page; fields for files take their own. */
+  #listenToDrops(stage) {
+    const isField = (event) => event.target.matches?.("input[type=file]");
     addEventListener("dragover", (event) => {
-      event.preventDefault(); // a file dropped beside the board must not replace the page
+      if (isField(event)) return;
+      event.preventDefault();
       stage.classList.toggle("over", stage.contains(event.target));
     });
     addEventListener("dragleave", () => stage.classList.remove("over"));
     addEventListener("drop", (event) => {
+      if (isField(event)) return;
       event.preventDefault();
       stage.classList.remove("over");
       if (stage.contains(event.target)) this.#take(event.dataTransfer.files);

@@ -3,7 +3,8 @@
 import { $, commonFields, defined, numberOf } from "./fields.js";
 import * as output from "./output.js";
 
-const POLL = 1000; // milliseconds between questions
+const FIRST_PAUSE = 200; // milliseconds until the first question, and at most between two
+const LONGEST_PAUSE = 2000;
 
 export class Clips {
   constructor(api) {
@@ -42,10 +43,12 @@ export class Clips {
 
   async #follow(job, signal, say) {
     const began = performance.now();
+    let wait = FIRST_PAUSE;
     while (job.status === "queued" || job.status === "in_progress") {
       say(job.status === "queued" ? "Waiting" : "Denoising");
       output.progress((job.progress ?? 0) / 100);
-      await pause(POLL, signal);
+      await pause(wait, signal);
+      wait = Math.min(1.5 * wait, LONGEST_PAUSE);
       job = await this.api.clip(job.id, signal);
     }
     if (job.status !== "completed") throw new Error(job.error?.message ?? `The clip ended as ${job.status}.`);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +15,30 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Route
 
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.preprocess import preprocess
 from support.browser import Visit, decode, open_browser
 from support.fake_bundle import write_fake_bundle
-from support.serving import Site, serve
+from support.idle_clips import IdleBackend, idle_pipeline, no_noise
+from support.recipe import drawing
+from support.serving import Site, open_pipeline, serve
+
+
+def idle(path: Path) -> Pipeline:
+    return Pipeline.of(Bundle(path, IdleBackend(no_noise), cache=False))
 
 
 @pytest.fixture(scope="module")
 def site(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    pair = write_fake_bundle(tmp_path_factory.mktemp("served") / "pair", controls=2)
-    with serve([toy, pair]) as made:
+    folder = tmp_path_factory.mktemp("served")
+    pair, clips = write_fake_bundle(folder / "pair", controls=2), folder / "clips"
+    idle_pipeline(clips, no_noise).close()
+
+    def load(path: Path) -> Pipeline:
+        return idle(path) if path == clips else open_pipeline(path)
+
+    with serve([toy, pair, clips], load=load) as made:
         yield made
 
 
@@ -184,6 +199,42 @@ def test_images_are_dropped_pasted_and_taken_back(visit: Visit) -> None:
     assert visit.pixels("#sketch").min() == 255
 
 
+def test_a_clip_is_made_shown_and_deleted(
+    visit: Visit, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit.page
+    page.select_option("#model", "clips")
+    files = [tmp_path / f"{number}.png" for number in (10, 9, 1)]
+    for file in files:
+        drawing(len(file.name), 64, 48).save(file)
+    page.set_input_files("#reference", files[0])
+    page.set_input_files("#frames", files)
+    for field, text in {"steps": "2", "width": "64", "height": "48", "fps": "5"}.items():
+        page.fill(f"#{field}", text)
+    assert "64x48" in visit.generate()
+    page.wait_for_selector("#video[style*=ratio]")  # its size is known: it can be played
+    assert page.evaluate("[video.videoWidth, video.videoHeight]") == [64, 48]
+    with page.expect_download() as saved:
+        page.click("#download")
+    # openai's client polls less often
+    monkeypatch.setattr("openai.resources.videos.Videos._sleep", lambda *_: time.sleep(0.01))
+    monkeypatch.setattr(Pipeline, "load", lambda path: idle(site.models.describe(Path(path).name).path))
+    for language in ("openai", "controlnext"):
+        page.check(f"[name=language][value={language}]")
+        code = page.inner_text("#code")
+        assert code.index('"1.png"') < code.index('"9.png"') < code.rindex('"10.png"')
+        with contextlib.chdir(tmp_path):
+            exec(code, {})
+        assert saved.value.path().read_bytes() == (tmp_path / "result.mp4").read_bytes()
+        (tmp_path / "result.mp4").unlink()
+    name = saved.value.suggested_filename.removesuffix(".mp4")
+    assert site.http.get(f"/v1/videos/{name}").status_code == 200
+    page.click("#delete")
+    page.wait_for_selector("#placeholder:has-text('The clip will appear here')")
+    assert site.http.get(f"/v1/videos/{name}").status_code == 404
+    assert not visit.errors
+
+
 def test_cancel_ends_the_request(visit: Visit) -> None:
     page = visit.page
     page.route("**/v1/images/generations", lambda _route: None)  # never answered
@@ -229,8 +280,8 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
 
 def test_nothing_scrolls_sideways_on_a_phone(tab: Visit) -> None:
     tab.open(width=360, height=740)
-    for task in ("image", "video"):
-        tab.page.evaluate("(task) => (document.body.dataset.task = task)", task)
+    for bundle in ("toy", "clips"):
+        tab.page.select_option("#model", bundle)
         assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
