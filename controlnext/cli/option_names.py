@@ -29,6 +29,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "model": ("family",),
         "no_t5": ("leave_out",),
         "num_images": ("num_images_per_prompt",),
+        "queue": ("max_waiting",),
         "random_weights": ("random_seed",),
         "scale": ("control_scale",),
         "size": ("sizes",),

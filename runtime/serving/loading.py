@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 _SIDE = 512
 """Height and width of the warm-up step of a model that does not say what size it was made for."""
+_LARGEST_ON_CPU = 256
+"""Largest height and width of the warm-up step on a processor: there it makes no later step faster, and at
+full size it would take minutes. On a GPU kernels are chosen for the size."""
 
 
 Load = Callable[[Path], Pipeline]
@@ -113,22 +116,25 @@ def load_model(bundle: ServedBundle, load: Load, settings: ServerSettings, obser
 def _warm_up(pipe: Pipeline, largest: int) -> int:
     """Open the engines, run one step and decode its result; return the bytes of memory that this took.
 
-    The size is that which the model was made for, with sides of at most ``largest``. The memory is the growth
-    of this process, or the size of the engines' files where that is more: a GPU's memory is not part of the
-    process, and other requests may end meanwhile.
+    The size is that which the model was made for, with sides of at most ``largest``, and on a processor of at
+    most 256 pixels. The memory is the growth of this process, or the size of the engines' files where that is
+    more: a GPU's memory is not part of the process, and other requests may end meanwhile.
     """
     before = _resident_bytes()
+    for spec in pipe.family.graphs:
+        if spec.runs and spec.name in pipe.bundle.manifest.graphs:
+            pipe.bundle.engine(spec.name)
+    if "cuda" not in pipe.backend:
+        largest = min(largest, _LARGEST_ON_CPU)
     try:
-        pipe(**_smallest_call(pipe, largest), num_inference_steps=1, output_type="np")
+        pipe(**_black_call(pipe, largest), num_inference_steps=1, output_type="np")
     except EngineError as error:
-        # engines that were built for other sizes are open now all the same
-        if pipe.family.denoiser not in pipe.bundle.backends:
-            raise
+        # built for other sizes
         logger.warning("no warm-up step of %s: %s", pipe.bundle.path, error)
     return max(_resident_bytes() - before, _file_bytes(pipe))
 
 
-def _smallest_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
+def _black_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
     """Return the arguments of a call with black images; a clip has two frames."""
     manifest, family = pipe.bundle.manifest, pipe.family
     made_for = family.made_for(manifest.configs[family.denoiser]) or (_SIDE, _SIDE)

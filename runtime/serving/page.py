@@ -56,11 +56,11 @@ def add_page(app: FastAPI) -> None:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
-    def index(request: Request) -> Response:
+    async def index(request: Request) -> Response:
         return _answer(files[INDEX], request)
 
     @router.get("/page/{file}")
-    def page_file(file: str, request: Request) -> Response:
+    async def page_file(file: str, request: Request) -> Response:
         if file not in files:
             raise HTTPException(404, f"the page has no file {file!r}; it has {', '.join(files)}")
         return _answer(files[file], request)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import uvicorn
 
-from controlnext.errors import InputError, StoppingError
+from controlnext.errors import InputError
 from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.models import Models
 
@@ -26,6 +26,7 @@ _LAST_WORDS = 2
 _INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended."""
 _TICK = 0.05
+_LARGEST_PORT = 65535
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -33,6 +34,11 @@ def open_listener(host: str, port: int) -> socket.socket:
 
     Raises :class:`InputError` for an address or port that cannot be had.
     """
+    if not 0 <= port <= _LARGEST_PORT:
+        raise InputError(
+            f"port is {port}; it must be an integer from 0 to {_LARGEST_PORT}, 0 for a free one",
+            argument="port",
+        )
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -95,11 +101,12 @@ class Server:
             stopped = asyncio.create_task(self._stop.wait())
             await asyncio.wait((stopped, serving), return_when=asyncio.FIRST_COMPLETED)
             self._stop.set()
+            loading.cancel()
             await self._drain()
             await self._models.close()
             http.should_exit = True
             await asyncio.gather(serving, stopped)
-        with suppress(StoppingError):
+        with suppress(asyncio.CancelledError):
             await loading
 
     async def _load(self) -> None:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from controlnext.errors import InputError
 from controlnext.runtime.request import is_finite, is_integer
 
 MIB, GIB = 1 << 20, 1 << 30
 
-_COUNTS = (
-    "max_rows",
-    "max_waiting",
-    "max_body",
-    "max_pixels",
-    "max_steps",
-    "max_images",
-    "max_size",
-    "max_frames",
-)
+_POSITIVE = ("max_rows", "max_body", "max_pixels", "max_steps", "max_images", "max_size", "max_frames")
 
 
 @dataclass(frozen=True)
@@ -58,10 +50,12 @@ class ServerSettings:
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if not is_integer(value) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a positive integer", argument=name)
+        for name in ("max_waiting", *_POSITIVE):
+            value, least = getattr(self, name), int(name in _POSITIVE)
+            if not is_integer(value) or value < least:
+                raise InputError(
+                    f"{name} is {value!r}; it must be an integer of at least {least}", argument=name
+                )
         if self.memory is not None and not (is_finite(self.memory) and self.memory > 0):
             raise InputError(
                 f"memory is {self.memory!r}; it must be a positive number of GiB", argument="memory"
@@ -83,3 +77,25 @@ class ServerSettings:
     def memory_bytes(self) -> float:
         """The memory for the loaded bundles in bytes, infinite without a limit."""
         return float("inf") if self.memory is None else self.memory * GIB
+
+
+def read_keys(api_keys: Path) -> tuple[str, ...]:
+    """Return the keys in a file, one a line; empty lines and those that begin with # are left out.
+
+    Raises :class:`InputError` for a file that cannot be read or has no key.
+    """
+    try:
+        lines = [line.strip() for line in api_keys.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        raise InputError(
+            f"cannot read {api_keys}: {reason}; give `api_keys` a text file with one key a line",
+            argument="api_keys",
+        ) from error
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise InputError(
+            f"{api_keys} has no key; write one a line, or leave `api_keys` out to require none",
+            argument="api_keys",
+        )
+    return keys

@@ -26,6 +26,7 @@ from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.request import Request, VideoRequest
+from controlnext.runtime.serving.calls import ImageCall
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import open_listener
 from controlnext.runtime.serving.settings import ServerSettings
@@ -55,7 +56,9 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Settings,
     ServerSettings,
     Models.use,
+    ImageCall,
     open_listener,
+    ImageCall,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -30,18 +31,29 @@ def open_browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A visit to the page at ``address``, which is open and has its bundles; notes errors and requests."""
+    """A tab with the page at ``address``, which has its bundles; notes errors and requests."""
 
-    def __init__(self, browser: Browser, address: str, *, width: int = 1280, height: int = 860) -> None:
-        size: ViewportSize = {"width": width, "height": height}
-        self.page: Page = browser.new_page(viewport=size, reduced_motion="reduce")
+    def __init__(self, browser: Browser, address: str) -> None:
+        self.page: Page = browser.new_page(reduced_motion="reduce")
+        self.page.set_default_timeout(10_000)
+        self.address = address
         self.errors: list[str] = []
         self.addresses: list[str] = []
-        self.sent: list[dict[str, object]] = []
+        self.sent: list[dict[str, Any]] = []
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url, request.post_data))
-        self.page.goto(address)
+
+    def open(self, width: int = 1280, height: int = 860) -> None:
+        """Open the page anew, with nothing left of what was done before."""
+        for notes in (self.errors, self.addresses, self.sent):
+            notes.clear()
+        self.page.unroute_all()
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.goto(self.address)
+        if self.page.evaluate("sessionStorage.length"):
+            self.page.evaluate("sessionStorage.clear()")
+            self.page.reload()
         self.page.wait_for_selector("#generate:enabled")
 
     def _note(self, address: str, body: str | None) -> None:
@@ -54,7 +66,8 @@ class Visit:
     def generate(self) -> str:
         """Press Generate, wait for the image, and return its caption."""
         self.page.click("#generate")
-        self.page.wait_for_selector("#frame[data-state=done]", timeout=10_000)
+        self.page.wait_for_selector("#frame[data-state=done], #alert:not(:empty)")
+        assert self.page.inner_text("#alert") == ""
         return self.page.inner_text("#facts")
 
     def pixels(self, selector: str) -> np.ndarray:

@@ -1,9 +1,9 @@
 /** The server's routes, as any client sees them. Addresses are relative: the page works behind a prefix too. */
 
 export class ApiError extends Error {
-  constructor(message, { param = null, status = 0, retryAfter = null } = {}) {
+  constructor(message, { param = null, status = 0 } = {}) {
     super(message);
-    Object.assign(this, { param, status, retryAfter });
+    Object.assign(this, { param, status });
   }
 }
 
@@ -68,8 +68,7 @@ export class Api {
 async function refusal(response) {
   const { error } = await response.json().catch(() => ({}));
   const message = error?.message ?? `The server answered ${response.status} ${response.statusText}`.trim();
-  const retryAfter = response.headers.get("Retry-After");
-  return new ApiError(message, { param: error?.param, status: response.status, retryAfter });
+  return new ApiError(message, { param: error?.param, status: response.status });
 }
 
 /** Yield the data of server-sent events, parsed as JSON. */

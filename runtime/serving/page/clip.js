@@ -1,6 +1,6 @@
 /** A clip: a job on the server, followed until it is done. */
 
-import { $, commonFields, numberOf } from "./fields.js";
+import { $, commonFields, defined, numberOf } from "./fields.js";
 import * as output from "./output.js";
 
 const POLL = 1000; // milliseconds between questions
@@ -12,7 +12,8 @@ export class Clips {
   }
 
   #fields() {
-    return { ...commonFields(), control_scale: numberOf("clip-scale") ?? 1 };
+    const own = { control_scale: numberOf("clip-scale"), num_frames: numberOf("num-frames"), fps: numberOf("fps") };
+    return defined({ ...commonFields(), ...own });
   }
 
   /** The call of the form, for `codeOf`. */
@@ -50,7 +51,8 @@ export class Clips {
     if (job.status !== "completed") throw new Error(job.error?.message ?? `The clip ended as ${job.status}.`);
     const blob = await this.api.clipContent(job.id, signal);
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
-    output.finishClip(blob, { name: job.id, facts: [job.size, `${seconds} s`].filter(Boolean).join(" · ") });
+    const facts = [job.size, `seed ${job.seed}`, `${seconds} s`].join(" · ");
+    output.finishClip(blob, { name: job.id, facts });
     this.last = job.id;
     return `Done in ${seconds} s`;
   }

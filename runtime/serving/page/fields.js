@@ -73,8 +73,7 @@ export function rollSeed() {
 
 /** Show an error, and mark and focus the field that it is about. */
 export function showError(error) {
-  const after = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-  $("alert").textContent = error.message + after;
+  $("alert").textContent = error.message;
   const fields = error.status === 401 ? [$("key")] : fieldsOf(error.param);
   for (const field of fields) {
     field.setAttribute("aria-invalid", "true");

@@ -126,6 +126,7 @@ export class Sketch {
       this.drawing = true;
       this.point = this.#position(event);
       this.#stroke(this.point);
+      this.changed();
     });
     canvas.addEventListener("pointermove", (event) => {
       const [...all] = this.drawing ? event.getCoalescedEvents?.() ?? [] : [];
@@ -201,6 +202,7 @@ export class Sketch {
     this.point = this.#centre();
     this.penDown = true;
     this.#stroke(this.point);
+    this.changed();
     this.#showCursor(true);
     this.said(`${this.tool === "pen" ? "Pen" : "Eraser"} down`);
   }

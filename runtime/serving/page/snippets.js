@@ -2,6 +2,7 @@
 
 const OPENAI_FIELDS = ["model", "prompt", "size"];
 const KEY = "CONTROLNEXT_API_KEY";
+const VIDEO = /\.(mp4|m4v|mov|webm|mkv|gif)$/i;
 
 /**
  * Return the code of a call.
@@ -10,8 +11,9 @@ const KEY = "CONTROLNEXT_API_KEY";
  * `route`, "images/generations", "images/edits" or "videos"; `base`, the address of `/v1`; `keyed`.
  */
 export function codeOf(language, call) {
-  const makers = { curl, openai: call.route === "videos" ? openaiClip : openai, controlnext };
-  return makers[language](call);
+  const stills = { curl, openai, controlnext };
+  const clips = { curl: curlClip, openai: openaiClip, controlnext: controlnextClip };
+  return (call.route === "videos" ? clips : stills)[language](call);
 }
 
 /** The names of the files of control images, which the page offers to save. */
@@ -19,9 +21,26 @@ export function controlFiles(count) {
   return count === 1 ? ["control.png"] : Array.from({ length: count }, (_, index) => `control-${index + 1}.png`);
 }
 
-function curl({ fields, files, route, base, keyed }) {
-  const lines = [`curl ${quoted(`${base}/${route}`)}`];
-  if (keyed) lines.push(`-H "Authorization: Bearer $${KEY}"`);
+function curl(call) {
+  return `${command(call)} |\n  jq -r '.data[0].b64_json' | base64 --decode > image.png`;
+}
+
+function curlClip(call) {
+  const clip = quoted(`${call.base}/videos/ID`);
+  return [
+    `${command(call)} | jq .id`,
+    "# again until its status is completed",
+    `${request(clip, call.keyed)} | jq .status,.progress`,
+    `${request(clip.replace("ID", "ID/content"), call.keyed)} -o result.mp4`,
+  ].join("\n");
+}
+
+function request(address, keyed) {
+  return `curl -sS ${address}${keyed ? ` -H "Authorization: Bearer $${KEY}"` : ""}`;
+}
+
+function command({ fields, files, route, base, keyed }) {
+  const lines = [request(quoted(`${base}/${route}`), keyed)];
   if (route === "images/generations") {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`);
   } else {
@@ -34,9 +53,7 @@ function curl({ fields, files, route, base, keyed }) {
       lines.push(`--form-string ${quoted(`${name}=${Array.isArray(value) ? JSON.stringify(value) : value}`)}`);
     }
   }
-  const command = lines.join(" \\\n  ");
-  if (route === "videos") return `${command}\n# then GET ${base}/videos/ID until it is completed, and ID/content`;
-  return `${command} |\n  jq -r '.data[0].b64_json' | base64 --decode > image.png`;
+  return lines.join(" \\\n  ");
 }
 
 function openai({ fields, files, route, base, keyed }) {
@@ -60,24 +77,28 @@ function openai({ fields, files, route, base, keyed }) {
   ].join("\n");
 }
 
+/** OpenAI's method takes one file; the request that it makes takes more. */
 function openaiClip({ fields, files, base, keyed }) {
-  const { model, size, ...own } = fields;
-  const clip = files.control_clip ?? [];
-  const frames = clip.map((name) => `("control_clip", open(${python(name)}, "rb"))`);
+  const opened = Object.entries(files).flatMap(([field, names]) =>
+    names.map((name) => `        (${python(field)}, open(${python(name)}, "rb")),`),
+  );
   return [
     ...(keyed ? ["import os", ""] : []),
     "from openai import OpenAI",
+    "from openai.types import Video",
     "",
     client(base, keyed),
     "job = client.post(",
     '    "/videos",',
-    "    cast_to=object,",
-    `    body=${python({ model, size, ...own })},`,
-    `    files=[("input_reference", open(${python(files.input_reference?.[0] ?? "image.png")}, "rb")), ${frames.join(", ")}],`,
+    "    cast_to=Video,",
+    `    body=${python(fields)},`,
+    "    files=[",
+    ...opened,
+    "    ],",
     '    options={"headers": {"Content-Type": "multipart/form-data"}},',
     ")",
-    'video = client.videos.poll(job["id"])',
-    'client.videos.download_content(video.id).write_to_file("clip.mp4")',
+    "job = client.videos.poll(job.id)",
+    'client.videos.download_content(job.id).write_to_file("result.mp4")',
   ].join("\n");
 }
 
@@ -86,32 +107,60 @@ function client(base, keyed) {
 }
 
 /** The pipeline's call in a process of one's own; its size is two arguments. */
-function controlnext({ fields, files, route }) {
-  const { model = "BUNDLE", size, preprocess, guidance_scale: guidance, ...rest } = fields;
-  const [width, height] = size?.split("x").map(Number) ?? [];
-  const clip = route === "videos";
-  const guided = guidance === undefined ? {} : { [clip ? "max_guidance_scale" : "guidance_scale"]: guidance };
-  const named = { ...rest, ...guided, ...(size && { height, width }) };
-  const images = clip ? clipArguments(files) : controlArguments(files, preprocess);
-  const given = [...images, ...Object.entries(named).map(([name, value]) => `${name}=${python(value)}`)];
-  const saved = clip ? 'write_clip(Path("clip.mp4"), out.frames[0])' : 'out.images[0].save("image.png")';
+function controlnext({ fields, files }) {
+  const { model, size, preprocess, ...rest } = fields;
+  const images = controlArguments(files, preprocess);
   return [
-    ...importsOf(clip, images.length, preprocess),
+    ...(images.length ? ["from PIL import Image", ""] : []),
+    "from controlnext.runtime import Pipeline",
+    ...(preprocess ? ["from controlnext.runtime.preprocess import preprocess"] : []),
     "",
     `with Pipeline.load(${python(`build/${model}`)}) as pipe:`,
-    "    out = pipe(",
-    ...given.map((argument) => `        ${argument},`),
-    "    )",
-    saved,
+    ...calling([...images, ...argumentsOf({ ...rest, ...sides(size) })]),
+    'out.images[0].save("image.png")',
   ].join("\n");
 }
 
-function importsOf(clip, images, preprocess) {
+function controlnextClip({ fields, files }) {
+  const { model, size, fps, guidance_scale: guidance, ...rest } = fields;
+  const { input_reference: [image] = ["image.png"], control_clip: frames = [] } = files;
+  const guided = guidance === undefined ? {} : { max_guidance_scale: guidance };
+  const isVideo = frames.length === 1 && VIDEO.test(frames[0]);
+  const clip = isVideo
+    ? `files.control(Path(${python(frames[0])}), ImageReader().read_rgb)`
+    : `[${frames.map((name) => `Image.open(${python(name)})`).join(", ")}]`;
+  const rate = fps === undefined ? "" : `, fps=${fps}`;
   return [
-    ...(images ? ["from PIL import Image", ""] : []),
+    "from pathlib import Path",
+    "",
+    "from PIL import Image",
+    "",
+    ...(isVideo ? ["from controlnext.image_input import ImageReader"] : []),
     "from controlnext.runtime import Pipeline",
-    ...(preprocess ? ["from controlnext.runtime.preprocess import preprocess"] : []),
-  ];
+    "from controlnext.runtime.media.video_files import ClipFiles",
+    "",
+    `with Pipeline.load(${python(`build/${model}`)}) as pipe, ClipFiles(Path("result.mp4")${rate}) as files:`,
+    ...calling([
+      `image=Image.open(${python(image)})`,
+      `control_images=${clip}`,
+      ...argumentsOf({ ...rest, ...guided, ...sides(size) }),
+    ]),
+    "    files.save(iter(out.frames[0]))",
+  ].join("\n");
+}
+
+function sides(size) {
+  if (!size) return {};
+  const [width, height] = size.split("x").map(Number);
+  return { height, width };
+}
+
+function argumentsOf(values) {
+  return Object.entries(values).map(([name, value]) => `${name}=${python(value)}`);
+}
+
+function calling(given) {
+  return ["    out = pipe(", ...given.map((argument) => `        ${argument},`), "    )"];
 }
 
 function controlArguments(files, preprocess) {
@@ -121,12 +170,6 @@ function controlArguments(files, preprocess) {
   });
   if (!opened.length) return [];
   return [`control_image=${opened.length > 1 ? `[${opened.join(", ")}]` : opened[0]}`];
-}
-
-function clipArguments({ input_reference: [image] = [], control_clip: frames = [] }) {
-  const given = image ? [`image=Image.open(${python(image)})`] : [];
-  const opened = frames.map((name) => `Image.open(${python(name)})`);
-  return opened.length ? [...given, `control_images=[${opened.join(", ")}]`] : given;
 }
 
 function quoted(text) {

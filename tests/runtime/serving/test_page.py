@@ -2,93 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
-import json
+import contextlib
 import re
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
+import shlex
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
-from playwright.sync_api import Browser, Route
+from playwright.sync_api import Route
 
 from controlnext.runtime.preprocess import preprocess
-from controlnext.runtime.serving.page import add_page
 from support.browser import Visit, decode, open_browser
-
-
-def _stand_in() -> FastAPI:
-    app = FastAPI()
-    add_page(app)
-
-    @app.get("/v1/models")
-    def models() -> dict[str, object]:
-        facts = {"task": "image", "samplers": ["euler"], "default_steps": 8, "controls": 1, "size": 64}
-        clips = {**facts, "task": "video", "size": [64, 32]}
-        return {"data": [{"id": "fake", "controlnext": facts}, {"id": "clips", "controlnext": clips}]}
-
-    @app.post("/v1/images/generations")
-    def generate(body: dict[str, Any]) -> Response:
-        if body["num_inference_steps"] > 150:
-            error = {"message": "it is 900; give at most 150", "param": "num_inference_steps"}
-            return JSONResponse({"error": error}, 400)
-        return StreamingResponse(_events(body), media_type="text/event-stream")
-
-    return app
-
-
-async def _events(body: dict[str, Any]) -> AsyncIterator[str]:
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(out, "PNG")
-    image = {"b64_json": base64.b64encode(out.getvalue()).decode(), "output_format": "png", "size": "64x64"}
-    for index in range(body["partial_images"]):
-        yield _event("partial_image", {**image, "partial_image_index": index})
-        await asyncio.sleep(0.02)
-    yield _event("completed", image)
-
-
-def _event(kind: str, fields: dict[str, object]) -> str:
-    name = f"image_generation.{kind}"
-    return f"event: {name}\ndata: {json.dumps({'type': name, **fields})}\n\n"
+from support.fake_bundle import write_fake_bundle
+from support.serving import Site, serve
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(_stand_in(), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join()
+def site(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    pair = write_fake_bundle(tmp_path_factory.mktemp("served") / "pair", controls=2)
+    with serve([toy, pair]) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as opened:
-        yield opened
+def tab(site: Site) -> Iterator[Visit]:
+    """Return the only tab: to open one takes longer than to open the page again."""
+    with open_browser() as browser:
+        yield Visit(browser, f"{site.address}/")
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Visit]:
-    made = Visit(browser, address)
-    yield made
-    made.page.close()
+def visit(tab: Visit) -> Visit:
+    tab.open()
+    return tab
 
 
-def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
+def test_a_drawn_control_becomes_an_image(visit: Visit) -> None:
     """Drawn with the mouse and with the keyboard; partial images come first; nothing leaves the server."""
     page = visit.page
     page.fill("#prompt", "a red circle")
@@ -108,7 +60,7 @@ def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
     assert "64x64" in visit.generate()
     assert page.evaluate("states").index("partial") < page.evaluate("states").index("done")
     (sent,) = visit.sent
-    control = decode(str(sent["control_image"]))[..., 0]
+    control = decode(sent["control_image"])[..., 0]
     assert control.shape == (64, 64)
     assert control[16, 20:44].min() > 128  # by mouse
     assert control[32, 20:44].min() > 128  # by keyboard
@@ -116,7 +68,7 @@ def test_a_drawn_control_becomes_an_image(visit: Visit, address: str) -> None:
     assert page.get_attribute("#download", "download") == "controlnext-0.png"
     np.testing.assert_array_equal(visit.pixels("#sent img")[..., 0], control)
     assert not visit.errors
-    assert all(one.startswith((address, "data:", "blob:")) for one in visit.addresses)
+    assert all(one.startswith((visit.address, "data:", "blob:")) for one in visit.addresses)
 
 
 def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
@@ -128,8 +80,9 @@ def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
     assert page.evaluate("document.activeElement.id") == "steps"
     assert page.get_attribute("#steps", "aria-invalid") == "true"
     page.fill("#steps", "4")
-    visit.generate()
-    assert page.inner_text("#alert") == ""
+    page.click("#generate")
+    page.wait_for_selector("#sketch[aria-invalid]:focus")
+    assert "control_image" in page.inner_text("#alert")
     assert page.get_attribute("#steps", "aria-invalid") is None
 
 
@@ -144,13 +97,91 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     visit.generate()
     (sent,) = visit.sent
     assert (sent["preprocess"], sent["size"]) == ("canny", "80x48")
-    expected = preprocess("canny", Image.fromarray(decode(str(sent["control_image"]))))
+    expected = preprocess("canny", Image.fromarray(decode(sent["control_image"])))
     np.testing.assert_array_equal(visit.pixels("#sketch"), np.asarray(expected))
     assert 0 < np.asarray(expected).mean() < 128
     page.click("#keep-edges")
     visit.generate()
-    np.testing.assert_array_equal(decode(str(visit.sent[1]["control_image"])), np.asarray(expected))
+    np.testing.assert_array_equal(decode(visit.sent[1]["control_image"]), np.asarray(expected))
     assert "preprocess" not in visit.sent[1]
+
+
+def test_the_code_makes_the_same_image(visit: Visit, toy: Path, tmp_path: Path) -> None:
+    """openai's client and this package in Python; curl's arguments are the request's fields."""
+    page = visit.page
+    photo = np.random.RandomState(1).randint(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    page.set_input_files("#open-file", tmp_path / "photo.png")
+    page.check("#canny")
+    page.fill("#prompt", "a red 'circle' on \\ \"blue\" é")
+    page.fill("#negative", "@a")
+    page.fill("#seed", "7")
+    visit.generate()
+    with page.expect_download() as saved:
+        page.click("#save-control")
+    saved.value.save_as(tmp_path / saved.value.suggested_filename)
+    expected = visit.pixels("#image")
+    for language in ("openai", "controlnext"):
+        page.check(f"[name=language][value={language}]")
+        code = page.inner_text("#code").replace("build/toy", str(toy))
+        with contextlib.chdir(tmp_path):
+            exec(code, {})
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), expected)
+        (tmp_path / "image.png").unlink()
+    page.check("[name=language][value=curl]")
+    words = shlex.split(page.inner_text("#code").partition(" |\n")[0].replace("\\\n", ""))
+    fields = [word.split("=", 1) for option, word in pairwise(words) if option == "--form-string"]
+    sent = {name: str(value) for name, value in visit.sent[0].items()}
+    assert dict(fields).items() <= sent.items()
+    assert sent.keys() - dict(fields) == {"control_image", "stream", "partial_images"}
+    assert words[:5] == ["curl", "-sS", visit.page.url + "v1/images/edits", "-F", "image=@control.png"]
+
+
+def test_each_of_two_controls_is_drawn(visit: Visit) -> None:
+    page = visit.page
+    page.select_option("#model", "pair")
+    for layer, scale in enumerate(("0.5", "1.5")):
+        page.check(f"[name=layer][value='{layer}']")
+        page.fill("#scale", scale)
+        page.focus("#sketch")
+        page.keyboard.press("Space" if layer else "ArrowUp")
+    visit.generate()
+    (sent,) = visit.sent
+    assert sent["control_scale"] == [0.5, 1.5]
+    controls = [decode(url) for url in sent["control_image"]]
+    assert [control.max() > 64 for control in controls] == [False, True]
+    assert page.locator("#sent img").count() == 2
+
+
+def test_images_are_dropped_pasted_and_taken_back(visit: Visit) -> None:
+    page = visit.page
+    for event, target, transfer, colour in (
+        ("DragEvent", "drop", "dataTransfer", "red"),
+        ("ClipboardEvent", "paste", "clipboardData", "blue"),
+    ):
+        page.evaluate(
+            """async ([event, type, transfer, colour]) => {
+                 const canvas = new OffscreenCanvas(40, 40);
+                 const context = canvas.getContext("2d");
+                 context.fillStyle = colour;
+                 context.fillRect(0, 0, 40, 40);
+                 const files = new DataTransfer();
+                 const png = await canvas.convertToBlob();
+                 files.items.add(new File([png], `${colour}.png`, { type: png.type }));
+                 const init = { [transfer]: files, bubbles: true, cancelable: true };
+                 sketch.dispatchEvent(new window[event](type, init));
+               }""",
+            [event, target, transfer, colour],
+        )
+        shown = {"red": (255, 0, 0), "blue": (0, 0, 255)}[colour]
+        page.wait_for_selector(f"#sketch-state:has-text('Opened {colour}.png')")
+        np.testing.assert_array_equal(visit.pixels("#sketch"), np.broadcast_to(shown, (64, 64, 3)))
+    page.click("#undo")
+    assert tuple(visit.pixels("#sketch")[0, 0]) == (255, 0, 0)
+    page.click("#clear")
+    assert visit.pixels("#sketch").max() == 0
+    page.check("#inverted")
+    assert visit.pixels("#sketch").min() == 255
 
 
 def test_cancel_ends_the_request(visit: Visit) -> None:
@@ -196,23 +227,22 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
     assert "$CONTROLNEXT_API_KEY" in page.inner_text("#code")
 
 
-def test_nothing_scrolls_sideways_on_a_phone(browser: Browser, address: str) -> None:
-    visit = Visit(browser, address, width=360, height=740)
-    for bundle in ("fake", "clips"):
-        visit.page.select_option("#model", bundle)
-        assert visit.page.evaluate("document.documentElement.scrollWidth") == 360
-    visit.page.close()
+def test_nothing_scrolls_sideways_on_a_phone(tab: Visit) -> None:
+    tab.open(width=360, height=740)
+    for task in ("image", "video"):
+        tab.page.evaluate("(task) => (document.body.dataset.task = task)", task)
+        assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_files_come_with_a_policy_and_are_sent_once(address: str) -> None:
-    first = httpx.get(address)
+def test_files_come_with_a_policy_and_are_sent_once(site: Site) -> None:
+    first = site.http.get("/")
     assert first.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in first.headers["content-security-policy"]
     assert first.headers["x-content-type-options"] == "nosniff"
-    again = httpx.get(address, headers={"If-None-Match": first.headers["etag"]})
+    again = site.http.get("/", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     named = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
-    assert {httpx.get(address + name).status_code for name in named} == {200}
+    assert {site.http.get(f"/{name}").status_code for name in named} == {200}
     assert len(named) == 3
-    assert httpx.get(address + "page/..%2fpage.py").status_code == 404
-    assert httpx.get(address + "page/page.py").status_code == 404
+    assert site.http.get("/page/..%2fpage.py").status_code == 404
+    assert site.http.get("/page/page.py").status_code == 404

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controlnext.errors import BundleError, InputError, StoppingError, UnknownModelError, WorkError
-from controlnext.runtime import Pipeline
+from controlnext.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    StoppingError,
+    UnknownModelError,
+    WorkError,
+)
+from controlnext.runtime import ImagePipeline, Pipeline
 from controlnext.runtime.serving import loading
 from controlnext.runtime.serving.loading import Model
 from controlnext.runtime.serving.metrics import Metrics
@@ -205,6 +213,30 @@ def test_a_model_that_cannot_be_loaded_is_tried_again(
         assert is_open((await used(models, "first")).pipe)
 
     serve(work)
+
+
+@pytest.mark.parametrize(("method", "served"), [("__call__", True), ("backend", False)])
+def test_an_engine_that_was_built_for_other_sizes_has_no_warm_up_step(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    served: bool,
+) -> None:
+    """It serves all the same; an engine that cannot be opened does not."""
+
+    def refuse(pipe: Pipeline, **_: Any) -> None:
+        raise EngineError("the engine takes 512 x 512", pipe.bundle.path, {"height": 64})
+
+    async def work(models: Models) -> None:
+        with nullcontext() if served else pytest.raises(WorkError, match="the engine takes 512 x 512"):
+            async with models.use("first"):
+                pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImagePipeline, method, property(refuse) if method == "backend" else refuse)
+        serve(work)
+    assert ("no warm-up step of" in caplog.text) == served
 
 
 def test_a_server_that_is_about_to_stop_admits_nothing_and_cancels_in_the_end(serve: Serve) -> None:

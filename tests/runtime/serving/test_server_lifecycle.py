@@ -116,6 +116,26 @@ def test_it_is_ready_once_the_first_bundle_is_loaded(serve: Serve) -> None:
     serve(work, slow)
 
 
+def test_it_ends_without_an_error_when_it_is_stopped_while_it_loads(serve: Serve) -> None:
+    loads, opened = Event(), Event()
+
+    def slow(path: Path) -> Pipeline:
+        if opened.is_set():
+            assert loads.wait(10)
+        opened.set()
+        return open_pipeline(path)
+
+    async def work(site: Site) -> None:
+        assert await site.status("/ready") == 503
+        signal.raise_signal(signal.SIGINT)
+        while not site.models.draining:
+            await asyncio.sleep(0.001)
+        assert await site.status("/hold") == 503
+        loads.set()
+
+    serve(work, slow)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_requests_finish_and_refuses_others(serve: Serve, number: signal.Signals) -> None:
     async def work(site: Site) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from controlnext.errors import InputError
-from controlnext.runtime.serving.settings import ServerSettings
+from controlnext.runtime.serving.settings import ServerSettings, read_keys
 
 
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [
-        ("max_rows", 0, "positive integer"),
-        ("max_waiting", 1.5, "positive integer"),
-        ("max_body", True, "positive integer"),
+        ("max_rows", 0, "integer of at least 1"),
+        ("max_waiting", -1, "integer of at least 0"),
+        ("max_steps", 1.5, "integer of at least 1"),
+        ("max_body", True, "integer of at least 1"),
         ("memory", 0, "positive number of GiB"),
         ("memory", float("nan"), "positive number of GiB"),
         ("grace", -1, "at least 0"),
@@ -28,6 +30,25 @@ def test_values_that_are_refused(name: str, value: Any, accepted: str) -> None:
     with pytest.raises(InputError, match=accepted) as caught:
         ServerSettings(**{name: value})
     assert caught.value.argument == name
+
+
+def test_keys_are_read_from_lines(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# team A\n first-key \n\nsecond-key\n")
+    assert read_keys(path) == ("first-key", "second-key")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot read .*keys: No such file"), (b"\n# none\n", "has no key"), (b"\xff", "not a text file")],
+)
+def test_files_that_have_no_keys(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=problem) as caught:
+        read_keys(path)
+    assert caught.value.argument == "api_keys"
 
 
 def test_keys_are_not_shown() -> None:

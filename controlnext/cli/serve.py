@@ -1,0 +1,78 @@
+"""``controlnext serve``: serve bundles over HTTP."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from controlnext.cli import options, run_options, serve_options
+from controlnext.cli.option_names import MIB
+from controlnext.cli.serve_log import write_log
+from controlnext.optional import extra
+from controlnext.runtime import Pipeline
+from controlnext.runtime.serving.settings import ServerSettings, read_keys
+
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    bundles: serve_options.Bundles,
+    host: serve_options.Host = "127.0.0.1",
+    port: serve_options.Port = 8000,
+    api_keys: serve_options.ApiKeys = None,
+    memory: serve_options.Memory = None,
+    grace: serve_options.Grace = ServerSettings.grace,
+    max_rows: serve_options.MaxRows = ServerSettings.max_rows,
+    queue: serve_options.Queue = ServerSettings.max_waiting,
+    max_body: serve_options.MaxBody = ServerSettings.max_body // MIB,
+    max_pixels: serve_options.MaxPixels = ServerSettings.max_pixels,
+    max_steps: serve_options.MaxSteps = ServerSettings.max_steps,
+    max_images: serve_options.MaxImages = ServerSettings.max_images,
+    max_size: serve_options.MaxSize = ServerSettings.max_size,
+    max_frames: serve_options.MaxFrames = ServerSettings.max_frames,
+    log_json: serve_options.LogJson = False,
+    log_prompts: serve_options.LogPrompts = False,
+    backend: options.RunBackend = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    offload: run_options.Offload = False,
+) -> None:
+    """Serve bundles over HTTP, with the routes of OpenAI's image API.
+
+    The first bundle is loaded at once, the others when they are first asked for. SIGTERM or Ctrl-C lets
+    running requests finish.
+    """
+    settings = ServerSettings(
+        max_rows=max_rows,
+        max_waiting=queue,
+        max_body=max_body * MIB,
+        max_pixels=max_pixels,
+        max_steps=max_steps,
+        max_images=max_images,
+        max_size=max_size,
+        max_frames=max_frames,
+        memory=memory,
+        grace=grace,
+        api_keys=read_keys(api_keys) if api_keys else (),
+        log_prompts=log_prompts,
+    )
+    with extra("serve"):
+        from controlnext.runtime.serving.access_log import AccessLog
+        from controlnext.runtime.serving.app import make_app
+        from controlnext.runtime.serving.metrics import Metrics
+        from controlnext.runtime.serving.models import Models
+        from controlnext.runtime.serving.server import Server, address_of, is_local, open_listener
+
+    load = partial(Pipeline.load, backend=backend, device=device, threads=threads, offload=offload)
+    metrics = Metrics()
+    models = Models(bundles, settings, load, metrics)
+    with open_listener(host, port) as listener:
+        write_log(as_json=log_json, prompts=log_prompts)
+        if not (is_local(listener) or settings.api_keys):
+            logger.warning(
+                "whoever reaches %s may use it; require a key with `api_keys`", address_of(listener)
+            )
+        title = f"serving {', '.join(models.names())} on {address_of(listener)} (Ctrl-C stops)"
+        application = AccessLog(make_app(models, settings, metrics), metrics, prompts=log_prompts)
+        on_ready = partial(print, title, flush=True)
+        Server(application, models, listener, grace=grace, on_ready=on_ready).run()

@@ -1,0 +1,65 @@
+"""The log of ``controlnext serve``: lines with the time, or JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+
+PREFIX = "controlnext: "
+"""The start of the lines of the command line, which JSON does not need."""
+
+
+def write_log(*, as_json: bool, prompts: bool) -> None:
+    """Write the log of the server on stderr, from level INFO up, as lines for people or as JSON.
+
+    Without ``prompts`` no part of a prompt is in it.
+    """
+    logging.getLogger("controlnext.runtime.serving").setLevel(logging.INFO)
+    if not prompts:
+        # its warnings show what is cut off a prompt that is too long
+        logging.getLogger("controlnext.runtime.prompts").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        inner = handler.formatter or logging.Formatter()
+        handler.setFormatter(JsonFormatter(inner) if as_json else TimedFormatter(inner))
+
+
+class TimedFormatter(logging.Formatter):
+    """Formatter that puts the time before the line of another formatter."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a line: the time in UTC, then what the other formatter makes of it."""
+        return f"{_time(record)} {self._inner.format(record)}"
+
+
+class JsonFormatter(logging.Formatter):
+    """Formatter that writes one JSON object a line: ``time``, ``level``, ``message``.
+
+    The record of a request has its fields instead of the text, and the message ``request``. Another formatter
+    makes the text of the others.
+    """
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as a JSON object in one line."""
+        fields = {"time": _time(record), "level": record.levelname.lower()}
+        request = getattr(record, "request", None)
+        told = (
+            {"message": self._inner.format(record).removeprefix(PREFIX)}
+            if request is None
+            else {"message": "request", **request}
+        )
+        return json.dumps({**fields, **told})
+
+
+def _time(record: logging.LogRecord) -> str:
+    return (
+        datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    )

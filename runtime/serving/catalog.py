@@ -1,0 +1,49 @@
+"""The routes that tell of the server: its models, its health, its metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from controlnext.runtime.serving.answers import HealthAnswer, ModelAnswer, ModelFacts, ModelsAnswer, errors
+from controlnext.runtime.serving.service import Profile, Service
+
+
+def catalog_routes(service: Service) -> APIRouter:
+    """Return the routes that tell of the models, of the server's health, and its metrics."""
+    router = APIRouter()
+    models = service.models
+
+    @router.get("/v1/models", tags=["models"], responses=errors())
+    async def list_models() -> ModelsAnswer:
+        """List the bundles that are served, loaded or not."""
+        return ModelsAnswer(data=[_answer(profile) for profile in service.profiles.values()])
+
+    @router.get("/v1/models/{model}", tags=["models"], responses=errors(404))
+    async def describe_model(model: str) -> ModelAnswer:
+        """Describe one bundle that is served."""
+        models.describe(model)
+        return _answer(service.profiles[model])
+
+    @router.get("/health/live", tags=["probes"])
+    async def live() -> HealthAnswer:
+        """Answer as long as the server runs."""
+        return HealthAnswer(status="ok")
+
+    @router.get("/health/ready", tags=["probes"], responses={503: {"model": HealthAnswer}})
+    async def ready() -> Response:
+        """Answer with 200 while requests are admitted: the first bundle is loaded, and nothing stops."""
+        status = "ready" if models.ready else "stopping" if models.draining else "loading"
+        return JSONResponse({"status": status}, 200 if models.ready else 503)
+
+    @router.get("/metrics", tags=["probes"], response_class=Response)
+    def metrics() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type=service.metrics.content_type)
+
+    return router
+
+
+def _answer(profile: Profile) -> ModelAnswer:
+    bundle = profile.bundle
+    return ModelAnswer(id=bundle.name, created=bundle.created, controlnext=ModelFacts(**profile.facts()))

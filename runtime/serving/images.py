@@ -1,0 +1,90 @@
+"""The routes that make images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image
+
+from controlnext.runtime.serving.access_log import request_facts
+from controlnext.runtime.serving.answers import ImageEvent, ImagesAnswer, errors
+from controlnext.runtime.serving.calls import ImageCall, ImageFields
+from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS, HttpError
+from controlnext.runtime.serving.forms import form_body, read_form
+from controlnext.runtime.serving.generation import unless_left
+from controlnext.runtime.serving.image_work import ImageWork, Source
+from controlnext.runtime.serving.inline_images import decode_image, decode_text
+from controlnext.runtime.serving.service import Service
+from controlnext.runtime.serving.streams import EVENT_STREAM, stream
+
+ANSWERS = {
+    200: {
+        "description": "The images; with stream the events of their making, each with one image.",
+        "content": {EVENT_STREAM: {"itemSchema": ImageEvent.model_json_schema()}},
+    },
+    **errors(400, 404, 413, 429, 503, 507),
+}
+
+
+def image_routes(service: Service) -> APIRouter:
+    """Return the routes that make images."""
+    router = APIRouter(tags=["images"])
+
+    @router.post("/v1/images/generations", response_model=ImagesAnswer, responses=ANSWERS)
+    async def generate_images(request: Request, call: ImageCall) -> Response:
+        """Make images of a prompt and a control image."""
+        source = partial(_decoded, call.control_image or [], service.settings.max_pixels)
+        return await _answer(request, service, call, source, "image_generation", IMAGE_FIELDS)
+
+    @router.post(
+        "/v1/images/edits",
+        response_model=ImagesAnswer,
+        responses=ANSWERS,
+        openapi_extra=form_body(ImageFields, "image", needed=["image"]),
+    )
+    async def edit_images(request: Request) -> Response:
+        """Make images of a prompt and control images that are files."""
+        form = await read_form(request, service.settings.max_body)
+        if "mask" in form.files or "mask" in form.fields:
+            raise HttpError(
+                400, "mask is not accepted: this server does not inpaint; remove it", param="mask"
+            )
+        call = form.parse(ImageFields, "image")
+        source = partial(_opened, form.files.get("image", []), service.settings.max_pixels)
+        return await _answer(request, service, call, source, "image_edit", EDIT_FIELDS)
+
+    return router
+
+
+def _opened(files: list[bytes], max_pixels: int) -> list[Image.Image]:
+    return [decode_image("image", content, max_pixels) for content in files]
+
+
+def _decoded(texts: list[str], max_pixels: int) -> list[Image.Image]:
+    return [decode_text("control_image", text, max_pixels) for text in texts]
+
+
+async def _answer(
+    request: Request,
+    service: Service,
+    call: ImageFields,
+    source: Source,
+    kind: str,
+    names: Mapping[str, str],
+) -> Response:
+    """Return the answer to a request for images; ``names``: its fields by the pipeline's arguments."""
+    request.state.fields = names
+    work = ImageWork(service, call, source, kind)
+    work.describe(request_facts(request.scope))
+    if call.stream:
+        return await stream(request, work, names)
+    generation = work.start()
+    try:
+        await unless_left(request, generation.task)
+    finally:
+        generation.cancel()
+    answer = await work.answer(generation)
+    return JSONResponse(answer.model_dump())

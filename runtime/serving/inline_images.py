@@ -1,0 +1,58 @@
+"""Images in requests: their bytes, as base64 or as a file. Nothing that a request names is ever opened."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+from PIL import Image, UnidentifiedImageError
+
+from controlnext.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_ACCEPTED = "give a PNG, JPEG or WebP image"
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
+_SPACE = re.compile(r"\s+")
+
+
+def decode_text(field: str, text: str, max_pixels: int) -> Image.Image:
+    """Return the image of a field with base64 or a data URL; raise :class:`InputError` for anything else."""
+    start = _DATA_URL.match(text)
+    try:
+        content = base64.b64decode(_SPACE.sub("", text[start.end() if start else 0 :]), validate=True)
+    except ValueError as error:
+        raise InputError(
+            f"{field} is neither base64 nor a data URL (data:image/png;base64,...): URLs and paths are not"
+            " opened; send the image itself",
+            argument=field,
+        ) from error
+    return decode_image(field, content, max_pixels)
+
+
+def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:
+    """Return the image in a file, decoded, in the file's own mode.
+
+    Raises :class:`InputError` for another format, a damaged file, or more pixels than ``max_pixels``, which
+    the file's header tells before anything is decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise _too_large(field, f"{image.width} x {image.height}", max_pixels)
+            image.load()
+            return image
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(field, "too many", max_pixels) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{field} is not an image that is read here; {_ACCEPTED}", argument=field) from error
+    except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
+        raise InputError(f"{field} is damaged ({error}); {_ACCEPTED}", argument=field) from error
+
+
+def _too_large(field: str, pixels: str, max_pixels: int) -> InputError:
+    return InputError(
+        f"{field} has {pixels} pixels; this server takes at most {max_pixels}: scale it down", argument=field
+    )
