@@ -148,3 +148,13 @@ def test_the_stand_in_refuses_what_a_gpu_punishes(engine: Engine, machine: Machi
         other.execute_async_v3(machine.cuda.stream)
     with pytest.raises(AssertionError, match="replayed without its context"):
         _replay(lambda: None, ())
+
+
+def test_the_real_library_has_every_call() -> None:
+    """TensorRT-RTX's, which has TensorRT's interface."""
+    library = pytest.importorskip("tensorrt_rtx")
+    assert library.ExecutionContextAllocationStrategy.USER_MANAGED
+    assert "memory: " in library.IExecutionContext.set_device_memory.__doc__
+    assert "size: " in library.IExecutionContext.set_device_memory.__doc__
+    assert library.IRuntimeConfig.set_execution_context_allocation_strategy
+    assert library.ICudaEngine.device_memory_size_v2
