@@ -186,7 +186,7 @@ class Rounds:
 
 def denoise(run: Denoising) -> Iterator[Step]:
     """Yield the steps of a single run; raise its error."""
-    rounds = Rounds()
+    rounds = Rounds(run.parts[0].bound.engine.most_rows)
     while not run.done:
         for _, outcome in rounds.take([run]):
             if isinstance(outcome, Exception):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from controlnext.bundle.format import MODEL, check_graph
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.tensorrt.contexts import Contexts, Shapes
 from controlnext.engines.tensorrt.cuda import Cuda
 from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
 from controlnext.engines.tensorrt.gpu import find_gpu
 from controlnext.engines.tensorrt.load import Loaded, LoadOptions
 from controlnext.engines.tensorrt.profile import SIZES
 from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
-from controlnext.errors import EngineError, InputError, WorkError
+from controlnext.errors import EngineError, InputError
 from controlnext.tensor_spec import TensorSpec, split_dim
 from controlnext.types import Feed
-
-logger = logging.getLogger(__name__)
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 class TrtBackend(Backend):
@@ -108,16 +104,14 @@ class TrtBackend(Backend):
             check_graph(bundle, manifest, graph_name)
         kernels = stored.path.parent / "kernels" if cache else None
         options = LoadOptions(flavor, stored, bundle / graph_name / MODEL, kernels, self._graphs)
+        limits = _Limits(stored.entry.key.profile, bundle, flavor.name)
+        backend = f"{flavor.name} on {where} ({gpu.name})"
         cuda = Cuda(self._index, flavor.extra)
         try:
-            loaded = Loaded(options)
+            return TrtEngine(manifest, graph_name, backend, Loaded(options), cuda, limits)
         except BaseException:
             cuda.close()
             raise
-        limits = _Limits(stored.entry.key.profile, bundle, flavor.name)
-        backend = f"{flavor.name} on {where} ({gpu.name})"
-        records = self._graphs and not flavor.ahead_of_time
-        return TrtEngine(manifest, graph_name, backend, loaded, cuda, limits, records)
 
 
 class TensorRtBackend(TrtBackend):
@@ -143,122 +137,41 @@ class TrtEngine(Engine):
         loaded: Loaded,
         cuda: Cuda,
         limits: _Limits,
-        records: bool,
     ) -> None:
-        """Set the engine up; ``records``: record CUDA graphs here, because the library does not."""
         super().__init__(manifest, graph_name, backend)
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
-        self._memory = _Memory(cuda, loaded.context)
-        self._work = _Work(cuda, self._enqueue, records)
-        self._shapes: Shapes = {}
-        self._results: Shapes = {}
+        self.most_rows = limits.most_rows(self.inputs)
+        self._contexts = Contexts(loaded, cuda, self.inputs, self.outputs)
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         if self._loaded is None:
             raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         self._cuda.use()
         shapes = {name: array.shape for name, array in feed.items()}
-        if shapes != self._shapes:
+        if shapes not in self._contexts:
             self._limits.check(self.inputs, shapes, self.graph_name)
-            self._shapes = {}
-            self._results = self._reshape(self._loaded.context, shapes)
-            self._shapes = shapes
+        context, addresses = self._contexts.at(shapes), self._contexts.buffers.addresses
         # these arrays must live until the copies are done
         given = {name: np.ascontiguousarray(feed[name]) for name in replaced}
         for name, array in given.items():
-            self._cuda.upload(array, self._memory.addresses[name])
-        self._work.run()
-        outputs = {spec.name: np.empty(self._results[spec.name], spec.dtype) for spec in self.outputs}
+            self._cuda.upload(array, addresses[name])
+        self._contexts.run(context)
+        outputs = {spec.name: np.empty(context.results[spec.name], spec.dtype) for spec in self.outputs}
         for name, array in outputs.items():
-            self._cuda.download(self._memory.addresses[name], array)
+            self._cuda.download(addresses[name], array)
         self._cuda.synchronize()
         return outputs
-
-    def _reshape(self, context: Any, shapes: Shapes) -> Shapes:
-        """Set the shapes of the inputs, allocate all tensors; return the shapes of the outputs."""
-        self._work.forget()
-        for spec in self.inputs:
-            if not context.set_input_shape(spec.name, shapes[spec.name]):
-                raise self._error(f"set {spec.name} to shape {shapes[spec.name]} in")
-        results = {spec.name: tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs}
-        for spec in (*self.inputs, *self.outputs):
-            self._memory.allocate(spec, {**shapes, **results}[spec.name])
-        return results
-
-    def _enqueue(self) -> None:
-        assert self._loaded is not None
-        if not self._loaded.context.execute_async_v3(self._cuda.stream):
-            raise self._error("run")
-
-    def _error(self, what: str) -> WorkError:
-        assert self._loaded is not None
-        return self._loaded.error(what)
 
     def _close(self) -> None:
         if self._loaded is None:
             return
         self._cuda.use()
-        self._work.forget()
+        self._loaded.save_kernels()
+        self._contexts.close()
         self._loaded.close()
         self._loaded = None
-        self._memory.free()
         self._cuda.close()
-
-
-class _Memory:
-    """A buffer for each tensor; it grows if the tensor does not fit."""
-
-    def __init__(self, cuda: Cuda, context: Any) -> None:
-        self._cuda, self._context = cuda, context
-        self._sizes: dict[str, int] = {}
-        self.addresses: dict[str, int] = {}
-
-    def allocate(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        """Allocate a tensor of this shape and pass its address to the context."""
-        size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
-        if size <= self._sizes.get(spec.name, 0):
-            return
-        if spec.name in self.addresses:
-            del self._sizes[spec.name]
-            self._cuda.free(self.addresses.pop(spec.name))
-        self.addresses[spec.name] = self._cuda.allocate(size)
-        self._sizes[spec.name] = size
-        self._context.set_tensor_address(spec.name, self.addresses[spec.name])
-
-    def free(self) -> None:
-        """Release all buffers."""
-        for address in self.addresses.values():
-            self._cuda.free(address)
-        self.addresses, self._context = {}, None
-
-
-class _Work:
-    """The work of a run on the GPU: launched kernel by kernel at first, then, if ``records``, as a graph."""
-
-    def __init__(self, cuda: Cuda, enqueue: Callable[[], None], records: bool) -> None:
-        self._cuda, self._enqueue, self._records = cuda, enqueue, records
-        self._ran, self._recorded = False, None
-
-    def run(self) -> None:
-        """Enqueue the work."""
-        if self._ran and self._records and self._recorded is None:
-            try:
-                self._recorded = self._cuda.record(self._enqueue)
-            except WorkError as error:
-                logger.info("continuing without a CUDA graph: %s", error)
-                self._records = False
-        if self._recorded is None:
-            self._enqueue()
-        else:
-            self._cuda.replay(self._recorded)
-        self._ran = True
-
-    def forget(self) -> None:
-        """Discard the recorded graph, because shapes or addresses change."""
-        if self._recorded is not None:
-            self._cuda.forget(self._recorded)
-        self._ran, self._recorded = False, None
 
 
 class _Limits:
@@ -266,6 +179,11 @@ class _Limits:
 
     def __init__(self, profile: Profile, bundle: Path, backend: str) -> None:
         self._profile, self._bundle, self._backend = profile, bundle, backend
+
+    def most_rows(self, specs: Collection[TensorSpec]) -> int | None:
+        """Return the largest batch; None if no input has one."""
+        rows = [self._profile[spec.name][2][0] for spec in specs if spec.shape[0] == "batch"]
+        return min(rows, default=None)
 
     def check(self, specs: Collection[TensorSpec], shapes: Shapes, graph_name: str) -> None:
         """Raise :class:`InputError` for shapes beyond the limits.

@@ -1,4 +1,4 @@
-"""Load a built engine into the GPU's memory and create its execution context."""
+"""Load a built engine into the GPU's memory and create its execution contexts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LoadOptions:
     """The engine to load, ``stored``, and how to load it.
 
     ``graph``: the bundle's graph that it was built from. ``kernels``: the directory that caches kernels, or
-    None. ``graphs``: whether the library itself repeats runs as CUDA graphs.
+    None. ``graphs``: whether runs are repeated as CUDA graphs.
     """
 
     flavor: Flavor
@@ -34,7 +34,10 @@ class LoadOptions:
 
 
 class Loaded:
-    """An engine in the memory of the current GPU, with its execution context.
+    """An engine in the memory of the current GPU.
+
+    ``records``: whether its CUDA graphs are to be recorded, because the library does not do it. The contexts
+    then share memory for their activations, ``activation_size`` bytes, which is set by their user.
 
     Raises :class:`~controlnext.errors.WorkError` with the library's own message if it fails.
     """
@@ -52,8 +55,24 @@ class Loaded:
         self._kernels = _Kernels(config, options.kernels) if options.flavor.ahead_of_time else None
         if options.flavor.ahead_of_time and options.graphs:
             config.cuda_graph_strategy = library.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self.context: Any = self._engine.create_execution_context(config)
-        self._check(self.context, "start")
+        self.records = options.graphs and not options.flavor.ahead_of_time
+        if self.records:
+            config.set_execution_context_allocation_strategy(
+                library.ExecutionContextAllocationStrategy.USER_MANAGED
+            )
+        self._config: Any = config
+
+    @property
+    def activation_size(self) -> int:
+        """The bytes that the activations of a context need at the largest shapes."""
+        # CUDA refuses to allocate nothing
+        return max(int(self._engine.device_memory_size_v2), 1)
+
+    def make_context(self) -> Any:
+        """Return a new execution context."""
+        context = self._engine.create_execution_context(self._config)
+        self._check(context, "start")
+        return context
 
     def _refit(self, library: Any) -> None:
         """Add the weights to an engine that was built without them."""
@@ -72,11 +91,14 @@ class Loaded:
         self._log.errors.clear()
         return WorkError(f"{self._options.flavor.title} cannot {what} {self._options.stored.path}: {reasons}")
 
-    def close(self) -> None:
-        """Release resources in the reverse order of their creation."""
+    def save_kernels(self) -> None:
+        """Cache the kernels that were compiled, if the library compiles any."""
         if self._kernels is not None:
             self._kernels.save()
-        self.context = self._kernels = self._engine = self._runtime = None
+
+    def close(self) -> None:
+        """Release resources in the reverse order of their creation, after all contexts are released."""
+        self._kernels = self._config = self._engine = self._runtime = None
 
 
 class _Kernels:

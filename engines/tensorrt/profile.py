@@ -94,7 +94,8 @@ def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range
     """Return the shapes of the inputs of the graph ``graph_name`` for these ``ranges``.
 
     The denoiser and the text encoders take two rows for each image with guidance and one without; a control
-    image has one row or as many as the other inputs.
+    image has one row or as many as the other inputs. Every graph takes a single row: the decoder gets one
+    image at a time, and a batch may be split anywhere.
     """
     graph = manifest.graphs[graph_name]
     specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
@@ -112,7 +113,7 @@ def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range
 def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapping[str, Range]) -> Range:
     family = get_family(manifest.family)
     guided = graph_name in (family.denoiser, *family.prompt_encoders, family.sequence_encoder)
-    rows = Range(1, *ranges["batch"].times(2)[1:]) if guided else ranges["batch"]
+    rows = Range(1, *ranges["batch"].times(2 if guided else 1)[1:])
     if symbol == "batch":
         return rows
     controls = control_inputs(tensor.name for tensor in manifest.graphs[graph_name].inputs)

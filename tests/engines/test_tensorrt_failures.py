@@ -14,7 +14,8 @@ from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import write_fake_bundle
 from support.fake_unet import check_unet, open_unet, unet_feed
-from support.stand_in_gpu import HARDWARE, HostCuda, Machine, put_in_place, write_engine
+from support.host_cuda import HostCuda
+from support.stand_in_gpu import HARDWARE, Machine, put_in_place, write_engine
 
 BACKENDS = list(FLAVORS)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from weakref import WeakSet, ref
 
 import msgspec
 import numpy as np
@@ -28,9 +28,9 @@ from controlnext.engines.tensorrt.store import (
     new_engine,
     write_entry,
 )
-from controlnext.errors import WorkError
 from controlnext.tensor_spec import bind
 from support.fake_bundle import fake_denoiser
+from support.host_cuda import ALIGNMENT, HostCuda
 
 GPU = Gpu("NVIDIA RTX 4000", "sm89")
 HARDWARE = {"tensorrt": "sm89-nvidia-rtx-4000", "tensorrt-rtx": "portable"}
@@ -38,70 +38,7 @@ VERSION = "1.2.3"
 Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
 SMALLEST = {"batch": 1, "control_batch": 1, "height": 2, "width": 2, "sequence": 7}
 LARGEST = {"batch": 4, "control_batch": 4, "height": 6, "width": 6, "sequence": 7}
-
-
-class HostCuda:
-    """A stand-in for :class:`controlnext.engines.tensorrt.cuda.Cuda`; ``counts`` has the number of each
-    call."""
-
-    def __init__(self, index: int = 0, _extra: str = "") -> None:
-        self.index, self.stream = index, 7
-        self.memory: dict[int, np.ndarray] = {}
-        self.counts, self.uploads = Counter[str](), Counter[str]()
-        self.jobs: list[Callable[[], None]] | None = None
-        self.records_fail = False
-        self.closed = False
-        self._next = 4096
-
-    def use(self) -> None:
-        assert not self.closed
-
-    def allocate(self, size: int) -> int:
-        self.counts["allocate"] += 1
-        # addresses are never given out twice: what uses an old one finds nothing there
-        address, self._next = self._next, self._next + size
-        self.memory[address] = np.full(size, 255, np.uint8)
-        return address
-
-    def free(self, address: int) -> None:
-        del self.memory[address]
-
-    def upload(self, array: np.ndarray, address: int) -> None:
-        self.counts["upload"] += 1
-        assert array.flags.c_contiguous
-        self.memory[address][: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
-
-    def download(self, address: int, array: np.ndarray) -> None:
-        array[...] = self.read(address, array.shape, array.dtype)
-
-    def read(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self.memory[address][:size].copy().view(dtype).reshape(shape)
-
-    def synchronize(self) -> None:
-        self.counts["synchronize"] += 1
-
-    def record(self, work: Callable[[], None]) -> Any:
-        if self.records_fail:
-            raise WorkError("CUDA on GPU 0: operation not permitted when stream is capturing")
-        self.counts["record"] += 1
-        self.jobs = []
-        work()
-        recorded, self.jobs = self.jobs, None
-        return recorded
-
-    def replay(self, recorded: list[Callable[[], None]]) -> None:
-        self.counts["replay"] += 1
-        for job in recorded:
-            job()
-
-    def forget(self, recorded: list[Callable[[], None]]) -> None:
-        self.counts["forget"] += 1
-        recorded.clear()
-
-    def close(self) -> None:
-        assert not self.memory, "memory is left on the GPU"
-        self.closed = True
+ACTIVATION_SIZE = 1000
 
 
 class Machine:
@@ -118,6 +55,8 @@ class Machine:
         self.config = SimpleNamespace()
         self.refitted: list[str] = []
         self.shapes_set: list[str] = []
+        self.contexts = WeakSet[_Context]()
+        self.most_contexts = 100
         self.fails_to = ""
         self.kernels, self.accepts_kernels = b"compiled for sizes", True
         self.kernels_given: list[bytes] = []
@@ -140,6 +79,8 @@ class Machine:
         library.Refitter = partial(_Refitter, self)  # type: ignore[attr-defined]
         library.OnnxParserRefitter = partial(_ParserRefitter, self)  # type: ignore[attr-defined]
         library.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")  # type: ignore[attr-defined]
+        strategies = SimpleNamespace(USER_MANAGED="user")
+        library.ExecutionContextAllocationStrategy = strategies  # type: ignore[attr-defined]
         return library
 
 
@@ -160,19 +101,25 @@ class _Runtime:
 
 
 class _Engine:
+    device_memory_size_v2 = ACTIVATION_SIZE
+
     def __init__(self, machine: Machine, log: Any) -> None:
         self._machine, self._log = machine, log
 
     def create_runtime_config(self) -> Any:
         machine = self._machine
-        machine.config = SimpleNamespace(
+        machine.config = config = SimpleNamespace(
             create_runtime_cache=partial(_Cache, machine), set_runtime_cache=lambda _cache: True
         )
+        config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
         return machine.config
 
     def create_execution_context(self, config: Any) -> Any:
-        assert config is self._machine.config
-        return None if self._machine.fails_to == "start" else _Context(self._machine, self._log)
+        machine = self._machine
+        assert config is machine.config
+        if machine.fails_to == "start" or len(machine.contexts) >= machine.most_contexts:
+            return None
+        return _Context(machine, self._log, getattr(config, "strategy", None) != "user")
 
 
 class _Cache:
@@ -208,16 +155,32 @@ class _ParserRefitter:
 
 
 class _Context:
-    """An execution context that computes the fake denoiser from the memory at its addresses when it runs."""
+    """An execution context that computes the fake denoiser from the memory at its addresses when it runs.
 
-    def __init__(self, machine: Machine, log: Any) -> None:
+    It refuses what a GPU would punish: a run without memory for activations, or with too little; a recording
+    at shapes at which it has not run, or beside another; a replay after it changed or is gone.
+    """
+
+    def __init__(self, machine: Machine, log: Any, gives_memory: bool) -> None:
         self._machine, self._log = machine, log
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+        self._gives_memory, self._activations = gives_memory, 0
+        self._ran = False
+        self._recording: list[Callable[[], None]] = []
+        machine.contexts.add(self)
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert not self._gives_memory
+        assert size >= ACTIVATION_SIZE, "too little memory"
+        assert address % ALIGNMENT == 0
+        assert len(self._machine.cuda.memory[address]) >= size
+        self._activations = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._machine.shapes_set.append(name)
         self._shapes[name] = shape
+        self._ran = False
         return True
 
     def get_tensor_shape(self, name: str) -> list[int]:
@@ -235,21 +198,36 @@ class _Context:
         if machine.fails_to == "run":
             self._log.log(_Logger.ERROR, "misaligned address")
             return False
-        output = machine.output
-        places = {s: (self._addresses[s.name], self._shapes[s.name]) for s in machine.inputs}
-        job = partial(_compute, machine, places, self._addresses[output.name])
         if machine.cuda.jobs is None:
-            job()
-        else:
-            machine.cuda.jobs.append(job)
+            self._compute()
+            self._ran = True
+            return True
+        assert self._ran, "recorded before the shapes were in use"
+        assert not self._recording, "two recordings of a context"
+        self._recording = machine.cuda.jobs
+        self._recording.append(partial(_replay, ref(self), self._state()))
         return True
 
+    def _state(self) -> tuple[Any, ...]:
+        return dict(self._shapes), dict(self._addresses), self._activations
 
-def _compute(machine: Machine, places: dict[Any, Any], target: int) -> None:
-    cuda = machine.cuda
-    feed = {spec.name: cuda.read(*place, spec.dtype) for spec, place in places.items()}
-    result = machine.compute(feed).astype(np.float32)
-    cuda.memory[target][: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
+    def _compute(self) -> None:
+        machine, cuda = self._machine, self._machine.cuda
+        if not self._gives_memory:
+            cuda.memory[self._activations][:ACTIVATION_SIZE] = 7
+        feed = {
+            s.name: cuda.read(self._addresses[s.name], self._shapes[s.name], s.dtype) for s in machine.inputs
+        }
+        result = machine.compute(feed).astype(np.float32)
+        target = cuda.memory[self._addresses[machine.output.name]]
+        target[: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
+
+
+def _replay(context: ref[_Context], recorded: tuple[Any, ...]) -> None:
+    found = context()
+    assert found is not None, "replayed without its context"
+    assert found._state() == recorded, "replayed after its context changed"
+    found._compute()
 
 
 def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "unet") -> Machine:
