@@ -26,7 +26,7 @@ Body = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """An answer: the status, the seconds to its first event and to its end, and the image."""
 
     status: int
@@ -77,7 +77,7 @@ def _is_ready(address: str) -> bool:
         return False
 
 
-async def ask(client: httpx.AsyncClient, request: Body) -> Answer:
+async def ask(client: httpx.AsyncClient, request: Body) -> Reply:
     """Send a request and read its answer to the end."""
     started = time.perf_counter()
     async with client.stream("POST", ROUTE, json=request) as response:
@@ -90,7 +90,7 @@ async def ask(client: httpx.AsyncClient, request: Body) -> Answer:
         async for event in _events(response):
             first = first or time.perf_counter()
             image = base64.b64decode(event.get("b64_json", ""))
-        return Answer(
+        return Reply(
             response.status_code,
             first - started,
             time.perf_counter() - started,
@@ -106,7 +106,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[Body]:
                 yield json.loads(line.removeprefix("data: "))
 
 
-async def send(address: str, requests: Sequence[Body], rate: float) -> list[Answer]:
+async def send(address: str, requests: Sequence[Body], rate: float) -> list[Reply]:
     """Send ``requests`` at ``rate`` a second, at random moments; all at once if the rate is 0."""
     chance = random.Random(1)
     limits = httpx.Limits(max_connections=None)
