@@ -122,6 +122,12 @@ async def send(address: str, requests: Sequence[Body], rate: float) -> list[Repl
     return [task.result() for task in tasks]
 
 
+async def send_in_turn(address: str, requests: Sequence[Body]) -> list[Reply]:
+    """Send each of the ``requests`` when the one before is answered, over one connection."""
+    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+        return [await ask(client, request) for request in requests]
+
+
 async def leave(address: str, requests: Sequence[Body], longest: float) -> None:
     """Send requests that disconnect at a random moment of the first ``longest`` seconds."""
     chance = random.Random(2)

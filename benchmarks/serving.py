@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from batching import row
-from load import Body, body, leave, metric, send, served
+from load import Body, body, leave, metric, send, send_in_turn, served
 from PIL import Image
 
 from controlnext.runtime import ImagePipeline
@@ -32,31 +31,25 @@ from controlnext.runtime import ImagePipeline
 PARTIAL_IMAGES = 3
 
 
-def percentile_95(values: Sequence[float]) -> float:
-    """Return the 95th percentile."""
-    return float(np.percentile(values, 95))
+def measure_waiting(bundle: Path, side: int, count: int) -> str:
+    """Return the 95th percentile of the time to the first partial image, against one request at a time.
 
-
-def measure_waiting(bundle: Path, side: int, count: int) -> tuple[str, str]:
-    """Return the 95th percentiles of the time to the first partial image, of both servers, and their ratio.
-
-    Both get the same requests at 0.8 of the rate that one request at a time can serve.
+    Both servers get the same requests, at 0.8 of the rate at which the one that does one at a time serves.
     """
     requests = [body(i, side, stream=True, partial_images=PARTIAL_IMAGES) for i in range(count)]
-    with ImagePipeline.load(bundle) as pipe:
-        calls = [arguments_of(request) for request in requests]
-        pipe(**calls[0])
-        started = time.perf_counter()
-        for call in calls[: max(count // 4, 1)]:
-            pipe(**call)
-        rate = 0.8 * max(count // 4, 1) / (time.perf_counter() - started)
-    found = []
+    found, rate = [], 0.0
     for options in (["--max-rows", "1"], []):
         with served(bundle, *options, "--queue", str(count)) as (address, _):
-            answers = asyncio.run(send(address, requests, rate))
-        assert all(answer.status == 200 for answer in answers)
-        found.append(percentile_95([answer.first for answer in answers]))
-    return f"{found[1]:.2f} s against {found[0]:.2f} s at {rate:.1f} requests/s", f"{found[1] / found[0]:.2f}"
+            if not rate:
+                some = requests[: max(count // 4, 1)]
+                started = time.perf_counter()
+                asyncio.run(send(address, some, 0))
+                rate = 0.8 * len(some) / (time.perf_counter() - started)
+            replies = asyncio.run(send(address, requests, rate))
+        assert all(reply.status == 200 for reply in replies)
+        found.append(float(np.percentile([reply.first for reply in replies], 95)))
+    alone, shared = found
+    return f"{shared / alone:.2f}: {shared:.2f} s against {alone:.2f} s at {rate:.1f} requests/s"
 
 
 def arguments_of(request: Body) -> dict[str, Any]:
@@ -66,45 +59,52 @@ def arguments_of(request: Body) -> dict[str, Any]:
     return {**known, "control_image": control}
 
 
-def measure_images(bundle: Path, address: str, requests: Sequence[Body], rate: float) -> str:
+def measure_images(bundle: Path, side: int, count: int) -> str:
     """Return how many images differ from those of calls alone by more than one level of 255."""
-    answers = asyncio.run(send(address, requests, rate))
-    assert all(answer.status == 200 for answer in answers)
+    requests = [body(i, side) for i in range(count)]
+    with served(bundle, "--queue", str(count)) as (address, _):
+        replies = asyncio.run(send(address, requests, 4.0))
+    assert all(reply.status == 200 for reply in replies)
     wrong = 0
     with ImagePipeline.load(bundle) as pipe:
-        for request, answer in zip(requests, answers, strict=True):
+        for request, reply in zip(requests, replies, strict=True):
             wanted = pipe(**arguments_of(request), output_type="np").images
-            given = np.asarray(Image.open(io.BytesIO(answer.image)), np.float32)
+            given = np.asarray(Image.open(io.BytesIO(reply.image)), np.float32)
             wrong += bool(np.abs(given - 255 * np.asarray(wanted)).max() > 1)
-    return f"{wrong} of {len(requests)}"
+    return f"{wrong} of {count}"
 
 
-def measure_speed(bundle: Path, address: str, side: int, count: int) -> tuple[str, str]:
-    """Return the throughput relative to calls one by one, and the milliseconds that a request takes more."""
+def measure_throughput(bundle: Path, side: int, count: int) -> str:
+    """Return requests a second at saturation relative to calls one by one, which take turns with them."""
     requests = [body(i, side) for i in range(count)]
-    short = [body(i, side, steps=(4, 4), guidance_scale=3.0) for i in range(10)]
-    ratios, added = [], []
-    with ImagePipeline.load(bundle) as pipe:
-        pipe(**arguments_of(requests[0]))
+    with ImagePipeline.load(bundle) as pipe, served(bundle, "--queue", str(count)) as (address, _):
+        call_all(pipe, requests[:1])
+        ratios = [
+            seconds_of(lambda: call_all(pipe, requests))
+            / seconds_of(lambda: asyncio.run(send(address, requests, 0)))
+            for _ in range(3)
+        ]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
-        def calls(chosen: Sequence[Body]) -> None:
-            for request in chosen:
-                pipe(**arguments_of(request))
 
-        def one_by_one(chosen: Sequence[Body]) -> None:
-            for request in chosen:
-                asyncio.run(send(address, [request], 0))
+def measure_overhead(bundle: Path, side: int, count: int) -> str:
+    """Return the milliseconds that a short request takes more than its call, when nothing else runs."""
+    requests = [body(i, side, steps=(4, 4), guidance_scale=3.0) for i in range(count)]
+    with ImagePipeline.load(bundle) as pipe, served(bundle) as (address, _):
+        call_all(pipe, requests[:1])
+        asyncio.run(send_in_turn(address, requests[:1]))
+        added = [
+            seconds_of(lambda: asyncio.run(send_in_turn(address, requests)))
+            - seconds_of(lambda: call_all(pipe, requests))
+            for _ in range(5)
+        ]
+    return f"{1e3 * statistics.median(added) / count:.1f} ms"
 
-        for _ in range(3):
-            ratios.append(
-                seconds_of(lambda: calls(requests))
-                / seconds_of(lambda: asyncio.run(send(address, requests, 0)))
-            )
-            added.append(
-                (seconds_of(lambda: one_by_one(short)) - seconds_of(lambda: calls(short))) / len(short)
-            )
-    speed = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    return speed, f"{1e3 * statistics.median(added):.1f} ms"
+
+def call_all(pipe: ImagePipeline, requests: Sequence[Body]) -> None:
+    """Make the calls that requests stand for, one by one."""
+    for request in requests:
+        pipe(**arguments_of(request))
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -115,37 +115,65 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 
 def measure_overload(bundle: Path, side: int, count: int) -> str:
-    """Send all requests at once to a server whose queue holds 64 of them."""
+    """Send all requests at once, twice, to a server whose queue holds 64 of them."""
+    requests = [body(i, side, steps=(4, 12)) for i in range(5 * count // 2)]
+    told = []
     with served(bundle, "--queue", "64") as (address, process):
-        asyncio.run(send(address, [body(i, side, steps=(4, 4)) for i in range(50)], 0))
+        for _ in range(3):
+            replies = asyncio.run(send(address, requests, 0))
+            refused = [reply for reply in replies if reply.status == 429]
+            answered = sum(reply.status == 200 for reply in replies)
+            assert answered + len(refused) == len(requests)
+            assert all(int(reply.retry_after or 0) > 0 for reply in refused)
+            left = waiting_or_running(address)
+            told.append((answered, len(refused), process.memory_info().rss, left))
+    answered, refusals, before, _ = told[0]
+    _, _, now, left = told[-1]
+    return (
+        f"{answered} answered, {refusals} told to retry, {left:.0f} left in the queue; memory after two more"
+        f" times {now / before - 1:+.1%}"
+    )
+
+
+def waiting_or_running(address: str) -> float:
+    """Return how many requests the server says that it has."""
+    return sum(metric(address, f"controlnext_requests_{state}") for state in ("waiting", "running"))
+
+
+def measure_leaving(bundle: Path, side: int, count: int) -> str:
+    """Let clients disconnect within 3 s; return what is left then, and how much memory grew."""
+    requests = [body(i, side, steps=(50, 50)) for i in range(count // 2)]
+    with served(bundle, "--queue", str(count)) as (address, process):
+        asyncio.run(leave(address, requests, 3.0))
         before = process.memory_info().rss
-        answers = asyncio.run(send(address, [body(i, side, steps=(4, 12)) for i in range(count)], 0))
-        grown = process.memory_info().rss / before - 1
-    refused = [answer for answer in answers if answer.status == 429]
-    answered = sum(answer.status == 200 for answer in answers)
-    assert answered + len(refused) == count
-    assert all(int(answer.retry_after or 0) > 0 for answer in refused)
-    return f"{answered} answered, {len(refused)} told to retry, memory {grown:+.1%}"
+        asyncio.run(leave(address, requests, 3.0))
+        time.sleep(0.5)
+        left = waiting_or_running(address)
+        return f"{left:.0f} of {len(requests)} left, memory {process.memory_info().rss / before - 1:+.1%}"
 
 
-def measure_leaving(address: str, process: psutil.Process, side: int, count: int) -> str:
-    """Let clients disconnect; return what runs soon after, and how much memory grew."""
-    before = process.memory_info().rss
-    asyncio.run(leave(address, [body(i, side, steps=(50, 50)) for i in range(count)], 3.0))
-    time.sleep(0.5)
-    left = metric(address, "controlnext_requests_running") + metric(address, "controlnext_requests_waiting")
-    return f"{left:.0f} still there, memory {process.memory_info().rss / before - 1:+.1%}"
-
-
-def measure_memory(address: str, process: psutil.Process, side: int, count: int) -> str:
+def measure_memory(bundle: Path, side: int, count: int) -> str:
     """Return by how much resident memory grows from the 50th request to the last."""
-    first = min(50, count)
-    for start in range(0, count, first):
-        asyncio.run(send(address, [body(i, side, steps=(4, 8)) for i in range(start, start + first)], 0))
-        if not start:
-            before = process.memory_info().rss
-    now = process.memory_info().rss
+    first = min(50, 5 * count)
+    with served(bundle) as (address, process):
+        for start in range(0, 5 * count, first):
+            requests = [body(i, side, steps=(4, 8)) for i in range(start, start + first)]
+            asyncio.run(send(address, requests, 0))
+            if not start:
+                before = process.memory_info().rss
+        now = process.memory_info().rss
     return f"{now / before - 1:+.1%} ({before / 1e6:.0f} to {now / 1e6:.0f} MB)"
+
+
+MEASURES: dict[str, tuple[str, Callable[[Path, int, int], str]]] = {
+    "images": ("images that differ from their calls alone", measure_images),
+    "throughput": ("throughput at saturation, calls one by one = 1", measure_throughput),
+    "overhead": ("a request takes longer than its call", measure_overhead),
+    "waiting": ("first partial image, 95th percentile, one request at a time = 1", measure_waiting),
+    "memory": ("memory from the 50th request to the last, five times as many", measure_memory),
+    "leaving": ("half as many clients that disconnect", measure_leaving),
+    "overload": ("two and a half times as many at once, a queue of 64", measure_overload),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,25 +182,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--size", type=int, default=64, help="side of the square images in pixels")
+    parser.add_argument("--only", action="append", choices=MEASURES, help="may be repeated")
     given = parser.parse_args(arguments)
-    bundle, side, count = given.bundle, given.size, given.requests
     print("| what | seen |\n| --- | --- |", flush=True)
-    with served(bundle, "--queue", str(5 * count)) as (address, process):
-        row(
-            "images that differ from their calls alone",
-            measure_images(bundle, address, [body(i, side) for i in range(count)], 4),
-        )
-        speed, added = measure_speed(bundle, address, side, max(count // 4, 1))
-        row("throughput at saturation, calls one by one = 1", speed)
-        row("a request, besides its call", added)
-        row(
-            f"memory over {5 * count} requests, from the 50th",
-            measure_memory(address, process, side, 5 * count),
-        )
-        row(f"{count // 2} clients that disconnect", measure_leaving(address, process, side, count // 2))
-    seconds, ratio = measure_waiting(bundle, side, count)
-    row("first partial image, 95th percentile, against one request at a time", f"{ratio}: {seconds}")
-    row(f"{5 * count // 2} requests at once, a queue of 64", measure_overload(bundle, side, 5 * count // 2))
+    for name in given.only or MEASURES:
+        title, measure = MEASURES[name]
+        row(title, measure(given.bundle, given.size, given.requests))
 
 
 if __name__ == "__main__":
