@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition, Thread, get_ident
 from types import TracebackType
 from typing import Any
 
@@ -74,8 +74,9 @@ class Batcher(Closeable):
         self._running: set[_Job] = set()
         self._ready: dict[Denoising, _Job] = {}
         self._closed = False
-        self._encoder = ThreadPoolExecutor(1, "encode")
-        self._decoder = ThreadPoolExecutor(1, "decode")
+        self._own_threads: set[int] = set()
+        self._encoder = ThreadPoolExecutor(1, "encode", self._note_thread)
+        self._decoder = ThreadPoolExecutor(1, "decode", self._note_thread)
         self._thread = Thread(target=self._take_rounds, name="denoise", daemon=True)
         self._thread.start()
 
@@ -121,7 +122,10 @@ class Batcher(Closeable):
         return job.future
 
     def close(self, *, cancel: bool = False) -> None:
-        """Finish, or with ``cancel`` cancel, what was submitted, and stop the threads; no more is taken."""
+        """Finish, or with ``cancel`` cancel, what was submitted, and stop the threads; no more is taken.
+
+        Returns when that is done; at once if it is called from a callback, in one of these threads.
+        """
         with self._changed:
             self._closed = True
             jobs = [*self._waiting, *self._running] if cancel else []
@@ -129,6 +133,8 @@ class Batcher(Closeable):
             job.future.cancel()
         with self._changed:
             self._changed.notify_all()
+            if get_ident() in self._own_threads:
+                return
             self._changed.wait_for(lambda: not self._waiting and not self._running)
         self._thread.join()
         self._encoder.shutdown()
@@ -138,6 +144,9 @@ class Batcher(Closeable):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(cancel=error is not None)
+
+    def _note_thread(self) -> None:
+        self._own_threads.add(get_ident())
 
     def _wake(self, _future: Future[Any]) -> None:
         with self._changed:
@@ -174,6 +183,7 @@ class Batcher(Closeable):
 
     def _take_rounds(self) -> None:
         """Take rounds while there are requests; the batcher's own thread."""
+        self._note_thread()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready or (self._closed and not self._running))

@@ -155,6 +155,22 @@ def test_closing_finishes_what_was_submitted(warm: Pipeline) -> None:
     batcher.close()
 
 
+@pytest.mark.parametrize("where", ["on_step", "callback"])
+def test_it_can_be_closed_from_a_callback(warm: Pipeline, where: str) -> None:
+    """In the batcher's own threads; what was submitted is finished."""
+    batcher = Batcher(warm)
+    on_step = (lambda _step: batcher.close()) if where == "on_step" else None
+    future = batcher.submit(**arguments(num_inference_steps=30), on_step=on_step)
+    other = batcher.submit(**arguments(num_inference_steps=40))
+    if where == "callback":
+        future.add_done_callback(lambda _future: batcher.close())
+    assert future.exception(PATIENCE) is None
+    assert other.exception(PATIENCE) is None
+    with pytest.raises(InputError, match="the batcher is closed"):
+        batcher.submit(**arguments())
+    batcher.close()
+
+
 @pytest.mark.parametrize("leave", ["close", "error"])
 def test_cancelling_while_closing_leaves_nothing_running(warm: Pipeline, gate: Gate, leave: str) -> None:
     def work() -> None:

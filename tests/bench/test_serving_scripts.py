@@ -1,0 +1,41 @@
+"""The benchmarks of batching and serving run, with few requests and a server in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import batching
+import psutil
+import pytest
+import serving
+
+from controlnext.runtime.serving.settings import ServerSettings
+from support.fake_bundle import write_fake_bundle
+from support.serving import serve
+
+
+@contextmanager
+def _served(bundle: Path, *options: str) -> Iterator[tuple[str, psutil.Process]]:
+    names = {"--queue": "max_waiting", "--max-rows": "max_rows"}
+    limits = {names[option]: int(value) for option, value in zip(options[::2], options[1::2], strict=True)}
+    with serve([bundle], ServerSettings(**limits)) as site:  # type: ignore[arg-type]
+        yield site.address, psutil.Process()
+
+
+def test_batching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    batching.main([str(bundle), "--requests", "4"])
+    assert "| latents, largest difference | " in capsys.readouterr().out
+
+
+def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every measure; images are those of calls alone, and nothing is left of clients that leave."""
+    monkeypatch.setattr(serving, "served", _served)
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    serving.main([str(bundle), "--requests", "2"])
+    rows = capsys.readouterr().out
+    assert rows.count("\n") == 2 + len(serving.MEASURES)
+    assert "| 0 of 2 |" in rows
+    assert "0 of 1 left" in rows
