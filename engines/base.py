@@ -64,6 +64,11 @@ class Engine(Closeable):
         self._turn, self._prologue_turn = Lock(), Lock()
         self._latest: weakref.ref[object] | None = None
 
+    def _stand_for(self, engine: Engine) -> None:
+        """Say of itself what ``engine`` does, which this one wraps."""
+        self.backend, self.most_rows = engine.backend, engine.most_rows
+        self.prologue_inputs, self.step_inputs = engine.prologue_inputs, engine.step_inputs
+
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the outputs by name for the inputs by name.
 

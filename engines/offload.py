@@ -46,9 +46,7 @@ class _OffloadedEngine(Engine):
         self._load: Callable[[], Engine] | None = load
         self._loaded: Engine | None = None
         with slot.turn:
-            loaded = self._enter()
-        self.backend, self.most_rows = loaded.backend, loaded.most_rows
-        self.prologue_inputs, self.step_inputs = loaded.prologue_inputs, loaded.step_inputs
+            self._stand_for(self._enter())
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         with self._slot.turn:

@@ -16,9 +16,9 @@ from controlnext.runtime import Pipeline
 from controlnext.types import Feed
 
 PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "image")
-"""Opening engines; text and image encoders; tokenizing, control image and initial noise; the denoiser's
-engine with its copies to and from a GPU; sampler, guidance and checks; the decoder's engine; making PIL
-images."""
+"""Opening engines; text and image encoders; tokenizing, control image and its prologue, initial noise; the
+denoiser's engine with its copies to and from a GPU; sampler, guidance and checks; the decoder's engine;
+making PIL images."""
 
 DECODER = "vae_decoder"
 
@@ -42,8 +42,12 @@ class TimedBackend(Backend):
 
 class _TimedEngine(Engine):
     def __init__(self, engine: Engine, manifest: Manifest, running: dict[str, float]) -> None:
-        super().__init__(manifest, engine.graph_name, engine.backend)
+        super().__init__(manifest, engine.graph_name)
         self._engine, self._running = engine, running
+        self._stand_for(engine)
+
+    def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
+        return self._engine._run_prologue(feed)
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         started = time.perf_counter()

@@ -55,7 +55,8 @@ def test_threads_reach_onnx_runtime_and_pytorch(bundle: Path) -> None:
     runner = EngineRunner(bundle, 1, device="cpu")
     runner.begin("denoiser")
     engine: Any = runner.pipeline.bundle.engine("unet")
-    assert {session.get_session_options().intra_op_num_threads for session in engine._engine._sessions} == {1}
+    sessions = (engine._engine._prologue, engine._engine._step)
+    assert {session.get_session_options().intra_op_num_threads for session in sessions} == {1}
     before = torch.get_num_threads()
     try:
         TorchRunner(bundle, 3, device="cpu", dtype="float32").begin("denoiser")

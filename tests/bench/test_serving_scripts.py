@@ -9,9 +9,13 @@ from pathlib import Path
 import batching
 import psutil
 import pytest
+import screenshot
 import serving
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from controlnext.runtime.serving.settings import ServerSettings
+from support.browser import require_browser
 from support.fake_bundle import write_fake_bundle
 from support.serving import serve
 
@@ -39,3 +43,13 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert rows.count("\n") == 2 + len(serving.MEASURES)
     assert "| 0 of 2 |" in rows
     assert "0 of 1 left" in rows
+
+
+def test_the_screenshot(tmp_path: Path) -> None:
+    """It shows the result of a page that is used with the mouse."""
+    with sync_playwright() as playwright:
+        require_browser(playwright)
+    picture = tmp_path / "serve.png"
+    with serve([write_fake_bundle(tmp_path / "bundle")]) as site:
+        screenshot.main([site.address, str(picture)])
+    assert Image.open(picture).width == screenshot.SIZE["width"]

@@ -13,18 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def require_browser(playwright: Playwright) -> str:
+    """Return the path of Chromium; skip the test where there is none."""
+    found = next(filter(None, map(shutil.which, NAMES)), playwright.chromium.executable_path)
+    if not Path(found).exists():
+        pytest.skip("no browser: install Debian's chromium, or run playwright install chromium")
+    return found
 
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """Start Chromium; skip the test where there is none."""
     with sync_playwright() as playwright:
-        found = next(filter(None, map(shutil.which, NAMES)), playwright.chromium.executable_path)
-        if not Path(found).exists():
-            pytest.skip("no browser: install Debian's chromium, or run playwright install chromium")
+        found = require_browser(playwright)
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
