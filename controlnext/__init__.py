@@ -8,6 +8,7 @@ from controlnext.errors import (
     MissingDependencyError,
     OutOfMemoryError,
     ParityError,
+    QueueFullError,
     WorkError,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "MissingDependencyError",
     "OutOfMemoryError",
     "ParityError",
+    "QueueFullError",
     "WorkError",
     "__version__",
 ]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from threading import Condition, Thread, get_ident
+from threading import Condition, current_thread
 from types import TracebackType
 from typing import Any
 
 from controlnext.closeable import Closeable
 from controlnext.errors import ControlNeXtError, InputError, QueueFullError
 from controlnext.runtime.batching.observer import Observer, Phase
+from controlnext.runtime.batching.worker import Worker
 from controlnext.runtime.denoise import Denoising, Rounds, Step
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.request import CommonRequest, is_integer
@@ -74,11 +76,11 @@ class Batcher(Closeable):
         self._running: set[_Job] = set()
         self._ready: dict[Denoising, _Job] = {}
         self._closed = False
-        self._own_threads: set[int] = set()
-        self._encoder = ThreadPoolExecutor(1, "encode", self._note_thread)
-        self._decoder = ThreadPoolExecutor(1, "decode", self._note_thread)
-        self._thread = Thread(target=self._take_rounds, name="denoise", daemon=True)
-        self._thread.start()
+        self._encoder, self._decoder = Worker("encode"), Worker("decode")
+        self._denoiser = Worker("denoise")
+        self._denoiser.submit(self._take_rounds)
+        # an interpreter that ends under a running engine is aborted
+        atexit.register(self._end)
 
     @property
     def waiting(self) -> int:
@@ -96,8 +98,9 @@ class Batcher(Closeable):
         """Return a future of what ``pipe(*arguments, **options)`` returns or raises.
 
         Its ``cancel`` works until it is done, and takes effect within a step. ``on_step`` is called after
-        each step of the request, in the thread of the rounds: it has to return at once. If it raises, the
-        request fails with that error.
+        each step of the request, in the thread of the rounds: it has to return at once, and so have callbacks
+        of the future. If it raises, the request fails with that error. The arguments are read later, in
+        another thread: do not change arrays or images before the future is done.
 
         Raises:
             QueueFullError: ``max_waiting`` requests wait already.
@@ -133,20 +136,21 @@ class Batcher(Closeable):
             job.future.cancel()
         with self._changed:
             self._changed.notify_all()
-            if get_ident() in self._own_threads:
+            workers = (self._encoder, self._denoiser, self._decoder)
+            if current_thread() in [worker.thread for worker in workers]:
                 return
             self._changed.wait_for(lambda: not self._waiting and not self._running)
-        self._thread.join()
-        self._encoder.shutdown()
-        self._decoder.shutdown()
+        for worker in workers:
+            worker.stop()
+        atexit.unregister(self._end)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(cancel=error is not None)
 
-    def _note_thread(self) -> None:
-        self._own_threads.add(get_ident())
+    def _end(self) -> None:
+        self.close(cancel=True)
 
     def _wake(self, _future: Future[Any]) -> None:
         with self._changed:
@@ -183,7 +187,6 @@ class Batcher(Closeable):
 
     def _take_rounds(self) -> None:
         """Take rounds while there are requests; the batcher's own thread."""
-        self._note_thread()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ready or (self._closed and not self._running))

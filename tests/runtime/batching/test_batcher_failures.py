@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import CancelledError, Future, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from controlnext.errors import InputError, OutOfMemoryError, QueueFullError, WorkError
 from controlnext.runtime import Batcher, Pipeline, Step
 from controlnext.runtime.denoise import Denoising
+from support.fake_bundle import write_fake_bundle
 from support.gate import PATIENCE, Gate, until
 from support.image_calls import HEIGHT, WIDTH, arguments
 
@@ -169,6 +173,25 @@ def test_it_can_be_closed_from_a_callback(warm: Pipeline, where: str) -> None:
     with pytest.raises(InputError, match="the batcher is closed"):
         batcher.submit(**arguments())
     batcher.close()
+
+
+def test_a_process_may_end_while_requests_run(tmp_path: Path) -> None:
+    """Without closing anything: they are cancelled, and the process ends as it wants to."""
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    program = f"""
+import sys
+from threading import Event
+import numpy as np
+from controlnext.runtime import Batcher, Pipeline
+batcher, running = Batcher(Pipeline.load({str(bundle)!r}, cache=False), max_rows=2), Event()
+image = np.zeros((128, 128, 3), np.uint8)
+for _ in range(4):
+    batcher.submit("a", control_image=image, num_inference_steps=900, on_step=lambda _step: running.set())
+running.wait(60)
+sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 @pytest.mark.parametrize("leave", ["close", "error"])
