@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from threading import Event
 from typing import Any
 
 import openai
@@ -89,17 +90,20 @@ def test_openais_client_has_its_own_errors(client: openai.OpenAI) -> None:
 def test_an_error_within_a_stream_is_an_event(
     site: Site, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Pipeline, "decode", _fail)
+    answered = Event()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        assert answered.wait(10)
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Pipeline, "decode", fail)
     call = image_call(stream=True, n=1)
     with site.http.stream("POST", ROUTE, json=call) as response:
         assert response.status_code == 200
+        answered.set()
         (event,) = events_of(response)
     assert event["error"]["code"] == "internal_error"
     assert response.headers["x-request-id"] in event["error"]["message"]
     assert "secret" not in str(event)
     with pytest.raises(openai.APIError, match="the server failed"):
         list(client.images.generate(prompt="a", stream=True, extra_body=image_call()))
-
-
-def _fail(*_arguments: object, **_options: object) -> None:
-    raise RuntimeError("secret")
