@@ -11,7 +11,7 @@ import pytest
 from controlnext.engines import Engine
 from controlnext.types import Feed
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after which a test gives up on what should happen at once."""
 
 
