@@ -229,7 +229,7 @@ class Batcher(Closeable):
                 raise outcome
             if job.on_step is not None and not job.future.cancelled():
                 job.on_step(outcome)
-        except Exception as error:
+        except BaseException as error:  # an exit that on_step asks for must not end the thread of all
             self._leave(job, error, run)
             return
         if run.done:
@@ -251,7 +251,7 @@ class Batcher(Closeable):
         self._leave(job, result=result)
 
     def _leave(
-        self, job: _Job, error: Exception | None = None, run: Denoising | None = None, result: Any = None
+        self, job: _Job, error: BaseException | None = None, run: Denoising | None = None, result: Any = None
     ) -> None:
         """Give the place of a request to the next one, then complete its future."""
         with self._changed:

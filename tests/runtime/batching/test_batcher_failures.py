@@ -138,6 +138,15 @@ def test_an_observer_of_steps_that_raises_ends_its_own_request(warm: Pipeline) -
         assert batcher.submit(**arguments()).exception(PATIENCE) is None
 
 
+def test_an_observer_of_steps_that_wants_to_exit_ends_its_own_request(warm: Pipeline) -> None:
+    def leave(_step: Step) -> None:
+        raise SystemExit(3)
+
+    with Batcher(warm) as batcher:
+        assert isinstance(batcher.submit(**arguments(), on_step=leave).exception(PATIENCE), SystemExit)
+        assert batcher.submit(**arguments()).exception(PATIENCE) is None
+
+
 def test_a_bug_in_a_round_is_the_error_of_its_requests(
     warm: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
