@@ -40,8 +40,13 @@ class StepPart:
     """
 
     bound: BoundEngine
-    rows: int
     key: Hashable
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, which the bound inputs tell."""
+        assert self.bound.rows is not None
+        return self.bound.rows
 
 
 @dataclass(eq=False, kw_only=True)
@@ -63,6 +68,7 @@ class Denoising(ABC):
     parts: Sequence[StepPart]
     guard: MemoryGuard
     index: int = field(default=0, init=False)
+    _scaled: FloatArray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.latents = self.latents * np.float32(self.sampler.init_noise_sigma)
@@ -84,7 +90,9 @@ class Denoising(ABC):
 
     def inputs(self, number: int) -> Feed:
         """Return the inputs that are not bound of part ``number`` in the next step."""
-        return self._inputs(number, self.sampler.scale_model_input(self.latents, self.index))
+        if self._scaled is None:
+            self._scaled = self.sampler.scale_model_input(self.latents, self.index)
+        return self._inputs(number, self._scaled)
 
     @abstractmethod
     def _inputs(self, number: int, sample: FloatArray) -> Feed:
@@ -106,7 +114,7 @@ class Denoising(ABC):
                 " with these weights; export them with `precision` fp32"
             )
         self.latents = self.sampler.step(noise, index, self.latents, self.generator)
-        self.index += 1
+        self.index, self._scaled = self.index + 1, None
         return Step(index, self.total, timestep, self.latents)
 
 
@@ -141,20 +149,22 @@ class Rounds:
         observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._most_rows, self._observe = most_rows, observe
+        self._runs: list[Denoising] = []
         self._joint: dict[_Batch, JointBatch] = {}
 
     def take(
-        self, runs: Sequence[Denoising], dropped: Callable[[Denoising], bool] = lambda _run: False
+        self, runs: list[Denoising], dropped: Callable[[Denoising], bool] = lambda _run: False
     ) -> Iterator[tuple[Denoising, Outcome]]:
         """Take one step of each of the ``runs``; yield its outcome as soon as it is taken.
 
         An error is the outcome of the run that it belongs to, the others go on. ``dropped`` tells which runs
         are no longer wanted; these have no outcome.
         """
-        batches = _pack(runs, self._most_rows)
-        self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
+        if self._runs != runs:
+            self._runs, batches = list(runs), _pack(runs, self._most_rows)
+            self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
         predicted: dict[Denoising, list[list[FloatArray]]] = {run: [[] for _ in run.parts] for run in runs}
-        for batch in batches:
+        for batch in self._joint:
             rows = tuple(one for one in batch if one.run in predicted and not dropped(one.run))
             for one, prediction in zip(rows, self._predict(rows), strict=True):
                 if isinstance(prediction, Exception):
@@ -203,8 +213,10 @@ def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
     for run in runs:
         first = 0
         for number, part in enumerate(run.parts):
-            for start in range(0, part.rows, most_rows or part.rows):
-                rows = _Rows(run, number, start, min(start + (most_rows or part.rows), part.rows))
+            count = part.rows
+            most = most_rows or count
+            for start in range(0, count, most):
+                rows = _Rows(run, number, start, min(start + most, count))
                 place = next(
                     (i for i in range(first, len(batches)) if _fits(rows, batches[i], most_rows)), None
                 )

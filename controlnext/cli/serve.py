@@ -54,7 +54,6 @@ def serve(
         memory=memory,
         grace=grace,
         api_keys=read_keys(api_keys) if api_keys else (),
-        log_prompts=log_prompts,
     )
     with extra("serve"):
         from controlnext.runtime.serving.access_log import AccessLog

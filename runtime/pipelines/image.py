@@ -215,7 +215,7 @@ class ImagePipeline(Pipeline, task="image"):
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
-        part = StepPart(self.denoiser(constants), halves * len(latents), (height, width, tokens))
+        part = StepPart(self.denoiser(constants), (height, width, tokens))
         return _ImageDenoising(
             sampler=sampler,
             latents=latents,

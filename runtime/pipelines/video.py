@@ -219,7 +219,7 @@ class VideoPipeline(Pipeline, task="video"):
         # several windows do not fit into the memory that one needs
         single = control(windows[0]) if len(windows) == 1 else {}
         denoiser = self.denoiser({**constants, **single})
-        parts = [StepPart(denoiser, len(image), (height, width, w.stop - w.start)) for w in windows]
+        parts = [StepPart(denoiser, (height, width, w.stop - w.start)) for w in windows]
         return ClipDenoising(
             sampler=sampler,
             latents=latents,

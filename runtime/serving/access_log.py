@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from controlnext.runtime.serving.errors import refusal_of, stopped
 from controlnext.runtime.serving.metrics import Metrics, Outcome
+from controlnext.runtime.serving.request_ids import send_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +144,9 @@ class _Watch:
 
 
 async def _answer_stopped(send: Send) -> None:
-    message = "the server stopped before the request was done; repeat it later"
-    error = {"message": message, "type": "server_error", "param": None, "code": "stopping"}
-    headers = [(b"content-type", b"application/json"), (b"retry-after", b"5"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+    refusal = refusal_of(stopped())
+    refusal.headers = {**refusal.headers, "Connection": "close"}
+    await send_refusal(send, refusal)
 
 
 def _line(fields: MutableMapping[str, Any]) -> str:

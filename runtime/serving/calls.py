@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -13,6 +14,8 @@ from controlnext.runtime.serving.settings import ServerSettings
 
 MOST_CONTROLS = 8
 """Most controls that a request may have images for, before the bundle's own number is known."""
+_SEEDS = 2**32
+"""Number of seeds that differ."""
 _LONGEST_PROMPT = 32_000
 """As in OpenAI's API."""
 
@@ -83,6 +86,10 @@ class CommonCall(BaseModel):
             return None
         width, height = str(self.size).split("x")
         return int(width), int(height)
+
+    def chosen_seed(self) -> int:
+        """Return the seed that was given, or a random one."""
+        return secrets.randbelow(_SEEDS) if self.seed is None else self.seed
 
     def steps(self, family: Family, settings: ServerSettings) -> int:
         """Return the number of steps: the family's own by default, as far as the server allows it."""

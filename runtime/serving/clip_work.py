@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,9 +24,6 @@ from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.inline_images import decode_image
 from controlnext.runtime.serving.service import Service
 from controlnext.types import FloatArray
-
-_SEEDS = 2**32
-"""Number of seeds that differ."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class ClipWork:
         call.check(service.settings)
         self._service, self._call, self._files, self._path = service, call, files, path
         self.profile = service.choose(call.model, "video")
-        self.seed = secrets.randbelow(_SEEDS) if call.seed is None else call.seed
+        self.seed = call.chosen_seed()
         self.size, self.seconds = call.size or "auto", f"{call.seconds or 0:g}"
         self.steps = (0, call.steps(self.profile.family, service.settings))
         self._fps = DEFAULT_FPS

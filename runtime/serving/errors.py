@@ -94,6 +94,16 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     return _final(500, str(error), "failed")
 
 
+def stopping() -> StoppingError:
+    """Return the error of a request that comes too late: the server admits no more."""
+    return StoppingError("the server is about to stop; repeat the request later")
+
+
+def stopped() -> StoppingError:
+    """Return the error of a request that the server cancelled."""
+    return StoppingError("the server stopped before the request was done; repeat it later")
+
+
 def is_foreseen(error: BaseException) -> bool:
     """Return whether an error tells clients what it is; all others are bugs."""
     return isinstance(error, (HttpError, ControlNeXtError))

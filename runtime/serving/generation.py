@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from controlnext.errors import InputError, QueueFullError, StoppingError
+from controlnext.errors import InputError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.serving.errors import too_busy
+from controlnext.runtime.serving.errors import stopped, stopping, too_busy
 from controlnext.runtime.serving.service import Profile, Service
 
 Result = TypeVar("Result")
@@ -83,7 +83,7 @@ class Generation:
         except QueueFullError as error:
             raise self._busy(error) from error
         except InputError as error:
-            raise StoppingError("the server is about to stop; repeat the request later") from error
+            raise stopping() from error
 
     async def _outcome(self, future: Future[Any]) -> Any:
         try:
@@ -91,7 +91,7 @@ class Generation:
         except asyncio.CancelledError:
             if (own := asyncio.current_task()) and own.cancelling():
                 raise
-            raise StoppingError("the server stopped before the request was done; repeat it later") from None
+            raise stopped() from None
 
     def _busy(self, error: QueueFullError) -> Exception:
         return too_busy(error, self._profile.pace.seconds(error.waiting))

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import logging
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 Source = Callable[[], list[Image.Image]]
 """Decodes the control images of a request; called in a thread."""
 
-_SEEDS = 2**32
-"""Number of seeds that differ."""
-
 
 class ImageWork:
     """A request for images: checks its fields, and makes the answer, or the events of a stream.
@@ -46,7 +42,7 @@ class ImageWork:
         call.check(service.settings)
         self._service, self._call, self._source, self._kind = service, call, source, kind
         self._profile = service.choose(call.model, "image")
-        self._seed = secrets.randbelow(_SEEDS) if call.seed is None else call.seed
+        self._seed = call.chosen_seed()
         self._created = int(time.time())
         self._events: asyncio.Queue[list[ImageEvent] | None] = asyncio.Queue()
         self._facts = facts

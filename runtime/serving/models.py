@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from controlnext.errors import InputError, QueueFullError, StoppingError, UnknownModelError, WorkError
+from controlnext.errors import InputError, QueueFullError, UnknownModelError, WorkError
+from controlnext.runtime.serving.errors import stopping
 from controlnext.runtime.serving.loading import Load, Model, ServedBundle, check_bundle, load_model
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.settings import MIB, ServerSettings
@@ -136,7 +137,7 @@ class Models:
         """
         place = self._place(model)
         if self._draining:
-            raise _stopping()
+            raise stopping()
         try:
             found = await self._enter(place)
         except InputError as error:
@@ -155,7 +156,7 @@ class Models:
         """Cancel what runs or waits and close all models; one that is being loaded is closed once it is."""
         self._draining = self._closed = True
         for place in self._places.values():
-            _answer(place, _stopping())
+            _answer(place, stopping())
             if place.model:
                 await asyncio.to_thread(place.model.batcher.close, cancel=True)
         async with self._turn:
@@ -207,7 +208,7 @@ class Models:
             async with self._turn:
                 await self._make_room(place)
                 if self._closed:
-                    raise _stopping()
+                    raise stopping()
                 if place.queue:
                     await self._fill(place)
                     # what was measured may be more than the files that were counted before
@@ -260,7 +261,3 @@ def _answer(place: _Place, error: Exception) -> None:
     for granted in waiting:
         if not granted.done():
             granted.set_exception(error)
-
-
-def _stopping() -> StoppingError:
-    return StoppingError("the server is about to stop; repeat the request later")

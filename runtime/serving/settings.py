@@ -16,7 +16,7 @@ _POSITIVE = ("max_rows", "max_body", "max_pixels", "max_steps", "max_images", "m
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """The limits of the server, and how it logs.
+    """The limits of the server, and its keys.
 
     Args:
         max_rows: largest number of rows in a run of the denoiser (a guided image is two rows).
@@ -30,7 +30,6 @@ class ServerSettings:
         memory: GiB for the loaded bundles together; None: no limit.
         grace: seconds that running requests get to finish once the server has to stop.
         api_keys: the keys of which a request needs one; none: no key is needed.
-        log_prompts: whether the log of requests has their prompts.
 
     Raises:
         InputError: a value that is not accepted.
@@ -47,7 +46,6 @@ class ServerSettings:
     memory: float | None = None
     grace: float = 30.0
     api_keys: Sequence[str] = field(default=(), repr=False)
-    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", *_POSITIVE):
