@@ -72,6 +72,7 @@ def serve(
                 "whoever reaches %s may use it; require a key with `api_keys`", address_of(listener)
             )
         title = f"serving {', '.join(models.names())} on {address_of(listener)} (Ctrl-C stops)"
-        application = AccessLog(make_app(models, settings, metrics), metrics, prompts=log_prompts)
+        app = make_app(models, settings, metrics, local=is_local(listener))
+        application = AccessLog(app, metrics, prompts=log_prompts)
         on_ready = partial(print, title, flush=True)
         Server(application, models, listener, grace=grace, on_ready=on_ready).run()

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from threading import Condition, current_thread
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from controlnext.closeable import Closeable
 from controlnext.errors import ControlNeXtError, InputError, QueueFullError
@@ -114,8 +114,7 @@ class Batcher(Closeable):
             refused.set_exception(error)
             return refused
         with self._changed:
-            if self._closed:
-                raise InputError("the batcher is closed; make another")
+            self._check_open()
             self._forget_cancelled()
             if len(self._running) >= self._max_rows and len(self._waiting) >= self._max_waiting:
                 raise QueueFullError(len(self._waiting))
@@ -144,10 +143,18 @@ class Batcher(Closeable):
             worker.stop()
         atexit.unregister(self._end)
 
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(cancel=error is not None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("the batcher is closed; make another")
 
     def _end(self) -> None:
         self.close(cancel=True)

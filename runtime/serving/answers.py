@@ -161,10 +161,11 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _MEANINGS = {
     400: "The request has a mistake; param names the field.",
     401: "The key is missing or wrong.",
-    403: "The page of another site asks.",
+    403: "The page of another site asks, or by a name that is not this server's.",
     404: "There is nothing of that name.",
     409: "It is not done yet.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     429: "The queue is full; Retry-After says when to come again.",
     500: "The work failed.",
     503: "The server does not admit requests now; Retry-After says when to come again.",

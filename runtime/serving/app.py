@@ -29,8 +29,11 @@ from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.runtime.serving.videos import video_routes
 
 
-def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> FastAPI:
-    """Return the application that serves ``models``; who runs it loads the models and closes them."""
+def make_app(models: Models, settings: ServerSettings, metrics: Metrics, *, local: bool = False) -> FastAPI:
+    """Return the application that serves ``models``; who runs it loads the models and closes them.
+
+    ``local``: only this machine reaches it, which helps to tell pages of other sites from its own.
+    """
     service = Service(models, settings, metrics)
     clips = ClipJobs(service)
 
@@ -50,7 +53,7 @@ def make_app(models: Models, settings: ServerSettings, metrics: Metrics) -> Fast
     )
     # the last one added is the first that a request passes
     app.add_middleware(BodyLimit, most=settings.max_body)
-    app.add_middleware(Keys, keys=settings.api_keys)
+    app.add_middleware(Keys, keys=settings.api_keys, local=local)
     app.add_middleware(RequestIds)
     _add_handlers(app)
     # for the description of the routes alone: Keys checks before a body is read
@@ -97,4 +100,4 @@ def _of_http(request: Request, error: HTTPException) -> HttpError:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"there is no route {here}; the path accepts {allowed}"
         return HttpError(405, message, code="method_not_allowed", headers=error.headers or {})
-    return HttpError(error.status_code, str(error.detail), headers=error.headers or {})
+    return HttpError(error.status_code, str(error.detail), code="invalid_body", headers=error.headers or {})

@@ -39,7 +39,12 @@ class Form:
         for name in self.files:
             if name not in files:
                 what = "is a file; send it as text" if name in known else "is not a file of this route"
-                raise HttpError(400, f"{shortened(name)} {what}; files: {', '.join(files)}", param=name)
+                raise HttpError(
+                    400,
+                    f"{shortened(name)} {what}; files: {', '.join(files)}",
+                    param=name,
+                    code="invalid_value",
+                )
         for name in files:
             if name in self.fields:
                 raise HttpError(400, f"{name} is text; send it as a file", param=name, code="invalid_value")
@@ -59,6 +64,7 @@ async def read_json(request: Request, model: type[Fields]) -> Fields:
 
     Raises :class:`HttpError` for another body, and for a field that is not accepted.
     """
+    _check_encoding(request)
     if _kind(request) != "application/json":
         raise _other_body(request, "JSON (application/json)")
     try:
@@ -72,6 +78,7 @@ async def read_form(request: Request, most: int) -> Form:
 
     A name may end in ``[]``, as OpenAI's client sends lists. Raises :class:`HttpError` for another body.
     """
+    _check_encoding(request)
     if not is_form(request):
         raise _other_body(request, "a form (multipart/form-data)")
     form = Form()
@@ -108,6 +115,14 @@ def _body(kind: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_encoding(request: Request) -> None:
+    """Raise :class:`HttpError` for a compressed body: its size in memory would have no limit."""
+    given = request.headers.get("content-encoding", "identity").strip().lower()
+    if given != "identity":
+        message = f"Content-Encoding is {shortened(given)}; send the body as it is, without one"
+        raise HttpError(415, message, code="invalid_body")
 
 
 def _other_body(request: Request, accepted: str) -> HttpError:

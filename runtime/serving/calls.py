@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from controlnext.errors import InputError
 from controlnext.families import Family
@@ -78,6 +86,16 @@ class CommonCall(BaseModel):
     control_start: Ratio | None = Field(None, description="Part of the run at which the control begins.")
     control_end: Ratio | None = Field(None, description="Part of the run at which the control ends.")
     user: Text | None = Field(None, description="Accepted for OpenAI's clients; not used.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false as numbers, for which Python and pydantic take them."""
+        if isinstance(value, bool) and bool not in get_args(
+            cls.model_fields[str(info.field_name)].annotation
+        ):
+            raise ValueError("give a value that is neither true nor false")
+        return value
 
     @property
     def width_and_height(self) -> tuple[int, int] | None:

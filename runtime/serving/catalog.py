@@ -37,11 +37,13 @@ def health_routes(models: Models) -> APIRouter:
     """Return the routes that tell of the server's health; they need no key."""
     router = APIRouter()
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live", tags=["probes"])
     async def live() -> HealthAnswer:
         """Answer as long as the server runs."""
         return HealthAnswer(status="ok")
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready", tags=["probes"], responses={503: {"model": HealthAnswer}})
     async def ready() -> Response:
         """Answer with 200 while requests are admitted: the first bundle is loaded, and nothing stops."""

@@ -66,6 +66,11 @@ def control_clip(
                 argument=FIELD,
             ) from error
     clip = InlineFrames(contents, change, max_pixels)
-    # a mistake shows before the request waits
-    clip[0]
+    try:
+        # a mistake shows before the request waits
+        clip[0]
+    except InputError as error:
+        if len(contents) > 1:
+            raise
+        raise InputError(f"{error}; or give one video: MP4, WebM or GIF", argument=FIELD) from error
     return clip

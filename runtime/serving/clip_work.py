@@ -47,6 +47,7 @@ class ClipWork:
 
     def __init__(self, service: Service, call: ClipFields, files: ClipUploads, path: Path) -> None:
         call.check(service.settings)
+        _check_uploads(files)
         self._service, self._call, self._files, self._path = service, call, files, path
         self.profile = service.choose(call.model, "video")
         self.seed = call.chosen_seed()
@@ -77,17 +78,7 @@ class ClipWork:
 
     def _arguments(self, pipe: Pipeline) -> dict[str, Any]:
         call, settings = self._call, self._service.settings
-        if len(self._files.image) != 1:
-            raise InputError(
-                f"there are {len(self._files.image)} images to begin with; give one",
-                argument="input_reference",
-            )
         image = decode_image("input_reference", self._files.image[0], settings.max_pixels)
-        if not self._files.control:
-            raise InputError(
-                "no control clip was given; send control_clip: a video, or an image for every frame",
-                argument="control_clip",
-            )
         clip = control_clip(
             self._files.control, call.preprocess, settings.max_frames, settings.max_pixels, self._opened
         )
@@ -144,6 +135,20 @@ class ClipWork:
         """Remove the files that the clip was made of."""
         self._opened.close()
         self._files = ClipUploads((), ())
+
+
+def _check_uploads(files: ClipUploads) -> None:
+    """Raise :class:`InputError` unless there is one image and something to control the clip with."""
+    if len(files.image) != 1:
+        raise InputError(
+            f"there are {len(files.image)} images to begin with; send one as input_reference",
+            argument="input_reference",
+        )
+    if not files.control:
+        raise InputError(
+            "no control clip was given; send control_clip: a video, or an image for every frame",
+            argument="control_clip",
+        )
 
 
 def _fps(fps: float | Fraction) -> Fraction:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controlnext.runtime.serving.errors import HttpError
+from controlnext.runtime.serving.errors import HttpError, shortened
 from controlnext.runtime.serving.request_ids import send_refusal
 
 KEYED = ("/v1/", "/metrics")
@@ -19,12 +21,13 @@ class Keys:
     """An ASGI middleware that lets requests pass with one of ``keys``.
 
     Without keys it lets all pass but those that the page of another site makes a browser send: what listens
-    on this machine alone is in their reach too.
+    on this machine alone is in their reach too. ``local``: only this machine reaches the server. Its browsers
+    then know it by an address or as localhost; a name that somebody has point here is refused.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], local: bool) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys, self._local = [key.encode() for key in keys], local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 401."""
@@ -40,13 +43,21 @@ class Keys:
             kind, _, key = headers.get("authorization", "").partition(" ")
             known = kind.lower() == "bearer" and self._known(key.strip().encode())
             return None if known else _unauthorized(bool(key))
-        if headers.get("sec-fetch-site") == "cross-site":
-            message = (
-                "the page of another site made this request, which a server without keys refuses; use the"
-                " server's own page, or give the server keys"
-            )
-            return HttpError(403, message, kind="permission_error", code="cross_site")
+        host = headers.get("host", "")
+        if headers.get("sec-fetch-site") == "cross-site" or not self._is_own_page(
+            headers.get("origin"), host
+        ):
+            return _forbidden("the page of another site made this request", "use the server's own page")
+        if self._local and not _is_own_name(host):
+            return _forbidden(f"Host is {shortened(host)}", "use 127.0.0.1 or localhost")
         return None
+
+    def _is_own_page(self, origin: str | None, host: str) -> bool:
+        """Return whether no page, that of this server or another one of this machine makes a request."""
+        if origin is None:
+            return True
+        page = origin.partition("://")[2]
+        return page == host or (self._local and _is_own_name(page))
 
     def _known(self, given: bytes) -> bool:
         """Return whether a key is known; the time tells neither which nor how much of it is right."""
@@ -94,6 +105,20 @@ class BodyLimit:
 
 class _TooLargeError(Exception):
     """A body that is too large was read so far; ends what reads it."""
+
+
+def _is_own_name(host: str) -> bool:
+    """Return whether a host, with or without port, is an address or localhost."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False
+
+
+def _forbidden(problem: str, remedy: str) -> HttpError:
+    message = f"{problem}, which a server without keys refuses; {remedy}, or give the server keys"
+    return HttpError(403, message, kind="permission_error", code="cross_site")
 
 
 def _unauthorized(given: bool) -> HttpError:

@@ -29,7 +29,7 @@ ANSWERS = {
         "description": "The images; with stream the events of their making, each with one image.",
         "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _EVENT}},
     },
-    **errors(400, 404, 413, 429, 503, 507),
+    **errors(400, 404, 413, 415, 429, 503, 507),
 }
 
 
@@ -59,9 +59,8 @@ def image_routes(service: Service) -> APIRouter:
         """Make images of a prompt and control images that are files."""
         form = await read_form(request, service.settings.max_body)
         if "mask" in form.files or "mask" in form.fields:
-            raise HttpError(
-                400, "mask is not accepted: this server does not inpaint; remove it", param="mask"
-            )
+            message = "mask is not accepted: this server does not inpaint; remove it"
+            raise HttpError(400, message, param="mask", code="invalid_value")
         call = form.parse(ImageFields, "image")
         source = partial(_opened, form.files.get("image", []), service.settings.max_pixels)
         return await _answer(request, service, call, source, "image_edit", EDIT_FIELDS)

@@ -55,10 +55,12 @@ def add_page(app: FastAPI) -> None:
     files = {path.name: _read(path) for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES}
     router = APIRouter(include_in_schema=False)
 
+    @router.head("/")
     @router.get("/")
     async def index(request: Request) -> Response:
         return _answer(files[INDEX], request)
 
+    @router.head("/page/{file}")
     @router.get("/page/{file}")
     async def page_file(file: str, request: Request) -> Response:
         if file not in files:

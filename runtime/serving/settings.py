@@ -11,7 +11,18 @@ from controlnext.runtime.request import is_finite, is_integer
 
 MIB, GIB = 1 << 20, 1 << 30
 
-_POSITIVE = ("max_rows", "max_body", "max_pixels", "max_steps", "max_images", "max_size", "max_frames")
+_LEAST = {
+    "max_rows": 1,
+    "max_waiting": 0,
+    "max_body": 1,
+    "max_pixels": 1,
+    "max_steps": 1,
+    "max_images": 1,
+    # every family makes something of this size
+    "max_size": 16,
+    "max_frames": 1,
+}
+"""The least value of each limit."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,8 @@ class ServerSettings:
     api_keys: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_waiting", *_POSITIVE):
-            value, least = getattr(self, name), int(name in _POSITIVE)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
             if not is_integer(value) or value < least:
                 raise InputError(
                     f"{name} is {value!r}; it must be an integer of at least {least}", argument=name

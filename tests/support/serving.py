@@ -71,7 +71,7 @@ def serve(
     """Serve bundles; the first one is loaded before the block begins."""
     metrics, listener = Metrics(), open_listener("127.0.0.1", 0)
     models = Models(bundles, settings, load, metrics)
-    app = make_app(models, settings, metrics)
+    app = make_app(models, settings, metrics, local=True)
     server = uvicorn.Server(uvicorn.Config(AccessLog(app, metrics), log_config=None, access_log=False))
     loop = asyncio.new_event_loop()
 

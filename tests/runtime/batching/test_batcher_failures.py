@@ -165,6 +165,8 @@ def test_closing_finishes_what_was_submitted(warm: Pipeline) -> None:
     assert futures[4].result().latents.shape == (1, 4, HEIGHT // 8, WIDTH // 8)
     with pytest.raises(InputError, match="the batcher is closed"):
         batcher.submit(**arguments())
+    with pytest.raises(InputError, match="the batcher is closed"), batcher:
+        pass
     batcher.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import logging
 import socket
@@ -125,6 +126,14 @@ def test_the_size_of_the_control_image_is_limited_too(site: Site) -> None:
     assert site.http.post(ROUTE, json=image_call(control_image=large, size="64x16")).status_code == 200
 
 
+@pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/videos"])
+def test_a_compressed_body(site: Site, route: str) -> None:
+    """What it would become in memory has no limit."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    error = site.refused(415, "POST", route, content=gzip.compress(b"{}"), headers=headers)
+    assert error["code"] == "invalid_body"
+
+
 def test_no_path_or_url_is_opened(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "control.png"
     path.write_bytes(file_of(drawing(1, 24, 16)))
@@ -160,6 +169,9 @@ def test_probes_and_the_page_need_no_key(site: Site) -> None:
     headers = {"Authorization": ""}
     for path in ("/", "/health/live", "/health/ready", "/openapi.json"):
         assert site.http.get(path, headers=headers).status_code == 200
+    for path in ("/", "/health/live", "/health/ready", "/page/page.js"):
+        answer = site.http.head(path, headers=headers)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 def test_a_client_without_a_key_need_not_be_heard(site: Site) -> None:

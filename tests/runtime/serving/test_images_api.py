@@ -140,15 +140,6 @@ def test_images_are_read_as_the_pipeline_reads_them(site: Site, alone: Pipeline,
     assert same([answer["data"][0]["b64_json"]], alone, control_image=Image.open(io.BytesIO(content)))
 
 
-def test_a_page_of_another_site_may_ask_nothing(site: Site) -> None:
-    """It could make a browser send a form to this machine."""
-    form = {"data": {"prompt": "a"}, "files": {"image": file_of(CONTROL)}}
-    error = site.refused(403, "POST", EDITS, headers={"Sec-Fetch-Site": "cross-site"}, **form)
-    assert error["code"] == "cross_site"
-    headers = {"Sec-Fetch-Site": "same-origin"}
-    assert site.http.post(EDITS, headers=headers, **form).status_code == 200
-
-
 def test_a_preprocessor(site: Site, alone: Pipeline) -> None:
     answer = site.http.post(ROUTE, json=image_call(preprocess="canny")).json()
     assert same([answer["data"][0]["b64_json"]], alone, control_image=preprocess("canny", CONTROL))

@@ -22,6 +22,8 @@ REFUSED = [
     ({"contol_scale": 1}, "contol_scale", "did you mean control_scale?"),
     ({"lora": "x"}, "lora", "there is no field lora; accepted: model, size"),
     ({"n": 0}, "n", "n is 0; input should be greater than or equal to 1"),
+    ({"n": True}, "n", "n is True; give a value that is neither true nor false"),
+    ({"control_scale": True}, "control_scale", "neither true nor false"),
     ({"n": 5}, "n", "n is 5; this server makes at most 4"),
     ({"n": "many"}, "n", "n is 'many'"),
     ({"num_inference_steps": 21}, "num_inference_steps", "this server takes at most 20"),

@@ -17,6 +17,7 @@ from controlnext.runtime.serving.settings import ServerSettings, read_keys
         ("max_rows", 0, "integer of at least 1"),
         ("max_waiting", -1, "integer of at least 0"),
         ("max_steps", 1.5, "integer of at least 1"),
+        ("max_size", 3, "integer of at least 16"),
         ("max_body", True, "integer of at least 1"),
         ("memory", 0, "positive number of GiB"),
         ("memory", float("nan"), "positive number of GiB"),

@@ -187,7 +187,8 @@ def test_a_clip_that_fails(site: Site, held: Engines) -> None:
     ("fields", "files", "param", "message"),
     [
         ({}, FILES[:1], "control_clip", "no control clip was given"),
-        ({}, FILES[1:], "input_reference", "give one"),
+        ({}, FILES[1:], "input_reference", "send one"),
+        ({}, [*FILES[:1], ("mask", b"x")], "mask", "mask is not a file of this route"),
         ({"num_frames": 7}, FILES, "num_frames", "this server takes at most 6"),
         ({"seconds": 9}, FILES, "seconds", "this server makes at most 6"),
         ({"seconds": 1, "num_frames": 1}, FILES, "seconds", "remove one"),
@@ -195,7 +196,7 @@ def test_a_clip_that_fails(site: Site, held: Engines) -> None:
         ({"frames": 2}, FILES, "frames", "there is no field frames"),
         ({}, FILES + FILES[1:] * 2, "num_frames", "this server makes at most 6"),
         ({"preprocess": "none"}, FILES, "preprocess", "unknown preprocessor"),
-        ({}, [FILES[0], ("control_clip", b"#EXTM3U")], "control_clip", "is not an image that is read here"),
+        ({}, [FILES[0], ("control_clip", b"#EXTM3U")], "control_clip", "or give one video: MP4, WebM"),
         ({}, [FILES[0], ("control_clip", b"GIF89a")], "control_clip", "cannot be read as a video"),
         ({}, [FILES[0], ("control_clip", file_of(drawing(1, 72, 72)))], "control_clip", "72 x 72 pixels"),
         ({"size": "17x16"}, FILES, "size", "width is 17; height and width must be multiples of 8"),
