@@ -1,0 +1,53 @@
+"""Options of the commands that run on a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from controlnext.runtime.ray_cluster import LOCAL
+
+PANEL = "Ray"
+_FLAG = "--ray"
+_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+")
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        _FLAG,
+        metavar="[ADDRESS]",
+        help="Run on the Ray cluster at ADDRESS (host:port, ray://host:port, auto); without ADDRESS on one that"
+        " is started here.",
+        show_default="in this process",
+        rich_help_panel=PANEL,
+    ),
+]
+Replicas = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|MIN:MAX",
+        help="Number of replicas, each a pipeline of its own; with MIN:MAX as many as the load needs.",
+        show_default="1",
+        rich_help_panel=PANEL,
+    ),
+]
+
+
+class RayCommand(TyperCommand):
+    """A command whose option ``--ray`` may stand without its value: then a cluster is started here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give a bare ``--ray`` the value that it stands for, then parse as ever."""
+        given: list[str] = []
+        for number, argument in enumerate(args):
+            given.append(argument)
+            if argument == "--":
+                given += args[number + 1 :]
+                break
+            following = args[number + 1] if number + 1 < len(args) else ""
+            if argument == _FLAG and not _ADDRESS.fullmatch(following):
+                given.append(LOCAL)
+        return super().parse_args(ctx, given)

@@ -1,0 +1,85 @@
+"""The Ray cluster: joined at an address, or started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from controlnext.errors import InputError, WorkError
+from controlnext.optional import extra
+from controlnext.runtime.request import is_integer
+
+_PATIENCE = 10
+"""Seconds for a cluster to answer."""
+LOCAL = "local"
+"""In place of an address: a cluster of this machine alone, which ends with the process."""
+
+
+@dataclass(frozen=True)
+class ReplicaRange:
+    """How many copies of a pipeline there are: at least ``least``, at most ``most``."""
+
+    least: int = 1
+    most: int = 1
+
+    def __post_init__(self) -> None:
+        if not (is_integer(self.least) and is_integer(self.most) and 1 <= self.least <= self.most):
+            raise InputError(
+                f"replicas is {self.least}:{self.most}; give N, or MIN:MAX with 1 <= MIN <= MAX",
+                argument="replicas",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> ReplicaRange:
+        """Return the range that ``"N"`` or ``"MIN:MAX"`` stands for; raise :class:`InputError` otherwise."""
+        parts = text.split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
+            raise InputError(
+                f"replicas is {text!r}; give N, or MIN:MAX, such as 2 or 1:4", argument="replicas"
+            )
+        return cls(int(parts[0]), int(parts[-1]))
+
+
+def join_cluster(address: str) -> Any:
+    """Join the Ray cluster at ``address`` (``"host:port"``, ``"ray://host:port"`` or ``"auto"``), or start one
+    of this machine alone (``"local"``); return Ray's module.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        InputError: there is no cluster at the address.
+        WorkError: none can be started here.
+    """
+    # a cluster that was not asked for it tells nobody that it was started
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # devices are shown to workers that ask for none: those without a GPU choose the processor themselves
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with extra("ray"):
+        import ray
+    try:
+        _check_reachable(address)
+        ray.init(
+            address=address, namespace="controlnext", logging_level=logging.WARNING, include_dashboard=None
+        )
+    except Exception as error:  # of many classes, those of gRPC and of the raylet's start among them
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if address == LOCAL:
+            raise WorkError(f"no Ray cluster can be started here: {reason}") from error
+        raise InputError(
+            f"there is no Ray cluster at {address!r} ({reason}); give host:port, ray://host:port or auto, or"
+            f" {LOCAL} to start one here",
+            argument="ray",
+        ) from error
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Raise :class:`OSError` where nobody listens: Ray itself tries again for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+        except (ValueError, OverflowError) as error:
+            raise OSError("the port is not a number of at most 65535") from error
