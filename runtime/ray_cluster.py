@@ -44,8 +44,9 @@ class ReplicaRange:
 
 
 def join_cluster(address: str) -> Any:
-    """Join the Ray cluster at ``address`` (``"host:port"``, ``"ray://host:port"`` or ``"auto"``), or start one
-    of this machine alone (``"local"``); return Ray's module.
+    """Join the Ray cluster at ``address``, or start one of this machine alone; return Ray's module.
+
+    ``address``: ``"host:port"``, ``"ray://host:port"``, ``"auto"``, or ``"local"``, which starts one.
 
     Raises:
         MissingDependencyError: Ray is not installed.

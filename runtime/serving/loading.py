@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.format import graph_files
 from controlnext.closeable import Closeable
-from controlnext.errors import EngineError, InputError
+from controlnext.errors import EngineError, InputError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.observer import Observer
 from controlnext.runtime.pipelines.base import Pipeline
@@ -74,6 +74,12 @@ class Model(Closeable):
     def task(self) -> str:
         """The kind of its results: ``"image"`` or ``"video"``."""
         return self.bundle.task
+
+    def probe(self) -> None:
+        """Take one step, beside the others; raise what it raises."""
+        step: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+        with suppress(EngineError, QueueFullError):
+            self.batcher.submit(**_black_call(self.pipe, _LARGEST_ON_CPU), **step).result()
 
     def close(self) -> None:
         """Cancel what runs and close the engines."""

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from controlnext.errors import InputError, QueueFullError, UnknownModelError, WorkError
-from controlnext.runtime.serving.errors import stopping
+from controlnext.runtime.serving.errors import is_failure, stopping
 from controlnext.runtime.serving.loading import Load, Model, ServedBundle, check_bundle, load_model
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.settings import MIB, ServerSettings
@@ -37,6 +37,8 @@ class _Place:
     used: int = 0
     """The turn of the last use: the lowest is the least recently used."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    suspect: bool = False
+    """Whether the last request failed, and not by its own fault."""
     queue: list[asyncio.Future[Model]] = field(default_factory=list)
     """Those who wait for the model to be loaded."""
     loading: asyncio.Task[None] | None = None
@@ -145,8 +147,32 @@ class Models:
             raise WorkError(f"the model {model} cannot be loaded: {error}") from error
         try:
             yield found
+        except Exception as error:
+            place.suspect = place.suspect or is_failure(error)
+            raise
+        else:
+            place.suspect = False
         finally:
             self._leave(place)
+
+    async def check(self) -> None:
+        """Take a step with each model whose last request failed; raise what the step raises."""
+        for place in self._places.values():
+            if place.suspect and place.model and not place.closing:
+                model = self._count(place, place.model)
+                try:
+                    await asyncio.to_thread(model.probe)
+                    place.suspect = False
+                finally:
+                    self._leave(place)
+
+    async def release(self, model: str) -> None:
+        """Close a model once nobody uses it; when it is asked for, it is loaded again."""
+        place = self._place(model)
+        async with self._turn:
+            if place.model and not place.queue:
+                place.closing = True
+                await self._close(place)
 
     def drain(self) -> None:
         """Admit no more requests; those that were admitted go on."""
