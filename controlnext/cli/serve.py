@@ -103,4 +103,11 @@ def _serve_here(
         app = make_app(models, settings, metrics, local=is_local(listener))
         application = AccessLog(app, metrics, prompts=log_prompts)
         on_ready = partial(print, title, flush=True)
-        Server(application, models, listener, grace=settings.grace, on_ready=on_ready).run()
+        Server(
+            application,
+            models,
+            listener,
+            grace=settings.grace,
+            on_ready=on_ready,
+            on_abort=app.state.remove_files,
+        ).run()

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from controlnext.errors import QueueFullError
 from controlnext.runtime.cluster.exchange import carried
 from controlnext.runtime.cluster.merged_metrics import merged
-from controlnext.runtime.cluster.reply import Reply, body_of, unavailable, until_left
+from controlnext.runtime.cluster.reply import ReplicaReply, body_of, unavailable, until_left
 from controlnext.runtime.serving.errors import HttpError, too_busy
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.request_ids import send_refusal
@@ -71,7 +71,7 @@ class Elsewhere:
         model = (found[1] or found[2]).decode("utf-8", "replace") if found else ""
         chosen = self._replicas.options(stream=True, method_name="answer", multiplexed_model_id=model)
         left = asyncio.create_task(until_left(receive))
-        reply = Reply(scope, send)
+        reply = ReplicaReply(scope, send)
         try:
             for pause in (*_PAUSES, None):
                 try:
@@ -97,7 +97,7 @@ class Elsewhere:
         if not answers:
             raise unavailable()
         answers.sort(key=lambda messages: messages[0]["status"] == 404)
-        reply = Reply(scope, send)
+        reply = ReplicaReply(scope, send)
         for message in answers[0]:
             await reply.send(message)
 

@@ -18,7 +18,7 @@ _LATER = 5
 """Seconds after which another replica may be there."""
 
 
-class Reply:
+class ReplicaReply:
     """Passes the messages of a replica on to the client."""
 
     def __init__(self, scope: Scope, send: Send) -> None:

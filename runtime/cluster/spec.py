@@ -1,4 +1,4 @@
-"""What is served on a cluster and how, as data that every node and Serve's configuration file can read."""
+"""The bundles that a cluster serves and how, as data for every node and for Serve's configuration file."""
 
 from __future__ import annotations
 

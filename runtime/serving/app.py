@@ -41,7 +41,8 @@ def make_app(
     """Return the application that serves ``models``; who runs it loads the models and closes them.
 
     ``local``: only this machine reaches it, which helps to tell pages of other sites from its own.
-    ``elsewhere``: an ASGI middleware that has some of the requests answered elsewhere.
+    ``elsewhere``: an ASGI middleware that has some of the requests answered elsewhere. Its
+    ``state.remove_files`` removes the files that it has made, for a process that ends at once.
     """
     service = Service(models, settings, metrics)
     clips = ClipJobs(service)
@@ -60,6 +61,7 @@ def make_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
+    app.state.remove_files = clips.remove_files
     # the last one added is the first that a request passes
     if elsewhere is not None:
         app.add_middleware(elsewhere)

@@ -31,6 +31,8 @@ class _Place:
     bundle: ServedBundle
     size: int
     """Bytes that the model takes: the size of its files until it was loaded once."""
+    measured: int = 0
+    """The most that loading it took."""
     model: Model | None = None
     closing: bool = False
     users: int = 0
@@ -144,7 +146,8 @@ class Models:
             found = await self._enter(place)
         except InputError as error:
             # a bundle that was damaged meanwhile is no mistake of the request
-            raise WorkError(f"the model {model} cannot be loaded: {error}") from error
+            logger.error("%s cannot be loaded: %s", model, error)
+            raise WorkError(f"the model {model} cannot be loaded; the server's log has the reason") from error
         try:
             yield found
         except Exception as error:
@@ -249,7 +252,9 @@ class Models:
         name, started = place.bundle.name, time.monotonic()
         load = partial(load_model, place.bundle, self._load, self._settings, self._metrics.observer(name))
         model = await asyncio.get_running_loop().run_in_executor(self._worker, load)
-        place.model, place.size = model, model.memory
+        # loaded again it takes memory that others gave back: then its growth says too little
+        place.measured = max(place.measured, model.memory)
+        place.model, place.size = model, place.measured
         seconds, size = time.monotonic() - started, model.memory / MIB
         logger.info("loaded %s in %.1f s: %s, %.0f MiB", name, seconds, model.pipe.backend, size)
         waiting, place.queue = place.queue, []

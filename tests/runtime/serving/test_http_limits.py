@@ -126,6 +126,13 @@ def test_the_size_of_the_control_image_is_limited_too(site: Site) -> None:
     assert site.http.post(ROUTE, json=image_call(control_image=large, size="64x16")).status_code == 200
 
 
+def test_an_image_that_is_far_longer_than_wide(site: Site) -> None:
+    """To scale it down would hold up all threads."""
+    thin = text_of(Image.new("L", (1, 20_000)))
+    error = site.refused(400, "POST", ROUTE, json=image_call(control_image=thin))
+    assert "control_image has 1 x 20000 pixels; this server takes at most 16384" in error["message"]
+
+
 @pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/videos"])
 def test_a_compressed_body(site: Site, route: str) -> None:
     """What it would become in memory has no limit."""
