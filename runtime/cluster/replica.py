@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from starlette.types import Message
 
+from controlnext.errors import ControlNeXtError
 from controlnext.runtime.cluster.exchange import answer
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.app import make_app
@@ -42,12 +43,14 @@ class Replica:
         await self._models.start()
         self._opened.push_async_callback(self._models.close)
         most = most_models(self._models, spec.settings.memory_bytes)
-        self._hold = serve.multiplexed(max_num_models_per_replica=most)(self._load)
+        self._hold = serve.multiplexed(max_num_models_per_replica=most)(_loader(self._models))
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
         """Yield the messages of the answer to a request; see :func:`answer`."""
-        if name := serve.get_multiplexed_model_id():
-            await self._hold(name)
+        if (name := serve.get_multiplexed_model_id()) in self._models.names():
+            # what is wrong with a model, the application tells
+            with suppress(ControlNeXtError):
+                await self._hold(name)
         messages = answer(self._app, scope, body)
         try:
             async for some in messages:
@@ -72,10 +75,6 @@ class Replica:
         if opened := self.__dict__.pop("_opened", None):
             await opened.aclose()
 
-    async def _load(self, name: str) -> HeldModel:
-        async with self._models.use(name):
-            return HeldModel(self._models, name)
-
 
 class HeldModel:
     """A model that Serve knows this replica to have; Serve deletes the one that it asked for longest ago."""
@@ -87,6 +86,16 @@ class HeldModel:
     def __del__(self) -> None:
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._models.release(self._name), self._loop)
+
+
+def _loader(models: Models) -> Callable[[str], Awaitable[HeldModel]]:
+    """Return what loads a model by name; Serve keeps its list of them on this function."""
+
+    async def load(name: str) -> HeldModel:
+        async with models.use(name):
+            return HeldModel(models, name)
+
+    return load
 
 
 def most_models(models: Models, memory: float) -> int:
