@@ -11,6 +11,7 @@ from controlnext.runtime.cluster.elsewhere import FRONT, REPLICA
 from controlnext.runtime.cluster.front import Front
 from controlnext.runtime.cluster.replica import Replica
 from controlnext.runtime.cluster.spec import ClusterSpec
+from controlnext.runtime.serving.loading import Load
 
 BUILDER = f"{__name__}:build"
 """Where Serve's configuration files find :func:`build`."""
@@ -34,8 +35,12 @@ def build(args: dict[str, Any]) -> Application:
 
     Raises :class:`InputError` for arguments that are not accepted.
     """
-    spec = ClusterSpec.read(args)
-    replicas = serve.deployment(Replica, name=REPLICA, **replica_options(spec)).bind(spec.fields())
+    return application(ClusterSpec.read(args))
+
+
+def application(spec: ClusterSpec, load: Load | None = None) -> Application:
+    """Return the application that Serve runs; ``load``: opens the pipelines in place of the spec's own."""
+    replicas = serve.deployment(Replica, name=REPLICA, **replica_options(spec)).bind(spec.fields(), load)
     front = serve.deployment(serve.ingress()(Front), name=FRONT, **front_options(spec))
     return front.bind(spec.fields(), replicas)
 

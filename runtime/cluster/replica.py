@@ -15,6 +15,7 @@ from controlnext.errors import ControlNeXtError
 from controlnext.runtime.cluster.exchange import answer
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.app import make_app
+from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.log_format import write_worker_log
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
@@ -25,17 +26,18 @@ class Replica:
 
     Args:
         fields: those of a :class:`ClusterSpec`.
+        load: opens the pipeline of a bundle in place of :meth:`ClusterSpec.load`.
 
     Raises:
         ControlNeXtError: the bundles cannot be served. Serve then says that the deployment failed.
     """
 
-    async def __init__(self, fields: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, fields: dict[str, Any], load: Load | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         spec = ClusterSpec.read(fields)
         write_worker_log(as_json=spec.log_json, prompts=spec.log_prompts)
         self._metrics = Metrics()
         bundles = [Path(bundle) for bundle in spec.bundles]
-        self._models = Models(bundles, spec.settings, spec.load(), self._metrics)
+        self._models = Models(bundles, spec.settings, load or spec.load(), self._metrics)
         # whoever comes here has shown its key to the front
         self._app = make_app(self._models, spec.settings, self._metrics)
         self._opened = AsyncExitStack()

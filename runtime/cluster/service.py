@@ -17,9 +17,10 @@ import yaml
 from controlnext.bundle.files import new_file
 from controlnext.errors import InputError, WorkError
 from controlnext.processor import usable_cores
-from controlnext.runtime.cluster.deployment import BUILDER, build
+from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, join_cluster
+from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.server import is_local, open_listener
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,11 @@ def threads_of_replica(threads: int | None, replicas: ReplicaRange, *, local: bo
 
 
 @contextmanager
-def served(spec: ClusterSpec, address: str, host: str, port: int) -> Iterator[str]:
+def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | None = None) -> Iterator[str]:
     """Serve on the cluster at ``address`` within the block; yield the URL, once the first bundle is loaded.
 
     The proxies listen at ``host`` and ``port`` of every node, those of a cluster that serves already where
-    they do.
+    they do. ``load``: opens the pipelines in place of the spec's own.
 
     Raises:
         InputError: there is no such cluster, the address cannot be had, or the device is not known.
@@ -66,8 +67,8 @@ def served(spec: ClusterSpec, address: str, host: str, port: int) -> Iterator[st
         where = "HeadOnly" if address == LOCAL else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
         try:
-            serve.run(build(spec.fields()), name=NAME, route_prefix="/", logging_config=_QUIET)
-            yield f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            serve.run(application(spec, load), name=NAME, route_prefix="/", logging_config=_QUIET)
+            yield _address(serve, host, port)
         except RuntimeError as error:
             raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
         finally:
@@ -105,7 +106,7 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
             "device is auto, and a configuration is for machines that are not known here; give cpu or cuda",
             argument="device",
         )
-    application = {
+    described = {
         "name": NAME,
         "route_prefix": "/",
         "import_path": BUILDER,
@@ -115,10 +116,19 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
         "logging_config": _QUIET,
-        "applications": [application],
+        "applications": [described],
     }
     with new_file(path) as file:
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _address(serve: Any, host: str, port: int) -> str:
+    """Return the URL at which the proxies listen, those of a cluster that serves already where they did."""
+    found = serve.api._get_global_client().http_config
+    if found.port != port:
+        logger.warning("the cluster serves already, at port %d", found.port)
+    host = found.host or host
+    return f"http://[{host}]:{found.port}" if ":" in host else f"http://{host}:{found.port}"
 
 
 def _settled(spec: ClusterSpec, ray: Any) -> ClusterSpec:
@@ -130,8 +140,8 @@ def _settled(spec: ClusterSpec, ray: Any) -> ClusterSpec:
 
 def _reason(serve: Any, error: Exception) -> str:
     """Return the last line of what Serve says of the deployments that failed."""
-    application = serve.status().applications.get(NAME)
-    for deployment in application.deployments.values() if application else ():
+    status = serve.status().applications.get(NAME)
+    for deployment in status.deployments.values() if status else ():
         if str(deployment.status) == "DeploymentStatus.DEPLOY_FAILED" or "FAILED" in str(deployment.status):
             lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
             named = [line for line in lines if "controlnext.errors." in line]
