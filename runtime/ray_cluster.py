@@ -55,8 +55,8 @@ def join_cluster(address: str) -> Any:
     """
     # a cluster that was not asked for it tells nobody that it was started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # devices are shown to workers that ask for none: those without a GPU choose the processor themselves
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # a proxy that died is missed after three of these seconds: by default after 30
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     with extra("ray"):
         import ray
     try:

@@ -15,8 +15,6 @@ from controlnext.runtime.serving.loading import Load
 
 BUILDER = f"{__name__}:build"
 """Where Serve's configuration files find :func:`build`."""
-_FRONTS = 2
-"""Fronts of a service with several replicas: one of them may die."""
 _MOST_CONNECTIONS = 10_000
 """Most requests in one front; the limit of those that wait for a replica is another."""
 _SWIFT = {
@@ -75,7 +73,9 @@ def replica_options(spec: ClusterSpec) -> dict[str, Any]:
 def front_options(spec: ClusterSpec) -> dict[str, Any]:
     """Return the options of the front's deployment."""
     return {
-        "num_replicas": min(_FRONTS, spec.replicas.most),
+        "num_replicas": spec.fronts,
+        # a proxy prefers the front of its node: what one node has dies with it, and no other requests do
+        "max_replicas_per_node": 1,
         "max_ongoing_requests": _MOST_CONNECTIONS,
         "ray_actor_options": _resources(0, 0),
         "health_check_period_s": _PERIOD,

@@ -63,7 +63,8 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     from ray import serve
 
     try:
-        spec = replace(_settled(spec, ray), local=local)
+        alive = sum(node["Alive"] for node in ray.nodes())
+        spec = replace(_settled(spec, ray), fronts=alive, local=local)
         where = "HeadOnly" if address == LOCAL else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
         try:
