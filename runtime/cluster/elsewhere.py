@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from controlnext.errors import QueueFullError
 from controlnext.runtime.cluster.exchange import carried
 from controlnext.runtime.cluster.merged_metrics import merged
-from controlnext.runtime.cluster.reply import ReplicaReply, body_of, unavailable, until_left
+from controlnext.runtime.cluster.reply import ReplicaReply, Whole, body_of, unavailable, until_left
 from controlnext.runtime.serving.errors import HttpError, too_busy
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.request_ids import send_refusal
@@ -31,6 +31,8 @@ FRONT, REPLICA = "Front", "Replica"
 
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"|name="model"\r\n\r\n([^\r\n]{1,200})\r\n')
 """The field ``model`` of a body, in JSON or in a form. It only decides which replica is asked first."""
+_STREAM = re.compile(rb'"stream"\s*:\s*true|name="stream"\r\n\r\n')
+"""The field ``stream`` of a body. Other answers come whole: that takes half the time."""
 _PAUSES = (0.2, 1.0, 3.0)
 """Seconds before a request whose replica died is given to another one."""
 _LATER = 5
@@ -69,13 +71,17 @@ class Elsewhere:
         body = await body_of(receive)
         found = _MODEL.search(body) if self._several else None
         model = (found[1] or found[2]).decode("utf-8", "replace") if found else ""
-        chosen = self._replicas.options(stream=True, method_name="answer", multiplexed_model_id=model)
+        in_parts = _STREAM.search(body) is not None
+        chosen = self._replicas.options(
+            stream=in_parts, method_name="answer" if in_parts else "answer_whole", multiplexed_model_id=model
+        )
         left = asyncio.create_task(until_left(receive))
         reply = ReplicaReply(scope, send)
         try:
             for pause in (*_PAUSES, None):
                 try:
-                    await reply.pass_on(chosen.remote(carried(scope), body), left)
+                    messages = chosen.remote(carried(scope), body)
+                    await reply.pass_on(messages if in_parts else Whole(messages), left)
                     return
                 except BackPressureError as error:
                     raise too_busy(QueueFullError(error.args[1]), _LATER) from error
@@ -93,7 +99,7 @@ class Elsewhere:
     async def ask_all(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have the replica answer that has the clip; the others say 404."""
         body = await body_of(receive)
-        answers = await _ask(self._replicas, "answer_all", carried(scope), body)
+        answers = await _ask(self._replicas, "answer_whole", carried(scope), body)
         if not answers:
             raise unavailable()
         answers.sort(key=lambda messages: messages[0]["status"] == 404)

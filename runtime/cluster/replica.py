@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Replica:
         most = most_models(self._models, spec.settings.memory_bytes)
         self._hold = serve.multiplexed(max_num_models_per_replica=most)(_loader(self._models))
 
-    async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[list[Message]]:
-        """Yield the messages of the answer to a request; see :func:`answer`."""
+    async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[list[Message]]:
+        """Yield the messages of the answer to a request as they come; see :func:`answer`."""
         if (name := serve.get_multiplexed_model_id()) in self._models.names():
             # what is wrong with a model, the application tells
             with suppress(ControlNeXtError):
@@ -60,9 +60,10 @@ class Replica:
         finally:
             await messages.aclose()
 
-    async def answer_all(self, scope: dict[str, Any], body: bytes) -> list[Message]:
-        """Return the messages of the answer to a request, once all are there."""
-        return [message async for some in answer(self._app, scope, body) for message in some]
+    async def answer_whole(self, scope: dict[str, Any], body: bytes) -> list[Message]:
+        """Return all messages of the answer to a request at once."""
+        async with aclosing(self.answer(scope, body)) as messages:
+            return [message async for some in messages for message in some]
 
     def metrics(self) -> bytes:
         """Return the metrics of this replica in Prometheus' text format."""

@@ -18,6 +18,23 @@ _LATER = 5
 """Seconds after which another replica may be there."""
 
 
+class Whole:
+    """An answer that comes at once, as an iterator of its one part."""
+
+    def __init__(self, response: Any) -> None:
+        self._response, self._given = response, False
+
+    async def __anext__(self) -> list[Message]:
+        if self._given:
+            raise StopAsyncIteration
+        self._given = True
+        return await self._response
+
+    def cancel(self) -> None:
+        """Have the request cancelled, unless it is answered."""
+        self._response.cancel()
+
+
 class ReplicaReply:
     """Passes the messages of a replica on to the client."""
 

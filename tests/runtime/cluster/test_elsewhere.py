@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,13 +30,24 @@ Outcome = list[Message | Exception]
 class Replies:
     """What a replica sends, one message after the other."""
 
-    def __init__(self, outcome: Outcome) -> None:
-        self._left, self.cancelled = list(outcome), False
+    def __init__(self, outcome: Outcome, in_parts: bool) -> None:
+        self._left, self.cancelled, self._in_parts = list(outcome), False, in_parts
+
+    def __await__(self) -> Generator[Any, None, list[Message]]:
+        return self._whole().__await__()
+
+    async def _whole(self) -> list[Message]:
+        assert not self._in_parts
+        return [message for _ in list(self._left) for message in await self._next()]
 
     def cancel(self) -> None:
         self.cancelled = True
 
     async def __anext__(self) -> list[Message]:
+        assert self._in_parts
+        return await self._next()
+
+    async def _next(self) -> list[Message]:
         if not self._left:
             raise StopAsyncIteration
         following = self._left.pop(0)
@@ -51,7 +62,7 @@ WAITS: Any = object()
 
 
 class Handle:
-    """A handle of replicas with these outcomes, one after the other."""
+    """A handle of replicas with these outcomes, one after the other, which come in parts or whole."""
 
     def __init__(self, *outcomes: Outcome) -> None:
         self._outcomes, self.asked, self.models = list(outcomes), [], []
@@ -59,11 +70,13 @@ class Handle:
 
     def options(self, **options: Any) -> Any:
         self.models.append(options["multiplexed_model_id"])
+        assert options["method_name"] == ("answer" if options["stream"] else "answer_whole")
+        self._in_parts = options["stream"]
         return SimpleNamespace(remote=self._answer)
 
     def _answer(self, scope: dict[str, Any], body: bytes) -> Replies:
         self.asked.append((scope["path"], body))
-        self.replies.append(Replies(self._outcomes[len(self.asked) - 1]))
+        self.replies.append(Replies(self._outcomes[len(self.asked) - 1], self._in_parts))
         return self.replies[-1]
 
 
@@ -86,11 +99,12 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlnext.runtime.cluster.elsewhere._PAUSES", (0.0, 0.0))
 
 
-def test_an_answer_is_passed_on() -> None:
+@pytest.mark.parametrize("body", [b"{}", b'{"stream":true}'])
+def test_an_answer_is_passed_on(body: bytes) -> None:
     handle = Handle([BEGIN, PART, END, FACTS])
-    answer = answered(handle, content=b"{}")
+    answer = answered(handle, content=body)
     assert (answer.status_code, answer.content) == (200, b"data: 1\n\ndata: 2\n\n")
-    assert handle.asked == [(ROUTE, b"{}")]
+    assert handle.asked == [(ROUTE, body)]
 
 
 def test_what_needs_no_engine_stays_here() -> None:
@@ -113,7 +127,7 @@ def test_a_request_that_no_replica_answers_may_be_repeated() -> None:
 def test_a_stream_that_breaks_off_says_so() -> None:
     """It is not begun anew: its client has a part of it."""
     handle = Handle([BEGIN, PART, ActorDiedError()])
-    first, last = answered(handle).text.split("\n\n", 1)
+    first, last = answered(handle, json={"stream": True}).text.split("\n\n", 1)
     assert first == "data: 1"
     assert last.startswith("event: error\n")
     assert json.loads(last.partition("data: ")[2])["error"]["code"] == "no_replica"
@@ -142,17 +156,19 @@ def test_the_replica_that_has_the_model_is_asked_first(request_of: Callable[[], 
         assert handle.models == [model]
 
 
-def test_a_client_that_leaves_is_told_to_the_replica() -> None:
+@pytest.mark.parametrize("body", [b"{}", b'{"stream": true}'])
+def test_a_client_that_leaves_is_told_to_the_replica(body: bytes) -> None:
     handle = Handle([BEGIN, PART, WAITS])
 
     async def leave() -> None:
         left = asyncio.Event()
-        messages = [{"type": "http.request", "body": b"{}"}]
+        messages = [{"type": "http.request", "body": body}]
 
         async def receive() -> Any:
             if messages:
                 return messages.pop()
-            await left.wait()
+            if b"stream" in body:
+                await left.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
