@@ -56,6 +56,19 @@ def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:
         raise InputError(f"{field} is damaged ({error}); {_ACCEPTED}", argument=field) from error
 
 
+def encode_image(image: Image.Image, format: str = "png", quality: int = 100) -> bytes:
+    """Return an image as a file of this format; ``quality``, from 0 to 100, is that of JPEG and WebP."""
+    options: dict[str, dict[str, int]] = {
+        # 1024 x 1024 pixels in 0.19 s in place of 0.32 s, a seventh larger
+        "png": {"compress_level": 1},
+        "jpeg": {"quality": quality, "subsampling": 0},
+        "webp": {"quality": quality},
+    }
+    file = io.BytesIO()
+    image.save(file, format, **options[format])
+    return file.getvalue()
+
+
 def _too_large(field: str, pixels: str, max_pixels: int) -> InputError:
     return InputError(
         f"{field} has {pixels} pixels; this server takes at most {max_pixels}: scale it down", argument=field
