@@ -24,7 +24,7 @@ _LEAST: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """The limits of any server of images.
 
     Args:

@@ -15,6 +15,7 @@ from controlnext.cli.inspect import inspect
 from controlnext.cli.option_names import OptionFormatter, OptionNames
 from controlnext.cli.run import run
 from controlnext.cli.serve import serve
+from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
 from controlnext.errors import ControlNeXtError, InputError
 from controlnext.hints import silence_hints
@@ -60,7 +61,7 @@ def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
-    for command in (export, build, run, serve, verify, bench, inspect):
+    for command in (export, build, run, serve, triton, verify, bench, inspect):
         application.command()(command)
     return application
 

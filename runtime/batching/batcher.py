@@ -92,6 +92,11 @@ class Batcher(Closeable):
         """The number of requests that are encoded, denoised or decoded."""
         return len(self._running)
 
+    @property
+    def full(self) -> bool:
+        """Whether a further request would be refused."""
+        return len(self._running) >= self._max_rows and len(self._waiting) >= self._max_waiting
+
     def submit(
         self, *arguments: Any, on_step: Callable[[Step], None] | None = None, **options: Any
     ) -> Future[Any]:
@@ -116,7 +121,7 @@ class Batcher(Closeable):
         with self._changed:
             self._check_open()
             self._forget_cancelled()
-            if len(self._running) >= self._max_rows and len(self._waiting) >= self._max_waiting:
+            if self.full:
                 raise QueueFullError(len(self._waiting))
             self._waiting.append(job)
             self._admit()

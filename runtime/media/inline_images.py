@@ -1,4 +1,5 @@
-"""Images in requests: their bytes, as base64 or as a file. Nothing that a request names is ever opened."""
+"""Images in requests and answers: their bytes, as base64 or as a file. Nothing that a request names is ever
+opened."""
 
 from __future__ import annotations
 
@@ -67,6 +68,11 @@ def encode_image(image: Image.Image, format: str = "png", quality: int = 100) ->
     file = io.BytesIO()
     image.save(file, format, **options[format])
     return file.getvalue()
+
+
+def encode_text(content: bytes) -> str:
+    """Return a file as base64."""
+    return base64.b64encode(content).decode()
 
 
 def _too_large(field: str, pixels: str, max_pixels: int) -> InputError:

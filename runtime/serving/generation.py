@@ -57,7 +57,7 @@ class Generation:
 
     async def _run(self) -> Any:
         async with self._service.models.use(self._profile.bundle.name) as model:
-            if model.batcher.waiting >= self._service.settings.max_waiting:
+            if model.batcher.full:
                 # before images are decoded in vain
                 raise self._busy(QueueFullError(model.batcher.waiting))
             arguments = await asyncio.to_thread(self._arguments, model.pipe)

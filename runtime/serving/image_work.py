@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -13,7 +12,7 @@ from PIL import Image
 
 from controlnext.errors import ControlNeXtError, blames
 from controlnext.runtime.denoise import Step, partial_steps
-from controlnext.runtime.media.inline_images import encode_image
+from controlnext.runtime.media.inline_images import encode_image, encode_text
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.serving.access_log import RequestFacts
@@ -146,7 +145,7 @@ class ImageWork:
     def _encoded(self, images: Sequence[Image.Image]) -> list[str]:
         call = self._call
         quality = 100 if call.output_compression is None else call.output_compression
-        return [base64.b64encode(encode_image(image, call.format, quality)).decode() for image in images]
+        return [encode_text(encode_image(image, call.format, quality)) for image in images]
 
 
 def _size(image: Image.Image) -> str:

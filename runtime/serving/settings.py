@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlnext.errors import InputError
-from controlnext.runtime.limits import Limits
+from controlnext.runtime.limits import RequestLimits
 from controlnext.runtime.request import is_finite
 
 MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
-class ServerSettings(Limits):
+class ServerSettings(RequestLimits):
     """The limits of the server, and its keys.
 
     Args:

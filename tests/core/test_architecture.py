@@ -37,9 +37,11 @@ ALLOWED = {
     "controlnext.engines": CORE,
     "controlnext.runtime": CORE | _RUN,
     "controlnext.runtime.serving": CORE | _RUN,
+    "controlnext.runtime.triton": CORE | _RUN,
     "controlnext.evaluation": _BELOW,
     "controlnext.bench": _BELOW,
-    "controlnext.cli": _BELOW | {"controlnext.bench", "controlnext.runtime.serving"},
+    "controlnext.cli": _BELOW
+    | {"controlnext.bench", "controlnext.runtime.serving", "controlnext.runtime.triton"},
     "controlnext.__main__": {"controlnext.cli"},
 }
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "fastapi", "uvicorn", "prometheus_client")
