@@ -20,7 +20,6 @@ from PIL import Image
 from controlnext.runtime import Pipeline
 from controlnext.runtime.triton.repository import write_model
 from controlnext.runtime.triton.settings import TritonSettings
-from support.fake_bundle import write_fake_bundle
 from support.gate import until
 from support.recipe import drawing
 from support.serving import events_of, file_of, image_call, open_pipeline, pixels_of
@@ -28,25 +27,21 @@ from support.triton_server import find_server, triton_server
 
 SETTINGS = TritonSettings(device="cpu", threads=1)
 ONE = replace(SETTINGS, max_rows=1, max_waiting=0, max_steps=250)
-LONG = {"num_inference_steps": 250, "width": 2048, "height": 2048, "num_images": 8}
+LONG = {"num_inference_steps": 250, "width": 1024, "height": 1024, "num_images": 4, "partial_images": 99}
 """A request that takes many seconds."""
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    find_server()
-    return write_fake_bundle(tmp_path_factory.mktemp("triton") / "toy")
-
-
-@pytest.fixture(scope="module")
-def server(toy: Path) -> Iterator[httpx.Client]:
+def server(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """Return a client of a server with a decoupled model, ``toy``, one that is not, ``once``, and one that
     takes only one request at a time, ``one``."""
-    repository = toy.parent / "repository"
+    find_server()
+    scratch = tmp_path_factory.mktemp("server")
+    repository = scratch / "repository"
     write_model(toy, repository, SETTINGS)
     write_model(toy, repository, SETTINGS, name="once", decoupled=False)
     write_model(toy, repository, ONE, name="one")
-    with triton_server(repository, toy.parent) as client:
+    with triton_server(repository, scratch) as client:
         yield client
 
 
@@ -156,10 +151,13 @@ def test_what_is_wrong_is_one_line(
 
 
 def test_a_client_that_leaves_makes_room(server: httpx.Client) -> None:
-    """A model with room for one request refuses a second one, until the first one's client has left."""
+    """A model with room for one request refuses a second one, until the first one's client has left.
+
+    Over HTTP Triton notices that when it sends a response, here an unfinished image.
+    """
     route = "/v2/models/one/generate"
     body = json.dumps(image_call(**LONG)).encode()
-    head = f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {route}_stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((server.base_url.host, server.base_url.port)) as connection:
         connection.sendall(head.encode() + body)
         until(lambda: server.get("/v2/models/one/stats").json()["model_stats"][0]["execution_count"] == 1)
