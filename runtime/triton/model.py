@@ -16,7 +16,7 @@ from controlnext.errors import ControlNeXtError
 from controlnext.runtime.pipelines.image import ImagePipeline
 from controlnext.runtime.triton.failures import Failure
 from controlnext.runtime.triton.repository import BUNDLE
-from controlnext.runtime.triton.service import Reply, TritonService
+from controlnext.runtime.triton.service import ResponseSender, TritonService
 from controlnext.runtime.triton.settings import TritonSettings
 from controlnext.runtime.triton.tensors import INPUTS
 from controlnext.runtime.warm_up import warm_up
@@ -52,7 +52,7 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Begin requests and return at once: the responses come from other threads."""
         for request in requests:
-            reply = _TritonReply(request.get_response_sender())
+            reply = _TritonSender(request.get_response_sender())
             self._service.submit(_tensors(request), reply, list(json.loads(request.parameters() or "{}")))
 
     def finalize(self) -> None:
@@ -60,7 +60,7 @@ class TritonPythonModel:
         self._opened.close()
 
 
-class _TritonReply(Reply):
+class _TritonSender(ResponseSender):
     """The responses of one request. A sender must not be used any more after the last one."""
 
     def __init__(self, sender: Any) -> None:

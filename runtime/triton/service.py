@@ -25,7 +25,7 @@ from controlnext.types import FloatArray
 logger = logging.getLogger(__name__)
 
 
-class Reply(ABC):
+class ResponseSender(ABC):
     """Where the responses of one request go. The methods are called from several threads."""
 
     @abstractmethod
@@ -60,7 +60,7 @@ class TritonService(Closeable):
         self._batcher = Batcher(pipe, max_rows=settings.max_rows, max_waiting=settings.max_waiting)
 
     def submit(
-        self, tensors: Mapping[str, np.ndarray], reply: Reply, parameters: Collection[str] = ()
+        self, tensors: Mapping[str, np.ndarray], reply: ResponseSender, parameters: Collection[str] = ()
     ) -> None:
         """Begin a request, whose result or error ``reply`` gets; arguments as of :meth:`TritonCall.of`."""
         try:
@@ -68,7 +68,7 @@ class TritonService(Closeable):
         except Exception as error:
             reply.fail(failure_of(error))
 
-    def _start(self, call: TritonCall, reply: Reply) -> None:
+    def _start(self, call: TritonCall, reply: ResponseSender) -> None:
         call.check(self._settings, self._decoupled)
         if self._batcher.full:
             # before images are decoded in vain
@@ -89,7 +89,7 @@ class TritonService(Closeable):
 class _TritonJob:
     """A request at work: sends its unfinished images on the way, and its result."""
 
-    def __init__(self, pipe: ImagePipeline, sender: Worker, call: TritonCall, reply: Reply) -> None:
+    def __init__(self, pipe: ImagePipeline, sender: Worker, call: TritonCall, reply: ResponseSender) -> None:
         self._pipe, self._sender, self._call, self._reply = pipe, sender, call, reply
         self._sent = 0
         self._shows = False

@@ -14,7 +14,7 @@ from controlnext.families.values import did_you_mean
 LONGEST_TEXT = 32_000
 """Most characters of a text; as in the HTTP server."""
 _OF_TRITON = "triton_"
-"""What the names of parameters begin with that are Triton's own."""
+"""The beginning of the names of parameters that are Triton's own."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ INPUTS = (
     TensorField("num_images", "INT32"),
     TensorField("partial_images", "INT32"),
 )
-"""What a request may bring; ``control_image`` and ``control_scale`` have one entry for each control."""
+"""The inputs of a request; ``control_image`` and ``control_scale`` have one entry for each control."""
 OUTPUTS = (
     TensorField("image", "STRING", several=True, text=False),
     TensorField("seed", "INT64"),
     TensorField("index", "INT32"),
     TensorField("partial", "BOOL"),
 )
-"""What a response has: the images, the seed, the number of the response, whether others follow."""
+"""The outputs of a response: the images, the seed, the number of the response, whether others follow."""
 
 
 def read_inputs(tensors: Mapping[str, np.ndarray], parameters: Collection[str] = ()) -> dict[str, Any]:
