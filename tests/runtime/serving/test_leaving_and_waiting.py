@@ -139,3 +139,8 @@ def test_what_waits_tells_when_to_come_again(monkeypatch: pytest.MonkeyPatch) ->
     now = 1000.0
     pace.done(Waiting())  # type: ignore[arg-type]
     assert pace.seconds(10) <= 20
+
+
+def test_a_server_without_a_queue_serves_what_has_a_place(toy: Path) -> None:
+    with serve([toy], ServerSettings(max_waiting=0)) as site:
+        assert site.http.post(ROUTE, json=image_call()).status_code == 200
