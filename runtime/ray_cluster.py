@@ -33,19 +33,20 @@ class ReplicaRange:
             )
 
     @classmethod
-    def parse(cls, text: str) -> ReplicaRange:
+    def parse(cls, replicas: str) -> ReplicaRange:
         """Return the range that ``"N"`` or ``"MIN:MAX"`` stands for; raise :class:`InputError` otherwise."""
-        parts = text.split(":")
+        parts = replicas.split(":")
         if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
             raise InputError(
-                f"replicas is {text!r}; give N, or MIN:MAX, such as 2 or 1:4", argument="replicas"
+                f"replicas is {replicas!r}; give N, or MIN:MAX, such as 2 or 1:4", argument="replicas"
             )
         return cls(int(parts[0]), int(parts[-1]))
 
 
 def join_cluster(address: str) -> Any:
-    """Join the Ray cluster at ``address`` (``"host:port"``, ``"ray://host:port"`` or ``"auto"``), or start one
-    of this machine alone (``"local"``); return Ray's module.
+    """Join the Ray cluster at ``address``, or start one of this machine alone; return Ray's module.
+
+    ``address``: ``"host:port"``, ``"ray://host:port"``, ``"auto"``, or ``"local"``, which starts one.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -70,7 +71,7 @@ def join_cluster(address: str) -> Any:
         raise InputError(
             f"there is no Ray cluster at {address!r} ({reason}); give host:port, ray://host:port or auto, or"
             f" {LOCAL} to start one here",
-            argument="ray",
+            argument="address",
         ) from error
     return ray
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _SIDE = 512
 """Height and width of the warm-up step of a model that does not say what size it was made for."""
-_LARGEST_ON_CPU = 256
+LARGEST_ON_CPU = 256
 """Largest height and width of the warm-up step on a processor: there it makes no later step faster, and at
 full size it would take minutes. On a GPU kernels are chosen for the size."""
 
@@ -43,15 +43,15 @@ def warm_up(pipe: Pipeline, largest: int) -> None:
         if spec.runs and spec.name in pipe.bundle.manifest.graphs:
             pipe.bundle.engine(spec.name)
     if "cuda" not in pipe.backend:
-        largest = min(largest, _LARGEST_ON_CPU)
+        largest = min(largest, LARGEST_ON_CPU)
     try:
-        pipe(**_black_call(pipe, largest), num_inference_steps=1, output_type="np")
+        pipe(**black_call(pipe, largest), num_inference_steps=1, output_type="np")
     except EngineError as error:
         # built for other sizes
         logger.warning("no warm-up step of %s: %s", pipe.bundle.path, error)
 
 
-def _black_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
+def black_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
     """Return the arguments of a call with black images; a clip has two frames."""
     manifest, family = pipe.bundle.manifest, pipe.family
     made_for = family.made_for(manifest.configs[family.denoiser]) or (_SIDE, _SIDE)

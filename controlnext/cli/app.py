@@ -13,6 +13,7 @@ from controlnext.cli.build import build
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
 from controlnext.cli.option_names import OptionFormatter, OptionNames
+from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
 from controlnext.cli.serve import serve
 from controlnext.cli.triton import triton
@@ -61,8 +62,9 @@ def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
-    for command in (export, build, run, serve, triton, verify, bench, inspect):
+    for command in (export, build, run, triton, verify, bench, inspect):
         application.command()(command)
+    application.command(cls=RayCommand)(serve)
     return application
 
 

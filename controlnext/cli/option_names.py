@@ -30,6 +30,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "no_t5": ("leave_out",),
         "num_images": ("num_images_per_prompt",),
         "queue": ("max_waiting",),
+        "ray": ("address",),
         "random_weights": ("random_seed",),
         "scale": ("control_scale",),
         "size": ("sizes",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +20,8 @@ Ray = Annotated[
     typer.Option(
         _FLAG,
         metavar="[ADDRESS]",
-        help="Run on the Ray cluster at ADDRESS (host:port, ray://host:port, auto); without ADDRESS on one that"
-        " is started here.",
+        help="Run on the Ray cluster at ADDRESS (host:port, ray://host:port, auto); without ADDRESS on one"
+        " that is started here.",
         show_default="in this process",
         rich_help_panel=PANEL,
     ),
@@ -31,6 +32,16 @@ Replicas = Annotated[
         metavar="N|MIN:MAX",
         help="Number of replicas, each a pipeline of its own; with MIN:MAX as many as the load needs.",
         show_default="1",
+        rich_help_panel=PANEL,
+    ),
+]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write Ray Serve's configuration to FILE, for `serve deploy` and KubeRay, instead of serving.",
+        show_default=False,
         rich_help_panel=PANEL,
     ),
 ]

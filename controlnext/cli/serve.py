@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
-from controlnext.cli import options, run_options, serve_options
+from controlnext.cli import options, ray_options, run_options, serve_options
 from controlnext.cli.option_names import MIB
-from controlnext.cli.serve_log import write_log
+from controlnext.cli.serve_ray import ClusterOptions, serve_on_ray
+from controlnext.errors import InputError
 from controlnext.optional import extra
 from controlnext.runtime import Pipeline
+from controlnext.runtime.serving.log_format import write_log
 from controlnext.runtime.serving.settings import ServerSettings, read_keys
 
 logger = logging.getLogger(__name__)
@@ -36,6 +40,9 @@ def serve(
     device: options.Device = "auto",
     threads: options.Threads = None,
     offload: run_options.Offload = False,
+    ray: ray_options.Ray = None,
+    replicas: ray_options.Replicas = None,
+    config: ray_options.Config = None,
 ) -> None:
     """Serve bundles over HTTP, with the routes of OpenAI's image API.
 
@@ -55,6 +62,28 @@ def serve(
         grace=grace,
         api_keys=read_keys(api_keys) if api_keys else (),
     )
+    if ray is not None:
+        spec = ClusterOptions(bundles, backend, device, threads, offload, api_keys, log_json, log_prompts)
+        serve_on_ray(spec, settings, ray, replicas, config, host, port)
+        return
+    for name, given in (("replicas", replicas), ("config", config)):
+        if given is not None:
+            raise InputError(f"{name} is for a Ray cluster; give `ray` too", argument=name)
+    load = partial(Pipeline.load, backend=backend, device=device, threads=threads, offload=offload)
+    _serve_here(bundles, settings, load, host, port, log_json=log_json, log_prompts=log_prompts)
+
+
+def _serve_here(
+    bundles: list[Path],
+    settings: ServerSettings,
+    load: Callable[[Path], Pipeline],
+    host: str,
+    port: int,
+    *,
+    log_json: bool,
+    log_prompts: bool,
+) -> None:
+    """Serve in this process until a signal comes."""
     with extra("serve"):
         from controlnext.runtime.serving.access_log import AccessLog
         from controlnext.runtime.serving.app import make_app
@@ -62,7 +91,6 @@ def serve(
         from controlnext.runtime.serving.models import Models
         from controlnext.runtime.serving.server import Server, address_of, is_local, open_listener
 
-    load = partial(Pipeline.load, backend=backend, device=device, threads=threads, offload=offload)
     metrics = Metrics()
     models = Models(bundles, settings, load, metrics)
     with open_listener(host, port) as listener:
@@ -75,4 +103,11 @@ def serve(
         app = make_app(models, settings, metrics, local=is_local(listener))
         application = AccessLog(app, metrics, prompts=log_prompts)
         on_ready = partial(print, title, flush=True)
-        Server(application, models, listener, grace=grace, on_ready=on_ready).run()
+        Server(
+            application,
+            models,
+            listener,
+            grace=settings.grace,
+            on_ready=on_ready,
+            on_abort=app.state.remove_files,
+        ).run()

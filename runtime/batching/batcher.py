@@ -94,7 +94,7 @@ class Batcher(Closeable):
 
     @property
     def full(self) -> bool:
-        """Whether a further request would be refused."""
+        """Whether a request that was submitted now would be refused."""
         return len(self._running) >= self._max_rows and len(self._waiting) >= self._max_waiting
 
     def submit(

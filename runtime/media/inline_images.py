@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from controlnext.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+_LONGEST_SIDE = 16_384
+"""Most pixels of a side: to scale down an image that is far longer than wide holds up all threads."""
 _ACCEPTED = "give a PNG, JPEG or WebP image"
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _SPACE = re.compile(r"\s+")
@@ -45,6 +47,12 @@ def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise _too_large(field, f"{image.width} x {image.height}", max_pixels)
+            if max(image.size) > _LONGEST_SIDE:
+                raise InputError(
+                    f"{field} has {image.width} x {image.height} pixels; this server takes at most"
+                    f" {_LONGEST_SIDE} in width and height: scale it down",
+                    argument=field,
+                )
             image.load()
             return image
     except InputError:

@@ -268,10 +268,11 @@ def _control_images(given: Any, request: Request) -> list[Bands]:
         )
     with blames("control_image"):
         images = read_images(given, ImageReader("control_image"))
-    if len(images) not in (1, request.prompt_count):
+    count = request.prompt_count
+    if len(images) not in (1, count):
+        given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"
         raise InputError(
-            f"{len(images)} control images were given for {request.prompt_count} prompts; give one, or"
-            f" {request.prompt_count}",
+            f"{len(images)} control images were given for {given_for}",
             argument="control_image",
         )
     return images

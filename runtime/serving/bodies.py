@@ -73,8 +73,8 @@ async def read_json(request: Request, model: type[Fields]) -> Fields:
         raise of_validation(error.errors()[0], list(model.model_fields)) from error
 
 
-async def read_form(request: Request, most: int) -> Form:
-    """Return the form that a request has for its body, of at most ``most`` bytes.
+async def read_form(request: Request, most: int, most_files: int = _MOST_FIELDS) -> Form:
+    """Return the form that a request has for its body, of at most ``most`` bytes and ``most_files`` files.
 
     A name may end in ``[]``, as OpenAI's client sends lists. Raises :class:`HttpError` for another body.
     """
@@ -82,7 +82,7 @@ async def read_form(request: Request, most: int) -> Form:
     if not is_form(request):
         raise _other_body(request, "a form (multipart/form-data)")
     form = Form()
-    limits = {"max_files": _MOST_FIELDS, "max_fields": _MOST_FIELDS, "max_part_size": most}
+    limits = {"max_files": most_files, "max_fields": _MOST_FIELDS, "max_part_size": most}
     async with request.form(**limits) as given:
         for key, value in given.multi_items():
             name = key.removesuffix("[]")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from controlnext.runtime.serving.answers import HealthAnswer, ModelAnswer, ModelFacts, ModelsAnswer, errors
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.service import Profile, Service
+
+logger = logging.getLogger(__name__)
 
 
 def catalog_routes(service: Service) -> APIRouter:
@@ -38,10 +42,15 @@ def health_routes(models: Models) -> APIRouter:
     router = APIRouter()
 
     @router.head("/health/live", include_in_schema=False)
-    @router.get("/health/live", tags=["probes"])
-    async def live() -> HealthAnswer:
-        """Answer as long as the server runs."""
-        return HealthAnswer(status="ok")
+    @router.get("/health/live", tags=["probes"], responses={503: {"model": HealthAnswer}})
+    async def live() -> Response:
+        """Answer with 200 as long as the server runs; if a request failed, only if a step works since."""
+        try:
+            await models.check()
+        except Exception:  # any: what it is stands in the log of the request
+            logger.exception("a step of a model failed again")
+            return JSONResponse({"status": "failing"}, 503)
+        return JSONResponse({"status": "ok"})
 
     @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready", tags=["probes"], responses={503: {"model": HealthAnswer}})

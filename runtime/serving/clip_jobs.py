@@ -143,6 +143,10 @@ class ClipJobs:
             job.remove()
         # what is being written ends at the next frame
         await asyncio.gather(*(job.generation.task for job in jobs), return_exceptions=True)
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        """Remove the files of all clips, finished or not."""
         if self._directory is not None:
             self._directory.cleanup()
 

@@ -109,6 +109,11 @@ def is_foreseen(error: BaseException) -> bool:
     return isinstance(error, (HttpError, ControlNeXtError))
 
 
+def is_failure(error: Exception) -> bool:
+    """Return whether an error may be one of the engine or of the server, and not of the request."""
+    return not is_foreseen(error) or (isinstance(error, ControlNeXtError) and refusal_of(error).status == 500)
+
+
 def error_answer(error: BaseException, names: Mapping[str, str], request_id: str) -> HttpError:
     """Return the answer to a request that ended with any error."""
     if isinstance(error, HttpError):

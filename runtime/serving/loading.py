@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.format import graph_files
 from controlnext.closeable import Closeable
+from controlnext.errors import EngineError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.observer import Observer
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.settings import ServerSettings
-from controlnext.runtime.warm_up import check_takes_prompts, warm_up
+from controlnext.runtime.warm_up import LARGEST_ON_CPU, black_call, check_takes_prompts, warm_up
 
 Load = Callable[[Path], Pipeline]
 """Opens the pipeline of a bundle, with the backend and device that the server uses."""
@@ -60,6 +62,12 @@ class Model(Closeable):
     def task(self) -> str:
         """The kind of its results: ``"image"`` or ``"video"``."""
         return self.bundle.task
+
+    def probe(self) -> None:
+        """Take one step, beside the others; raise what it raises."""
+        step: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+        with suppress(EngineError, QueueFullError):
+            self.batcher.submit(**black_call(self.pipe, LARGEST_ON_CPU), **step).result()
 
     def close(self) -> None:
         """Cancel what runs and close the engines."""

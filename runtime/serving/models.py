@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from controlnext.errors import InputError, QueueFullError, UnknownModelError, WorkError
-from controlnext.runtime.serving.errors import stopping
+from controlnext.runtime.serving.errors import is_failure, stopping
 from controlnext.runtime.serving.loading import Load, Model, ServedBundle, check_bundle, load_model
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.settings import MIB, ServerSettings
@@ -31,12 +31,16 @@ class _Place:
     bundle: ServedBundle
     size: int
     """Bytes that the model takes: the size of its files until it was loaded once."""
+    measured: int = 0
+    """The most that loading it took."""
     model: Model | None = None
     closing: bool = False
     users: int = 0
     used: int = 0
     """The turn of the last use: the lowest is the least recently used."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    suspect: bool = False
+    """Whether the last request failed, and not by its own fault."""
     queue: list[asyncio.Future[Model]] = field(default_factory=list)
     """Those who wait for the model to be loaded."""
     loading: asyncio.Task[None] | None = None
@@ -142,11 +146,36 @@ class Models:
             found = await self._enter(place)
         except InputError as error:
             # a bundle that was damaged meanwhile is no mistake of the request
-            raise WorkError(f"the model {model} cannot be loaded: {error}") from error
+            logger.error("%s cannot be loaded: %s", model, error)
+            raise WorkError(f"the model {model} cannot be loaded; the server's log has the reason") from error
         try:
             yield found
+        except Exception as error:
+            place.suspect = place.suspect or is_failure(error)
+            raise
+        else:
+            place.suspect = False
         finally:
             self._leave(place)
+
+    async def check(self) -> None:
+        """Take a step with each model whose last request failed; raise what the step raises."""
+        for place in self._places.values():
+            if place.suspect and place.model and not place.closing:
+                model = self._count(place, place.model)
+                try:
+                    await asyncio.to_thread(model.probe)
+                    place.suspect = False
+                finally:
+                    self._leave(place)
+
+    async def release(self, model: str) -> None:
+        """Close a model once nobody uses it; when it is asked for, it is loaded again."""
+        place = self._place(model)
+        async with self._turn:
+            if place.model and not place.queue:
+                place.closing = True
+                await self._close(place)
 
     def drain(self) -> None:
         """Admit no more requests; those that were admitted go on."""
@@ -223,7 +252,9 @@ class Models:
         name, started = place.bundle.name, time.monotonic()
         load = partial(load_model, place.bundle, self._load, self._settings, self._metrics.observer(name))
         model = await asyncio.get_running_loop().run_in_executor(self._worker, load)
-        place.model, place.size = model, model.memory
+        # loaded again it takes memory that others gave back: then its growth says too little
+        place.measured = max(place.measured, model.memory)
+        place.model, place.size = model, place.measured
         seconds, size = time.monotonic() - started, model.memory / MIB
         logger.info("loaded %s in %.1f s: %s, %.0f MiB", name, seconds, model.pipe.backend, size)
         waiting, place.queue = place.queue, []

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_WORDS = 2
 """Seconds for the answers of requests that were cancelled."""
+_LAST_STEP = 5.0
+"""Seconds for a step that nobody waits for any more, and that nothing can interrupt, to end."""
 _INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended."""
 _TICK = 0.05
@@ -75,7 +77,8 @@ class Server:
 
     It answers at once; the models are ready after the first bundle was loaded, when ``on_ready`` is called.
     The signal makes the models admit no more requests. Those that run get ``grace`` seconds to finish and are
-    cancelled then. A second Ctrl-C ends the process at once.
+    cancelled then. A second Ctrl-C ends the process at once, and so does a step that goes on for 5 s after
+    that; ``on_abort`` is called before.
     """
 
     def __init__(
@@ -86,9 +89,10 @@ class Server:
         *,
         grace: float,
         on_ready: Callable[[], None],
+        on_abort: Callable[[], None] = lambda: None,
     ) -> None:
         self._application, self._models, self._listener = application, models, listener
-        self._grace, self._on_ready = grace, on_ready
+        self._grace, self._on_ready, self._on_abort = grace, on_ready, on_abort
         self._stop = asyncio.Event()
 
     def run(self) -> None:
@@ -106,7 +110,7 @@ class Server:
             self._stop.set()
             loading.cancel()
             await self._drain()
-            await self._models.close()
+            await self._close_models()
             http.should_exit = True
             await asyncio.gather(serving, stopped)
         with suppress(asyncio.CancelledError):
@@ -132,6 +136,19 @@ class Server:
         if count := self._unfinished():
             logger.warning("cancelling what did not finish within %g s: %d", self._grace, count)
 
+    async def _close_models(self) -> None:
+        try:
+            async with asyncio.timeout(_LAST_STEP):
+                await self._models.close()
+        except TimeoutError:
+            logger.warning("ending within a step of cancelled requests, which takes longer")
+            self._abort(0)
+
+    def _abort(self, status: int) -> None:
+        """End the process: engines run in threads that nothing can interrupt."""
+        self._on_abort()
+        os._exit(status)
+
     def _unfinished(self) -> int:
         """Return the number of requests that run; clips go on after their request was answered."""
         return max(self._application.active, self._models.users)
@@ -149,8 +166,7 @@ class Server:
 
     def _signalled(self, number: int) -> None:
         if self._stop.is_set() and number == signal.SIGINT:
-            # engines run in threads that nothing can interrupt
-            os._exit(_INTERRUPTED)
+            self._abort(_INTERRUPTED)
         self._stop.set()
 
 

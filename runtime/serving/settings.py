@@ -43,7 +43,8 @@ class ServerSettings(RequestLimits):
             )
         if not is_finite(self.grace) or self.grace < 0:
             raise InputError(
-                f"grace is {self.grace!r}; it must be a number of seconds of at least 0", argument="grace"
+                f"grace is {self.grace!r}; it must be a finite number of seconds of at least 0",
+                argument="grace",
             )
         for number, key in enumerate(self.api_keys, start=1):
             # the key itself stays out of messages and logs

@@ -18,8 +18,11 @@ from controlnext.runtime.serving.clip_work import ClipUploads
 from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
 from controlnext.runtime.serving.service import Service
+from controlnext.runtime.serving.settings import ServerSettings
 
 _FILES = ("input_reference", "control_clip")
+_MORE_FILES = 8
+"""Files besides the frames; that there are too many frames is told by their number."""
 _PATIENCE = 1.0
 """Seconds within which a mistake of a request is answered with its own status; later the job fails."""
 
@@ -37,7 +40,7 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
     async def create_video(request: Request) -> ClipAnswer:
         """Begin to make a clip of an image and a control clip."""
         request.state.fields = CLIP_FIELDS
-        call, files = await _read(request, service.settings.max_body)
+        call, files = await _read(request, service.settings)
         job = jobs.add(call, files)
         job.work.describe(request_facts(request.scope))
         try:
@@ -85,10 +88,10 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
     return router
 
 
-async def _read(request: Request, most: int) -> tuple[ClipFields, ClipUploads]:
+async def _read(request: Request, settings: ServerSettings) -> tuple[ClipFields, ClipUploads]:
     """Return the fields and the images of a request, a form or JSON."""
     if is_form(request):
-        form = await read_form(request, most)
+        form = await read_form(request, settings.max_body, settings.max_frames + _MORE_FILES)
         call = form.parse(ClipFields, *_FILES)
         return call, ClipUploads(*(form.files.get(name, []) for name in _FILES))
     whole = await read_json(request, ClipCall)

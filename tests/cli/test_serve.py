@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from controlnext.cli.serve import serve
-from controlnext.cli.serve_log import JsonFormatter, TimedFormatter
+from controlnext.runtime.serving.log_format import JsonFormatter, TimedFormatter
 from support.cli import Cli, Done, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.recipe import drawing

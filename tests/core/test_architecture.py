@@ -38,10 +38,16 @@ ALLOWED = {
     "controlnext.runtime": CORE | _RUN,
     "controlnext.runtime.serving": CORE | _RUN,
     "controlnext.runtime.triton": CORE | _RUN,
+    "controlnext.runtime.cluster": CORE | _RUN | {"controlnext.runtime.serving"},
     "controlnext.evaluation": _BELOW,
     "controlnext.bench": _BELOW,
     "controlnext.cli": _BELOW
-    | {"controlnext.bench", "controlnext.runtime.serving", "controlnext.runtime.triton"},
+    | {
+        "controlnext.bench",
+        "controlnext.runtime.cluster",
+        "controlnext.runtime.serving",
+        "controlnext.runtime.triton",
+    },
     "controlnext.__main__": {"controlnext.cli"},
 }
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "fastapi", "uvicorn", "prometheus_client")

@@ -25,6 +25,7 @@ from controlnext.errors import (
 from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.media.video_files import ClipFiles
+from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster
 from controlnext.runtime.request import Request, VideoRequest
 from controlnext.runtime.serving.calls import ImageCall
 from controlnext.runtime.serving.clip_calls import ClipCall
@@ -64,6 +65,8 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     open_listener,
     write_model,
     TritonSettings,
+    join_cluster,
+    ReplicaRange.parse,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

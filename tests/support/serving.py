@@ -33,6 +33,9 @@ from support.recipe import drawing
 USUAL = {"num_inference_steps": 8, "sampler": "ddim", "seed": 5}
 """Arguments with which the fake bundle makes an image that is neither black nor white."""
 
+KEYS = ("first-key", "second-key")
+"""Keys of the servers that have some; the second one is sent unless a test says otherwise."""
+
 open_pipeline = partial(Pipeline.load, device="cpu", threads=1, cache=False)
 
 
@@ -46,7 +49,7 @@ class Site:
     app: Any
     http: httpx.Client
 
-    def openai(self, key: str = "none") -> openai.OpenAI:
+    def openai(self, key: str = KEYS[1]) -> openai.OpenAI:
         """Return a client that does not repeat requests."""
         return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0)
 
@@ -85,13 +88,18 @@ def serve(
     try:
         until(lambda: server.started or not thread.is_alive())
         address = address_of(listener)
-        with httpx.Client(base_url=address, timeout=30) as client:
+        with connected(address) as client:
             yield Site(address, models, loop, app, client)
     finally:
         server.should_exit = True
         thread.join()
         loop.close()
         listener.close()
+
+
+def connected(address: str) -> httpx.Client:
+    """Return a client of a server, which shows its key if it is asked for one."""
+    return httpx.Client(base_url=address, timeout=30, headers={"Authorization": f"Bearer {KEYS[1]}"})
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:

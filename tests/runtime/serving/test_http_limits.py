@@ -19,22 +19,13 @@ import openai
 import pytest
 from PIL import Image
 
-from controlnext.runtime.serving.settings import ServerSettings
 from support.gate import until
 from support.recipe import drawing
-from support.serving import Site, file_of, image_call, serve, text_of
+from support.serving import Site, file_of, image_call, text_of
 
 ROUTE, EDITS = "/v1/images/generations", "/v1/images/edits"
-MOST = 200_000
-
-
-@pytest.fixture(scope="module")
-def site(toy: Path) -> Iterator[Site]:
-    keys = ("first-key", "second-key")
-    settings = ServerSettings(max_body=MOST, max_size=64, max_pixels=64 * 1024, api_keys=keys)
-    with serve([toy], settings) as site:
-        site.http.headers["Authorization"] = "Bearer second-key"
-        yield site
+MOST = 1 << 20
+"""Limit of a body, as in conftest.py."""
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -80,9 +71,9 @@ def test_a_body_whose_length_is_not_told(site: Site) -> None:
         assert json.load(answer)["error"]["code"] == "body_too_large"
 
 
-def test_the_log_of_a_large_body(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_of_a_large_body(here: Site, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "controlnext.runtime.serving.access_log"):
-        site.refused(413, "POST", ROUTE, content=b"x" * 2 * MOST)
+        here.refused(413, "POST", ROUTE, content=b"x" * 2 * MOST)
         until(lambda: bool(caplog.records))
     assert "413" in caplog.text
     assert "outcome=invalid" in caplog.text
@@ -91,7 +82,7 @@ def test_the_log_of_a_large_body(site: Site, caplog: pytest.LogCaptureFixture) -
 def test_the_client_of_openai_gets_the_answer_to_a_large_body(site: Site) -> None:
     """Though it reads no answer before it has sent all of its body."""
     with pytest.raises(openai.APIStatusError) as caught:
-        site.openai("first-key").images.edit(image=b"x" * 30 * MOST, prompt="a")
+        site.openai("first-key").images.edit(image=b"x" * 6 * MOST, prompt="a")
     assert caught.value.status_code == 413
 
 
@@ -124,6 +115,13 @@ def test_the_size_of_the_control_image_is_limited_too(site: Site) -> None:
     error = site.refused(400, "POST", ROUTE, json=image_call(control_image=large))
     assert (error["param"], "72 x 16 pixels" in error["message"]) == ("size", True)
     assert site.http.post(ROUTE, json=image_call(control_image=large, size="64x16")).status_code == 200
+
+
+def test_an_image_that_is_far_longer_than_wide(site: Site) -> None:
+    """To scale it down would hold up all threads."""
+    thin = text_of(Image.new("L", (1, 20_000)))
+    error = site.refused(400, "POST", ROUTE, json=image_call(control_image=thin))
+    assert "control_image has 1 x 20000 pixels; this server takes at most 16384" in error["message"]
 
 
 @pytest.mark.parametrize("route", ["/v1/images/generations", "/v1/images/edits", "/v1/videos"])
@@ -180,14 +178,26 @@ def test_a_client_without_a_key_need_not_be_heard(site: Site) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_request_ids(site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"mine-1": True, "a" * 129: False, "two words": False, "": False}
-    for own, kept in given.items():
-        response = site.http.get("/health/live", headers={"x-request-id": own})
-        assert (response.headers["x-request-id"] == own) == kept
+@pytest.mark.parametrize(("own", "kept"), [("mine-1", True), ("a" * 129, False), ("two words", False)])
+def test_request_ids(here: Site, own: str, kept: bool) -> None:
+    response = here.http.get("/health/live", headers={"x-request-id": own})
+    assert (response.headers["x-request-id"] == own) == kept
+
+
+def test_every_answer_has_one_id(site: Site) -> None:
+    """On a cluster the proxy gives it."""
+    for headers in ({}, {"x-request-id": "mine-1"}):
+        own = site.http.get("/health/live", headers=headers).headers["x-request-id"]
+        assert own == headers.get("x-request-id", own)
+        assert own.replace("-", "").isalnum()
+
+
+def test_a_failure_is_found_by_its_id(
+    here: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("controlnext.runtime.serving.images.ImageWork", None)
     with caplog.at_level(logging.ERROR):
-        error = site.refused(500, "POST", ROUTE, json=image_call(), headers={"x-request-id": "broken"})
+        error = here.refused(500, "POST", ROUTE, json=image_call(), headers={"x-request-id": "broken"})
     assert error["message"] == "the server failed; its log has the reason under request broken"
     assert "request broken failed" in caplog.text
     assert "NoneType" in caplog.text

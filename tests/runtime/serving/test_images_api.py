@@ -178,10 +178,10 @@ def test_a_form_with_lists_and_empty_fields(site: Site, alone: Pipeline) -> None
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_tells_what_was_made(site: Site, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
+def test_the_log_tells_what_was_made(here: Site, caplog: pytest.LogCaptureFixture, stream: bool) -> None:
     with caplog.at_level("INFO", "controlnext.runtime.serving.access_log"):
         call = image_call(n=2, stream=stream)
-        assert site.http.post(ROUTE, json=call, headers={"x-request-id": "mine"}).status_code == 200
+        assert here.http.post(ROUTE, json=call, headers={"x-request-id": "mine"}).status_code == 200
         until(lambda: bool(caplog.records))
     (record,) = caplog.records
     facts: dict[str, Any] = record.request  # type: ignore[attr-defined]

@@ -89,9 +89,7 @@ def test_openais_client_has_its_own_errors(client: openai.OpenAI) -> None:
         )
 
 
-def test_an_error_within_a_stream_is_an_event(
-    site: Site, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_within_a_stream_is_an_event(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     answered = Event()
 
     def fail(*_arguments: object, **_options: object) -> None:
@@ -100,7 +98,7 @@ def test_an_error_within_a_stream_is_an_event(
 
     monkeypatch.setattr(Pipeline, "decode", fail)
     call = image_call(stream=True, n=1)
-    with site.http.stream("POST", ROUTE, json=call) as response:
+    with here.http.stream("POST", ROUTE, json=call) as response:
         assert response.status_code == 200
         answered.set()
         (event,) = events_of(response)
@@ -108,4 +106,4 @@ def test_an_error_within_a_stream_is_an_event(
     assert response.headers["x-request-id"] in event["error"]["message"]
     assert "secret" not in str(event)
     with pytest.raises(openai.APIError, match="the server failed"):
-        list(client.images.generate(prompt="a", stream=True, extra_body=image_call()))
+        list(here.openai().images.generate(prompt="a", stream=True, extra_body=image_call()))

@@ -113,6 +113,11 @@ def test_a_full_queue(site: Site, gate: Gate) -> None:
     assert waiting(site, 0)
 
 
+def test_where_nothing_may_wait_an_idle_server_answers(toy: Path) -> None:
+    with serve([toy], ServerSettings(max_waiting=0)) as site:
+        assert site.http.post(ROUTE, json=image_call()).status_code == 200
+
+
 def test_a_stream_that_waits_says_so(site: Site, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controlnext.runtime.serving.streams._PAUSE", 0.02)
     with site.http.stream("POST", ROUTE, json=image_call(stream=True, n=2)) as response:
@@ -139,8 +144,3 @@ def test_what_waits_tells_when_to_come_again(monkeypatch: pytest.MonkeyPatch) ->
     now = 1000.0
     pace.done(Waiting())  # type: ignore[arg-type]
     assert pace.seconds(10) <= 20
-
-
-def test_a_server_without_a_queue_serves_what_has_a_place(toy: Path) -> None:
-    with serve([toy], ServerSettings(max_waiting=0)) as site:
-        assert site.http.post(ROUTE, json=image_call()).status_code == 200

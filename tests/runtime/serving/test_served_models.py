@@ -209,15 +209,30 @@ def test_no_more_requests_wait_for_a_model_than_may_wait_and_run(serve: Serve) -
     serve(work, ServerSettings(max_waiting=3, max_rows=2))
 
 
+def test_memory_that_was_taken_once_counts_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is loaded again takes memory that others gave back, and grows the process by less."""
+    taken = iter([1000, 1000, 10])
+    monkeypatch.setattr(loading, "_warm_up", lambda *_: next(taken))
+
+    async def work(models: Models) -> None:
+        for name in ("first", "second", "first"):
+            await used(models, name)
+        assert [models._places[name].size for name in ("first", "second")] == [1000, 1000]
+        assert models._places["second"].model is None
+
+    serve(work, ServerSettings(memory=1500 / 1024**3))
+
+
 def test_a_model_that_cannot_be_loaded_is_tried_again(
-    serve: Serve, loader: Loader, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, loader: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All who wait get the error; nothing of the model stays open."""
+    """All who wait get an error, the log the reason; nothing of the model stays open."""
 
     async def work(models: Models) -> None:
         loader.error = BundleError("a file is damaged")
         failed = await asyncio.gather(*(used(models, "first") for _ in range(2)), return_exceptions=True)
-        expected = "the model first cannot be loaded: a file is damaged"
+        expected = "the model first cannot be loaded; the server's log has the reason"
+        assert "first cannot be loaded: a file is damaged" in caplog.text
         assert [(type(error), str(error)) for error in failed] == [(WorkError, expected)] * 2
         loader.error = None
         with monkeypatch.context() as patch:
@@ -244,7 +259,7 @@ def test_an_engine_that_was_built_for_other_sizes_has_no_warm_up_step(
         raise EngineError("the engine takes 512 x 512", pipe.bundle.path, {"height": 64})
 
     async def work(models: Models) -> None:
-        with nullcontext() if served else pytest.raises(WorkError, match="the engine takes 512 x 512"):
+        with nullcontext() if served else pytest.raises(WorkError, match="the model first cannot be loaded"):
             async with models.use("first"):
                 pass
 

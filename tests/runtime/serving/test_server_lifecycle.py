@@ -172,6 +172,26 @@ def test_what_does_not_finish_in_time_is_cancelled(
     assert "Traceback" not in caplog.text
 
 
+def test_a_step_that_goes_on_ends_with_the_process(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing interrupts an engine, and nobody waits for it any more."""
+    ended: list[int | str] = []
+    monkeypatch.setattr(server_module, "_LAST_STEP", 0.01)
+    monkeypatch.setattr(server_module.os, "_exit", ended.append)
+
+    async def work(site: Site) -> None:
+        site.server._on_abort = lambda: ended.append("files are removed")
+        await site.ready.wait()
+        close = site.models.close
+        monkeypatch.setattr(site.models, "close", partial(asyncio.sleep, 10))
+        signal.raise_signal(signal.SIGTERM)
+        while not ended:
+            await asyncio.sleep(0.001)
+        await close()
+
+    serve(work)
+    assert ended == ["files are removed", 0]
+
+
 def test_a_first_bundle_that_cannot_be_loaded_ends_it_with_that_error(serve: Serve) -> None:
     opened: list[Path] = []
 

@@ -213,6 +213,13 @@ def test_refusals_name_the_field(
     assert error["param"] == param
 
 
+def test_more_files_than_frames_may_be(site: Site) -> None:
+    """They are not all read first."""
+    error = site.refused(400, "POST", ROUTE, data=FIELDS, files=FILES + FILES[1:] * 4)
+    assert "Too many files" in error["message"]
+    assert error["code"] == "invalid_body"
+
+
 def test_a_video_of_too_many_pixels(site: Site, tmp_path: Path) -> None:
     write_clip(tmp_path / "control.mp4", iter([drawing(1, 128, 64)]), Fraction(3))
     video = ("control_clip", ("control.mp4", (tmp_path / "control.mp4").read_bytes()))

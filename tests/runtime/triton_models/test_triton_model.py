@@ -101,7 +101,7 @@ def test_several_controls_have_an_image_and_a_scale_each(load: Load, tmp_path: P
         ({"control_image": b"\x89PNG"}, "control_image is not an image"),
         ({"control_image": "https://example.org/a.png"}, "URLs and paths are not opened"),
         ({"control_image": file_of(drawing(1, 40, 40))}, "40 x 40 pixels"),
-        ({"control_image": [file_of(IMAGE)] * 2}, "2 control images were given for 1 prompts"),
+        ({"control_image": [file_of(IMAGE)] * 2}, "2 control images were given for one prompt"),
         ({"num_images": 9}, "num_images is 9; this model takes 1 to 8"),
         ({"num_inference_steps": 151}, "num_inference_steps is 151; this model takes 1 to 150"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),

@@ -1,4 +1,4 @@
-"""The log of ``controlnext serve``: lines with the time, or JSON."""
+"""The form of the server's log: lines with the time, or JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ def write_log(*, as_json: bool, prompts: bool) -> None:
     if not prompts:
         # its warnings show what is cut off a prompt that is too long
         logging.getLogger("controlnext.runtime.prompts").setLevel(logging.ERROR)
-    for handler in logging.getLogger().handlers:
+    for handler in logging.getLogger().handlers + logging.getLogger("controlnext").handlers:
         inner = handler.formatter or logging.Formatter()
         handler.setFormatter(JsonFormatter(inner) if as_json else TimedFormatter(inner))
+
+
+def write_worker_log(*, as_json: bool, prompts: bool) -> None:
+    """Write the log as :func:`write_log` does, in a process whose own log is somebody else's."""
+    handler, own = logging.StreamHandler(), logging.getLogger("controlnext")
+    handler.setFormatter(logging.Formatter(f"{PREFIX}%(message)s"))
+    own.handlers, own.propagate = [handler], False
+    write_log(as_json=as_json, prompts=prompts)
 
 
 class TimedFormatter(logging.Formatter):

@@ -1,0 +1,82 @@
+"""The application on Ray Serve: a front before replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from controlnext.runtime.cluster.elsewhere import FRONT, REPLICA
+from controlnext.runtime.cluster.front import Front
+from controlnext.runtime.cluster.replica import Replica
+from controlnext.runtime.cluster.spec import ClusterSpec
+
+BUILDER = f"{__name__}:build"
+"""Where Serve's configuration files find :func:`build`."""
+_FRONTS = 2
+"""Fronts of a service with several replicas: one of them may die."""
+_MOST_CONNECTIONS = 10_000
+"""Most requests in one front; the limit of those that wait for a replica is another."""
+_SWIFT = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
+"""Serve's own settings for short ways between front and replica: here no event loop does long work, which
+they would keep apart (docs/scale.md has the milliseconds)."""
+_PERIOD, _PATIENCE = 2.0, 30.0
+"""Seconds between health checks, and those that one may take."""
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Return the application that Serve runs, of the arguments in :meth:`ClusterSpec.fields`.
+
+    Raises :class:`InputError` for arguments that are not accepted.
+    """
+    spec = ClusterSpec.read(args)
+    replicas = serve.deployment(Replica, name=REPLICA, **replica_options(spec)).bind(spec.fields())
+    front = serve.deployment(serve.ingress()(Front), name=FRONT, **front_options(spec))
+    return front.bind(spec.fields(), replicas)
+
+
+def replica_options(spec: ClusterSpec) -> dict[str, Any]:
+    """Return the options of the replicas' deployment.
+
+    A replica takes as many requests as run at once and as many again, so that it never waits for the next;
+    the others of those that may wait do so at the front, for whichever replica is free first.
+    """
+    settings, wanted = spec.settings, spec.replicas
+    ahead = min(settings.max_rows, settings.max_waiting)
+    options: dict[str, Any] = {
+        "max_ongoing_requests": settings.max_rows + ahead,
+        "max_queued_requests": max(1, settings.max_waiting - ahead),
+        "ray_actor_options": _resources(spec.threads, int(spec.on_gpu)),
+        "health_check_period_s": _PERIOD,
+        "health_check_timeout_s": _PATIENCE,
+        "graceful_shutdown_timeout_s": settings.grace,
+    }
+    if wanted.least == wanted.most:
+        return {**options, "num_replicas": wanted.most}
+    scaling = {
+        "min_replicas": wanted.least,
+        "max_replicas": wanted.most,
+        # as many as share the steps of a replica
+        "target_ongoing_requests": settings.max_rows,
+    }
+    return {**options, "autoscaling_config": scaling}
+
+
+def front_options(spec: ClusterSpec) -> dict[str, Any]:
+    """Return the options of the front's deployment."""
+    return {
+        "num_replicas": min(_FRONTS, spec.replicas.most),
+        "max_ongoing_requests": _MOST_CONNECTIONS,
+        "ray_actor_options": _resources(0, 0),
+        "health_check_period_s": _PERIOD,
+        "graceful_shutdown_timeout_s": spec.settings.grace,
+    }
+
+
+def _resources(cpus: int, gpus: int) -> dict[str, Any]:
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _SWIFT}}
