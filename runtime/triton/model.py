@@ -15,6 +15,7 @@ import triton_python_backend_utils as triton
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.pipelines.image import ImagePipeline
 from controlnext.runtime.triton.failures import Failure
+from controlnext.runtime.triton.parent import ParentWatch
 from controlnext.runtime.triton.repository import BUNDLE
 from controlnext.runtime.triton.service import ResponseSender, TritonService
 from controlnext.runtime.triton.settings import TritonSettings
@@ -41,6 +42,7 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else settings.device
         with ExitStack() as opened:
+            opened.enter_context(ParentWatch())
             pipe = opened.enter_context(
                 ImagePipeline.load(bundle, settings.backend, device, threads=settings.threads)
             )
