@@ -22,20 +22,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_replaceable(target: Path, force: bool) -> None:
-    """Raise :class:`InputError` unless ``target`` is free, empty, or a bundle that ``force`` may replace."""
+def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
+    """Raise :class:`InputError` unless ``target`` is free, empty, or of this ``kind`` and ``force`` is set.
+
+    ``marker``: the file by which a directory of this kind is known.
+    """
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):
         return
-    if not (target / MANIFEST).exists():
+    if not (target / marker).exists():
         raise InputError(
-            f"output {target} holds files that are not a bundle; give a new or empty directory",
+            f"output {target} holds files that are not a {kind}; give a new or empty directory",
             argument="output",
         )
     if not force:
         raise InputError(
-            f"output {target} holds a bundle already; give `force` to replace it", argument="force"
+            f"output {target} holds a {kind} already; give `force` to replace it", argument="force"
         )
 
 
@@ -46,17 +49,21 @@ def check_writable(target: Path) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
+def new_folder(
+    target: Path, force: bool = False, marker: str = MANIFEST, kind: str = "bundle"
+) -> Iterator[Path]:
     """Yield a directory beside ``target`` to write into; it replaces ``target`` when the block succeeds.
+
+    What may be there is that of :func:`check_replaceable`.
 
     On any error the directory is removed and ``target`` is unchanged. A full disk raises :class:`WorkError`.
     """
-    check_replaceable(target, force)
+    check_replaceable(target, force, marker, kind)
     with _directory_beside(target) as aside:
         yield aside
         aside.chmod(0o755)
         # another process may have made one meanwhile
-        check_replaceable(target, force)
+        check_replaceable(target, force, marker, kind)
         _swap(aside, target)
 
 

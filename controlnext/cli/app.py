@@ -16,6 +16,7 @@ from controlnext.cli.option_names import OptionFormatter, OptionNames
 from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
 from controlnext.cli.serve import serve
+from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
 from controlnext.errors import ControlNeXtError, InputError
 from controlnext.hints import silence_hints
@@ -61,7 +62,7 @@ def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
     application = typer.Typer(add_completion=False)
     application.callback(invoke_without_command=True)(_describe)
-    for command in (export, build, run, verify, bench, inspect):
+    for command in (export, build, run, triton, verify, bench, inspect):
         application.command()(command)
     application.command(cls=RayCommand)(serve)
     return application

@@ -12,9 +12,9 @@ from PIL import Image
 
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
+from controlnext.runtime.media.inline_images import decode_image
 from controlnext.runtime.media.video_files import Frames, open_clip
 from controlnext.runtime.preprocess import make_preprocessor
-from controlnext.runtime.serving.inline_images import decode_image
 
 FIELD = "control_clip"
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.denoise import Step
+from controlnext.runtime.media.inline_images import decode_image
 from controlnext.runtime.media.video_files import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS, write_clip
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.access_log import RequestFacts
@@ -21,7 +22,6 @@ from controlnext.runtime.serving.calls import check_size
 from controlnext.runtime.serving.clip_calls import ClipFields
 from controlnext.runtime.serving.clip_inputs import control_clip
 from controlnext.runtime.serving.generation import Generation
-from controlnext.runtime.serving.inline_images import decode_image
 from controlnext.runtime.serving.service import Service
 from controlnext.types import FloatArray
 

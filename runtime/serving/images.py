@@ -9,6 +9,7 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 from PIL import Image
 
+from controlnext.runtime.media.inline_images import decode_image, decode_text
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ImagesAnswer, errors
 from controlnext.runtime.serving.bodies import form_body, json_body, read_form, read_json
@@ -16,7 +17,6 @@ from controlnext.runtime.serving.calls import ImageCall, ImageFields
 from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
 from controlnext.runtime.serving.image_work import ImageWork, Source
-from controlnext.runtime.serving.inline_images import decode_image, decode_text
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.streams import EVENT_STREAM, stream
 

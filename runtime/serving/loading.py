@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -10,26 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.format import graph_files
 from controlnext.closeable import Closeable
-from controlnext.errors import EngineError, InputError, QueueFullError
+from controlnext.errors import EngineError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.observer import Observer
 from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.pipelines.video import VideoPipeline
 from controlnext.runtime.serving.settings import ServerSettings
-
-logger = logging.getLogger(__name__)
-
-_SIDE = 512
-"""Height and width of the warm-up step of a model that does not say what size it was made for."""
-_LARGEST_ON_CPU = 256
-"""Largest height and width of the warm-up step on a processor: there it makes no later step faster, and at
-full size it would take minutes. On a GPU kernels are chosen for the size."""
-
+from controlnext.runtime.warm_up import LARGEST_ON_CPU, black_call, check_takes_prompts, warm_up
 
 Load = Callable[[Path], Pipeline]
 """Opens the pipeline of a bundle, with the backend and device that the server uses."""
@@ -79,7 +67,7 @@ class Model(Closeable):
         """Take one step, beside the others; raise what it raises."""
         step: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
         with suppress(EngineError, QueueFullError):
-            self.batcher.submit(**_black_call(self.pipe, _LARGEST_ON_CPU), **step).result()
+            self.batcher.submit(**black_call(self.pipe, LARGEST_ON_CPU), **step).result()
 
     def close(self) -> None:
         """Cancel what runs and close the engines."""
@@ -95,12 +83,7 @@ def check_bundle(path: Path, load: Load) -> ServedBundle:
     """
     with load(path) as pipe:
         manifest, family = pipe.bundle.manifest, pipe.family
-        missing = [name for name in family.prompt_encoders if name not in manifest.graphs]
-        if missing:
-            raise InputError(
-                f"{path} cannot be served: it has no {', '.join(missing)} to read prompts with; export it"
-                " from a base that has text encoders"
-            )
+        check_takes_prompts(path, manifest, family)
     path = path.resolve()
     size = sum(entry.bytes for entry in manifest.files.values())
     created = int((path / MANIFEST).stat().st_mtime)
@@ -120,38 +103,14 @@ def load_model(bundle: ServedBundle, load: Load, settings: ServerSettings, obser
 
 
 def _warm_up(pipe: Pipeline, largest: int) -> int:
-    """Open the engines, run one step and decode its result; return the bytes of memory that this took.
+    """Warm the pipeline up; return the bytes of memory that this took.
 
-    The size is that which the model was made for, with sides of at most ``largest``, and on a processor of at
-    most 256 pixels. The memory is the growth of this process, or the size of the engines' files where that is
-    more: a GPU's memory is not part of the process, and other requests may end meanwhile.
+    The memory is the growth of this process, or the size of the engines' files where that is more: a GPU's
+    memory is not part of the process, and other requests may end meanwhile.
     """
     before = _resident_bytes()
-    for spec in pipe.family.graphs:
-        if spec.runs and spec.name in pipe.bundle.manifest.graphs:
-            pipe.bundle.engine(spec.name)
-    if "cuda" not in pipe.backend:
-        largest = min(largest, _LARGEST_ON_CPU)
-    try:
-        pipe(**_black_call(pipe, largest), num_inference_steps=1, output_type="np")
-    except EngineError as error:
-        # built for other sizes
-        logger.warning("no warm-up step of %s: %s", pipe.bundle.path, error)
+    warm_up(pipe, largest)
     return max(_resident_bytes() - before, _file_bytes(pipe))
-
-
-def _black_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
-    """Return the arguments of a call with black images; a clip has two frames."""
-    manifest, family = pipe.bundle.manifest, pipe.family
-    made_for = family.made_for(manifest.configs[family.denoiser]) or (_SIDE, _SIDE)
-    multiple = family.size_multiple
-    height, width = (max(multiple, min(side, largest) // multiple * multiple) for side in made_for)
-    image = Image.new("RGB", (width, height))
-    controls = len(pipe.controls)
-    if isinstance(pipe, VideoPipeline):
-        clip = [image] * 2
-        return {"image": image, "control_images": clip if controls == 1 else [clip] * controls}
-    return {"prompt": "", "control_image": image if controls == 1 else [image] * controls}
 
 
 def _file_bytes(pipe: Pipeline) -> int:

@@ -7,36 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlnext.errors import InputError
-from controlnext.runtime.request import is_finite, is_integer
+from controlnext.runtime.limits import RequestLimits
+from controlnext.runtime.request import is_finite
 
 MIB, GIB = 1 << 20, 1 << 30
 
-_LEAST = {
-    "max_rows": 1,
-    "max_waiting": 0,
-    "max_body": 1,
-    "max_pixels": 1,
-    "max_steps": 1,
-    "max_images": 1,
-    # every family makes something of this size
-    "max_size": 16,
-    "max_frames": 1,
-}
-"""The least value of each limit."""
-
 
 @dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(RequestLimits):
     """The limits of the server, and its keys.
 
     Args:
-        max_rows: largest number of rows in a run of the denoiser (a guided image is two rows).
-        max_waiting: largest number of requests of a bundle that wait; more are refused until later.
         max_body: largest body of a request in bytes.
-        max_pixels: largest number of pixels of an image in a request, checked before it is decoded.
-        max_steps: largest number of denoising steps of a request.
-        max_images: largest number of images of a request.
-        max_size: largest height and width of a result in pixels.
         max_frames: largest number of frames of a clip.
         memory: GiB for the loaded bundles together; None: no limit.
         grace: seconds that running requests get to finish once the server has to stop.
@@ -46,25 +28,15 @@ class ServerSettings:
         InputError: a value that is not accepted.
     """
 
-    max_rows: int = 8
-    max_waiting: int = 64
     max_body: int = 32 * MIB
-    max_pixels: int = 4096 * 4096
-    max_steps: int = 150
-    max_images: int = 8
-    max_size: int = 2048
     max_frames: int = 128
     memory: float | None = None
     grace: float = 30.0
     api_keys: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not is_integer(value) or value < least:
-                raise InputError(
-                    f"{name} is {value!r}; it must be an integer of at least {least}", argument=name
-                )
+        super().__post_init__()
+        self.check_least({"max_body": 1, "max_frames": 1})
         if self.memory is not None and not (is_finite(self.memory) and self.memory > 0):
             raise InputError(
                 f"memory is {self.memory!r}; it must be a positive number of GiB", argument="memory"

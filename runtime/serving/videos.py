@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
+from controlnext.runtime.media.inline_images import bytes_of
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ClipAnswer, DeletedAnswer, errors
 from controlnext.runtime.serving.bodies import form_body, is_form, json_body, read_form, read_json
@@ -16,7 +17,6 @@ from controlnext.runtime.serving.clip_jobs import ClipJobs
 from controlnext.runtime.serving.clip_work import ClipUploads
 from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
-from controlnext.runtime.serving.inline_images import bytes_of
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.settings import ServerSettings
 

@@ -37,11 +37,17 @@ ALLOWED = {
     "controlnext.engines": CORE,
     "controlnext.runtime": CORE | _RUN,
     "controlnext.runtime.serving": CORE | _RUN,
+    "controlnext.runtime.triton": CORE | _RUN,
     "controlnext.runtime.cluster": CORE | _RUN | {"controlnext.runtime.serving"},
     "controlnext.evaluation": _BELOW,
     "controlnext.bench": _BELOW,
     "controlnext.cli": _BELOW
-    | {"controlnext.bench", "controlnext.runtime.cluster", "controlnext.runtime.serving"},
+    | {
+        "controlnext.bench",
+        "controlnext.runtime.cluster",
+        "controlnext.runtime.serving",
+        "controlnext.runtime.triton",
+    },
     "controlnext.__main__": {"controlnext.cli"},
 }
 HEAVY = ("torch", "diffusers", "transformers", "onnx", "fastapi", "uvicorn", "prometheus_client")

@@ -32,6 +32,8 @@ from controlnext.runtime.serving.clip_calls import ClipCall
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import open_listener
 from controlnext.runtime.serving.settings import ServerSettings
+from controlnext.runtime.triton.repository import write_model
+from controlnext.runtime.triton.settings import TritonSettings
 from controlnext.weights import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +63,8 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     ImageCall,
     ClipCall,
     open_listener,
+    write_model,
+    TritonSettings,
     join_cluster,
     ReplicaRange.parse,
 )

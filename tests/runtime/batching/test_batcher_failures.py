@@ -72,6 +72,16 @@ def test_a_full_queue_refuses_until_somebody_leaves_it(warm: Pipeline, gate: Gat
     assert done == [1, 0, 2, 4]
 
 
+def test_without_a_queue_as_many_as_run_are_taken(warm: Pipeline, gate: Gate) -> None:
+    with Batcher(warm, max_rows=1, max_waiting=0) as batcher:
+        assert not batcher.full
+        batcher.submit(**arguments())
+        assert batcher.full
+        with pytest.raises(QueueFullError):
+            batcher.submit(**arguments())
+        gate.open()
+
+
 def test_bad_input_is_the_error_of_its_future_alone(warm: Pipeline) -> None:
     with Batcher(warm) as batcher:
         good = batcher.submit(**arguments())

@@ -1,4 +1,5 @@
-"""Images in requests: their bytes, as base64 or as a file. Nothing that a request names is ever opened."""
+"""Images in requests and answers: their bytes, as base64 or as a file. Nothing that a request names is ever
+opened."""
 
 from __future__ import annotations
 
@@ -62,6 +63,24 @@ def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:
         raise InputError(f"{field} is not an image that is read here; {_ACCEPTED}", argument=field) from error
     except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
         raise InputError(f"{field} is damaged ({error}); {_ACCEPTED}", argument=field) from error
+
+
+def encode_image(image: Image.Image, format: str = "png", quality: int = 100) -> bytes:
+    """Return an image as a file of this format; ``quality``, from 0 to 100, is that of JPEG and WebP."""
+    options: dict[str, dict[str, int]] = {
+        # 1024 x 1024 pixels in 0.19 s in place of 0.32 s, a seventh larger
+        "png": {"compress_level": 1},
+        "jpeg": {"quality": quality, "subsampling": 0},
+        "webp": {"quality": quality},
+    }
+    file = io.BytesIO()
+    image.save(file, format, **options[format])
+    return file.getvalue()
+
+
+def encode_text(content: bytes) -> str:
+    """Return a file as base64."""
+    return base64.b64encode(content).decode()
 
 
 def _too_large(field: str, pixels: str, max_pixels: int) -> InputError:
