@@ -10,6 +10,7 @@ from typing import Any
 
 from controlnext.errors import InputError, WorkError
 from controlnext.optional import extra
+from controlnext.processor import usable_cores
 from controlnext.runtime.request import is_integer
 
 _PATIENCE = 10
@@ -74,6 +75,28 @@ def join_cluster(address: str) -> Any:
             argument="address",
         ) from error
     return ray
+
+
+def threads_of_replica(threads: int | None, replicas: ReplicaRange, *, local: bool) -> int:
+    """Return the threads of a replica: those that were asked for, or its share of this machine's cores.
+
+    Raises :class:`InputError` without ``threads`` for a cluster elsewhere: its cores are not known here.
+    """
+    if threads is not None:
+        return threads
+    if not local:
+        raise InputError(
+            "threads is missing; give the number of CPU cores that a replica takes on this cluster",
+            argument="threads",
+        )
+    return max(1, usable_cores() // replicas.most)
+
+
+def device_on(ray: Any, device: str) -> str:
+    """Return ``device`` of replicas on the cluster that was joined; for ``"auto"`` CUDA if it has GPUs."""
+    if device != "auto":
+        return device
+    return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
 
 def _check_reachable(address: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import typer
 
 import controlnext
+from controlnext.cli.batch import batch
 from controlnext.cli.bench import bench
 from controlnext.cli.build import build
 from controlnext.cli.export import export
@@ -65,6 +66,7 @@ def make_application() -> typer.Typer:
     for command in (export, build, run, triton, verify, bench, inspect):
         application.command()(command)
     application.command(cls=RayCommand)(serve)
+    application.command(cls=RayCommand)(batch)
     return application
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from controlnext.optional import extra
-from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange
+from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, threads_of_replica
 from controlnext.runtime.serving.log_format import write_log
 from controlnext.runtime.serving.settings import ServerSettings
 
@@ -41,7 +41,6 @@ def serve_on_ray(
     with extra("serve"), extra("ray"):
         from controlnext.runtime.cluster.service import (
             served,
-            threads_of_replica,
             wait_for_signal,
             write_config,
         )

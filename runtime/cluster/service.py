@@ -16,10 +16,9 @@ import yaml
 
 from controlnext.bundle.files import new_file
 from controlnext.errors import InputError, WorkError
-from controlnext.processor import usable_cores
 from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, join_cluster
+from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.server import is_local, open_listener
 
@@ -29,21 +28,6 @@ NAME = "controlnext"
 """Name of the application on the cluster."""
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve's own log: the front has a line for each request."""
-
-
-def threads_of_replica(threads: int | None, replicas: ReplicaRange, *, local: bool) -> int:
-    """Return the threads of a replica: those that were asked for, or its share of this machine's cores.
-
-    Raises :class:`InputError` without ``threads`` for a cluster elsewhere: its cores are not known here.
-    """
-    if threads is not None:
-        return threads
-    if not local:
-        raise InputError(
-            "threads is missing; give the number of CPU cores that a replica takes on this cluster",
-            argument="threads",
-        )
-    return max(1, usable_cores() // replicas.most)
 
 
 @contextmanager
@@ -64,7 +48,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
 
     try:
         alive = sum(node["Alive"] for node in ray.nodes())
-        spec = replace(_settled(spec, ray), fronts=alive, local=local)
+        spec = replace(spec, device=device_on(ray, spec.device), fronts=alive, local=local)
         where = "HeadOnly" if address == LOCAL else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
         try:
@@ -130,13 +114,6 @@ def _address(serve: Any, host: str, port: int) -> str:
         logger.warning("the cluster serves already, at port %d", found.port)
     host = found.host or host
     return f"http://[{host}]:{found.port}" if ":" in host else f"http://{host}:{found.port}"
-
-
-def _settled(spec: ClusterSpec, ray: Any) -> ClusterSpec:
-    """Return the spec with its device chosen: CUDA where the cluster has GPUs."""
-    if spec.device != "auto":
-        return spec
-    return replace(spec, device="cuda" if ray.cluster_resources().get("GPU") else "cpu")
 
 
 def _reason(serve: Any, error: Exception) -> str:

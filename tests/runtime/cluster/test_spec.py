@@ -10,9 +10,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from controlnext.errors import InputError
 from controlnext.runtime.cluster.deployment import front_options, replica_options
-from controlnext.runtime.cluster.service import threads_of_replica, write_config
+from controlnext.runtime.cluster.service import write_config
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster
+from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster, threads_of_replica
 from controlnext.runtime.serving.settings import ServerSettings
 
 
@@ -93,7 +93,7 @@ def test_the_configuration_is_one_that_serve_reads(tmp_path: Path) -> None:
 
 
 def test_threads_are_the_share_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controlnext.runtime.cluster.service.usable_cores", lambda: 8)
+    monkeypatch.setattr("controlnext.runtime.ray_cluster.usable_cores", lambda: 8)
     assert threads_of_replica(None, ReplicaRange(1, 3), local=True) == 2
     assert threads_of_replica(None, ReplicaRange(9, 9), local=True) == 1
     assert threads_of_replica(5, ReplicaRange(1, 3), local=False) == 5

@@ -1,0 +1,135 @@
+"""``controlnext batch``: do the jobs of a file, each once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controlnext.cli import options, ray_options
+from controlnext.cli.console import print_json, progress
+from controlnext.errors import InputError
+from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
+from controlnext.runtime.bulk.results import LEDGER, Record, Results, open_results
+from controlnext.runtime.bulk.work import BulkSpec, do_jobs
+from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, join_cluster, threads_of_replica
+
+logger = logging.getLogger(__name__)
+
+Jobs = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        help="Path to the jobs: a file with one JSON object a line, or a Parquet file.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path, typer.Option(metavar="DIR", help="Path to the directory of the results.", show_default=False)
+]
+MaxRows = Annotated[
+    int, typer.Option(help="Largest number of jobs at work, and of rows in a run of the denoiser.")
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first job that fails.")]
+
+
+def batch(
+    bundle: options.Bundle,
+    jobs: Jobs,
+    output: Output,
+    max_rows: MaxRows = 8,
+    fail_fast: FailFast = False,
+    backend: options.RunBackend = "auto",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    ray: ray_options.Ray = None,
+    replicas: ray_options.Replicas = None,
+    as_json: options.Json = False,
+) -> None:
+    """Do the jobs of a file: each is a call of the pipeline, its results are files in a directory.
+
+    Run again, it goes on: jobs that were done are not done again, those that failed are.
+    """
+    started, all_jobs = time.monotonic(), read_jobs(jobs)
+    several = ReplicaRange.parse(replicas or "1")
+    if replicas and ray is None:
+        raise InputError("replicas is for a Ray cluster; give `ray` too", argument="replicas")
+    with open_results(output) as results:
+        spec = BulkSpec(
+            str(bundle.resolve()),
+            str(jobs.parent.resolve()),
+            str(output.resolve()),
+            backend,
+            device,
+            threads if ray is None else threads_of_replica(threads, several, local=ray == LOCAL),
+            max_rows,
+            several,
+        )
+        left = results.prepare(all_jobs)
+        records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
+        counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+        results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
+    summary = {
+        "jobs": len(all_jobs),
+        "done": counts["done"],
+        "failed": counts["failed"],
+        "done_before": len(all_jobs) - len(left),
+        "not_begun": len(left) - counts["done"] - counts["failed"],
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if as_json:
+        print_json({"output": str(output), **summary})
+    else:
+        told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in summary.items())
+        print(f"{output / LEDGER}: {told}")
+    if counts["failed"]:
+        raise typer.Exit(1)
+
+
+def _here(jobs: Sequence[Job], spec: BulkSpec, results: Results) -> Generator[Record]:
+    """Do the jobs in this process."""
+    with (
+        spec.load() as pipe,
+        closing(results.whole()) as ledger,
+        closing(do_jobs(pipe, jobs, spec)) as records,
+    ):
+        for record in records:
+            ledger.add(record)
+            yield record
+
+
+def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Record]:
+    """Do the jobs on a cluster, whose actors write the ledger."""
+    ray = join_cluster(address)
+    from controlnext.runtime.bulk.ray_data import do_on_ray
+
+    try:
+        device = (
+            spec.device if spec.device != "auto" else "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+        )
+        yield from do_on_ray(jobs, replace(spec, device=device))
+    finally:
+        ray.shutdown()
+
+
+def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: bool) -> Counter[str]:
+    """Show the progress of jobs; return how many were done and how many failed."""
+    counts: Counter[str] = Counter()
+    with progress(quiet) as report, closing(records):
+        report("loading", 0.0)
+        for record in records if count else ():
+            failed = "error" in record
+            counts["failed" if failed else "done"] += 1
+            if failed:
+                logger.warning("job %s failed: %s", record["id"], record["error"])
+            report(f"{counts['done']} done, {counts['failed']} failed", counts.total() / count)
+            if failed and fail_fast:
+                break
+    return counts

@@ -1,0 +1,131 @@
+"""The jobs of a file: one line of JSON, or one row of Parquet, with the arguments of a call."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from controlnext.errors import InputError
+from controlnext.optional import extra
+
+PARQUET = ".parquet"
+GLOB = "control_glob"
+"""The column with a pattern of paths: each file that it matches becomes the control image of a job."""
+_ID = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job: its id, which names its files, and the arguments of its call.
+
+    ``problem``: the reason for which it cannot be done. ``digest``: of all that it is made of but files.
+    """
+
+    id: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    problem: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """A checksum of the arguments: a job whose line was changed is another one."""
+        content = msgspec.json.encode(self.arguments, order="deterministic")
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_jobs(jobs: Path) -> list[Job]:
+    """Return the jobs of a file, those with a problem among them; ids are unique.
+
+    Raises :class:`InputError` for a file that cannot be read or has no job.
+    """
+    if jobs.suffix.lower() == PARQUET:
+        rows: Iterable[Any] = _parquet_rows(jobs)
+    else:
+        rows = _json_rows(jobs)
+    found: dict[str, Job] = {}
+    for number, row in rows:
+        for job in _jobs_of(row, number, jobs.parent):
+            if job.id in found:
+                job = Job(f"line-{number}", {}, f"line {number}: the id {job.id!r} was given before")
+            found.setdefault(job.id, job)
+    if not found:
+        raise InputError(f"{jobs} has no job; write one JSON object a line", argument="jobs")
+    return list(found.values())
+
+
+def _json_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each line that is not empty, or the error of its reading."""
+    try:
+        with jobs.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, msgspec.json.decode(line)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    yield number, InputError(f"line {number} is not JSON: {error}")
+    except OSError as error:
+        raise _unreadable(jobs, error.strerror or str(error)) from error
+
+
+def _parquet_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each row, without the columns that it leaves empty."""
+    with extra("ray", "pyarrow"):
+        from pyarrow import ArrowException, parquet
+    try:
+        rows = parquet.read_table(jobs).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise _unreadable(jobs, str(error).splitlines()[0]) from error
+    for number, row in enumerate(rows, start=1):
+        yield number, {name: value for name, value in row.items() if value is not None}
+
+
+def _unreadable(jobs: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot read {jobs}: {reason}; give a file with one JSON object a line, or a Parquet file",
+        argument="jobs",
+    )
+
+
+def _jobs_of(row: Any, number: int, directory: Path) -> Iterator[Job]:
+    """Yield the jobs of a row: one, or one for each file that its pattern matches."""
+    if isinstance(row, InputError):
+        yield Job(f"line-{number}", {}, str(row))
+        return
+    if not isinstance(row, dict):
+        yield Job(f"line-{number}", {}, f"line {number} is not a JSON object")
+        return
+    arguments = dict(row)
+    given = arguments.pop("id", number)
+    name = str(given)
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or not _ID.fullmatch(name):
+        accepted = "give letters, digits, dots, dashes and underscores, at most 128"
+        yield Job(f"line-{number}", {}, f"line {number}: the id {name[:80]!r} cannot name a file; {accepted}")
+        return
+    pattern = arguments.pop(GLOB, None)
+    if pattern is None:
+        yield Job(name, arguments)
+        return
+    paths = _matches(pattern, directory)
+    if not paths:
+        yield Job(name, {}, f"no file matches {GLOB} {pattern!r}")
+    for path in paths:
+        one = f"{name}-{path.stem}"
+        problem = None if _ID.fullmatch(one) else f"the name of {path} cannot be part of an id"
+        own = one if problem is None else f"line-{number}-{hashlib.sha256(one.encode()).hexdigest()[:8]}"
+        yield Job(own, {**arguments, "control_image": str(path)}, problem)
+
+
+def _matches(pattern: Any, directory: Path) -> list[Path]:
+    """Return the files that a pattern matches, in the order of their names."""
+    try:
+        found = Path(pattern).parent if Path(pattern).is_absolute() else None
+        paths = found.glob(Path(pattern).name) if found else directory.glob(pattern)
+        return sorted(path for path in paths if path.is_file())
+    except (TypeError, ValueError, NotImplementedError):
+        return []

@@ -1,0 +1,53 @@
+"""Doing jobs on a Ray cluster: a pipeline of Ray Data with a pool of actors, each with a batcher."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from controlnext.runtime.bulk.jobs import Job
+from controlnext.runtime.bulk.results import Record, Results
+from controlnext.runtime.bulk.work import BulkSpec, do_jobs
+
+
+class _Actor:
+    """Does batches of jobs. Records go to a ledger of its own at once: what was done is not done again."""
+
+    def __init__(self, spec: BulkSpec) -> None:
+        # the GPU that an actor has is the only one that it sees
+        self._spec = replace(spec, device="cuda:0") if spec.on_gpu else spec
+        self._pipe = self._spec.load()
+        self._ledger = Results(Path(spec.output)).part(secrets.token_hex(8))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        jobs = [msgspec.json.decode(line, type=Job) for line in batch["job"]]
+        records = []
+        for record in do_jobs(self._pipe, jobs, self._spec):
+            self._ledger.add(record)
+            records.append(msgspec.json.encode(record))
+        return {"record": records}
+
+
+def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
+    """Do jobs on the cluster that was joined and yield their records as they come, in any order."""
+    from ray import data
+
+    data.DataContext.get_current().enable_progress_bars = False
+    rows = data.from_items([{"job": msgspec.json.encode(asdict(job))} for job in jobs])
+    # as many as share the steps of an actor, twice: it does not run empty at the end of each
+    batch = 2 * spec.max_rows
+    done = rows.repartition(max(1, len(jobs) // batch)).map_batches(
+        _Actor,
+        fn_constructor_args=(spec,),
+        batch_size=batch,
+        compute=data.ActorPoolStrategy(min_size=spec.actors.least, max_size=spec.actors.most),
+        num_cpus=spec.threads,
+        num_gpus=int(spec.on_gpu),
+    )
+    for row in done.iter_rows():
+        yield msgspec.json.decode(row["record"])
