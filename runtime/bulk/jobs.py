@@ -17,6 +17,8 @@ from controlnext.optional import extra
 PARQUET = ".parquet"
 GLOB = "control_glob"
 """The column with a pattern of paths: each file that it matches becomes the control image of a job."""
+_MOST_IMAGES = 10_000
+"""More images of one job do not fit into any memory."""
 _ID = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 
 
@@ -37,6 +39,13 @@ class Job:
         content = msgspec.json.encode(self.arguments, order="deterministic")
         return hashlib.sha256(content).hexdigest()[:16]
 
+    @property
+    def names(self) -> set[str]:
+        """Its id, and the names of its files without their suffix."""
+        count = self.arguments.get("num_images_per_prompt")
+        several = count if isinstance(count, int) and 1 < count <= _MOST_IMAGES else 0
+        return {self.id, *(f"{self.id}-{number}" for number in range(1, several + 1))}
+
 
 def read_jobs(jobs: Path) -> list[Job]:
     """Return the jobs of a file, those with a problem among them; ids are unique.
@@ -48,10 +57,13 @@ def read_jobs(jobs: Path) -> list[Job]:
     else:
         rows = _json_rows(jobs)
     found: dict[str, Job] = {}
+    taken: set[str] = set()
     for number, row in rows:
         for job in _jobs_of(row, number, jobs.parent):
-            if job.id in found:
-                job = Job(f"line-{number}", {}, f"line {number}: the id {job.id!r} was given before")
+            if twice := sorted(taken & job.names):
+                problem = f"line {number}: the id {twice[0]!r} names a file of another job; give another"
+                job = Job(f"line-{number}", {}, problem)
+            taken |= job.names
             found.setdefault(job.id, job)
     if not found:
         raise InputError(f"{jobs} has no job; write one JSON object a line", argument="jobs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -37,11 +38,18 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
     """Do jobs on the cluster that was joined and yield their records as they come, in any order."""
     from ray import data
 
-    data.DataContext.get_current().enable_progress_bars = False
-    rows = data.from_items([{"job": msgspec.json.encode(asdict(job))} for job in jobs])
+    context = data.DataContext.get_current()
+    # who asked for the jobs shows their progress
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # as many as share the steps of an actor, twice: it does not run empty at the end of each
     batch = 2 * spec.max_rows
-    done = rows.repartition(max(1, len(jobs) // batch)).map_batches(
+    # blocks of this size from the start: to divide them later takes a core, and the actors may have all
+    rows = data.from_items(
+        [{"job": msgspec.json.encode(asdict(job))} for job in jobs],
+        override_num_blocks=max(1, len(jobs) // batch),
+    )
+    done = rows.map_batches(
         _Actor,
         fn_constructor_args=(spec,),
         batch_size=batch,

@@ -46,6 +46,8 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     ray = join_cluster(address)
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
     try:
         alive = sum(node["Alive"] for node in ray.nodes())
         spec = replace(spec, device=device_on(ray, spec.device), fronts=alive, local=local)

@@ -1,0 +1,115 @@
+"""Kill a bulk run at random moments, start it again each time, and check that every result is there once.
+
+    controlnext-export --model sdxl ... --output build/shapes-fp32
+    python benchmarks/bulk_kills.py build/shapes-fp32
+
+Prints a Markdown table. Every image is compared with that of a call of the pipeline. Work that was done twice
+are the results that a kill has lost: those that had been computed and were not in the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from batching import PROMPTS, outline, row
+from PIL import Image
+
+from controlnext.runtime import ImagePipeline
+from controlnext.runtime.bulk.results import LEDGER
+
+MAX_ROWS = 8
+CONTROLS = 20
+START_S = 120.0
+
+
+def write_jobs(directory: Path, side: int, count: int) -> Path:
+    """Write a file of jobs and their control images."""
+    chance, jobs = random.Random(1), directory / "jobs.jsonl"
+    for number in range(CONTROLS):
+        outline(side, number).save(directory / f"{number}.png")
+    with jobs.open("w") as file:
+        for number in range(count):
+            job: dict[str, Any] = {
+                "id": f"job-{number}",
+                "prompt": chance.choice(PROMPTS),
+                "control_image": f"{chance.randrange(CONTROLS)}.png",
+                "num_inference_steps": chance.randint(2, 6),
+                "guidance_scale": chance.choice([1.0, 3.0]),
+                "seed": number,
+            }
+            file.write(json.dumps(job) + "\n")
+    return jobs
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Return the records that are whole in a ledger."""
+    path = output / LEDGER
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def run_with_kills(bundle: Path, jobs: Path, output: Path, count: int, kills: int) -> list[int]:
+    """Run to the end; return how many finished images each kill left out of the ledger."""
+    command = [sys.executable, "-m", "controlnext", "batch", str(bundle), "--jobs", str(jobs)]
+    command += ["--output", str(output), "--max-rows", str(MAX_ROWS), "--json"]
+    chance, lost = random.Random(2), []
+    marks = sorted(chance.sample(range(1, count), kills))
+    for mark in marks:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            end = time.monotonic() + START_S
+            while len(records(output)) < mark and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.2))
+            process.kill()
+        lost.append(len(list(output.glob("*.png"))) - len(records(output)))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return lost
+
+
+def wrong_results(bundle: Path, jobs: Path, output: Path) -> int:
+    """Return how many results differ from those of a call."""
+    wrong = 0
+    with ImagePipeline.load(bundle) as pipe:
+        for line in jobs.read_text().splitlines():
+            job = json.loads(line)
+            path = output / f"{job.pop('id')}.png"
+            control = Image.open(jobs.parent / job.pop("control_image"))
+            wanted = pipe(**job, control_image=control, output_type="np").images
+            given = np.asarray(Image.open(path), np.float32)
+            wrong += bool(np.abs(given - 255 * np.asarray(wanted)).max() > 1)
+    return wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--size", type=int, default=64, help="side of the square images in pixels")
+    given = parser.parse_args(arguments)
+    with TemporaryDirectory() as temporary:
+        directory, output = Path(temporary), Path(temporary) / "results"
+        jobs = write_jobs(directory, given.size, given.jobs)
+        lost = run_with_kills(given.bundle, jobs, output, given.jobs, given.kills)
+        ids = [record["id"] for record in records(output) if "error" not in record]
+        files = {path.name for path in output.iterdir()} - {LEDGER, ".lock"}
+        print("| what | seen |\n| --- | --- |")
+        row("jobs done, each once", f"{len(set(ids))} of {given.jobs}, {len(ids)} lines, {len(files)} files")
+        row("images that differ from those of calls", wrong_results(given.bundle, jobs, output))
+        told = f"at most {max(lost)} a kill, {sum(lost)} in {given.kills}; the batch at work has {MAX_ROWS}"
+        row("images written and lost to the ledger", told)
+
+
+if __name__ == "__main__":
+    main()
