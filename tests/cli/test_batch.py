@@ -39,7 +39,7 @@ def test_a_run_and_the_next_one(cli: Cli, bundle: Path, jobs: Path, tmp_path: Pa
     first = cli("batch", bundle, "--jobs", jobs, "--output", output, "--threads", 1)
     assert first.status == 1
     assert f"{output}/{LEDGER}: 6 jobs, 5 done, 1 failed, 0 done before" in first.out
-    assert "controlnext: job line-6 failed: line 6 is not JSON" in first.err
+    assert "line 6 is not JSON" in str(ledger(output)[5]["error"])
     jobs.write_text(jobs.read_text().replace("{\n", '{"prompt": "b", "control_image": "control.png"}\n'))
     second = cli("batch", bundle, "--jobs", jobs, "--output", output, "--json")
     assert second.status == 0, second.err
