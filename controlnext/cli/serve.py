@@ -6,6 +6,7 @@ import logging
 from functools import partial
 
 from controlnext.cli import options, run_options, serve_options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.option_names import MIB
 from controlnext.cli.serve_log import write_log
 from controlnext.optional import extra
@@ -64,7 +65,7 @@ def serve(
 
     load = partial(Pipeline.load, backend=backend, device=device, threads=threads, offload=offload)
     metrics = Metrics()
-    models = Models(bundles, settings, load, metrics)
+    models = Models([fetch_bundle(bundle) for bundle in bundles], settings, load, metrics)
     with open_listener(host, port) as listener:
         write_log(as_json=log_json, prompts=log_prompts)
         if not (is_local(listener) or settings.api_keys):
