@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import Record, Results
+from controlnext.runtime.bulk.results import JobResults, Record
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 
 
@@ -23,7 +23,7 @@ class _Actor:
         # the GPU that an actor has is the only one that it sees
         self._spec = replace(spec, device="cuda:0") if spec.on_gpu else spec
         self._pipe = self._spec.load()
-        self._ledger = Results(Path(spec.output)).part(secrets.token_hex(8))
+        self._ledger = JobResults(Path(spec.output)).part(secrets.token_hex(8))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         jobs = [msgspec.json.decode(line, type=Job) for line in batch["job"]]

@@ -46,7 +46,7 @@ class Ledger:
         self._file.close()
 
 
-class Results:
+class JobResults:
     """The directory with the results of one process or cluster; made by :func:`open_results`."""
 
     def __init__(self, directory: Path) -> None:
@@ -62,10 +62,14 @@ class Results:
         return all((self.directory / name).is_file() for name in record["files"])
 
     def prepare(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be done, and forget what the ledger said of them."""
+        """Return the jobs that are to be done, and forget what the ledger said of them and of failures."""
         left = [job for job in jobs if not self.is_done(job)]
-        for job in left:
-            self._records.pop(job.id, None)
+        again = {job.id for job in left}
+        self._records = {
+            name: record
+            for name, record in self._records.items()
+            if name not in again and "error" not in record
+        }
         self._write()
         return left
 
@@ -104,7 +108,7 @@ class Results:
 
 
 @contextmanager
-def open_results(output: Path) -> Iterator[Results]:
+def open_results(output: Path) -> Iterator[JobResults]:
     """Open the directory of results within the block, and make it if it is not there.
 
     Raises :class:`InputError` for a path that cannot be had, or that another process writes to.
@@ -124,7 +128,7 @@ def open_results(output: Path) -> Iterator[Results]:
     try:
         for left in output.glob(".*.partial"):
             shutil.rmtree(left, ignore_errors=True)
-        yield Results(output)
+        yield JobResults(output)
     finally:
         lock.release()
 
