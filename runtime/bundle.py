@@ -10,6 +10,7 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.format import check_file, check_size
 from controlnext.bundle.manifest_check import check_complete
 from controlnext.bundle.reader import read_manifest
+from controlnext.bundle.remote import local_copy
 from controlnext.closeable import Closeable
 from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
@@ -53,7 +54,7 @@ class Bundle(Closeable):
     ) -> Self:
         """Open a bundle; arguments and errors are those of :meth:`controlnext.runtime.Pipeline.load`."""
         chosen = select_backend(backend, device, provider, threads)
-        return cls(path, OffloadBackend(chosen) if offload else chosen, cache)
+        return cls(local_copy(path), OffloadBackend(chosen) if offload else chosen, cache)
 
     def file(self, name: str) -> Path:
         """Return the path of a file after checking its checksum."""

@@ -29,8 +29,14 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST
     if not path.is_file():
         raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; make one with controlnext export")
+    return parse_manifest(path.read_bytes(), path)
+
+
+@blames("bundle")
+def parse_manifest(text: bytes, path: str | Path) -> Manifest:
+    """Return the manifest that the file at ``path`` contains; raise as :func:`read_manifest`."""
     try:
-        content = msgspec.json.decode(path.read_bytes())
+        content = msgspec.json.decode(text)
         _check_schema(path, msgspec.convert(content, _Header).schema)
         _check_known(path, content)
         manifest = _typed(path, upgrade(content))
@@ -39,7 +45,7 @@ def read_manifest(bundle: Path) -> Manifest:
     return manifest
 
 
-def _typed(path: Path, content: dict[str, Any]) -> Manifest:
+def _typed(path: str | Path, content: dict[str, Any]) -> Manifest:
     try:
         check_precisions(content)
         manifest = msgspec.convert(content, Manifest)
@@ -49,7 +55,7 @@ def _typed(path: Path, content: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _check_schema(path: Path, schema: int) -> None:
+def _check_schema(path: str | Path, schema: int) -> None:
     if schema < 1:
         raise BundleError(f"{path} has schema {schema}; accepted: 1 to {SCHEMA}; export the bundle again")
     if schema > SCHEMA:
@@ -58,7 +64,7 @@ def _check_schema(path: Path, schema: int) -> None:
         )
 
 
-def _check_known(path: Path, content: dict[str, Any]) -> None:
+def _check_known(path: str | Path, content: dict[str, Any]) -> None:
     known = [field.encode_name for field in msgspec.structs.fields(Manifest)]
     unknown = [key for key in content if key not in known]
     if unknown:

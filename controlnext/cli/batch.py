@@ -13,12 +13,12 @@ from typing import Annotated
 
 import typer
 
-from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options, ray_options
+from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
 from controlnext.errors import InputError
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
-from controlnext.runtime.bulk.results import LEDGER, Record, Results, open_results
+from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, device_on, join_cluster, threads_of_replica
 
@@ -64,7 +64,7 @@ def batch(
         raise InputError("replicas is for a Ray cluster; give `ray` too", argument="replicas")
     with open_results(output) as results:
         spec = BulkSpec(
-            str(bundle.resolve()),
+            shared_location(bundle),
             str(jobs.parent.resolve()),
             str(output.resolve()),
             backend,
@@ -95,7 +95,7 @@ def batch(
         raise typer.Exit(1)
 
 
-def _here(jobs: Sequence[Job], spec: BulkSpec, results: Results) -> Generator[Record]:
+def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator[Record]:
     """Do the jobs in this process."""
     with (
         spec.load() as pipe,
@@ -109,8 +109,6 @@ def _here(jobs: Sequence[Job], spec: BulkSpec, results: Results) -> Generator[Re
 
 def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Record]:
     """Do the jobs on a cluster, whose actors write the ledger."""
-    # what is wrong with the bundle is told before a cluster is there
-    read_manifest(Path(spec.bundle))
     ray = join_cluster(address)
     from controlnext.runtime.bulk.ray_data import check_room, do_on_ray
 

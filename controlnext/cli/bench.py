@@ -12,6 +12,7 @@ import msgspec
 from controlnext.bench.targets import DEFAULT_MEASURES
 from controlnext.bundle.files import check_writable
 from controlnext.cli import bench_options, options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.engines.base import device_index
 from controlnext.errors import InputError, WorkError
@@ -75,14 +76,15 @@ def bench(
         device=device,
         optimum=None if optimum is None else str(optimum),
     )
+    directories = [fetch_bundle(bundle, quiet=as_json) for bundle in bundles or ()]
     with ExitStack() as stack:
         report = stack.enter_context(progress(quiet=as_json))
         made = output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="controlnext-bench-")))
         if model is not None:
             assert random_weights is not None
             precisions = precision or list(bench_options.PRECISIONS)
-            bundles = _export(model, variant, random_weights, precisions, made, report)
-        results = run(bundles or [], settings, made, report)
+            directories = _export(model, variant, random_weights, precisions, made, report)
+        results = run(directories, settings, made, report)
     if output is not None:
         _write(output, results)
     if as_json:
@@ -95,7 +97,7 @@ def bench(
 
 
 def _check_choice(
-    bundles: list[Path], model: str | None, random_weights: int | None, precision: list[Precision] | None
+    bundles: list[str], model: str | None, random_weights: int | None, precision: list[Precision] | None
 ) -> None:
     if (model is None) == (not bundles):
         given = "both bundles and --model" if bundles else "neither a bundle nor --model"

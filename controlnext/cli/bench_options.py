@@ -32,8 +32,10 @@ def _sweep(values: str, measure: str, default: tuple[int, ...]) -> typer.models.
 
 
 Bundles = Annotated[
-    list[Path] | None,
-    typer.Argument(metavar="[BUNDLE]...", help="Paths to bundles of the same model.", show_default=False),
+    list[str] | None,
+    typer.Argument(
+        metavar="[BUNDLE]...", help="Paths or locations of bundles of the same model.", show_default=False
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from controlnext.bundle.reader import read_manifest
+from controlnext.bundle.remote import is_remote
 from controlnext.cli import build_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
@@ -34,7 +36,13 @@ def build(
     same options and library, is kept.
     """
     started = time.monotonic()
-    manifest = read_manifest(bundle)
+    if is_remote(bundle):
+        raise InputError(
+            f"bundle {bundle} lies elsewhere, and engines are built into a bundle's directory; copy it to"
+            " this machine and give the path"
+        )
+    directory = Path(bundle)
+    manifest = read_manifest(directory)
     unknown = sorted(set(graph or ()) - set(manifest.graphs))
     if unknown:
         raise InputError(f"{bundle} has no graph {unknown[0]}; it has {', '.join(manifest.graphs)}")
@@ -50,10 +58,10 @@ def build(
     )
     assert plan is not None
     with progress(quiet=as_json) as report:
-        built = plan.build(bundle, manifest, graph or list(manifest.graphs), report, force=force)
+        built = plan.build(directory, manifest, graph or list(manifest.graphs), report, force=force)
     if as_json:
         seconds = round(time.monotonic() - started, 1)
-        engines = [engine_row(bundle, one) for one in built]
+        engines = [engine_row(directory, one) for one in built]
         print_json({"bundle": str(bundle), "engines": engines, "seconds": seconds})
     else:
-        print_engines(bundle, built)
+        print_engines(directory, built)

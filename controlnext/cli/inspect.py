@@ -11,6 +11,7 @@ from controlnext.bundle.format import check_file
 from controlnext.bundle.manifest import Graph, Manifest, TensorEntry
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.tables import print_parity
 from controlnext.engines import registry
@@ -19,17 +20,18 @@ from controlnext.engines.onnxruntime.int8 import known_int8_form
 
 def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
     """Show the contents of a bundle and verify its checksums."""
-    manifest = read_manifest(bundle)
+    directory = fetch_bundle(bundle, quiet=as_json)
+    manifest = read_manifest(directory)
     with progress(quiet=as_json) as report:
         for done, name in enumerate(manifest.files, start=1):
-            check_file(bundle, manifest, name)
+            check_file(directory, manifest, name)
             report("checksums", done / len(manifest.files))
     if as_json:
         here = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(manifest)
-        print_table("Backends", ("backend", "installed", "graphs"), list(_backends(bundle, manifest)))
+        print_table("Backends", ("backend", "installed", "graphs"), list(_backends(directory, manifest)))
 
 
 def _print(manifest: Manifest) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,13 @@ def _check_seed(seed: int | None) -> int | None:
     return seed
 
 
-Bundle = Annotated[Path, typer.Argument(help="Path to the bundle directory.", show_default=False)]
+Bundle = Annotated[
+    str,
+    typer.Argument(
+        help="Path to the bundle directory, or where it lies: s3://..., gs://..., hf://owner/name.",
+        show_default=False,
+    ),
+]
 Base = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from controlnext.cli import options, run_options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
 from controlnext.errors import InputError
@@ -92,9 +93,10 @@ def run(
     }
     from controlnext.runtime import Pipeline
 
+    directory = fetch_bundle(bundle, quiet=as_json)
     started = time.monotonic()
     with (
-        Pipeline.load(bundle, backend, device, threads=threads, offload=offload) as pipeline,
+        Pipeline.load(directory, backend, device, threads=threads, offload=offload) as pipeline,
         progress(quiet=as_json) as report,
     ):
         report("loading", 0.0)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from controlnext.cli import options, ray_options, run_options, serve_options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.option_names import MIB
 from controlnext.cli.serve_ray import ClusterOptions, serve_on_ray
 from controlnext.errors import InputError
@@ -74,7 +75,7 @@ def serve(
 
 
 def _serve_here(
-    bundles: list[Path],
+    bundles: list[str],
     settings: ServerSettings,
     load: Callable[[Path], Pipeline],
     host: str,
@@ -92,7 +93,7 @@ def _serve_here(
         from controlnext.runtime.serving.server import Server, address_of, is_local, open_listener
 
     metrics = Metrics()
-    models = Models(bundles, settings, load, metrics)
+    models = Models([fetch_bundle(bundle) for bundle in bundles], settings, load, metrics)
     with open_listener(host, port) as listener:
         write_log(as_json=log_json, prompts=log_prompts)
         if not (is_local(listener) or settings.api_keys):

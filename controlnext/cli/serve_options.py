@@ -10,10 +10,11 @@ import typer
 LIMITS, LOG = "Limits", "Log"
 
 Bundles = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="BUNDLE...",
-        help="Paths to the bundle directories; the name of a directory is the name of its model.",
+        help="Paths or locations of the bundle directories; the name of a directory is the name of its"
+        " model.",
         show_default=False,
     ),
 ]

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from controlnext.cli.bundles import shared_location
 from controlnext.optional import extra
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, threads_of_replica
 from controlnext.runtime.serving.log_format import write_log
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 class ClusterOptions:
     """Options of the command that every replica is told of."""
 
-    bundles: list[Path]
+    bundles: list[str]
     backend: str
     device: str
     threads: int | None
@@ -48,9 +49,8 @@ def serve_on_ray(
 
     several = ReplicaRange.parse(replicas or "1")
     local = address == LOCAL and config is None
-    # processes of a cluster work in other directories
     spec = ClusterSpec(
-        [str(bundle.resolve()) for bundle in options.bundles],
+        [shared_location(bundle) for bundle in options.bundles],
         settings=replace(settings, api_keys=()),
         api_keys=str(options.api_keys.resolve()) if options.api_keys else None,
         replicas=several,

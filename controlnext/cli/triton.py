@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlnext.cli import options, serve_options, triton_options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json
 from controlnext.runtime.triton.repository import write_model
 from controlnext.runtime.triton.settings import TritonSettings
@@ -25,7 +26,8 @@ def triton(
     settings = TritonSettings(
         max_rows=max_rows, max_waiting=queue, backend=backend, device=device, threads=threads
     )
-    written = write_model(bundle, output, settings, name=name, decoupled=decoupled, force=force)
+    directory = fetch_bundle(bundle, quiet=as_json)
+    written = write_model(directory, output, settings, name=name, decoupled=decoupled, force=force)
     if as_json:
         print_json(
             {

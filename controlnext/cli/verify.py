@@ -10,6 +10,7 @@ import msgspec
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options, verify_options
+from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
@@ -65,9 +66,10 @@ def verify(
         option = "--ranges" if ranges else "--layers"
         raise InputError(f"{option} does not support --report or original weights; remove these options")
     if layers is not None:
-        _show_layers(bundle, layers, as_json)
+        _show_layers(fetch_bundle(bundle, quiet=as_json), fetch_bundle(layers, quiet=as_json), as_json)
         return
-    manifest = read_manifest(bundle)
+    directory = fetch_bundle(bundle, quiet=as_json)
+    manifest = read_manifest(directory)
     original = sources.control or sources.random_weights is not None
     if sources.given and not original:
         raise InputError(
@@ -86,7 +88,7 @@ def verify(
         from controlnext.weights import bundle_checkpoint
     family = get_family(manifest.family)
     run = _override(
-        default_run(manifest, added_words(bundle, manifest)),
+        default_run(manifest, added_words(directory, manifest)),
         family,
         prompt=prompt,
         control_image=image,
@@ -96,12 +98,12 @@ def verify(
     )
     if ranges:
         with progress(quiet=as_json) as bars:
-            found = measure_ranges(bundle, run, depth, bars)
-        _show_ranges(bundle, run, found, as_json)
+            found = measure_ranges(directory, run, depth, bars)
+        _show_ranges(directory, run, found, as_json)
         return
-    checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(bundle)
+    checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(directory)
     with progress(quiet=as_json) as bars:
-        comparison = compare(bundle, checkpoint, run, bars)
+        comparison = compare(directory, checkpoint, run, bars)
     if report is not None:
         write_report(report, manifest, run, comparison)
     if as_json:

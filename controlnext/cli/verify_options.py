@@ -26,7 +26,7 @@ Depth = Annotated[
     int, typer.Option(min=1, help="Number of path components that identify a module of --ranges.")
 ]
 Layers = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         metavar="BUNDLE",
         help="Path to a bundle of another precision to compare tensor by tensor, instead of parity.",

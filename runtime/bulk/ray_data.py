@@ -13,7 +13,7 @@ import msgspec
 
 from controlnext.errors import ControlNeXtError, InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import Record, Results
+from controlnext.runtime.bulk.results import JobResults, Record
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.pipelines.base import Pipeline
 
@@ -34,7 +34,7 @@ class _Actor:
         except ControlNeXtError as error:
             # as data: Ray would start the actor again and again
             self._refusal = {REFUSED: str(error), "argument": error.argument}
-        self._ledger = Results(Path(spec.output)).part(secrets.token_hex(8))
+        self._ledger = JobResults(Path(spec.output)).part(secrets.token_hex(8))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         if self._pipe is None:

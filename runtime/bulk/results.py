@@ -46,7 +46,7 @@ class Ledger:
         self._file.close()
 
 
-class Results:
+class JobResults:
     """The directory with the results of one process or cluster; made by :func:`open_results`."""
 
     def __init__(self, directory: Path) -> None:
@@ -66,12 +66,16 @@ class Results:
         return "checksum" not in record or record["checksum"] == [sha256(path) for path in paths]
 
     def prepare(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be done; forget what the ledger said of them, and remove its files."""
+        """Return the jobs that are to be done; forget what the ledger said of them, with their files, and of
+        failures."""
         left = [job for job in jobs if not self.is_done(job)]
-        forgotten = [self._records.pop(job.id, {}) for job in left]
-        kept = _files(self._records.values())
+        again = {job.id for job in left}
+        before, self._records = self._records, {}
+        for name, record in before.items():
+            if name not in again and "error" not in record:
+                self._records[name] = record
         self._write()
-        for name in _files(forgotten) - kept:
+        for name in _files(before.values()) - _files(self._records.values()):
             (self.directory / name).unlink(missing_ok=True)
         return left
 
@@ -110,7 +114,7 @@ class Results:
 
 
 @contextmanager
-def open_results(output: Path) -> Iterator[Results]:
+def open_results(output: Path) -> Iterator[JobResults]:
     """Open the directory of results within the block, and make it if it is not there.
 
     Raises :class:`InputError` for a path that cannot be had, or that another process writes to.
@@ -130,7 +134,7 @@ def open_results(output: Path) -> Iterator[Results]:
     try:
         for left in output.glob(".*.partial"):
             shutil.rmtree(left, ignore_errors=True)
-        yield Results(output)
+        yield JobResults(output)
     finally:
         lock.release()
 

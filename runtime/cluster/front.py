@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from controlnext.bundle.remote import local_copy
 from controlnext.runtime.cluster.elsewhere import Elsewhere
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.access_log import AccessLog
@@ -34,7 +34,7 @@ class Front:
         """Return the application, as Serve asks for it when this object is made."""
         spec, metrics = self._spec, self._metrics
         settings = spec.guarded()
-        models = Models([Path(bundle) for bundle in spec.bundles], settings, spec.load(), metrics)
+        models = Models([local_copy(bundle) for bundle in spec.bundles], settings, spec.load(), metrics)
         several = len(spec.bundles) > 1
         elsewhere = partial(Elsewhere, replicas=self._replicas, metrics=metrics, several=several)
         app = make_app(models, settings, metrics, local=spec.local, elsewhere=elsewhere)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, suppress
-from pathlib import Path
 from typing import Any
 
 from ray import serve
 from starlette.types import Message
 
+from controlnext.bundle.remote import local_copy
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.cluster.exchange import answer
 from controlnext.runtime.cluster.spec import ClusterSpec
@@ -36,7 +36,7 @@ class Replica:
         spec = ClusterSpec.read(fields)
         write_worker_log(as_json=spec.log_json, prompts=spec.log_prompts)
         self._metrics = Metrics()
-        bundles = [Path(bundle) for bundle in spec.bundles]
+        bundles = [local_copy(bundle) for bundle in spec.bundles]
         self._models = Models(bundles, spec.settings, load or spec.load(), self._metrics)
         # whoever comes here has shown its key to the front
         self._app = make_app(self._models, spec.settings, self._metrics)

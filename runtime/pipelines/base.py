@@ -82,7 +82,8 @@ class Pipeline(Closeable):
         cache: bool = True,
         offload: bool = False,
     ) -> Self:
-        """Load the bundle in directory ``bundle``.
+        """Load the bundle in directory ``bundle``, or at a location such as ``s3://bucket/sdxl-fp16``, which
+        is copied first (:func:`controlnext.bundle.remote.local_copy`).
 
         Args:
             backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of

@@ -24,6 +24,7 @@ from controlnext.errors import (
 )
 from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
+from controlnext.runtime.bulk.jobs import read_jobs
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster
 from controlnext.runtime.request import Request, VideoRequest
@@ -67,6 +68,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     TritonSettings,
     join_cluster,
     ReplicaRange.parse,
+    read_jobs,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

@@ -1,0 +1,135 @@
+"""The files of a bundle that lies elsewhere, read through fsspec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from controlnext.bundle.files import MANIFEST
+from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError, blames
+from controlnext.optional import extra, not_installed
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_PASSWORD = re.compile(r"(://[^/:@]*):[^/@]*@")
+_CHUNK = 8 << 20
+"""Bytes that are read at once: few enough for the memory, many enough for a request over the network."""
+_LARGEST_MANIFEST = 64 << 20
+"""Bytes; those of the largest int8 bundles have less than one MiB."""
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
+"""Errors of filesystems' own libraries that are no :class:`PermissionError` and have no status."""
+
+
+def has_scheme(location: str) -> bool:
+    """Return whether ``location`` is ``scheme://...`` and not a path."""
+    return _SCHEME.match(location) is not None
+
+
+class RemoteFiles:
+    """The files below a location ``scheme://...`` of a filesystem that fsspec knows.
+
+    ``title``: the location without a password, for messages. ``name``: its last part.
+
+    Raises:
+        InputError: the scheme is not known, or the location has no path.
+        MissingDependencyError: fsspec or the library of the scheme is not installed.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.title = _PASSWORD.sub(r"\1:***@", location.rstrip("/"))
+        parts = [part for part in location.partition("://")[2].split("/") if part]
+        if not parts or {".", ".."} & set(parts):
+            raise InputError(
+                f"bundle {self.title} names no directory; give scheme://path/of/the/bundle", argument="bundle"
+            )
+        self.name = parts[-1]
+        with _explained(self.title):
+            self._system, root = _connect(location, self.title)
+        self._root = root.rstrip("/")
+
+    def read_manifest(self) -> bytes:
+        """Return the content of the manifest; raise :class:`BundleError` if there is none."""
+        try:
+            content = b""
+            for chunk in self.chunks(MANIFEST):
+                content += chunk
+                if len(content) > _LARGEST_MANIFEST:
+                    raise BundleError(f"{self.title}/{MANIFEST} is too large for a manifest; export again")
+        except BundleError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            raise self._no_manifest() from error
+        return content
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Yield the content of the file ``name`` in pieces.
+
+        Raises :class:`BundleError` if it is missing, :class:`InputError` without permission, and
+        :class:`WorkError` if reading fails otherwise.
+        """
+        title = f"{self.title}/{name}"
+        with (
+            _explained(title),
+            closing(self._system.open(f"{self._root}/{name}", "rb", block_size=_CHUNK)) as file,
+        ):
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    def _no_manifest(self) -> BundleError:
+        with _explained(self.title):
+            there = self._system.exists(self._root)
+        if there:
+            return BundleError(
+                f"{self.title} is not a bundle: it has no {MANIFEST}; make one with controlnext export"
+            )
+        return BundleError(f"there is nothing at {self.title}, or it is not shown to you; check the spelling")
+
+
+def _connect(location: str, title: str) -> tuple[Any, str]:
+    """Return fsspec's filesystem of a location and the path in it."""
+    with extra("ray"):
+        import fsspec
+    scheme = location.partition("://")[0]
+    if scheme not in fsspec.available_protocols():
+        known = ", ".join(sorted(fsspec.available_protocols()))
+        raise InputError(
+            f"bundle {title}: unknown scheme {scheme!r}; accepted: a path, or one of {known}",
+            argument="bundle",
+        )
+    try:
+        # an instance that was used before remembers listings of then
+        return fsspec.url_to_fs(location, skip_instance_cache=True)
+    except ImportError as error:
+        library = str(getattr(error.__cause__, "name", None) or error.name or scheme).partition(".")[0]
+        raise not_installed(f"{title} needs {library}, which is not installed", library) from error
+
+
+@contextmanager
+def _explained(title: str) -> Iterator[None]:
+    """Turn the errors of filesystems, which are of many classes, into one line about ``title``."""
+    try:
+        with blames("bundle"):
+            yield
+    except ControlNeXtError:
+        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise BundleError(f"{title} is missing; copy the bundle there again", argument="bundle") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if _is_refusal(error):
+            raise InputError(
+                f"no permission to read {title} ({reason}); give the credentials that its filesystem reads"
+                " from the environment",
+                argument="bundle",
+            ) from error
+        raise WorkError(f"{title} cannot be read ({reason}); try again") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
+        return True
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    # what gcsfs makes of a status 403
+    return status in (401, 403) or str(error).startswith("Forbidden")

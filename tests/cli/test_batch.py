@@ -1,0 +1,94 @@
+"""``controlnext batch``: exit status, summary, and the same results on a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from controlnext.runtime.bulk.results import LEDGER
+from support.cli import Cli, assert_refused
+from support.fake_bundle import write_fake_bundle
+from support.recipe import drawing
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Path:
+    drawing(1, 24, 16).save(tmp_path / "control.png")
+    call = {"prompt": "a", "control_image": "control.png", "num_inference_steps": 2, "sampler": "ddim"}
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(json.dumps({**call, "seed": seed}) for seed in range(5)) + "\n{\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fake_bundle(tmp_path_factory.mktemp("batch") / "fake")
+
+
+def ledger(output: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
+
+
+def test_a_run_and_the_next_one(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """A bad job is told and gives status 1; what was done is not done again, and that one is tried again."""
+    output = tmp_path / "out"
+    first = cli("batch", bundle, "--jobs", jobs, "--output", output, "--threads", 1)
+    assert first.status == 1
+    assert f"{output}/{LEDGER}: 6 jobs, 5 done, 1 failed, 0 done before" in first.out
+    assert "line 6 is not JSON" in str(ledger(output)[5]["error"])
+    jobs.write_text(jobs.read_text().replace("{\n", '{"prompt": "b", "control_image": "control.png"}\n'))
+    second = cli("batch", bundle, "--jobs", jobs, "--output", output, "--json")
+    assert second.status == 0, second.err
+    summary = json.loads(second.out)
+    assert (summary["done"], summary["done_before"], summary["failed"]) == (1, 5, 0)
+    assert [record["id"] for record in ledger(output)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_it_stops_at_the_first_failure_if_told_so(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    bad = json.dumps({"prompt": "a", "control_image": "none.png"})
+    jobs.write_text("\n".join([bad, *jobs.read_text().splitlines()[:5]]))
+    options = ["--jobs", jobs, "--output", tmp_path / "out", "--fail-fast", "--json"]
+    done = cli("batch", bundle, *options)
+    assert done.status == 1
+    summary = json.loads(done.out)
+    assert (summary["failed"], summary["not_begun"]) == (1, 5 - summary["done"])
+    assert summary["not_begun"] > 0
+
+
+def test_bad_usage(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    given = ["--jobs", jobs, "--output", tmp_path / "out"]
+    assert_refused(cli("batch", bundle, "--jobs", tmp_path / "none", *given[2:]), "cannot read", "none")
+    assert_refused(cli("batch", bundle, *given, "--replicas", 2), "--replicas is for a Ray cluster", "--ray")
+    assert_refused(cli("batch", bundle, *given, "--max-rows", 0), "--max-rows is 0")
+    assert_refused(cli("batch", tmp_path / "nothing", *given), "nothing")
+    assert_refused(cli("batch", bundle, "--jobs", jobs, "--output", jobs), "give a directory")
+
+
+@pytest.mark.export
+def test_jobs_on_a_cluster(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """Two actors make the same files as one process; a table of jobs has a table of results."""
+    rows = [json.loads(line) for line in jobs.read_text().splitlines()[:5]]
+    table = tmp_path / "jobs.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([*rows, {**rows[0], "control_image": "none.png"}]), table)
+    found = []
+    for options in ([], ["--ray", "--replicas", "2"]):
+        output = tmp_path / f"out{len(options)}"
+        given = ["--jobs", table, "--output", output, "--threads", 1, "--max-rows", 2, "--json"]
+        done = cli("batch", bundle, *given, *options)
+        assert done.status == 1
+        assert {**json.loads(done.out), "seconds": 0, "output": ""} == {
+            "output": "",
+            "jobs": 6,
+            "done": 5,
+            "failed": 1,
+            "done_before": 0,
+            "not_begun": 0,
+            "seconds": 0,
+        }
+        found.append([(one["id"], one.get("checksum"), one.get("seed")) for one in ledger(output)])
+        assert parquet.read_table(output / "results.parquet").column("id").to_pylist() == list("123456")
+    assert found[0] == found[1]

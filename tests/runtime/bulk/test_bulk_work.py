@@ -1,0 +1,184 @@
+"""Jobs are done as calls of the pipeline, each once, whatever happens to the process."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from controlnext.errors import InputError
+from controlnext.runtime import Pipeline
+from controlnext.runtime.bulk.jobs import Job
+from controlnext.runtime.bulk.results import LEDGER, open_results
+from controlnext.runtime.bulk.work import BulkSpec, do_jobs
+from support.fake_bundle import write_fake_bundle
+from support.idle_clips import idle_pipeline, no_noise
+from support.recipe import drawing
+from support.serving import open_pipeline
+
+CALL: dict[str, Any] = {
+    "prompt": "a red circle",
+    "control_image": "control.png",
+    "num_inference_steps": 4,
+    "sampler": "ddim",
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fake_bundle(tmp_path_factory.mktemp("bulk") / "toy")
+
+
+@pytest.fixture
+def spec(tmp_path: Path, toy: Path) -> BulkSpec:
+    drawing(1, 24, 16).save(tmp_path / "control.png")
+    (tmp_path / "out").mkdir()
+    return BulkSpec(str(toy), str(tmp_path), str(tmp_path / "out"), "auto", "cpu", 1, max_rows=3)
+
+
+def done(spec: BulkSpec, *jobs: Job) -> dict[str, dict[str, Any]]:
+    with open_pipeline(Path(spec.bundle)) as pipe:
+        return {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+
+
+def test_results_are_those_of_calls(spec: BulkSpec) -> None:
+    jobs = [Job(f"job-{seed}", {**CALL, "seed": seed, "num_inference_steps": 2 + seed}) for seed in range(7)]
+    records = done(spec, *jobs)
+    with open_pipeline(Path(spec.bundle)) as pipe:
+        for job in jobs:
+            given = {**job.arguments, "control_image": Image.open(Path(spec.root) / "control.png")}
+            (wanted,) = pipe(**given).images
+            path = Path(spec.output) / f"{job.id}.png"
+            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(wanted))
+            record = records[job.id]
+            assert record["files"] == [path.name]
+            assert record["checksum"] == [sha256(path.read_bytes()).hexdigest()]
+            assert (record["seed"], record["backend"]) == (job.arguments["seed"], pipe.backend)
+
+
+def test_several_images_and_a_random_seed(spec: BulkSpec) -> None:
+    """The seed is told, and makes the same images again."""
+    first = done(spec, Job("a", {**CALL, "num_images_per_prompt": 2}))["a"]
+    assert first["files"] == ["a-1.png", "a-2.png"]
+    again = done(spec, Job("b", {**CALL, "num_images_per_prompt": 2, "seed": first["seed"]}))["b"]
+    assert again["checksum"] == first["checksum"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({**CALL, "contol_scale": 1}, "there is no argument 'contol_scale'; did you mean control_scale?"),
+        ({**CALL, "output_type": "np"}, "there is no argument 'output_type'"),
+        ({**CALL, "control_image": "none.png"}, "cannot read image"),
+        ({**CALL, "control_image": 3}, "an image is 3; give the path of a file"),
+        ({**CALL, "num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({**CALL, "sampler": "none"}, "unknown sampler 'none'"),
+        ({**CALL, "prompt": 5}, "prompt"),
+        ({}, "prompt"),
+    ],
+)
+def test_a_bad_job_is_recorded_and_stops_no_other(
+    spec: BulkSpec, arguments: dict[str, Any], error: str
+) -> None:
+    records = done(spec, Job("bad", arguments), Job("good", CALL), Job("worse", {}, "line 3 is not JSON"))
+    assert error in records["bad"]["error"]
+    assert records["good"]["files"] == ["good.png"]
+    assert records["worse"]["error"] == "line 3 is not JSON"
+
+
+def test_clips(tmp_path: Path) -> None:
+    frames = [drawing(number, 24, 16) for number in range(3)]
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{number}.png")
+    spec = BulkSpec(str(tmp_path / "clips"), str(tmp_path), str(tmp_path), "auto", "cpu", 1, max_rows=2)
+    given = {"image": "frames/0.png", "num_inference_steps": 2, "seed": 1}
+    listed = [f"frames/{number}.png" for number in range(3)]
+    jobs = [
+        Job("directory", {**given, "control_images": "frames"}),
+        Job("list", {**given, "control_images": listed}),
+        Job("none", {**given, "control_images": "nowhere"}),
+        Job("number", {**given, "control_images": 3}),
+    ]
+    with idle_pipeline(tmp_path / "clips", no_noise) as pipe:
+        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+    assert records["directory"]["files"] == ["directory.mp4"]
+    assert records["directory"]["checksum"] == records["list"]["checksum"]
+    assert "nowhere" in records["none"]["error"]
+    assert "control_images is 3" in records["number"]["error"]
+
+
+def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
+    jobs = [Job("a", {"seed": 1}), Job("b", {"seed": 2}), Job("c", {"seed": 3}), Job("d", {})]
+    (tmp_path / "a.png").touch()
+    record = {"id": "a", "job": jobs[0].digest, "files": ["a.png"], "seed": 1}
+    others = [{**record, "id": "b", "job": "other"}, {**record, "id": "c", "files": ["c.png"]}]
+    failed = {"id": "d", "job": jobs[3].digest, "error": "no memory"}
+    torn = b'{"id": "z", "fil'
+    (tmp_path / LEDGER).write_bytes(
+        b"\n".join([*(json.dumps(one).encode() for one in (record, *others, failed)), torn])
+    )
+    (tmp_path / ".x.partial").mkdir()
+    with open_results(tmp_path) as results:
+        assert results.prepare(jobs) == jobs[1:]
+        with pytest.raises(InputError, match="another process writes to") as caught, open_results(tmp_path):
+            pass
+        assert caught.value.argument == "output"
+        part = results.part("worker")
+        part.add({"id": "c", "job": jobs[2].digest, "files": ["c.png"], "seed": 3})
+        part.close()
+        found = results.join(jobs, table=True)
+    assert [one["id"] for one in found] == ["a", "c"]
+    assert [json.loads(line)["id"] for line in (tmp_path / LEDGER).read_text().splitlines()] == ["a", "c"]
+    assert not list(tmp_path.glob(".*partial"))
+    assert not list((tmp_path / ".parts").iterdir())
+    assert (tmp_path / "results.parquet").is_file()
+
+
+def test_kills_lose_nothing(tmp_path: Path, toy: Path) -> None:
+    """A process that is killed at random moments and started again leaves each result once, and whole."""
+    count, chance = 24, random.Random(3)
+    drawing(1, 24, 16).save(tmp_path / "control.png")
+    jobs, output = tmp_path / "jobs.jsonl", tmp_path / "out"
+    rows = ({**CALL, "id": f"job-{seed}", "seed": seed, "num_inference_steps": 30} for seed in range(count))
+    jobs.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "-m", "controlnext", "batch", str(toy), f"--jobs={jobs}", f"--output={output}"]
+    for mark in (1, 12):
+        with subprocess.Popen([*command, "--max-rows=2"], stderr=subprocess.DEVNULL) as process:
+            end = time.monotonic() + 60
+            while len(list(output.glob("*.png"))) < mark and time.monotonic() < end:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.02))
+            process.send_signal(signal.SIGKILL)
+    before = {path.name: path.stat().st_mtime_ns for path in output.glob("*.png")}
+    ran = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    summary = json.loads(ran.stdout)
+    assert 0 < summary["done_before"] < count
+    assert summary["done"] + summary["done_before"] == count
+    records = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"job-{seed}" for seed in range(count)]
+    for record in records:
+        content = (output / record["files"][0]).read_bytes()
+        assert record["checksum"] == [sha256(content).hexdigest()]
+    kept = [name for name, time_ns in before.items() if (output / name).stat().st_mtime_ns == time_ns]
+    # an image without its line may be made once more
+    assert len(kept) >= len(before) - 2
+
+
+def test_a_pipeline_is_closed_by_its_owner(spec: BulkSpec) -> None:
+    with open_pipeline(Path(spec.bundle)) as pipe:
+        records = do_jobs(pipe, [Job("a", CALL), Job("b", CALL), Job("c", CALL), Job("d", CALL)], spec)
+        assert next(records)["files"]
+        records.close()
+        assert isinstance(pipe, Pipeline)
+        assert pipe("a", control_image=drawing(1, 24, 16), num_inference_steps=1).images

@@ -1,0 +1,58 @@
+"""What a cluster does when something dies, and that its images are those of the pipeline."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+
+from controlnext.runtime import Pipeline
+from support.recipe import drawing
+from support.serving import USUAL, Site, image_call, pixels_of
+
+ROUTE = "/v1/images/generations"
+REPLICA = "ServeReplica:controlnext:Replica"
+
+
+def replicas() -> list[psutil.Process]:
+    """Return the processes of the replicas, oldest first."""
+    found = [
+        one for one in psutil.process_iter(["cmdline"]) if REPLICA in " ".join(one.info["cmdline"] or ())
+    ]
+    return sorted(found, key=psutil.Process.create_time)
+
+
+@pytest.mark.export
+def test_no_request_is_lost_with_a_replica(on_ray: Site, alone: Pipeline) -> None:
+    """Those that it had are given to the other one: the same arguments make the same image."""
+
+    def ask(seed: int) -> tuple[int, object]:
+        answer = on_ray.http.post(ROUTE, json=image_call(seed=seed, num_inference_steps=20))
+        return answer.status_code, answer.json()
+
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, seed) for seed in range(24)]
+        asked[0].result()
+        replicas()[0].kill()
+        answers = [one.result() for one in asked]
+    assert [status for status, _ in answers] == [200] * 24
+    options = {**USUAL, "num_inference_steps": 20, "output_type": "pil"}
+    for seed, (_, answer) in enumerate(answers):
+        wanted = alone("a red circle", control_image=drawing(1, 24, 16), **{**options, "seed": seed}).images
+        given = pixels_of(answer["data"][0]["b64_json"])  # type: ignore[index]
+        assert np.array_equal(given, np.asarray(wanted[0]))
+    assert on_ray.http.get("/health/ready").status_code == 200
+
+
+def test_the_metrics_of_all_replicas_add_up(on_ray: Site) -> None:
+    def count() -> float:
+        lines = on_ray.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("controlnext_steps_total"))
+
+    before = count()
+    for seed in range(6):
+        assert on_ray.http.post(ROUTE, json=image_call(seed=seed)).status_code == 200
+    # other tests may use the server meanwhile
+    assert count() >= before + 6 * USUAL["num_inference_steps"]
