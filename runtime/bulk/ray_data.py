@@ -17,8 +17,8 @@ from controlnext.runtime.bulk.results import JobResults, Record
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.pipelines.base import Pipeline
 
-REFUSED = "refused"
-"""In place of a record: the reason for which an actor cannot open the pipeline."""
+_REFUSED = "refused"
+"""In place of a record: why an actor cannot open the pipeline, and the argument at fault."""
 
 
 class _Actor:
@@ -28,12 +28,12 @@ class _Actor:
         # the GPU that an actor has is the only one that it sees
         self._spec = replace(spec, device="cuda:0") if spec.on_gpu else spec
         self._pipe: Pipeline | None = None
-        self._refusal: dict[str, str | None] = {}
+        self._refusal: dict[str, tuple[str, str | None]] = {}
         try:
             self._pipe = self._spec.load()
         except ControlNeXtError as error:
             # as data: Ray would start the actor again and again
-            self._refusal = {REFUSED: str(error), "argument": error.argument}
+            self._refusal = {_REFUSED: (str(error), error.argument)}
         self._ledger = JobResults(Path(spec.output)).part(secrets.token_hex(8))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
@@ -77,8 +77,9 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
     try:
         for row in done.iter_rows():
             record = msgspec.json.decode(row["record"])
-            if REFUSED in record:
-                raise InputError(record[REFUSED], argument=record["argument"])
+            if _REFUSED in record:
+                message, argument = record[_REFUSED]
+                raise InputError(message, argument=argument)
             yield record
     except RayError as error:
         reason = " ".join(str(error).split())[-300:]
