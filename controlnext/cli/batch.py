@@ -75,7 +75,11 @@ def batch(
         )
         left = results.prepare(all_jobs)
         records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
-        counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+        try:
+            counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+        except KeyboardInterrupt:
+            logger.warning("stopped; what is done stays in %s, the same command goes on from there", output)
+            raise
         results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
     summary = {
         "jobs": len(all_jobs),
