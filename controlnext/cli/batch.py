@@ -20,7 +20,7 @@ from controlnext.errors import InputError
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
 from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
-from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, join_cluster, threads_of_replica
+from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, device_on, join_cluster, threads_of_replica
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,11 @@ def batch(
         )
         left = results.prepare(all_jobs)
         records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
-        counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+        try:
+            counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+        except KeyboardInterrupt:
+            logger.warning("stopped; what is done stays in %s, the same command goes on from there", output)
+            raise
         results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
     summary = {
         "jobs": len(all_jobs),
@@ -83,6 +87,7 @@ def batch(
         "failed": counts["failed"],
         "done_before": len(all_jobs) - len(left),
         "not_begun": len(left) - counts["done"] - counts["failed"],
+        "images": counts["images"],
         "seconds": round(time.monotonic() - started, 1),
     }
     if as_json:
@@ -109,28 +114,29 @@ def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator
 def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Record]:
     """Do the jobs on a cluster, whose actors write the ledger."""
     ray = join_cluster(address)
-    from controlnext.runtime.bulk.ray_data import do_on_ray
+    from controlnext.runtime.bulk.ray_data import check_room, do_on_ray
 
     try:
-        device = (
-            spec.device if spec.device != "auto" else "cuda" if ray.cluster_resources().get("GPU") else "cpu"
-        )
-        yield from do_on_ray(jobs, replace(spec, device=device))
+        if address == LOCAL:
+            check_room(ray, spec)
+        yield from do_on_ray(jobs, replace(spec, device=device_on(ray, spec.device)))
     finally:
         ray.shutdown()
 
 
 def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: bool) -> Counter[str]:
-    """Show the progress of jobs; return how many were done and how many failed."""
-    counts: Counter[str] = Counter()
+    """Show the progress of jobs; return how many were done, how many failed, how many files there are."""
+    counts: Counter[str] = Counter(done=0, failed=0)
     with progress(quiet) as report, closing(records):
         report("loading", 0.0)
         for record in records if count else ():
             failed = "error" in record
             counts["failed" if failed else "done"] += 1
+            counts["images"] += len(record.get("files", ()))
             if failed:
                 logger.warning("job %s failed: %s", record["id"], record["error"])
-            report(f"{counts['done']} done, {counts['failed']} failed", counts.total() / count)
+            finished = counts["done"] + counts["failed"]
+            report(f"{counts['done']} done, {counts['failed']} failed", finished / count)
             if failed and fail_fast:
                 break
     return counts

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -20,20 +19,14 @@ from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
-from controlnext.runtime.media.image_files import Change, ImageFiles
-from controlnext.runtime.media.video_files import ClipFiles
+from controlnext.runtime.media.image_files import Change, unchanged
+from controlnext.runtime.media.kinds import FILES, Files
 from controlnext.types import Progress
 
 if TYPE_CHECKING:
     from controlnext.runtime import Pipeline
     from controlnext.runtime.preprocess import Preprocessor
     from controlnext.runtime.request import CommonRequest
-
-Files = ImageFiles | ClipFiles
-
-FILES: Mapping[str, type[Files]] = MappingProxyType({"image": ImageFiles, "video": ClipFiles})
-"""Reader and writer of files by a family's ``task`` in the registry."""
-
 
 OWN = ("preprocess", "output")
 """Options that every bundle accepts and no pipeline has as an argument."""
@@ -171,7 +164,7 @@ def _request(
 
     def change(path: Path) -> Change:
         if preprocessor is None:
-            return _unchanged
+            return unchanged
         # one reader per control: all its frames get the same background
         return partial(preprocessor, reader=ImageReader(str(path), one_ground=True))
 
@@ -195,10 +188,6 @@ def _argument(option: str, pipeline: Pipeline) -> str | None:
 def _one_or_all(values: list[Any]) -> Any:
     """Return the one value, or the list of several: a bundle with one control does not accept a list."""
     return values[0] if len(values) == 1 else values
-
-
-def _unchanged(image: Image.Image) -> Image.Image:
-    return image
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ GLOB = "control_glob"
 """The column with a pattern of paths: each file that it matches becomes the control image of a job."""
 _MOST_IMAGES = 10_000
 """More images of one job do not fit into any memory."""
+_NAMELESS = ""
+"""The id of a job whose line gives none that can be used."""
 _ID = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 
 
@@ -42,8 +44,9 @@ class Job:
     @property
     def names(self) -> set[str]:
         """Its id, and the names of its files without their suffix."""
-        count = self.arguments.get("num_images_per_prompt")
-        several = count if isinstance(count, int) and 1 < count <= _MOST_IMAGES else 0
+        each, prompt = self.arguments.get("num_images_per_prompt", 1), self.arguments.get("prompt")
+        count = each * (len(prompt) if isinstance(prompt, list) else 1) if isinstance(each, int) else 0
+        several = count if 1 < count <= _MOST_IMAGES else 0
         return {self.id, *(f"{self.id}-{number}" for number in range(1, several + 1))}
 
 
@@ -56,18 +59,32 @@ def read_jobs(jobs: Path) -> list[Job]:
         rows: Iterable[Any] = _parquet_rows(jobs)
     else:
         rows = _json_rows(jobs)
-    found: dict[str, Job] = {}
+    found: list[tuple[int, Job]] = []
     taken: set[str] = set()
     for number, row in rows:
-        for job in _jobs_of(row, number, jobs.parent):
-            if twice := sorted(taken & job.names):
+        for job in _jobs_of(row, number, jobs.parent.absolute()):
+            names = job.names - {_NAMELESS}
+            if twice := sorted(taken & names):
                 problem = f"line {number}: the id {twice[0]!r} names a file of another job; give another"
-                job = Job(f"line-{number}", {}, problem)
-            taken |= job.names
-            found.setdefault(job.id, job)
+                job, names = Job(_NAMELESS, {}, problem), set()
+            taken |= names
+            found.append((number, job))
     if not found:
         raise InputError(f"{jobs} has no job; write one JSON object a line", argument="jobs")
-    return list(found.values())
+    return list(_named(found, taken))
+
+
+def _named(found: Iterable[tuple[int, Job]], taken: set[str]) -> Iterator[Job]:
+    """Yield the jobs; those without an id are called by their line, and by no name of another job."""
+    for number, job in found:
+        if job.id == _NAMELESS:
+            name = f"line-{number}"
+            while name in taken:
+                # a sign that no id in a file has
+                name += "+"
+            taken.add(name)
+            job = replace(job, id=name)
+        yield job
 
 
 def _json_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
@@ -86,15 +103,14 @@ def _json_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the value of each row, without the columns that it leaves empty."""
+    """Yield the number and the value of each row."""
     with extra("ray", "pyarrow"):
         from pyarrow import ArrowException, parquet
     try:
         rows = parquet.read_table(jobs).to_pylist()
     except (OSError, ArrowException) as error:
         raise _unreadable(jobs, str(error).splitlines()[0]) from error
-    for number, row in enumerate(rows, start=1):
-        yield number, {name: value for name, value in row.items() if value is not None}
+    yield from enumerate(rows, start=1)
 
 
 def _unreadable(jobs: Path, reason: str) -> InputError:
@@ -107,37 +123,41 @@ def _unreadable(jobs: Path, reason: str) -> InputError:
 def _jobs_of(row: Any, number: int, directory: Path) -> Iterator[Job]:
     """Yield the jobs of a row: one, or one for each file that its pattern matches."""
     if isinstance(row, InputError):
-        yield Job(f"line-{number}", {}, str(row))
+        yield Job(_NAMELESS, {}, str(row))
         return
     if not isinstance(row, dict):
-        yield Job(f"line-{number}", {}, f"line {number} is not a JSON object")
+        yield Job(_NAMELESS, {}, f"line {number} is not a JSON object")
         return
-    arguments = dict(row)
+    # as an empty cell of a table: the argument has its default
+    arguments = {name: value for name, value in row.items() if value is not None}
     given = arguments.pop("id", number)
     name = str(given)
     if isinstance(given, bool) or not isinstance(given, (str, int)) or not _ID.fullmatch(name):
         accepted = "give letters, digits, dots, dashes and underscores, at most 128"
-        yield Job(f"line-{number}", {}, f"line {number}: the id {name[:80]!r} cannot name a file; {accepted}")
+        yield Job(_NAMELESS, {}, f"line {number}: the id {name[:80]!r} cannot name a file; {accepted}")
         return
     pattern = arguments.pop(GLOB, None)
     if pattern is None:
         yield Job(name, arguments)
         return
-    paths = _matches(pattern, directory)
+    paths = matches(pattern, directory)
     if not paths:
         yield Job(name, {}, f"no file matches {GLOB} {pattern!r}")
     for path in paths:
         one = f"{name}-{path.stem}"
         problem = None if _ID.fullmatch(one) else f"the name of {path} cannot be part of an id"
-        own = one if problem is None else f"line-{number}-{hashlib.sha256(one.encode()).hexdigest()[:8]}"
+        own = one if problem is None else _NAMELESS
         yield Job(own, {**arguments, "control_image": str(path)}, problem)
 
 
-def _matches(pattern: Any, directory: Path) -> list[Path]:
-    """Return the files that a pattern matches, in the order of their names."""
+def matches(pattern: Any, directory: Path) -> list[Path]:
+    """Return the files that a pattern, relative to ``directory``, matches, in the order of their names.
+
+    ``**`` matches directories below one another. What is no pattern matches nothing.
+    """
     try:
-        found = Path(pattern).parent if Path(pattern).is_absolute() else None
-        paths = found.glob(Path(pattern).name) if found else directory.glob(pattern)
+        anchor = Path(pattern).anchor
+        paths = (directory / anchor).glob(str(Path(pattern).relative_to(anchor)))
         return sorted(path for path in paths if path.is_file())
     except (TypeError, ValueError, NotImplementedError):
         return []

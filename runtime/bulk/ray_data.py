@@ -11,9 +11,14 @@ from typing import Any
 
 import msgspec
 
+from controlnext.errors import ControlNeXtError, InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
 from controlnext.runtime.bulk.results import JobResults, Record
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
+from controlnext.runtime.pipelines.base import Pipeline
+
+_REFUSED = "refused"
+"""In place of a record: why an actor cannot open the pipeline, and the argument at fault."""
 
 
 class _Actor:
@@ -22,10 +27,18 @@ class _Actor:
     def __init__(self, spec: BulkSpec) -> None:
         # the GPU that an actor has is the only one that it sees
         self._spec = replace(spec, device="cuda:0") if spec.on_gpu else spec
-        self._pipe = self._spec.load()
+        self._pipe: Pipeline | None = None
+        self._refusal: dict[str, tuple[str, str | None]] = {}
+        try:
+            self._pipe = self._spec.load()
+        except ControlNeXtError as error:
+            # as data: Ray would start the actor again and again
+            self._refusal = {_REFUSED: (str(error), error.argument)}
         self._ledger = JobResults(Path(spec.output)).part(secrets.token_hex(8))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        if self._pipe is None:
+            return {"record": [msgspec.json.encode(self._refusal)]}
         jobs = [msgspec.json.decode(line, type=Job) for line in batch["job"]]
         records = []
         for record in do_jobs(self._pipe, jobs, self._spec):
@@ -35,8 +48,12 @@ class _Actor:
 
 
 def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
-    """Do jobs on the cluster that was joined and yield their records as they come, in any order."""
+    """Do jobs on the cluster that was joined and yield their records as they come, in any order.
+
+    Raises :class:`InputError` if no pipeline can be opened, :class:`WorkError` if the cluster fails.
+    """
     from ray import data
+    from ray.exceptions import RayError
 
     context = data.DataContext.get_current()
     # who asked for the jobs shows their progress
@@ -57,5 +74,24 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
         num_cpus=spec.threads,
         num_gpus=int(spec.on_gpu),
     )
-    for row in done.iter_rows():
-        yield msgspec.json.decode(row["record"])
+    try:
+        for row in done.iter_rows():
+            record = msgspec.json.decode(row["record"])
+            if _REFUSED in record:
+                message, argument = record[_REFUSED]
+                raise InputError(message, argument=argument)
+            yield record
+    except RayError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise WorkError(f"the cluster could not go on: {reason}; run again to continue") from error
+
+
+def check_room(ray: Any, spec: BulkSpec) -> None:
+    """Raise :class:`InputError` if the cluster, which does not grow, has fewer cores than the actors need."""
+    least, cores = spec.actors.least, int(ray.cluster_resources().get("CPU", 0))
+    if spec.threads is not None and least * spec.threads > cores:
+        raise InputError(
+            f"threads is {spec.threads} for {least} replicas and this machine has {cores} cores; give"
+            f" {max(1, cores // least)} or fewer `replicas`",
+            argument="threads",
+        )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from controlnext.bundle.files import new_file
+from controlnext.bundle.files import new_file, sha256
 from controlnext.errors import InputError, WorkError
 from controlnext.optional import extra
 from controlnext.runtime.bulk.jobs import Job
@@ -55,22 +55,28 @@ class JobResults:
         self._records = self._read()
 
     def is_done(self, job: Job) -> bool:
-        """Return whether a job was done before: its line is the same, and its files are there."""
+        """Return whether a job was done before: its line is the same, its files are there and as written."""
         record = self._records.get(job.id)
         if record is None or "error" in record or record.get("job") != job.digest:
             return False
-        return all((self.directory / name).is_file() for name in record["files"])
+        paths = [self.directory / name for name in record["files"]]
+        if not all(path.is_file() for path in paths):
+            return False
+        # a machine that went down may have left less of a file than was written
+        return "checksum" not in record or record["checksum"] == [sha256(path) for path in paths]
 
     def prepare(self, jobs: Iterable[Job]) -> list[Job]:
-        """Return the jobs that are to be done, and forget what the ledger said of them and of failures."""
+        """Return the jobs that are to be done; forget what the ledger said of them, with their files, and of
+        failures."""
         left = [job for job in jobs if not self.is_done(job)]
         again = {job.id for job in left}
-        self._records = {
-            name: record
-            for name, record in self._records.items()
-            if name not in again and "error" not in record
-        }
+        before, self._records = self._records, {}
+        for name, record in before.items():
+            if name not in again and "error" not in record:
+                self._records[name] = record
         self._write()
+        for name in _files(before.values()) - _files(self._records.values()):
+            (self.directory / name).unlink(missing_ok=True)
         return left
 
     def part(self, name: str) -> Ledger:
@@ -142,8 +148,13 @@ def _read(path: Path) -> Iterator[Record]:
             record = msgspec.json.decode(line)
         except msgspec.DecodeError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("id"), str):
+        if isinstance(record, dict) and isinstance(record.get("id"), str) and {"error", "files"} & {*record}:
             yield record
+
+
+def _files(records: Iterable[Record]) -> set[str]:
+    """Return the names of the files of records; they are in no other directory."""
+    return {Path(name).name for record in records for name in record.get("files", ())}
 
 
 def _write_table(path: Path, records: list[Record]) -> None:

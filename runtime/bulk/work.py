@@ -7,7 +7,6 @@ import secrets
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,15 +14,18 @@ from typing import Any
 
 from PIL import Image
 
-from controlnext.bundle.files import new_file, sha256
+from controlnext.bundle.files import sha256
 from controlnext.errors import ControlNeXtError, InputError
-from controlnext.image_input import IMAGE_SUFFIXES, ImageReader, open_image
+from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
-from controlnext.runtime.bulk.jobs import Job
+from controlnext.runtime.bulk.jobs import Job, matches
 from controlnext.runtime.bulk.results import Record
-from controlnext.runtime.media.video_files import DEFAULT_FPS, open_clip, write_clip
+from controlnext.runtime.media.image_files import ImageFiles, unchanged
+from controlnext.runtime.media.kinds import Files
+from controlnext.runtime.media.video_files import ClipFiles, Frames, natural_order
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.ray_cluster import ReplicaRange
+from controlnext.runtime.request import is_finite, is_integer
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,12 @@ class BulkSpec:
     max_rows: int
     actors: ReplicaRange = ReplicaRange()  # noqa: RUF009  # it is frozen
 
+    def __post_init__(self) -> None:
+        if not is_integer(self.max_rows) or self.max_rows < 1:
+            raise InputError(
+                f"max_rows is {self.max_rows!r}; it must be an integer of at least 1", argument="max_rows"
+            )
+
     @property
     def on_gpu(self) -> bool:
         """Whether a copy takes a GPU."""
@@ -74,17 +82,17 @@ class BulkSpec:
 
 @dataclass(eq=False)
 class _Running:
-    """A job at work: its seed, its result to be, and the files that are open for it."""
+    """A job at work: its seed, its files, and its result to be."""
 
     job: Job
     seed: int
+    files: Files
     future: Future[Any]
-    opened: ExitStack
     started: float = field(default_factory=time.monotonic)
 
     def close(self, _future: Future[Any]) -> None:
-        """Close the files."""
-        self.opened.close()
+        """Remove temporary files."""
+        self.files.close()
 
 
 def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec) -> Generator[Record]:
@@ -93,35 +101,53 @@ def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec) -> Generator[Re
     At most ``spec.max_rows`` are at work at once: their work alone is lost if the process is killed. What
     runs is cancelled when the iterator is closed.
     """
-    running, root, output = set[_Running](), Path(spec.root), Path(spec.output)
+    running = set[_Running]()
     with Batcher(pipe, max_rows=spec.max_rows, max_waiting=spec.max_rows) as batcher:
         try:
             for job in jobs:
                 try:
-                    running.add(_begun(pipe, batcher, job, root))
+                    running.add(_begun(pipe, batcher, job, spec))
                 except Exception as error:  # of reading images and of odd values, besides our own
                     yield _failure(job, error)
                 while len(running) >= spec.max_rows:
-                    yield from _records(pipe, running, output)
+                    yield from _records(pipe, running)
             while running:
-                yield from _records(pipe, running, output)
+                yield from _records(pipe, running)
         finally:
             for one in running:
                 one.future.cancel()
                 one.future.add_done_callback(one.close)
 
 
-def _begun(pipe: Pipeline, batcher: Batcher, job: Job, root: Path) -> _Running:
+def _begun(pipe: Pipeline, batcher: Batcher, job: Job, spec: BulkSpec) -> _Running:
     """Begin a job; raise what is wrong with its arguments or its images."""
     if job.problem is not None:
         raise InputError(job.problem)
-    with ExitStack() as opened:
-        given = _call(pipe, job.arguments, root, opened)
+    arguments = dict(job.arguments)
+    files = _files(pipe, Path(spec.output) / job.id, arguments)
+    try:
+        given = _call(pipe, files, arguments, Path(spec.root))
         seed = given.setdefault("seed", secrets.randbelow(_SEEDS))
-        return _Running(job, seed, batcher.submit(**given), opened.pop_all())
+        return _Running(job, seed, files, batcher.submit(**given))
+    except BaseException:
+        files.close()
+        raise
 
 
-def _call(pipe: Pipeline, arguments: Mapping[str, Any], root: Path, opened: ExitStack) -> dict[str, Any]:
+def _files(pipe: Pipeline, path: Path, arguments: dict[str, Any]) -> Files:
+    """Return the files of a job, named by ``path`` and a suffix; take out what is theirs alone."""
+    if pipe.family.task != "video":
+        # no with_suffix: an id may have a dot
+        return ImageFiles(path.with_name(f"{path.name}.png"))
+    fps, frames = arguments.pop("fps", None), arguments.get("num_frames")
+    if fps is not None and not is_finite(fps):
+        raise InputError(f"fps is {fps!r}; it must be a number", argument="fps")
+    # an odd number of frames is refused with the other arguments
+    limit = frames if isinstance(frames, int) and frames > 0 else None
+    return ClipFiles(path.with_name(f"{path.name}.mp4"), fps, limit)
+
+
+def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return the arguments of the call with images in place of paths."""
     known = [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]
     for name in arguments:
@@ -131,52 +157,63 @@ def _call(pipe: Pipeline, arguments: Mapping[str, Any], root: Path, opened: Exit
             raise InputError(f"there is no argument {name!r}; {hint}", argument=name)
     readers = {"image": _image, "control_image": _images, "control_images": _clips}
     return {
-        name: readers[name](value, root, opened) if name in readers else value
+        name: readers[name](value, root, files) if name in readers else value
         for name, value in arguments.items()
     }
 
 
-def _image(path: Any, root: Path, _opened: ExitStack) -> Image.Image:
+def _image(path: Any, root: Path, _files: Files) -> Image.Image:
     if not isinstance(path, str):
         raise InputError(f"an image is {path!r}; give the path of a file")
     return open_image(root / path)
 
 
-def _images(paths: Any, root: Path, opened: ExitStack) -> Any:
+def _images(paths: Any, root: Path, files: Files) -> Any:
     return (
-        [_image(path, root, opened) for path in paths]
+        [_image(path, root, files) for path in paths]
         if isinstance(paths, list)
-        else _image(paths, root, opened)
+        else _image(paths, root, files)
     )
 
 
-def _clips(paths: Any, root: Path, opened: ExitStack) -> Any:
-    """Return a clip: that of a video or a directory, or of the images in a list; or a list of clips."""
+def _clips(paths: Any, root: Path, files: Files) -> Any:
+    """Return a clip: that of a video, a directory, a pattern or a list of images; or a list of clips."""
     if isinstance(paths, str):
-        change = ImageReader(paths, one_ground=True).read_rgb
-        return opened.enter_context(open_clip(root / paths, change))
+        if _is_pattern(paths, root) and (found := matches(paths, root)):
+            return Frames(sorted(found, key=lambda path: natural_order(path.name)), unchanged)
+        return files.control(root / paths, unchanged)
     if not isinstance(paths, list):
         raise InputError(
             f"control_images is {paths!r}; give the path of a video or of a directory, or images"
         )
-    files = [isinstance(path, str) and Path(path).suffix.lower() in IMAGE_SUFFIXES for path in paths]
-    if files and all(files):
-        return [open_image(root / path) for path in paths]
-    return [_clips(one, root, opened) for one in paths]
+    if paths and all(isinstance(path, str) and _is_frame(path, root) for path in paths):
+        return Frames([root / path for path in paths], unchanged)
+    return [_clips(one, root, files) for one in paths]
 
 
-def _records(pipe: Pipeline, running: set[_Running], output: Path) -> Iterator[Record]:
+def _is_pattern(path: str, root: Path) -> bool:
+    # a file may have such a sign in its name
+    return bool(set(path) & set("*?[")) and not (root / path).exists()
+
+
+def _is_frame(path: str, root: Path) -> bool:
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES and not _is_pattern(path, root)
+
+
+def _records(pipe: Pipeline, running: set[_Running]) -> Iterator[Record]:
     """Wait for the next jobs to be done; write their files and yield their records."""
     wait([one.future for one in running], return_when=FIRST_COMPLETED)
     for one in [one for one in running if one.future.done()]:
         running.remove(one)
-        with one.opened:
-            yield _record(pipe, one, output)
+        with one.files:
+            yield _record(pipe, one)
 
 
-def _record(pipe: Pipeline, one: _Running, output: Path) -> Record:
+def _record(pipe: Pipeline, one: _Running) -> Record:
     try:
-        paths = _write(pipe, one.job, one.future.result(), output)
+        result = one.future.result()
+        images = result.frames[0] if pipe.family.task == "video" else result.images
+        paths = one.files.save(iter(images))
     except Exception as error:  # a job that fails stops no other
         return _failure(one.job, error)
     return {
@@ -188,23 +225,6 @@ def _record(pipe: Pipeline, one: _Running, output: Path) -> Record:
         "backend": pipe.backend,
         "checksum": [sha256(path) for path in paths],
     }
-
-
-def _write(pipe: Pipeline, job: Job, result: Any, output: Path) -> list[Path]:
-    """Write the files of a result, each under another name until it is whole."""
-    if pipe.family.task == "video":
-        path = output / f"{job.id}.mp4"
-        write_clip(path, iter(result.frames[0]), DEFAULT_FPS)
-        return [path]
-    several = len(result.images) > 1
-    paths = [
-        output / (f"{job.id}-{number}.png" if several else f"{job.id}.png")
-        for number in range(1, len(result.images) + 1)
-    ]
-    for path, image in zip(paths, result.images, strict=True):
-        with new_file(path) as aside:
-            image.save(aside)
-    return paths
 
 
 def _failure(job: Job, error: Exception) -> Record:

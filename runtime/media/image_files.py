@@ -16,6 +16,11 @@ Change = Callable[[Image.Image], Image.Image]
 """A function that is applied to every control image after it is opened."""
 
 
+def unchanged(image: Image.Image) -> Image.Image:
+    """Return the image itself."""
+    return image
+
+
 def read_image(path: Path, change: Change | None = None) -> Image.Image:
     """Return the image in a file after ``change``, by default in mode RGB with 8 bits.
 

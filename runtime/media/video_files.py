@@ -190,10 +190,10 @@ def _listed(directory: Path) -> list[Path]:
         raise InputError(f"cannot read directory {directory}: {error.strerror}; {_ACCEPTED}") from error
     if not paths:
         raise InputError(f"directory {directory} has no images ({', '.join(IMAGE_SUFFIXES)}); {_ACCEPTED}")
-    return sorted(paths, key=lambda path: _natural(path.name))
+    return sorted(paths, key=lambda path: natural_order(path.name))
 
 
-def _natural(name: str) -> list[str | int]:
+def natural_order(name: str) -> list[str | int]:
     """Return a sort key that orders numbers within names as numbers."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 

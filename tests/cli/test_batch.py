@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -12,6 +15,7 @@ from pyarrow import parquet
 from controlnext.runtime.bulk.results import LEDGER
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
+from support.gate import until
 from support.recipe import drawing
 
 
@@ -68,6 +72,41 @@ def test_bad_usage(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
     assert_refused(cli("batch", bundle, "--jobs", jobs, "--output", jobs), "give a directory")
 
 
+def test_ctrl_c_keeps_what_is_done(bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """It ends at once, says how to go on, and the same command does the rest."""
+    call = {**json.loads(jobs.read_text().splitlines()[0]), "num_inference_steps": 100}
+    jobs.write_text("\n".join(json.dumps({**call, "seed": seed}) for seed in range(12)))
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "controlnext", "batch", str(bundle), f"--jobs={jobs}"]
+    command += [f"--output={output}", "--max-rows=1", "--threads=1", "--json"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: (output / LEDGER).exists() and b"\n" in (output / LEDGER).read_bytes())
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.startswith(f"controlnext: stopped; what is done stays in {output}")
+    assert said.count("\n") == 1
+    summary = json.loads(subprocess.check_output(command, text=True))
+    assert 1 <= summary["done_before"] < 12
+    assert summary["done"] == 12 - summary["done_before"]
+    assert [record["id"] for record in ledger(output)] == [str(number) for number in range(1, 13)]
+
+
+@pytest.mark.export
+def test_what_a_cluster_cannot_do_is_one_line(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    given = ["--jobs", jobs, "--output", tmp_path / "out", "--ray", "--max-rows"]
+    assert_refused(cli("batch", bundle, *given, 0), "--max-rows is 0")
+    for options, words in (
+        (["--threads", 9999], "--threads is 9999"),
+        (["--threads", 1, "--backend", "magic"], "unknown backend 'magic'"),
+    ):
+        done = cli("batch", bundle, *given, 2, *options)
+        assert (done.status, done.out) == (2, "")
+        # Ray has lines of its own before it
+        assert done.err.splitlines()[-1].startswith(f"controlnext: error: {words}")
+        assert "Traceback" not in done.err
+
+
 @pytest.mark.export
 def test_jobs_on_a_cluster(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
     """Two actors make the same files as one process; a table of jobs has a table of results."""
@@ -87,6 +126,7 @@ def test_jobs_on_a_cluster(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -
             "failed": 1,
             "done_before": 0,
             "not_begun": 0,
+            "images": 5,
             "seconds": 0,
         }
         found.append([(one["id"], one.get("checksum"), one.get("seed")) for one in ledger(output)])

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ("controlnext", "export", "engines", "runtime")
 FILES = [path for folder in PACKAGE for path in sorted((ROOT / folder).rglob("*.py"))]
-COMMANDS = {"export", "run", "serve", "verify", "bench", "build"}
+COMMANDS = {"export", "run", "batch", "serve", "verify", "bench", "build"}
 """Subcommands: an option is a parameter with its type, its help and its default."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
