@@ -85,7 +85,8 @@ def wrong_results(bundle: Path, jobs: Path, output: Path) -> int:
             path = output / f"{job.pop('id')}.png"
             control = Image.open(jobs.parent / job.pop("control_image"))
             wanted = BytesIO()
-            pipe(**job, control_image=control).images[0].save(wanted, "PNG")
+            images: Any = pipe(**job, control_image=control).images
+            images[0].save(wanted, "PNG")
             wrong += path.read_bytes() != wanted.getvalue()
     return wrong
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import batching
 import psutil
 import pytest
+import scale
 import screenshot
 import serving
 from PIL import Image
@@ -43,6 +44,23 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert rows.count("\n") == 2 + len(serving.MEASURES)
     assert "| 0 of 2 |" in rows
     assert "0 of 1 left" in rows
+
+
+def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two measures, with a server in this process in place of a cluster, and what is counted of a strike."""
+
+    @contextmanager
+    def on_no_cluster(bundle: Path, *_options: str) -> Iterator[tuple[str, psutil.Process]]:
+        with serve([bundle]) as site:
+            yield site.address, psutil.Process()
+
+    monkeypatch.setattr(scale, "served", on_no_cluster)
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    scale.main([str(bundle), "--requests", "16", "--only", "replicas", "--only", "overhead"])
+    assert capsys.readouterr().out.count("\n") == 4
+    with on_no_cluster(bundle) as (address, _):
+        told = scale.under_load(bundle, address, 64, 4, lambda: None)
+    assert told.startswith("2 of 2 answered, 0 wrong, lost: none, ready in 0.")
 
 
 def test_the_screenshot(tmp_path: Path) -> None:
