@@ -29,7 +29,7 @@ def catalog_routes(service: Service) -> APIRouter:
         service.models.describe(model)
         return _answer(service.profiles[model])
 
-    @router.get("/metrics", tags=["probes"], response_class=Response)
+    @router.get("/metrics", tags=["probes"], response_class=Response, responses=errors())
     def metrics() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(service.metrics.text(), media_type=service.metrics.content_type)

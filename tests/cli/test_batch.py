@@ -96,15 +96,11 @@ def test_ctrl_c_keeps_what_is_done(bundle: Path, jobs: Path, tmp_path: Path) -> 
 def test_what_a_cluster_cannot_do_is_one_line(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
     given = ["--jobs", jobs, "--output", tmp_path / "out", "--ray", "--max-rows"]
     assert_refused(cli("batch", bundle, *given, 0), "--max-rows is 0")
-    for options, words in (
-        (["--threads", 9999], "--threads is 9999"),
-        (["--threads", 1, "--backend", "magic"], "unknown backend 'magic'"),
-    ):
-        done = cli("batch", bundle, *given, 2, *options)
-        assert (done.status, done.out) == (2, "")
-        # Ray has lines of its own before it
-        assert done.err.splitlines()[-1].startswith(f"controlnext: error: {words}")
-        assert "Traceback" not in done.err
+    done = cli("batch", bundle, *given, 2, "--threads", 9999)
+    assert (done.status, done.out) == (2, "")
+    # Ray has lines of its own before it
+    assert done.err.splitlines()[-1].startswith("controlnext: error: --threads is 9999")
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.export

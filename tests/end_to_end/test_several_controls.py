@@ -187,7 +187,7 @@ IMAGE = drawing(4, WIDTH, HEIGHT)
         ({"control_image": [IMAGE, None]}, "no control image was given"),
         (
             {"control_image": [IMAGE, [IMAGE] * 3]},
-            "3 control images were given for 1 prompts",
+            "3 control images were given for one prompt",
         ),
         ({"control_scale": [0.7]}, "has 2 controls; control_scale must be a list of 2 entries"),
         ({"control_scale": [0.7, 0.4, 1.0]}, "has 2 controls; control_scale must be a list of 2 entries"),

@@ -32,7 +32,7 @@ from support.recipe import drawing, rand
             r"the height of the control image is 7; .* must be multiples of 8 \(the smallest is 8\)",
         ),
         ({"control_image": None}, "no control image was given"),
-        ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control images were given for 1 prompts"),
+        ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control images were given for one prompt"),
         ({"control_image": np.full((16, 24, 3), np.nan)}, "image has values from nan"),
         ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN or infinite"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\) for 1 prompts"),
