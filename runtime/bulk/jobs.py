@@ -96,7 +96,7 @@ def _json_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
                     continue
                 try:
                     yield number, msgspec.json.decode(line)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                     yield number, InputError(f"line {number} is not JSON: {error}")
     except OSError as error:
         raise _unreadable(jobs, error.strerror or str(error)) from error
@@ -108,7 +108,7 @@ def _parquet_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
         from pyarrow import ArrowException, parquet
     try:
         rows = parquet.read_table(jobs).to_pylist()
-    except (OSError, ArrowException) as error:
+    except (OSError, UnicodeDecodeError, ArrowException) as error:
         raise _unreadable(jobs, str(error).splitlines()[0]) from error
     yield from enumerate(rows, start=1)
 
