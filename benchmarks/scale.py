@@ -11,30 +11,23 @@ thread a replica.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import stand_in
-from batching import row
 from load import Body, ask, body, send, send_in_turn, served
-from PIL import Image
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
-from serving import arguments_of, seconds_of
+from serving import Measures, print_measures, seconds_of, wrong_images
 from stand_in import sleeping_pipeline
 
-from controlnext.runtime import ImagePipeline
 from controlnext.runtime.cluster import service
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import ReplicaRange
@@ -156,7 +149,7 @@ def under_load(bundle: Path, address: str, side: int, count: int, strike: Callab
     answered = [(request, content) for request, (status, content) in pairs if status == 200]
     lost = sorted(str(status) for status, _ in replies if status != 200)
     told = ", ".join(f"{lost.count(one)} x {one}" for one in dict.fromkeys(lost)) or "none"
-    wrong = wrong_images(bundle, answered)
+    wrong = wrong_images(bundle, answered, threads=1)
     return f"{len(answered)} of {len(requests)} answered, {wrong} wrong, lost: {told}, ready in {ready:.1f} s"
 
 
@@ -192,18 +185,7 @@ async def _until_ready(address: str) -> float:
     raise SystemExit("the service is not ready again")
 
 
-def wrong_images(bundle: Path, answered: Sequence[tuple[Body, bytes]]) -> int:
-    """Return how many images differ from those of calls by more than one level of 255."""
-    wrong = 0
-    with ImagePipeline.load(bundle, threads=1) as pipe:
-        for request, content in answered:
-            wanted: Any = pipe(**arguments_of(request), output_type="np").images
-            given = np.asarray(Image.open(io.BytesIO(content)), np.float32)
-            wrong += bool(np.abs(given - 255 * np.asarray(wanted)).max() > 1)
-    return wrong
-
-
-MEASURES: dict[str, tuple[str, Callable[[Path, int, int], str]]] = {
+MEASURES: Measures = {
     "stand-in": ("stand-ins on 4 nodes, throughput relative to linear", measure_stand_in),
     "replicas": ("two replicas of one thread, one = 1", measure_replicas),
     "overhead": ("a request takes longer than with the embedded server, median", measure_overhead),
@@ -214,16 +196,7 @@ MEASURES: dict[str, tuple[str, Callable[[Path, int, int], str]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--size", type=int, default=64, help="side of the square images in pixels")
-    parser.add_argument("--only", action="append", choices=MEASURES, help="may be repeated")
-    given = parser.parse_args(arguments)
-    print("| what | seen |\n| --- | --- |", flush=True)
-    for name in given.only or MEASURES:
-        title, measure = MEASURES[name]
-        row(title, measure(given.bundle, given.size, given.requests))
+    print_measures(__doc__ or "", MEASURES, arguments)
 
 
 if __name__ == "__main__":

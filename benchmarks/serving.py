@@ -29,6 +29,8 @@ from PIL import Image
 from controlnext.runtime import ImagePipeline
 
 PARTIAL_IMAGES = 3
+Measures = dict[str, tuple[str, Callable[[Path, int, int], str]]]
+"""What is measured, and the function of the bundle, the side and the number of requests that measures it."""
 
 
 def measure_waiting(bundle: Path, side: int, count: int) -> str:
@@ -65,13 +67,19 @@ def measure_images(bundle: Path, side: int, count: int) -> str:
     with served(bundle, "--queue", str(count)) as (address, _):
         replies = asyncio.run(send(address, requests, 4.0))
     assert all(reply.status == 200 for reply in replies)
+    pairs = [(request, reply.image) for request, reply in zip(requests, replies, strict=True)]
+    return f"{wrong_images(bundle, pairs)} of {count}"
+
+
+def wrong_images(bundle: Path, answered: Sequence[tuple[Body, bytes]], threads: int | None = None) -> int:
+    """Return how many images differ from those of calls by more than one level of 255."""
     wrong = 0
-    with ImagePipeline.load(bundle) as pipe:
-        for request, reply in zip(requests, replies, strict=True):
+    with ImagePipeline.load(bundle, threads=threads) as pipe:
+        for request, content in answered:
             wanted = pipe(**arguments_of(request), output_type="np").images
-            given = np.asarray(Image.open(io.BytesIO(reply.image)), np.float32)
+            given = np.asarray(Image.open(io.BytesIO(content)), np.float32)
             wrong += bool(np.abs(given - 255 * np.asarray(wanted)).max() > 1)
-    return f"{wrong} of {count}"
+    return wrong
 
 
 def measure_throughput(bundle: Path, side: int, count: int) -> str:
@@ -165,7 +173,7 @@ def measure_memory(bundle: Path, side: int, count: int) -> str:
     return f"{now / before - 1:+.1%} ({before / 1e6:.0f} to {now / 1e6:.0f} MB)"
 
 
-MEASURES: dict[str, tuple[str, Callable[[Path, int, int], str]]] = {
+MEASURES: Measures = {
     "images": ("images that differ from their calls alone", measure_images),
     "throughput": ("throughput at saturation, calls one by one = 1", measure_throughput),
     "overhead": ("a request takes longer than its call", measure_overhead),
@@ -176,18 +184,23 @@ MEASURES: dict[str, tuple[str, Callable[[Path, int, int], str]]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def print_measures(doc: str, measures: Measures, arguments: Sequence[str] | None) -> None:
+    """Print the table of a script whose docstring is ``doc``, with the measures that are asked for."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--size", type=int, default=64, help="side of the square images in pixels")
-    parser.add_argument("--only", action="append", choices=MEASURES, help="may be repeated")
+    parser.add_argument("--only", action="append", choices=measures, help="may be repeated")
     given = parser.parse_args(arguments)
     print("| what | seen |\n| --- | --- |", flush=True)
-    for name in given.only or MEASURES:
-        title, measure = MEASURES[name]
+    for name in given.only or measures:
+        title, measure = measures[name]
         row(title, measure(given.bundle, given.size, given.requests))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    print_measures(__doc__ or "", MEASURES, arguments)
 
 
 if __name__ == "__main__":

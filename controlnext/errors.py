@@ -60,8 +60,11 @@ class WorkError(ControlNeXtError):
 class OutOfMemoryError(WorkError):
     """A lack of memory for a run at this size.
 
-    ``savers``: the arguments of the pipeline that lower the memory use.
+    ``savers``: the arguments of the pipeline that lower the memory use. ``for_clients``: what a server tells
+    of it.
     """
+
+    for_clients = "there is not enough memory for this request; ask for a smaller size, or for fewer images"
 
     def __init__(self, width: int, height: int, savers: tuple[str, ...], reason: str) -> None:
         changes = ", ".join(f"`{name}`" for name in ("height", "width", *savers))
@@ -103,3 +106,8 @@ def blames(argument: str) -> Iterator[None]:
     except ControlNeXtError as error:
         error.argument = error.argument or argument
         raise
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Return whether a request is at fault for an error: not the bundle, nor what is installed."""
+    return isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError))

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from controlnext.errors import InputError
-from controlnext.runtime.request import is_integer
+from controlnext.runtime.request import check_least
 
 _LEAST: Mapping[str, int] = MappingProxyType(
     {
@@ -52,8 +51,4 @@ class RequestLimits:
     def check_least(self, least: Mapping[str, int]) -> None:
         """Raise :class:`InputError` unless each limit named in ``least`` is an integer of at least that."""
         for name, lowest in least.items():
-            value = getattr(self, name)
-            if not is_integer(value) or value < lowest:
-                raise InputError(
-                    f"{name} is {value!r}; it must be an integer of at least {lowest}", argument=name
-                )
+            check_least(name, getattr(self, name), lowest)

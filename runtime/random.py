@@ -19,6 +19,7 @@ Only the last bits of log, cos and sin differ: up to 5e-7 against torch 2.13 wit
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,11 @@ _BLOCK = 16
 _HALF = _BLOCK // 2
 _TWO_PI = np.float32(2 * math.pi)
 _SEED_MIN, _SEED_MAX = -(2**63), 2**64 - 1
+
+
+def random_seed() -> int:
+    """Return a random seed, one of the 2**32 that differ."""
+    return secrets.randbelow(2**32)
 
 
 class TorchGenerator:

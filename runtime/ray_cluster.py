@@ -99,6 +99,16 @@ def device_on(ray: Any, device: str) -> str:
     return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
 
+def takes_gpu(device: str) -> bool:
+    """Return whether a replica on this device takes a GPU."""
+    return device.startswith("cuda")
+
+
+def own_device(device: str) -> str:
+    """Return the device as a replica sees it: its GPU is the only one there."""
+    return "cuda:0" if takes_gpu(device) else device
+
+
 def _check_reachable(address: str) -> None:
     """Raise :class:`OSError` where nobody listens: Ray itself tries again for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")

@@ -211,3 +211,9 @@ def is_integer(value: object) -> bool:
 def is_finite(*values: object) -> bool:
     """Return whether all ``values`` are finite numbers."""
     return all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in values)
+
+
+def check_least(name: str, value: object, least: int) -> None:
+    """Raise :class:`InputError` unless an argument is an integer of at least ``least``."""
+    if not isinstance(value, int) or not is_integer(value) or value < least:
+        raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}", argument=name)

@@ -12,6 +12,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.errors import EngineError, InputError
 from controlnext.families import Family
 from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.pipelines.video import VideoPipeline
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,6 @@ def black_call(pipe: Pipeline, largest: int) -> dict[str, Any]:
     multiple = family.size_multiple
     height, width = (max(multiple, min(side, largest) // multiple * multiple) for side in made_for)
     image = Image.new("RGB", (width, height))
-    controls = len(pipe.controls)
     if isinstance(pipe, VideoPipeline):
-        clip = [image] * 2
-        return {"image": image, "control_images": clip if controls == 1 else [clip] * controls}
-    return {"prompt": "", "control_image": image if controls == 1 else [image] * controls}
+        return {"image": image, "control_images": one_or_all([[image] * 2] * len(pipe.controls))}
+    return {"prompt": "", "control_image": one_or_all([image] * len(pipe.controls))}

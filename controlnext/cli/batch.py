@@ -16,7 +16,6 @@ import typer
 from controlnext.cli import options, ray_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
-from controlnext.errors import InputError
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
 from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
@@ -60,8 +59,7 @@ def batch(
     """
     started, all_jobs = time.monotonic(), read_jobs(jobs)
     several = ReplicaRange.parse(replicas or "1")
-    if replicas and ray is None:
-        raise InputError("replicas is for a Ray cluster; give `ray` too", argument="replicas")
+    ray_options.check_ray(ray, replicas=replicas)
     with open_results(output) as results:
         spec = BulkSpec(
             shared_location(bundle),

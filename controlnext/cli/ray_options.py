@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from controlnext.errors import InputError
 from controlnext.runtime.ray_cluster import LOCAL
 
 PANEL = "Ray"
@@ -45,6 +46,13 @@ Config = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+
+
+def check_ray(ray: str | None, **needing: object) -> None:
+    """Raise :class:`InputError` for an option of those ``needing`` a cluster that was given without one."""
+    for name, given in needing.items():
+        if given and ray is None:
+            raise InputError(f"{name} is for a Ray cluster; give `ray` too", argument=name)
 
 
 class RayCommand(TyperCommand):

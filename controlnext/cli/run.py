@@ -21,6 +21,7 @@ from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime.media.image_files import Change, unchanged
 from controlnext.runtime.media.kinds import FILES, Files
+from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.types import Progress
 
 if TYPE_CHECKING:
@@ -170,9 +171,9 @@ def _request(
 
     values = dict(given)
     controls = [files.control(path, change(path)) for path in given["control_image"]]
-    values["control_image"] = _one_or_all(controls)
+    values["control_image"] = one_or_all(controls)
     if "scale" in given:
-        values["scale"] = _one_or_all(given["scale"])
+        values["scale"] = one_or_all(given["scale"])
     if "image" in given:
         values["image"] = open_image(given["image"])
     named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
@@ -183,11 +184,6 @@ def _argument(option: str, pipeline: Pipeline) -> str | None:
     """Return the name of the pipeline's argument for ``option``, or None if it has none."""
     accepted = {field.name for field in fields(pipeline.request)}
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)
-
-
-def _one_or_all(values: list[Any]) -> Any:
-    """Return the one value, or the list of several: a bundle with one control does not accept a list."""
-    return values[0] if len(values) == 1 else values
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from controlnext.cli import options, ray_options, run_options, serve_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.option_names import MIB
-from controlnext.cli.serve_ray import ClusterOptions, serve_on_ray
-from controlnext.errors import InputError
+from controlnext.cli.serve_ray import serve_on_ray
 from controlnext.optional import extra
 from controlnext.runtime import Pipeline
 from controlnext.runtime.serving.log_format import write_log
@@ -63,15 +63,21 @@ def serve(
         grace=grace,
         api_keys=read_keys(api_keys) if api_keys else (),
     )
+    opening: dict[str, Any] = {
+        "backend": backend,
+        "device": device,
+        "threads": threads,
+        "offload": offload,
+    }
+    log: dict[str, Any] = {"log_json": log_json, "log_prompts": log_prompts}
     if ray is not None:
-        spec = ClusterOptions(bundles, backend, device, threads, offload, api_keys, log_json, log_prompts)
-        serve_on_ray(spec, settings, ray, replicas, config, host, port)
+        serve_on_ray(
+            bundles, settings, ray, replicas, config, host, port, api_keys=api_keys, **opening, **log
+        )
         return
-    for name, given in (("replicas", replicas), ("config", config)):
-        if given is not None:
-            raise InputError(f"{name} is for a Ray cluster; give `ray` too", argument=name)
-    load = partial(Pipeline.load, backend=backend, device=device, threads=threads, offload=offload)
-    _serve_here(bundles, settings, load, host, port, log_json=log_json, log_prompts=log_prompts)
+    ray_options.check_ray(ray, replicas=replicas, config=config)
+    load = partial(Pipeline.load, **opening)
+    _serve_here(bundles, settings, load, host, port, **log)
 
 
 def _serve_here(

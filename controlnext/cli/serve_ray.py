@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from controlnext.cli.bundles import shared_location
 from controlnext.optional import extra
@@ -15,57 +16,41 @@ from controlnext.runtime.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ClusterOptions:
-    """Options of the command that every replica is told of."""
-
-    bundles: list[str]
-    backend: str
-    device: str
-    threads: int | None
-    offload: bool
-    api_keys: Path | None
-    log_json: bool
-    log_prompts: bool
-
-
 def serve_on_ray(
-    options: ClusterOptions,
+    bundles: list[str],
     settings: ServerSettings,
     address: str,
     replicas: str | None,
     config: Path | None,
     host: str,
     port: int,
+    *,
+    api_keys: Path | None,
+    threads: int | None,
+    **options: Any,
 ) -> None:
-    """Serve on a cluster until a signal comes, or write Serve's configuration to the file ``config``."""
+    """Serve on a cluster until a signal comes, or write Serve's configuration to the file ``config``.
+
+    ``options``: the other fields of :class:`ClusterSpec`.
+    """
     with extra("serve"), extra("ray"):
-        from controlnext.runtime.cluster.service import (
-            served,
-            wait_for_signal,
-            write_config,
-        )
+        from controlnext.runtime.cluster.service import served, wait_for_signal, write_config
         from controlnext.runtime.cluster.spec import ClusterSpec
 
     several = ReplicaRange.parse(replicas or "1")
-    local = address == LOCAL and config is None
     spec = ClusterSpec(
-        [shared_location(bundle) for bundle in options.bundles],
+        [shared_location(bundle) for bundle in bundles],
         settings=replace(settings, api_keys=()),
-        api_keys=str(options.api_keys.resolve()) if options.api_keys else None,
+        api_keys=str(api_keys.resolve()) if api_keys else None,
         replicas=several,
-        backend=options.backend,
-        device=options.device,
-        threads=threads_of_replica(options.threads, several, local=local),
-        offload=options.offload,
-        log_json=options.log_json,
-        log_prompts=options.log_prompts,
+        threads=threads_of_replica(threads, several, local=address == LOCAL and config is None),
+        **options,
     )
     if config is not None:
         write_config(spec, config, host, port)
         print(f"wrote {config}; run it with: serve deploy {config}")
         return
-    write_log(as_json=options.log_json, prompts=options.log_prompts)
+    write_log(as_json=spec.log_json, prompts=spec.log_prompts)
     names = ", ".join(Path(bundle).name for bundle in spec.bundles)
     with served(spec, address, host, port) as url:
         print(f"serving {names} on {url} with {replicas or 1} replicas (Ctrl-C stops)", flush=True)

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops, ImageDraw
 from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.families import Family, get_family
+from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
 from controlnext.tensor_spec import control_inputs, split_dim
@@ -87,7 +88,7 @@ def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
 
 def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
-    return {"control_image": _one_or_all(_turned(run.control_image, _controls(manifest))), **words}
+    return {"control_image": one_or_all(_turned(run.control_image, _controls(manifest))), **words}
 
 
 def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     ]
     return {
         "image": run.control_image,
-        "control_images": _one_or_all(clips),
+        "control_images": one_or_all(clips),
         "frames_per_batch": 3,
         "overlap": 1,
     }
@@ -110,10 +111,6 @@ _ARGUMENTS: Mapping[str, Callable[[Manifest, SamplingRun], dict[str, Any]]] = Ma
 
 def _turned(image: Image.Image, count: int) -> list[Image.Image]:
     return [image.rotate(90 * number) for number in range(count)]
-
-
-def _one_or_all(values: list[Any]) -> Any:
-    return values if len(values) > 1 else values[0]
 
 
 def _controls(manifest: Manifest) -> int:

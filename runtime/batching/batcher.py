@@ -19,7 +19,7 @@ from controlnext.runtime.batching.observer import Observer, Phase
 from controlnext.runtime.batching.worker import Worker
 from controlnext.runtime.denoise import Denoising, Rounds, Step
 from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.request import CommonRequest, is_integer
+from controlnext.runtime.request import CommonRequest, check_least
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,8 @@ class Batcher(Closeable):
     def __init__(
         self, pipe: Pipeline, *, max_rows: int = 8, max_waiting: int = 64, observer: Observer | None = None
     ) -> None:
-        for name, value, least in (("max_rows", max_rows, 1), ("max_waiting", max_waiting, 0)):
-            if not is_integer(value) or value < least:
-                raise InputError(
-                    f"{name} is {value!r}; it must be an integer of at least {least}", argument=name
-                )
+        check_least("max_rows", max_rows, 1)
+        check_least("max_waiting", max_waiting, 0)
         self.pipe, self._max_rows, self._max_waiting = pipe, max_rows, max_waiting
         self._observer = observer or Observer()
         # guards everything below; told of what may change what there is to do

@@ -16,6 +16,7 @@ from controlnext.runtime.bulk.jobs import Job
 from controlnext.runtime.bulk.results import JobResults, Record
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.ray_cluster import own_device
 
 _REFUSED = "refused"
 """In place of a record: why an actor cannot open the pipeline, and the argument at fault."""
@@ -25,8 +26,7 @@ class _Actor:
     """Does batches of jobs. Records go to a ledger of its own at once: what was done is not done again."""
 
     def __init__(self, spec: BulkSpec) -> None:
-        # the GPU that an actor has is the only one that it sees
-        self._spec = replace(spec, device="cuda:0") if spec.on_gpu else spec
+        self._spec = replace(spec, device=own_device(spec.device))
         self._pipe: Pipeline | None = None
         self._refusal: dict[str, tuple[str, str | None]] = {}
         try:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from PIL import Image
 
 from controlnext.bundle.files import sha256
 from controlnext.errors import ControlNeXtError, InputError
+from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.bulk.jobs import Job, matches
@@ -24,8 +23,9 @@ from controlnext.runtime.media.image_files import ImageFiles, unchanged
 from controlnext.runtime.media.kinds import Files
 from controlnext.runtime.media.video_files import ClipFiles, Frames, natural_order
 from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.ray_cluster import ReplicaRange
-from controlnext.runtime.request import is_finite, is_integer
+from controlnext.runtime.random import random_seed
+from controlnext.runtime.ray_cluster import ReplicaRange, takes_gpu
+from controlnext.runtime.request import check_least, is_finite
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,6 @@ _NOT_FROM_JOBS = (
     "negative_pooled_prompt_embeds",
 )
 """Arguments of a call that a job does not have: the form of its result, and arrays."""
-_SEEDS = 2**32
-"""Number of seeds that differ."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,12 @@ class BulkSpec:
     actors: ReplicaRange = ReplicaRange()  # noqa: RUF009  # it is frozen
 
     def __post_init__(self) -> None:
-        if not is_integer(self.max_rows) or self.max_rows < 1:
-            raise InputError(
-                f"max_rows is {self.max_rows!r}; it must be an integer of at least 1", argument="max_rows"
-            )
+        check_least("max_rows", self.max_rows, 1)
 
     @property
     def on_gpu(self) -> bool:
         """Whether a copy takes a GPU."""
-        return self.device.startswith("cuda")
+        return takes_gpu(self.device)
 
     def load(self) -> Pipeline:
         """Open the pipeline."""
@@ -127,7 +122,7 @@ def _begun(pipe: Pipeline, batcher: Batcher, job: Job, spec: BulkSpec) -> _Runni
     files = _files(pipe, Path(spec.output) / job.id, arguments)
     try:
         given = _call(pipe, files, arguments, Path(spec.root))
-        seed = given.setdefault("seed", secrets.randbelow(_SEEDS))
+        seed = given.setdefault("seed", random_seed())
         return _Running(job, seed, files, batcher.submit(**given))
     except BaseException:
         files.close()
@@ -152,9 +147,8 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
     known = [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]
     for name in arguments:
         if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}"
-            raise InputError(f"there is no argument {name!r}; {hint}", argument=name)
+            hint = did_you_mean(name, known) or f"; accepted: {', '.join(known)}"
+            raise InputError(f"there is no argument {name!r}{hint}", argument=name)
     readers = {"image": _image, "control_image": _images, "control_images": _clips}
     return {
         name: readers[name](value, root, files) if name in readers else value

@@ -17,13 +17,6 @@ BUILDER = f"{__name__}:build"
 """Where Serve's configuration files find :func:`build`."""
 _MOST_CONNECTIONS = 10_000
 """Most requests in one front; the limit of those that wait for a replica is another."""
-_SWIFT = {
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
-"""Serve's own settings for short ways between front and replica: here no event loop does long work, which
-they would keep apart (docs/scale.md has the milliseconds)."""
 _PERIOD, _PATIENCE = 2.0, 30.0
 """Seconds between health checks, and those that one may take."""
 
@@ -54,7 +47,7 @@ def replica_options(spec: ClusterSpec) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_ongoing_requests": settings.max_rows + ahead,
         "max_queued_requests": max(1, settings.max_waiting - ahead),
-        "ray_actor_options": _resources(spec.threads, int(spec.on_gpu)),
+        "ray_actor_options": {"num_cpus": spec.threads, "num_gpus": int(spec.on_gpu)},
         "health_check_period_s": _PERIOD,
         "health_check_timeout_s": _PATIENCE,
         "graceful_shutdown_timeout_s": settings.grace,
@@ -77,11 +70,7 @@ def front_options(spec: ClusterSpec) -> dict[str, Any]:
         # a proxy prefers the front of its node: what one node has dies with it, and no other requests do
         "max_replicas_per_node": 1,
         "max_ongoing_requests": _MOST_CONNECTIONS,
-        "ray_actor_options": _resources(0, 0),
+        "ray_actor_options": {"num_cpus": 0},
         "health_check_period_s": _PERIOD,
         "graceful_shutdown_timeout_s": spec.settings.grace,
     }
-
-
-def _resources(cpus: int, gpus: int) -> dict[str, Any]:
-    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _SWIFT}}

@@ -35,8 +35,7 @@ class Front:
         spec, metrics = self._spec, self._metrics
         settings = spec.guarded()
         models = Models([local_copy(bundle) for bundle in spec.bundles], settings, spec.load(), metrics)
-        several = len(spec.bundles) > 1
-        elsewhere = partial(Elsewhere, replicas=self._replicas, metrics=metrics, several=several)
+        elsewhere = partial(Elsewhere, replicas=self._replicas, several=len(spec.bundles) > 1)
         app = make_app(models, settings, metrics, local=spec.local, elsewhere=elsewhere)
         return _without_request_id(AccessLog(app, metrics, prompts=spec.log_prompts))
 

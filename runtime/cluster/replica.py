@@ -65,6 +65,10 @@ class Replica:
         async with aclosing(self.answer(scope, body)) as messages:
             return [message async for some in messages for message in some]
 
+    def is_ready(self) -> bool:
+        """Return whether it takes requests."""
+        return self._models.ready
+
     def metrics(self) -> bytes:
         """Return the metrics of this replica in Prometheus' text format."""
         return self._metrics.text()

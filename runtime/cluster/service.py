@@ -20,7 +20,7 @@ from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster
 from controlnext.runtime.serving.loading import Load
-from controlnext.runtime.serving.server import is_local, open_listener
+from controlnext.runtime.serving.server import is_local, open_listener, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,8 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
         where = "HeadOnly" if address == LOCAL else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
         try:
-            serve.run(application(spec, load), name=NAME, route_prefix="/", logging_config=_QUIET)
+            _deploy(serve, spec, load)
             yield _address(serve, host, port)
-        except RuntimeError as error:
-            raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
         finally:
             serve.delete(NAME)
             if address == LOCAL:
@@ -109,20 +107,26 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
+def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
+    try:
+        serve.run(application(spec, load), name=NAME, route_prefix="/", logging_config=_QUIET)
+    except RuntimeError as error:
+        raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
+
+
 def _address(serve: Any, host: str, port: int) -> str:
     """Return the URL at which the proxies listen, those of a cluster that serves already where they did."""
     found = serve.api._get_global_client().http_config
     if found.port != port:
         logger.warning("the cluster serves already, at port %d", found.port)
-    host = found.host or host
-    return f"http://[{host}]:{found.port}" if ":" in host else f"http://{host}:{found.port}"
+    return url_of(found.host or host, found.port)
 
 
 def _reason(serve: Any, error: Exception) -> str:
     """Return the last line of what Serve says of the deployments that failed."""
     status = serve.status().applications.get(NAME)
     for deployment in status.deployments.values() if status else ():
-        if str(deployment.status) == "DeploymentStatus.DEPLOY_FAILED" or "FAILED" in str(deployment.status):
+        if "FAILED" in str(deployment.status):
             lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]
             named = [line for line in lines if "controlnext.errors." in line]
             return (named or lines or [str(error)])[-1].rpartition("controlnext.errors.")[2]

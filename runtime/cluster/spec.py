@@ -11,7 +11,7 @@ import msgspec
 
 from controlnext.errors import InputError
 from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.ray_cluster import ReplicaRange
+from controlnext.runtime.ray_cluster import ReplicaRange, own_device, takes_gpu
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.settings import ServerSettings, read_keys
 
@@ -67,14 +67,16 @@ class ClusterSpec:
     @property
     def on_gpu(self) -> bool:
         """Whether a replica takes a GPU."""
-        return self.device.startswith("cuda")
+        return takes_gpu(self.device)
 
     def load(self) -> Load:
         """Return what opens the pipeline of a bundle in a replica."""
-        # the GPU that a replica has is the only one that it sees
-        device = "cuda:0" if self.on_gpu else self.device
         return partial(
-            Pipeline.load, backend=self.backend, device=device, threads=self.threads, offload=self.offload
+            Pipeline.load,
+            backend=self.backend,
+            device=own_device(self.device),
+            threads=self.threads,
+            offload=self.offload,
         )
 
     def guarded(self) -> ServerSettings:

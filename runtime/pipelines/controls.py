@@ -15,6 +15,11 @@ from controlnext.tensor_spec import control_inputs
 from controlnext.types import FloatArray
 
 
+def one_or_all(values: list[Any]) -> Any:
+    """Return the one value, or the list of several: a bundle with one control does not accept a list."""
+    return values[0] if len(values) == 1 else values
+
+
 class Controls:
     """The controls of a denoiser whose inputs have these ``names``; ``len`` is their number."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -18,12 +17,12 @@ from pydantic import (
 
 from controlnext.errors import InputError
 from controlnext.families import Family
+from controlnext.runtime.pipelines.controls import one_or_all
+from controlnext.runtime.random import random_seed
 from controlnext.runtime.serving.settings import ServerSettings
 
 MOST_CONTROLS = 8
 """Most controls that a request may have images for, before the bundle's own number is known."""
-_SEEDS = 2**32
-"""Number of seeds that differ."""
 _LONGEST_PROMPT = 32_000
 """As in OpenAI's API."""
 
@@ -107,7 +106,7 @@ class CommonCall(BaseModel):
 
     def chosen_seed(self) -> int:
         """Return the seed that was given, or a random one."""
-        return secrets.randbelow(_SEEDS) if self.seed is None else self.seed
+        return random_seed() if self.seed is None else self.seed
 
     def steps(self, family: Family, settings: ServerSettings) -> int:
         """Return the number of steps: the family's own by default, as far as the server allows it."""
@@ -132,9 +131,7 @@ class CommonCall(BaseModel):
             if getattr(self, name) is not None
         }
         if self.control_scale is not None:
-            given["control_scale"] = (
-                self.control_scale if len(self.control_scale) > 1 else self.control_scale[0]
-            )
+            given["control_scale"] = one_or_all(self.control_scale)
         if self.width_and_height:
             given["width"], given["height"] = self.width_and_height
         return {**given, "num_inference_steps": self.steps(family, settings)}

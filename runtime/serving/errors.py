@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from controlnext.errors import (
-    BundleError,
     ControlNeXtError,
     EngineError,
-    InputError,
-    MissingDependencyError,
     OutOfMemoryError,
     QueueFullError,
     StoppingError,
     UnknownModelError,
+    is_mistake,
 )
+from controlnext.families.values import did_you_mean
 
 IMAGE_FIELDS: Mapping[str, str] = MappingProxyType(
     {"height": "size", "width": "size", "num_images_per_prompt": "n"}
@@ -85,11 +83,10 @@ def refusal_of(error: ControlNeXtError, names: Mapping[str, str] = IMAGE_FIELDS)
     if isinstance(error, UnknownModelError):
         return HttpError(404, str(error), param="model", code="model_not_found")
     if isinstance(error, OutOfMemoryError):
-        message = "there is not enough memory for this request; ask for a smaller size, or for fewer images"
-        return _final(507, message, "out_of_memory")
+        return _final(507, error.for_clients, "out_of_memory")
     if isinstance(error, EngineError):
         return HttpError(400, error.problem, param=param or "size", code="unsupported")
-    if isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError)):
+    if is_mistake(error):
         return HttpError(400, translate(str(error), argument, names), param=param, code="invalid_value")
     return _final(500, str(error), "failed")
 
@@ -151,8 +148,7 @@ def of_validation(found: Mapping[str, Any], known: Sequence[str]) -> HttpError:
     field = str(path[0])
     place = field + "".join(f"[{part}]" for part in path[1:])
     if found["type"] == "extra_forbidden":
-        close = get_close_matches(field, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else f"; accepted: {', '.join(known)}"
+        hint = did_you_mean(field, known) or f"; accepted: {', '.join(known)}"
         message = f"there is no field {shortened(field)}{hint}"
         return HttpError(400, message, param=shortened(field), code="unknown_field")
     if found["type"] == "missing":

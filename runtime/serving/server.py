@@ -63,7 +63,11 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 def address_of(listener: socket.socket) -> str:
     """Return the URL of a listening socket: ``"http://127.0.0.1:8000"``."""
-    host, port = listener.getsockname()[:2]
+    return url_of(*listener.getsockname()[:2])
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the URL of an address."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

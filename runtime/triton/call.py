@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -14,13 +13,13 @@ from controlnext.errors import InputError, blames
 from controlnext.families import Family
 from controlnext.runtime.limits import RequestLimits
 from controlnext.runtime.media.inline_images import decode_image, decode_text, encode_image, encode_text
+from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.preprocess import preprocess
+from controlnext.runtime.random import random_seed
 from controlnext.runtime.triton.tensors import read_inputs
 
 PASSED_ON = ("prompt", "negative_prompt", "control_start", "control_end", "guidance_scale", "sampler")
 """Inputs that are arguments of the pipeline as they are."""
-_SEEDS = 2**32
-"""Number of seeds that differ."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class TritonCall:
     def of(cls, tensors: Mapping[str, np.ndarray], parameters: Collection[str] = ()) -> Self:
         """Return the call of a request; raise :class:`InputError` for what cannot be read."""
         inputs = read_inputs(tensors, parameters)
-        return cls(inputs, inputs.get("seed", secrets.randbelow(_SEEDS)))
+        return cls(inputs, inputs.get("seed", random_seed()))
 
     @property
     def partial_images(self) -> int:
@@ -74,9 +73,9 @@ class TritonCall:
                         f"{name} is missing and the image has {side} pixels; this model takes at most"
                         f" {limits.max_size}: give {name}, or scale the image down"
                     )
-            given["control_image"] = _one_or_all(images)
+            given["control_image"] = one_or_all(images)
         if scales := inputs.get("control_scale"):
-            given["control_scale"] = _one_or_all(scales)
+            given["control_scale"] = one_or_all(scales)
         return given
 
     def _images(self, limits: RequestLimits) -> list[Image.Image]:
@@ -100,8 +99,3 @@ class TritonCall:
 def _is_text(content: bytes) -> bool:
     """Return whether this is base64 or a data URL: no image file is of ASCII characters alone."""
     return content.isascii()
-
-
-def _one_or_all(values: list[Any]) -> Any:
-    """Return the one value, or the list of several: a bundle with one control does not accept a list."""
-    return values[0] if len(values) == 1 else values

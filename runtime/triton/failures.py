@@ -7,13 +7,11 @@ import re
 from dataclasses import dataclass
 
 from controlnext.errors import (
-    BundleError,
     ControlNeXtError,
     EngineError,
-    InputError,
-    MissingDependencyError,
     OutOfMemoryError,
     QueueFullError,
+    is_mistake,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,11 +36,10 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, QueueFullError):
         return Failure(UNAVAILABLE, str(error))
     if isinstance(error, OutOfMemoryError):
-        message = "there is not enough memory for this request; ask for a smaller size, or for fewer images"
-        return Failure(UNAVAILABLE, message)
+        return Failure(UNAVAILABLE, error.for_clients)
     if isinstance(error, EngineError):
         return Failure(INVALID, _line(error.problem))
-    if isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError)):
+    if is_mistake(error):
         return Failure(INVALID, _line(str(error)))
     if isinstance(error, ControlNeXtError):
         return Failure(INTERNAL, _line(str(error)))

@@ -87,7 +87,7 @@ async def _own(_scope: Any, _receive: Any, send: Any) -> None:
 
 def answered(handle: Any, path: str = ROUTE, several: bool = False, **request: Any) -> httpx.Response:
     async def ask() -> httpx.Response:
-        app = Elsewhere(_own, handle, Metrics(), several)
+        app = Elsewhere(_own, handle, several)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
             return await client.request(request.pop("method", "POST"), path, **request)
 
@@ -177,7 +177,7 @@ def test_a_client_that_leaves_is_told_to_the_replica(body: bytes) -> None:
 
         scope = {"type": "http", "method": "POST", "path": ROUTE, "headers": []}
         async with asyncio.timeout(10):
-            await Elsewhere(_own, handle, Metrics(), False)(scope, receive, send)  # type: ignore[arg-type]
+            await Elsewhere(_own, handle, False)(scope, receive, send)  # type: ignore[arg-type]
 
     asyncio.run(leave())
     assert handle.replies[0].cancelled
