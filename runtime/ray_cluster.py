@@ -18,6 +18,16 @@ _PATIENCE = 10
 LOCAL = "local"
 """In place of an address: a cluster of this machine alone, which ends with the process."""
 
+SETTINGS = {
+    # a cluster that was not asked for it tells nobody that it was started
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # a proxy that died is missed after three of these seconds: by default after 30
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # what proxies put before Serve's own application
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "controlnext.runtime.cluster.proxy:middlewares",
+}
+"""Environment variables that Ray reads when a cluster is started."""
+
 
 @dataclass(frozen=True)
 class ReplicaRange:
@@ -54,10 +64,8 @@ def join_cluster(address: str) -> Any:
         InputError: there is no cluster at the address.
         WorkError: none can be started here.
     """
-    # a cluster that was not asked for it tells nobody that it was started
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # a proxy that died is missed after three of these seconds: by default after 30
-    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     with extra("ray"):
         import ray
     try:

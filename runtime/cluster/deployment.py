@@ -1,4 +1,4 @@
-"""The application on Ray Serve: a front before replicas."""
+"""The application on Ray Serve: replicas behind its proxies."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
-from controlnext.runtime.cluster.elsewhere import FRONT, REPLICA
-from controlnext.runtime.cluster.front import Front
+from controlnext.runtime.cluster.elsewhere import REPLICA
+from controlnext.runtime.cluster.proxy import RETRY_AFTER
 from controlnext.runtime.cluster.replica import Replica
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.loading import Load
 
 BUILDER = f"{__name__}:build"
 """Where Serve's configuration files find :func:`build`."""
-_MOST_CONNECTIONS = 10_000
-"""Most requests in one front; the limit of those that wait for a replica is another."""
 _PERIOD, _PATIENCE = 2.0, 30.0
 """Seconds between health checks, and those that one may take."""
 
@@ -31,22 +30,22 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(spec: ClusterSpec, load: Load | None = None) -> Application:
     """Return the application that Serve runs; ``load``: opens the pipelines in place of the spec's own."""
-    replicas = serve.deployment(Replica, name=REPLICA, **replica_options(spec)).bind(spec.fields(), load)
-    front = serve.deployment(serve.ingress()(Front), name=FRONT, **front_options(spec))
-    return front.bind(spec.fields(), replicas)
+    replicas = serve.deployment(serve.ingress()(Replica), name=REPLICA, **replica_options(spec))
+    return replicas.bind(spec.fields(), load)
 
 
 def replica_options(spec: ClusterSpec) -> dict[str, Any]:
     """Return the options of the replicas' deployment.
 
     A replica takes as many requests as run at once and as many again, so that it never waits for the next;
-    the others of those that may wait do so at the front, for whichever replica is free first.
+    the others of those that may wait do so at the proxy, for whichever replica is free first.
     """
     settings, wanted = spec.settings, spec.replicas
     ahead = min(settings.max_rows, settings.max_waiting)
     options: dict[str, Any] = {
         "max_ongoing_requests": settings.max_rows + ahead,
         "max_queued_requests": max(1, settings.max_waiting - ahead),
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER),
         "ray_actor_options": {"num_cpus": spec.threads, "num_gpus": int(spec.on_gpu)},
         "health_check_period_s": _PERIOD,
         "health_check_timeout_s": _PATIENCE,
@@ -61,16 +60,3 @@ def replica_options(spec: ClusterSpec) -> dict[str, Any]:
         "target_ongoing_requests": settings.max_rows,
     }
     return {**options, "autoscaling_config": scaling}
-
-
-def front_options(spec: ClusterSpec) -> dict[str, Any]:
-    """Return the options of the front's deployment."""
-    return {
-        "num_replicas": spec.fronts,
-        # a proxy prefers the front of its node: what one node has dies with it, and no other requests do
-        "max_replicas_per_node": 1,
-        "max_ongoing_requests": _MOST_CONNECTIONS,
-        "ray_actor_options": {"num_cpus": 0},
-        "health_check_period_s": _PERIOD,
-        "graceful_shutdown_timeout_s": spec.settings.grace,
-    }

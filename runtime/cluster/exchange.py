@@ -1,15 +1,12 @@
-"""One HTTP request as data: it leaves a front's connection and is answered in a replica."""
+"""A request that all replicas get, as data, and the answer of one of them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Scope
-
-from controlnext.runtime.serving.access_log import request_facts
-from controlnext.runtime.serving.request_ids import HEADER, request_id
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _CARRIED = (
     "type",
@@ -24,56 +21,49 @@ _CARRIED = (
 )
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a request, whole."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    async def send(self, send: Send) -> None:
+        """Send it to the client."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
 def carried(scope: Scope) -> dict[str, Any]:
-    """Return what a replica needs of a request's scope; its id goes with it."""
-    own = HEADER.encode()
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() != own]
-    headers.append((own, request_id(scope).encode()))
-    return {**{name: scope[name] for name in _CARRIED if name in scope}, "headers": headers}
+    """Return what a replica needs of a request's scope."""
+    return {**{name: scope[name] for name in _CARRIED if name in scope}, "headers": list(scope["headers"])}
 
 
-async def answer(app: ASGIApp, scope: MutableMapping[str, Any], body: bytes) -> AsyncGenerator[list[Message]]:
-    """Yield the messages of ``app``'s answer as they come, and at the end one of the type ``"facts"``.
+async def body_of(receive: Receive) -> bytes:
+    """Return the whole body of a request."""
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
-    Who closes the iterator has left: the request is cancelled as if its connection were closed.
-    """
-    left = asyncio.Event()
-    sent: asyncio.Queue[Message | None] = asyncio.Queue()
+
+async def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
+    """Return the answer of an application to a request that :func:`carried` made data."""
+    sent: list[Message] = []
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
-        if unread:
-            return unread.pop()
-        await left.wait()
-        return {"type": "http.disconnect"}
+        if not unread:
+            await asyncio.Future()
+        return unread.pop()
 
-    async def run() -> None:
-        try:
-            await app(scope, receive, sent.put)
-        finally:
-            sent.put_nowait(None)
+    async def send(message: Message) -> None:
+        sent.append(message)
 
-    work = asyncio.create_task(run())
-    try:
-        while (messages := await _ready(sent))[-1] is not None:
-            yield messages
-        if messages[:-1]:
-            yield messages[:-1]
-        await work
-        yield [_facts(scope)]
-    finally:
-        left.set()
-        await asyncio.wait([work])
-
-
-async def _ready(queue: asyncio.Queue[Message | None]) -> list[Any]:
-    """Return all that is in the queue, at least one."""
-    found = [await queue.get()]
-    while not queue.empty():
-        found.append(queue.get_nowait())
-    return found
-
-
-def _facts(scope: Scope) -> Message:
-    route = getattr(scope.get("route"), "path", "")
-    return {"type": "facts", "facts": request_facts(scope), "route": route}
+    await app(scope, receive, send)
+    begin, *parts = sent
+    headers = [(bytes(name), bytes(value)) for name, value in begin["headers"]]
+    return Answer(begin["status"], headers, b"".join(part.get("body", b"") for part in parts))

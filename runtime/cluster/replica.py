@@ -1,24 +1,28 @@
-"""A replica: the application of the embedded server, whose requests come from the front."""
+"""A replica: the application of the embedded server, whose requests come from Serve's proxies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from ray import serve
-from starlette.types import Message
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlnext.bundle.remote import local_copy
 from controlnext.errors import ControlNeXtError
-from controlnext.runtime.cluster.exchange import answer
+from controlnext.runtime.cluster.elsewhere import Elsewhere
+from controlnext.runtime.cluster.exchange import Answer, answer_of
 from controlnext.runtime.cluster.spec import ClusterSpec
+from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.app import make_app
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.log_format import write_worker_log
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
+from controlnext.runtime.serving.request_ids import HEADER
 
 
 class Replica:
@@ -35,43 +39,34 @@ class Replica:
     async def __init__(self, fields: dict[str, Any], load: Load | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         spec = ClusterSpec.read(fields)
         write_worker_log(as_json=spec.log_json, prompts=spec.log_prompts)
-        self._metrics = Metrics()
+        settings, metrics = spec.guarded(), Metrics()
         bundles = [local_copy(bundle) for bundle in spec.bundles]
-        self._models = Models(bundles, spec.settings, load or spec.load(), self._metrics)
-        # whoever comes here has shown its key to the front
-        self._app = make_app(self._models, spec.settings, self._metrics)
-        self._opened = AsyncExitStack()
-        await self._opened.enter_async_context(self._app.router.lifespan_context(self._app))
+        self._models = Models(bundles, settings, load or spec.load(), metrics)
+        self._app = make_app(self._models, settings, metrics, local=spec.local)
+        self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts)
         await self._models.start()
-        self._opened.push_async_callback(self._models.close)
-        most = most_models(self._models, spec.settings.memory_bytes)
+        most = most_models(self._models, settings.memory_bytes)
         self._hold = serve.multiplexed(max_num_models_per_replica=most)(_loader(self._models))
 
-    async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncGenerator[list[Message]]:
-        """Yield the messages of the answer to a request as they come; see :func:`answer`."""
-        if (name := serve.get_multiplexed_model_id()) in self._models.names():
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application, as Serve asks for it when this object is made."""
+        return Elsewhere(self._holding)
+
+    async def _holding(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, with the model of which Serve says that this replica is to have it."""
+        if scope["type"] == "http" and (name := serve.get_multiplexed_model_id()) in self._models.names():
             # what is wrong with a model, the application tells
             with suppress(ControlNeXtError):
                 await self._hold(name)
-        messages = answer(self._app, scope, body)
-        try:
-            async for some in messages:
-                yield some
-        finally:
-            await messages.aclose()
+        await self._logged(scope, receive, _without_request_id(send))
 
-    async def answer_whole(self, scope: dict[str, Any], body: bytes) -> list[Message]:
-        """Return all messages of the answer to a request at once."""
-        async with aclosing(self.answer(scope, body)) as messages:
-            return [message async for some in messages for message in some]
+    async def answer(self, scope: dict[str, Any], body: bytes) -> Answer:
+        """Return the answer to a request that all replicas get; it is not logged."""
+        return await answer_of(self._app, scope, body)
 
-    def is_ready(self) -> bool:
-        """Return whether it takes requests."""
-        return self._models.ready
-
-    def metrics(self) -> bytes:
-        """Return the metrics of this replica in Prometheus' text format."""
-        return self._metrics.text()
+    def names(self) -> list[str]:
+        """Return the names of the models."""
+        return self._models.names()
 
     async def check_health(self) -> None:
         """Raise if a request failed and a step fails since: Serve then replaces this replica."""
@@ -79,8 +74,8 @@ class Replica:
 
     async def __del__(self) -> None:
         """Close the models; Serve calls it when the replica has nothing left to do."""
-        if opened := self.__dict__.pop("_opened", None):
-            await opened.aclose()
+        if models := self.__dict__.pop("_models", None):
+            await models.close()
 
 
 class HeldModel:
@@ -109,3 +104,14 @@ def most_models(models: Models, memory: float) -> int:
     """Return how many of the largest bundle fit into ``memory``, at least one and at most all."""
     largest = max(models.describe(name).bytes for name in models.names())
     return int(max(1, min(len(models.names()), memory // max(largest, 1))))
+
+
+def _without_request_id(send: Send) -> Send:
+    """Return what sends an answer without the header of the request's id, which Serve's proxy adds."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            del MutableHeaders(scope=message)[HEADER]
+        await send(message)
+
+    return tell

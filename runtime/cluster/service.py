@@ -17,6 +17,7 @@ import yaml
 from controlnext.bundle.files import new_file
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.cluster.deployment import BUILDER, application
+from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster
 from controlnext.runtime.serving.loading import Load
@@ -24,10 +25,8 @@ from controlnext.runtime.serving.server import is_local, open_listener, url_of
 
 logger = logging.getLogger(__name__)
 
-NAME = "controlnext"
-"""Name of the application on the cluster."""
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""Serve's own log: the front has a line for each request."""
+"""Serve's own log: the replicas have a line for each request."""
 
 
 @contextmanager
@@ -49,15 +48,14 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
     try:
-        alive = sum(node["Alive"] for node in ray.nodes())
-        spec = replace(spec, device=device_on(ray, spec.device), fronts=alive, local=local)
+        spec = replace(spec, device=device_on(ray, spec.device), local=local)
         where = "HeadOnly" if address == LOCAL else "EveryNode"
         serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
         try:
             _deploy(serve, spec, load)
             yield _address(serve, host, port)
         finally:
-            serve.delete(NAME)
+            serve.delete(APPLICATION)
             if address == LOCAL:
                 serve.shutdown()
     finally:
@@ -92,7 +90,7 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
             argument="device",
         )
     described = {
-        "name": NAME,
+        "name": APPLICATION,
         "route_prefix": "/",
         "import_path": BUILDER,
         "args": spec.fields(),
@@ -109,7 +107,7 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
 
 def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
     try:
-        serve.run(application(spec, load), name=NAME, route_prefix="/", logging_config=_QUIET)
+        serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=_QUIET)
     except RuntimeError as error:
         raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
 
@@ -124,7 +122,7 @@ def _address(serve: Any, host: str, port: int) -> str:
 
 def _reason(serve: Any, error: Exception) -> str:
     """Return the last line of what Serve says of the deployments that failed."""
-    status = serve.status().applications.get(NAME)
+    status = serve.status().applications.get(APPLICATION)
     for deployment in status.deployments.values() if status else ():
         if "FAILED" in str(deployment.status):
             lines = [line.strip() for line in deployment.message.splitlines() if line.strip()]

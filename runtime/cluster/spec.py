@@ -27,7 +27,6 @@ class ClusterSpec:
         replicas: how many copies there are.
         backend, device, offload: as for :meth:`Pipeline.load`; a ``device`` of CUDA takes one GPU a replica.
         threads: threads of a replica, and the CPU cores that it takes.
-        fronts: how many nodes have a front, to which the proxy of that node gives its requests.
         local: only this machine reaches the proxies.
         log_json, log_prompts: the form of the log, and whether prompts are in it.
     """
@@ -40,7 +39,6 @@ class ClusterSpec:
     device: str = "cpu"
     threads: int = 1
     offload: bool = False
-    fronts: int = 1
     local: bool = False
     log_json: bool = False
     log_prompts: bool = False

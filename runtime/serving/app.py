@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
 
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.serving.access_log import LEFT
@@ -36,13 +35,11 @@ def make_app(
     metrics: Metrics,
     *,
     local: bool = False,
-    elsewhere: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> FastAPI:
     """Return the application that serves ``models``; who runs it loads the models and closes them.
 
     ``local``: only this machine reaches it, which helps to tell pages of other sites from its own.
-    ``elsewhere``: an ASGI middleware that has some of the requests answered elsewhere. Its
-    ``state.remove_files`` removes the files that it has made, for a process that ends at once.
+    Its ``state.remove_files`` removes the files that it has made, for a process that ends at once.
     """
     service = Service(models, settings, metrics)
     clips = ClipJobs(service)
@@ -63,8 +60,6 @@ def make_app(
     )
     app.state.remove_files = clips.remove_files
     # the last one added is the first that a request passes
-    if elsewhere is not None:
-        app.add_middleware(elsewhere)
     app.add_middleware(BodyLimit, most=settings.max_body)
     app.add_middleware(Keys, keys=settings.api_keys, local=local)
     app.add_middleware(RequestIds)
