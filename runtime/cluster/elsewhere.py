@@ -14,7 +14,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controlnext.runtime.cluster.exchange import Answer, body_of, carried
+from controlnext.runtime.cluster.exchange import Answer, carried
 from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.errors import HttpError
 from controlnext.runtime.serving.request_ids import send_refusal
@@ -41,9 +41,11 @@ class Replicas:
         They answer at once, whatever waits for a place.
         """
         try:
-            if self._handle is None:
-                self._handle = await asyncio.to_thread(serve.get_deployment_handle, REPLICA, APPLICATION)
-            replies = self._handle.broadcast(method, *arguments)
+            handle = self._handle or await asyncio.to_thread(
+                serve.get_deployment_handle, REPLICA, APPLICATION
+            )
+            self._handle = handle
+            replies = handle.broadcast(method, *arguments)
             found = await replies.results_async(timeout_s=_PATIENCE, return_exceptions=True)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
@@ -65,14 +67,11 @@ class Elsewhere:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         join = _joined_by(scope) if scope["type"] == "http" else None
-        if join is None:
+        answers = await self._replicas.ask("answer", carried(scope)) if join else None
+        if join is None or answers is None:
             await self._app(scope, receive, send)
-            return
-        answers = await self._replicas.ask("answer", carried(scope), await body_of(receive))
-        if answers:
+        elif answers:
             await (await asyncio.to_thread(join, answers)).send(send)
-        elif answers is None:
-            await self._app(scope, _ended, send)
         else:
             await send_refusal(send, unavailable())
 
@@ -112,8 +111,3 @@ _ROUTES = {
     "/metrics": _sums,
     "/health/(live|ready)": _any_that(lambda status: status == 200),
 }
-
-
-async def _ended() -> Any:
-    """Return what is left of a body that was read."""
-    return {"type": "http.request", "body": b"", "more_body": False}

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Scope, Send
 
 _CARRIED = (
     "type",
@@ -40,20 +40,10 @@ def carried(scope: Scope) -> dict[str, Any]:
     return {**{name: scope[name] for name in _CARRIED if name in scope}, "headers": list(scope["headers"])}
 
 
-async def body_of(receive: Receive) -> bytes:
-    """Return the whole body of a request."""
-    parts, more = [], True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-async def answer_of(app: ASGIApp, scope: Scope, body: bytes) -> Answer:
-    """Return the answer of an application to a request that :func:`carried` made data."""
+async def answer_of(app: ASGIApp, scope: Scope) -> Answer:
+    """Return the answer of an application to a request that :func:`carried` made data, without a body."""
     sent: list[Message] = []
-    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    unread: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:
         if not unread:

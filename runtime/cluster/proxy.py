@@ -63,11 +63,8 @@ class Retries:
         if scope["type"] != "http" or scope["method"] != "POST" or not _WORK.fullmatch(scope["path"]):
             await self._app(scope, receive, send)
             return
-        body = await _Body.read(receive)
-        if not body.whole:
-            await self._app(scope, body.receive, send)
-            return
-        scope = {**scope, "headers": [*scope["headers"], *await self._model(body.content)]}
+        body = _Body(receive)
+        scope = {**scope, "headers": [*scope["headers"], *await self._model(body)]}
         for pause in (*_PAUSES, None):
             reply = _Reply(send)
             await self._app(dict(scope), body.again(), reply.send)
@@ -77,55 +74,62 @@ class Retries:
             if reply.begun:
                 await reply.break_off()
                 return
-            if pause is not None:
-                await asyncio.sleep(pause)
+            if pause is None or not body.is_kept:
+                break
+            await asyncio.sleep(pause)
         await send_refusal(send, unavailable())
 
-    async def _model(self, body: bytes) -> list[tuple[bytes, bytes]]:
+    async def _model(self, body: _Body) -> list[tuple[bytes, bytes]]:
         """Return the header that tells Serve the model, where several are served and this is one."""
-        found = _MODEL.search(body)
-        if found is None:
-            return []
         if time.monotonic() - self._asked > _FRESH:
             answers = await self._replicas.ask("names")
             self._names, self._asked = answers[0] if answers else (), time.monotonic()
-        name = found[1] or found[2]
-        known = len(self._names) > 1 and name.decode("utf-8", "replace") in self._names
-        return [(_MODEL_HEADER, name)] if known else []
+        if len(self._names) < 2:
+            return []
+        found = _MODEL.search(await body.content())
+        name = (found[1] or found[2]) if found else b""
+        return [(_MODEL_HEADER, name)] if name.decode("utf-8", "replace") in self._names else []
 
 
 class _Body:
     """The body of a request, which can be received again; after it come the client's own messages."""
 
-    def __init__(self, receive: Receive, parts: list[Message]) -> None:
-        self._receive, self._parts = receive, parts
-        self.whole = not parts[-1].get("more_body", False)
-        self.left = parts[-1]["type"] == "http.disconnect"
-        self._unread = list(parts)
-
-    @classmethod
-    async def read(cls, receive: Receive) -> _Body:
-        """Return the body, or the beginning of one that is too long to be kept."""
-        parts, size = [await receive()], 0
-        while parts[-1].get("more_body", False) and size <= _MOST_KEPT:
-            parts.append(await receive())
-            size += len(parts[-1].get("body", b""))
-        return cls(receive, parts)
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._parts: list[Message] = []
+        self._unread: list[Message] = []
+        self._size = 0
+        self.left = False
 
     @property
-    def content(self) -> bytes:
+    def is_kept(self) -> bool:
+        """Whether it can be received again: it is not too long."""
+        return self._size <= _MOST_KEPT
+
+    async def content(self) -> bytes:
+        """Return the whole body, or the beginning of one that is too long to be kept."""
+        more = True
+        while more and self.is_kept:
+            more = (await self._following()).get("more_body", False)
+        self._unread = list(self._parts)
         return b"".join(part.get("body", b"") for part in self._parts)
 
     def again(self) -> Receive:
         """Return what receives it from its beginning."""
         self._unread = list(self._parts)
-        return self.receive
+        return self._next
 
-    async def receive(self) -> Message:
-        if self._unread:
-            return self._unread.pop(0)
+    async def _next(self) -> Message:
+        return self._unread.pop(0) if self._unread else await self._following()
+
+    async def _following(self) -> Message:
         message = await self._receive()
-        self.left = self.left or message["type"] == "http.disconnect"
+        if message["type"] == "http.disconnect":
+            self.left = True
+            return message
+        if self.is_kept:
+            self._parts.append(message)
+        self._size += len(message.get("body", b""))
         return message
 
 
@@ -157,11 +161,10 @@ class _Reply:
         """Answer for Serve where its queue is full; where it has no replica the request is repeated."""
         assert self._refusal is not None
         if self._refusal["status"] == 429 and not self.ended:
-            waiting = _WAITING.search(message.get("body", b""))
             self.ended = True
-            await send_refusal(
-                self._send, too_busy(QueueFullError(int(waiting[1]) if waiting else 0), RETRY_AFTER)
-            )
+            found = _WAITING.search(message.get("body", b""))
+            full = QueueFullError(int(found[1]) if found else 0)
+            await send_refusal(self._send, too_busy(full, RETRY_AFTER))
 
     async def break_off(self) -> None:
         """End an answer that has begun and cannot go on: a stream by an event, others where they are."""

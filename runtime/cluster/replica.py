@@ -60,9 +60,9 @@ class Replica:
                 await self._hold(name)
         await self._logged(scope, receive, _without_request_id(send))
 
-    async def answer(self, scope: dict[str, Any], body: bytes) -> Answer:
+    async def answer(self, scope: dict[str, Any]) -> Answer:
         """Return the answer to a request that all replicas get; it is not logged."""
-        return await answer_of(self._app, scope, body)
+        return await answer_of(self._app, scope)
 
     def names(self) -> list[str]:
         """Return the names of the models."""

@@ -9,7 +9,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from controlnext.errors import InputError
-from controlnext.runtime.cluster.deployment import front_options, replica_options
+from controlnext.runtime.cluster.deployment import replica_options
 from controlnext.runtime.cluster.service import write_config
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster, threads_of_replica
@@ -68,7 +68,6 @@ def test_replicas_by_number_and_by_load() -> None:
         "max_replicas": 4,
         "target_ongoing_requests": 6,
     }
-    assert front_options(spec(fronts=4))["num_replicas"] == 4
 
 
 @pytest.mark.parametrize("text", ["0", "2:1", "a", "1:2:3", "-1", "", "1:", "1.5"])
