@@ -35,7 +35,7 @@ from controlnext.runtime.serving.settings import ServerSettings
 
 NODES, CORES = 4, 2
 REPLICAS = (1, 2, 4, 8)
-STEPS = 10
+STEPS = 20
 READY_S = 60.0
 QUEUE = 1000
 
@@ -83,12 +83,17 @@ def send_all(address: str, requests: Sequence[Body]) -> None:
 
 
 def measure_replicas(bundle: Path, side: int, count: int) -> str:
-    """Return the throughput of two replicas of one thread relative to that of one."""
+    """Return the throughput of two replicas of one thread relative to that of one.
+
+    Each is held to a core of its own: else a single one decodes on the core that the second has to share.
+    """
     requests = [body(i, side, steps=(20, 20)) for i in range(count // 2)]
     rates = []
     for replicas in (1, 2):
         options = ("--ray", "--threads", "1", "--queue", str(QUEUE), "--replicas", str(replicas))
-        with served(bundle, *options) as (address, _):
+        with served(bundle, *options) as (address, process):
+            for core, replica in enumerate(actors(process, "ServeReplica:controlnext:Replica")):
+                hold_to(replica, core)
             send_all(address, requests[:8])
             rates.append(1 / min(seconds_of(partial(send_all, address, requests)) for _ in range(3)))
     return f"{rates[1] / rates[0]:.2f}"
@@ -130,6 +135,12 @@ def measure_lost_node(bundle: Path, side: int, count: int) -> str:
         with service.served(spec, cluster.address, "127.0.0.1", 0) as address:
             gone = cluster.list_all_nodes()[-1]
             return under_load(bundle, address, side, count, lambda: cluster.remove_node(gone, False))
+
+
+def hold_to(process: psutil.Process, core: int) -> None:
+    """Have all threads of a process run on one core."""
+    for thread in process.threads():
+        psutil.Process(thread.id).cpu_affinity([core])
 
 
 def actors(process: psutil.Process, name: str) -> list[psutil.Process]:
