@@ -61,6 +61,8 @@ def batch(
     """
     started, several = time.monotonic(), ReplicaRange.parse(replicas or "1")
     ray_options.check_ray(ray, replicas=replicas)
+    # before anything is done: results of another bundle are not kept
+    checksum = manifest_checksum(bundle)
     spec = BulkSpec(
         shared_location(bundle),
         str(jobs.parent.resolve()),
@@ -70,16 +72,16 @@ def batch(
         threads if ray is None else threads_of_replica(threads, several, local=ray == LOCAL),
         max_rows,
         several,
-        # before anything is done: results of another bundle are not kept
-        manifest_checksum(bundle),
+        checksum,
         fail_fast,
     )
-    all_jobs = with_basis(read_jobs(jobs), Path(spec.root), spec.checksum)
+    all_jobs = with_basis(read_jobs(jobs), Path(spec.root), checksum)
     # stdout is for the summary: Ray prints lines of its processes there
     with redirect_stdout(sys.stderr), open_results(output) as results:
         left = results.prepare(all_jobs)
         try:
-            _follow(_records(left, spec, results, ray), len(left), fail_fast=fail_fast, quiet=as_json)
+            records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
+            _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
         except KeyboardInterrupt:
             logger.warning("stopped; what is done stays in %s, the same command goes on from there", output)
             raise
@@ -110,11 +112,6 @@ def _summary(
         "images": sum(len(record.get("files", ())) for record in new),
         "seconds": round(seconds, 1),
     }
-
-
-def _records(jobs: Sequence[Job], spec: BulkSpec, results: JobResults, ray: str | None) -> Generator[Record]:
-    """Return the records of jobs as these are done."""
-    return _here(jobs, spec, results) if ray is None else _on_ray(jobs, spec, ray)
 
 
 def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator[Record]:

@@ -74,8 +74,8 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
     # who asked for the jobs shows their progress
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # as many as share the steps of an actor, twice: it does not run empty at the end of each
-    batch = 2 * spec.max_rows
+    # as many as share the steps of an actor, twice: it does not run empty at the end of each; few are shared
+    batch = max(1, min(2 * spec.max_rows, len(jobs) // spec.actors.most))
     # blocks of this size from the start: to divide them later takes a core, and the actors may have all
     rows = data.from_items(
         [{"job": msgspec.json.encode(asdict(job))} for job in jobs],

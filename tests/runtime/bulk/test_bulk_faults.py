@@ -22,7 +22,7 @@ from support.recipe import drawing
 
 def written(directory: Path, *rows: Any) -> Path:
     path = directory / "jobs.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -65,9 +65,9 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     record = {"id": "a", "job": job.digest, "files": ["a.png"], "checksum": [sha256(content).hexdigest()]}
     written(tmp_path, record).rename(tmp_path / "results.jsonl")
     (tmp_path / "a.png").write_bytes(content)
-    assert JobResults(tmp_path).is_done(job)
+    assert JobResults(tmp_path).done(job) == record
     (tmp_path / "a.png").write_bytes(content[:5])
-    assert not JobResults(tmp_path).is_done(job)
+    assert JobResults(tmp_path).done(job) is None
 
 
 def test_files_of_a_job_that_was_changed_do_not_stay(tmp_path: Path) -> None:
