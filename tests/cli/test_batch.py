@@ -1,4 +1,4 @@
-"""``controlnext batch``: exit status, summary, and the same results on a cluster."""
+"""``controlnext batch``: exit status, summary, what it refuses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from controlnext.runtime.bulk.results import LEDGER
 from support.cli import Cli, assert_refused
@@ -101,30 +99,3 @@ def test_what_a_cluster_cannot_do_is_one_line(cli: Cli, bundle: Path, jobs: Path
     # Ray has lines of its own before it
     assert done.err.splitlines()[-1].startswith("controlnext: error: --threads is 9999")
     assert "Traceback" not in done.err
-
-
-@pytest.mark.export
-def test_jobs_on_a_cluster(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
-    """Two actors make the same files as one process; a table of jobs has a table of results."""
-    rows = [json.loads(line) for line in jobs.read_text().splitlines()[:5]]
-    table = tmp_path / "jobs.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([*rows, {**rows[0], "control_image": "none.png"}]), table)
-    found = []
-    for options in ([], ["--ray", "--replicas", "2"]):
-        output = tmp_path / f"out{len(options)}"
-        given = ["--jobs", table, "--output", output, "--threads", 1, "--max-rows", 2, "--json"]
-        done = cli("batch", bundle, *given, *options)
-        assert done.status == 1
-        assert {**json.loads(done.out), "seconds": 0, "output": ""} == {
-            "output": "",
-            "jobs": 6,
-            "done": 5,
-            "failed": 1,
-            "done_before": 0,
-            "not_begun": 0,
-            "images": 5,
-            "seconds": 0,
-        }
-        found.append([(one["id"], one.get("checksum"), one.get("seed")) for one in ledger(output)])
-        assert parquet.read_table(output / "results.parquet").column("id").to_pylist() == list("123456")
-    assert found[0] == found[1]
