@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from controlnext.bundle.files import MANIFEST
 from controlnext.runtime.bulk.results import LEDGER
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
@@ -48,6 +50,23 @@ def test_a_run_and_the_next_one(cli: Cli, bundle: Path, jobs: Path, tmp_path: Pa
     summary = json.loads(second.out)
     assert (summary["done"], summary["done_before"], summary["failed"]) == (1, 5, 0)
     assert [record["id"] for record in ledger(output)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_another_bundle_does_all_again(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """And so does a control image with another content; what is no bundle leaves the results alone."""
+    jobs.write_text("\n".join(jobs.read_text().splitlines()[:2]))
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = other / MANIFEST
+    manifest.write_text(manifest.read_text() + " ")
+    given = ["--jobs", jobs, "--output", tmp_path / "out", "--threads", 1, "--json"]
+    for location, done_before in ((bundle, 0), (bundle, 2), (other, 0), (other, 2)):
+        done = cli("batch", location, *given)
+        assert json.loads(done.out)["done_before"] == done_before
+    kept = (tmp_path / "out" / LEDGER).read_bytes()
+    assert_refused(cli("batch", tmp_path / "nothing", *given), "nothing")
+    assert (tmp_path / "out" / LEDGER).read_bytes() == kept
+    drawing(2, 24, 16).save(tmp_path / "control.png")
+    assert json.loads(cli("batch", other, *given).out)["done_before"] == 0
 
 
 def test_it_stops_at_the_first_failure_if_told_so(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:

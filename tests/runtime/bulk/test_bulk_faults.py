@@ -34,6 +34,13 @@ def test_no_job_overwrites_an_image_of_several_prompts(tmp_path: Path) -> None:
     assert "the id 'p-4' names a file of another job" in str(jobs[1].problem)
 
 
+def test_ids_differ_in_more_than_case(tmp_path: Path) -> None:
+    """There are file systems on which they would name one file."""
+    jobs = read_jobs(written(tmp_path, {"id": "Cat"}, {"id": "cat"}, {"id": "LINE-2"}))
+    assert [job.id for job in jobs] == ["Cat", "line-2+", "LINE-2"]
+    assert "the id 'cat' names a file of another job" in str(jobs[1].problem)
+
+
 def test_every_bad_line_has_a_record_of_its_own(tmp_path: Path) -> None:
     """Also beside a job that is called as the line would be, wherever that stands."""
     for name in ("x.png", "x.jpg", "x.bmp"):
