@@ -1,4 +1,4 @@
-"""What jobs are applied to besides their arguments: the bundle, and the files that they name."""
+"""The basis of jobs, to which their arguments are applied: the bundle, and the files that they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What says that a job is done: its record, whole, that of its files, of its bundle and its inputs."""
+"""The conditions under which a job is done: its record, whole, that of its files, its bundle and its inputs."""
 
 from __future__ import annotations
 
