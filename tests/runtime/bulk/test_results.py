@@ -1,4 +1,4 @@
-"""The conditions under which a job is done: its record, whole, that of its files, its bundle and its inputs."""
+"""The conditions under which a job is done: its record is whole, and that of its files, bundle and inputs."""
 
 from __future__ import annotations
 
