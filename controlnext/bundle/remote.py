@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
-from controlnext.bundle.reader import parse_manifest
+from controlnext.bundle.reader import parse_manifest, read_manifest
 from controlnext.bundle.remote_files import RemoteFiles, has_scheme
 from controlnext.errors import BundleError, InputError, WorkError, blames
 from controlnext.types import Progress
@@ -88,6 +88,21 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
         if not _is_whole(copy, manifest, key):
             _make(copy, source, content, manifest, report)
     return copy
+
+
+@blames("bundle")
+def manifest_checksum(location: str | Path) -> str:
+    """Return the SHA-256 of a bundle's manifest, which tells it from every other one.
+
+    Raises as :func:`local_copy` and :func:`controlnext.bundle.reader.read_manifest`.
+    """
+    if not is_remote(location):
+        read_manifest(Path(location))
+        return sha256(Path(location) / MANIFEST)
+    source = RemoteFiles(str(location))
+    content = source.read_manifest()
+    parse_manifest(content, f"{source.title}/{MANIFEST}")
+    return hashlib.sha256(content).hexdigest()
 
 
 def _check_names(source: RemoteFiles, manifest: Manifest) -> None:

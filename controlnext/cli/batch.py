@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from controlnext.bundle.remote import manifest_checksum
 from controlnext.cli import options, ray_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
+from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
 from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
@@ -57,44 +59,59 @@ def batch(
 
     Run again, it goes on: jobs that were done are not done again, those that failed are.
     """
-    started, all_jobs = time.monotonic(), read_jobs(jobs)
-    several = ReplicaRange.parse(replicas or "1")
+    started, several = time.monotonic(), ReplicaRange.parse(replicas or "1")
     ray_options.check_ray(ray, replicas=replicas)
-    with open_results(output) as results:
-        spec = BulkSpec(
-            shared_location(bundle),
-            str(jobs.parent.resolve()),
-            str(output.resolve()),
-            backend,
-            device,
-            threads if ray is None else threads_of_replica(threads, several, local=ray == LOCAL),
-            max_rows,
-            several,
-        )
+    # before anything is done: results of another bundle are not kept
+    checksum = manifest_checksum(bundle)
+    spec = BulkSpec(
+        shared_location(bundle),
+        str(jobs.parent.resolve()),
+        str(output.resolve()),
+        backend,
+        device,
+        threads if ray is None else threads_of_replica(threads, several, local=ray == LOCAL),
+        max_rows,
+        several,
+        checksum,
+        fail_fast,
+    )
+    all_jobs = with_basis(read_jobs(jobs), Path(spec.root), checksum)
+    # stdout is for the summary: Ray prints lines of its processes there
+    with redirect_stdout(sys.stderr), open_results(output) as results:
         left = results.prepare(all_jobs)
-        records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
         try:
-            counts = _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
+            records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
+            _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
         except KeyboardInterrupt:
             logger.warning("stopped; what is done stays in %s, the same command goes on from there", output)
             raise
-        results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
-    summary = {
-        "jobs": len(all_jobs),
-        "done": counts["done"],
-        "failed": counts["failed"],
-        "done_before": len(all_jobs) - len(left),
-        "not_begun": len(left) - counts["done"] - counts["failed"],
-        "images": counts["images"],
-        "seconds": round(time.monotonic() - started, 1),
-    }
+        found = results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
+    summary = _summary(all_jobs, left, found, time.monotonic() - started)
     if as_json:
         print_json({"output": str(output), **summary})
     else:
         told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in summary.items())
         print(f"{output / LEDGER}: {told}")
-    if counts["failed"]:
+    if summary["failed"]:
         raise typer.Exit(1)
+
+
+def _summary(
+    jobs: Sequence[Job], left: Sequence[Job], records: Sequence[Record], seconds: float
+) -> dict[str, float]:
+    """Return what came of the jobs: of those that were ``left`` to do, what the ledger says."""
+    names = {job.id for job in left}
+    new = [record for record in records if record["id"] in names]
+    failed = sum("error" in record for record in new)
+    return {
+        "jobs": len(jobs),
+        "done": len(new) - failed,
+        "failed": failed,
+        "done_before": len(jobs) - len(left),
+        "not_begun": len(left) - len(new),
+        "images": sum(len(record.get("files", ())) for record in new),
+        "seconds": round(seconds, 1),
+    }
 
 
 def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator[Record]:
@@ -115,26 +132,24 @@ def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Reco
     from controlnext.runtime.bulk.ray_data import check_room, do_on_ray
 
     try:
-        if address == LOCAL:
-            check_room(ray, spec)
-        yield from do_on_ray(jobs, replace(spec, device=device_on(ray, spec.device)))
+        spec = replace(spec, device=device_on(ray, spec.device))
+        check_room(ray, spec, local=address == LOCAL)
+        yield from do_on_ray(jobs, spec)
     finally:
         ray.shutdown()
 
 
-def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: bool) -> Counter[str]:
-    """Show the progress of jobs; return how many were done, how many failed, how many files there are."""
-    counts: Counter[str] = Counter(done=0, failed=0)
+def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: bool) -> None:
+    """Show the progress of jobs, and the errors of those that fail."""
+    counts = {"done": 0, "failed": 0}
     with progress(quiet) as report, closing(records):
         report("loading", 0.0)
         for record in records if count else ():
             failed = "error" in record
             counts["failed" if failed else "done"] += 1
-            counts["images"] += len(record.get("files", ()))
             if failed:
                 logger.warning("job %s failed: %s", record["id"], record["error"])
             finished = counts["done"] + counts["failed"]
             report(f"{counts['done']} done, {counts['failed']} failed", finished / count)
             if failed and fail_fast:
                 break
-    return counts

@@ -28,17 +28,19 @@ _ID = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
 class Job:
     """A job: its id, which names its files, and the arguments of its call.
 
-    ``problem``: the reason for which it cannot be done. ``digest``: of all that it is made of but files.
+    ``problem``: the reason for which it cannot be done. ``basis``: a checksum of what its arguments are
+    applied to (:func:`controlnext.runtime.bulk.basis.with_basis`).
     """
 
     id: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    basis: str = ""
 
     @property
     def digest(self) -> str:
-        """A checksum of the arguments: a job whose line was changed is another one."""
-        content = msgspec.json.encode(self.arguments, order="deterministic")
+        """A checksum of arguments and basis: a job whose line was changed is another one."""
+        content = msgspec.json.encode((self.arguments, self.basis), order="deterministic")
         return hashlib.sha256(content).hexdigest()[:16]
 
     @property
@@ -63,11 +65,14 @@ def read_jobs(jobs: Path) -> list[Job]:
     taken: set[str] = set()
     for number, row in rows:
         for job in _jobs_of(row, number, jobs.parent.absolute()):
-            names = job.names - {_NAMELESS}
-            if twice := sorted(taken & names):
-                problem = f"line {number}: the id {twice[0]!r} names a file of another job; give another"
-                job, names = Job(_NAMELESS, {}, problem), set()
-            taken |= names
+            # there are file systems where names that differ in case alone are one name
+            names = {name.casefold(): name for name in job.names - {_NAMELESS}}
+            if twice := sorted(taken & {*names}):
+                problem = (
+                    f"line {number}: the id {names[twice[0]]!r} names a file of another job; give another"
+                )
+                job, names = Job(_NAMELESS, {}, problem), {}
+            taken |= {*names}
             found.append((number, job))
     if not found:
         raise InputError(f"{jobs} has no job; write one JSON object a line", argument="jobs")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import msgspec
@@ -30,21 +32,34 @@ class _Actor:
         self._pipe: Pipeline | None = None
         self._refusal: dict[str, tuple[str, str | None]] = {}
         try:
+            self._results = JobResults(Path(spec.output))
+            self._ledger = self._results.part(secrets.token_hex(8))
             self._pipe = self._spec.load()
         except ControlNeXtError as error:
             # as data: Ray would start the actor again and again
             self._refusal = {_REFUSED: (str(error), error.argument)}
-        self._ledger = JobResults(Path(spec.output)).part(secrets.token_hex(8))
+        except OSError as error:
+            told = f"cannot write to {spec.output} on {gethostname()}: {error.strerror}"
+            self._refusal = {_REFUSED: (f"{told}; give a directory that every node sees", "output")}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         if self._pipe is None:
             return {"record": [msgspec.json.encode(self._refusal)]}
         jobs = [msgspec.json.decode(line, type=Job) for line in batch["job"]]
-        records = []
-        for record in do_jobs(self._pipe, jobs, self._spec):
-            self._ledger.add(record)
-            records.append(msgspec.json.encode(record))
-        return {"record": records}
+        return {"record": [msgspec.json.encode(record) for record in self._records(self._pipe, jobs)]}
+
+    def _records(self, pipe: Pipeline, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Yield the records of a batch; of a batch that died with another actor, those that this one left."""
+        self._results.look()
+        before = {job.id: record for job in jobs if (record := self._results.done(job))}
+        yield from before.values()
+        left = [job for job in jobs if job.id not in before]
+        with closing(do_jobs(pipe, left, self._spec)) as records:
+            for record in records:
+                self._ledger.add(record)
+                yield record
+                if self._spec.fail_fast and "error" in record:
+                    break
 
 
 def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
@@ -59,8 +74,8 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
     # who asked for the jobs shows their progress
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # as many as share the steps of an actor, twice: it does not run empty at the end of each
-    batch = 2 * spec.max_rows
+    # as many as share the steps of an actor, twice: it does not run empty at the end of each; few are shared
+    batch = max(1, min(2 * spec.max_rows, len(jobs) // spec.actors.most))
     # blocks of this size from the start: to divide them later takes a core, and the actors may have all
     rows = data.from_items(
         [{"job": msgspec.json.encode(asdict(job))} for job in jobs],
@@ -86,12 +101,41 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
         raise WorkError(f"the cluster could not go on: {reason}; run again to continue") from error
 
 
-def check_room(ray: Any, spec: BulkSpec) -> None:
-    """Raise :class:`InputError` if the cluster, which does not grow, has fewer cores than the actors need."""
-    least, cores = spec.actors.least, int(ray.cluster_resources().get("CPU", 0))
-    if spec.threads is not None and least * spec.threads > cores:
+def check_room(ray: Any, spec: BulkSpec, *, local: bool) -> None:
+    """Raise :class:`InputError` if no node has what an actor needs, which would wait for one without an end.
+
+    ``local``: the cluster is this machine, and has to have cores for all actors.
+    """
+    threads, least = spec.threads or 1, spec.actors.least
+    nodes = [*(node["Resources"] for node in ray.nodes() if node["Alive"]), *_nodes_to_come()]
+    if spec.on_gpu:
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+        if not nodes:
+            raise InputError(
+                f"device is {spec.device} and no node of this cluster has a GPU; give cpu", argument="device"
+            )
+    cores_of = [int(node.get("CPU", 0)) for node in nodes]
+    largest, cores = max(cores_of, default=0), sum(cores_of)
+    if local and least * threads > cores:
         raise InputError(
-            f"threads is {spec.threads} for {least} replicas and this machine has {cores} cores; give"
+            f"threads is {threads} for {least} replicas and this machine has {cores} cores; give"
             f" {max(1, cores // least)} or fewer `replicas`",
             argument="threads",
         )
+    if threads > largest:
+        raise InputError(
+            f"threads is {threads} and the largest node of this cluster has {largest} cores for its work;"
+            " give at most as many, or add a node",
+            argument="threads",
+        )
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Return what the nodes have that a cluster's autoscaler may add, as far as it tells."""
+    from ray._private.state import state
+
+    try:
+        config = state.get_cluster_config()
+    except Exception:  # a client of a cluster (ray://) cannot ask
+        return []
+    return [dict(group.resources) for group in config.node_group_configs] if config else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -13,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from controlnext.bundle.files import sha256
+from controlnext.bundle.remote import manifest_checksum
 from controlnext.errors import ControlNeXtError, InputError
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
@@ -51,6 +53,8 @@ class BulkSpec:
         backend, device, threads: as for :meth:`Pipeline.load`.
         max_rows: the most jobs at work at once, and the most rows in a run of the denoiser.
         actors: how many copies there are on a cluster, where a ``device`` of CUDA takes a GPU for each.
+        checksum: of the manifest that the bundle is to have; by default it may be any.
+        fail_fast: whether a job that fails is the last one.
     """
 
     bundle: str
@@ -61,6 +65,8 @@ class BulkSpec:
     threads: int | None
     max_rows: int
     actors: ReplicaRange = ReplicaRange()  # noqa: RUF009  # it is frozen
+    checksum: str | None = None
+    fail_fast: bool = False
 
     def __post_init__(self) -> None:
         check_least("max_rows", self.max_rows, 1)
@@ -71,8 +77,16 @@ class BulkSpec:
         return takes_gpu(self.device)
 
     def load(self) -> Pipeline:
-        """Open the pipeline."""
-        return Pipeline.load(self.bundle, self.backend, self.device, threads=self.threads)
+        """Open the pipeline; raise :class:`InputError` if its bundle is not that of the other processes."""
+        pipe = Pipeline.load(self.bundle, self.backend, self.device, threads=self.threads)
+        if self.checksum not in (None, manifest_checksum(pipe.bundle.path)):
+            pipe.close()
+            raise InputError(
+                f"{self.bundle} is another bundle on {socket.gethostname()} than where the jobs were given;"
+                " put the same one everywhere, and run again",
+                argument="bundle",
+            )
+        return pipe
 
 
 @dataclass(eq=False)
@@ -208,6 +222,7 @@ def _record(pipe: Pipeline, one: _Running) -> Record:
         result = one.future.result()
         images = result.frames[0] if pipe.family.task == "video" else result.images
         paths = one.files.save(iter(images))
+        checksums = [sha256(path) for path in paths]
     except Exception as error:  # a job that fails stops no other
         return _failure(one.job, error)
     return {
@@ -217,7 +232,7 @@ def _record(pipe: Pipeline, one: _Running) -> Record:
         "seed": one.seed,
         "seconds": round(time.monotonic() - one.started, 3),
         "backend": pipe.backend,
-        "checksum": [sha256(path) for path in paths],
+        "checksum": checksums,
     }
 
 

@@ -1,17 +1,17 @@
-"""``controlnext batch``: exit status, summary, and the same results on a cluster."""
+"""``controlnext batch``: exit status, summary, what it refuses."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
+from controlnext.bundle.files import MANIFEST
 from controlnext.runtime.bulk.results import LEDGER
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
@@ -50,6 +50,23 @@ def test_a_run_and_the_next_one(cli: Cli, bundle: Path, jobs: Path, tmp_path: Pa
     summary = json.loads(second.out)
     assert (summary["done"], summary["done_before"], summary["failed"]) == (1, 5, 0)
     assert [record["id"] for record in ledger(output)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_another_bundle_does_all_again(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """And so does a control image with another content; what is no bundle leaves the results alone."""
+    jobs.write_text("\n".join(jobs.read_text().splitlines()[:2]))
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = other / MANIFEST
+    manifest.write_text(manifest.read_text() + " ")
+    given = ["--jobs", jobs, "--output", tmp_path / "out", "--threads", 1, "--json"]
+    for location, done_before in ((bundle, 0), (bundle, 2), (other, 0), (other, 2)):
+        done = cli("batch", location, *given)
+        assert json.loads(done.out)["done_before"] == done_before
+    kept = (tmp_path / "out" / LEDGER).read_bytes()
+    assert_refused(cli("batch", tmp_path / "nothing", *given), "nothing")
+    assert (tmp_path / "out" / LEDGER).read_bytes() == kept
+    drawing(2, 24, 16).save(tmp_path / "control.png")
+    assert json.loads(cli("batch", other, *given).out)["done_before"] == 0
 
 
 def test_it_stops_at_the_first_failure_if_told_so(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
@@ -101,30 +118,3 @@ def test_what_a_cluster_cannot_do_is_one_line(cli: Cli, bundle: Path, jobs: Path
     # Ray has lines of its own before it
     assert done.err.splitlines()[-1].startswith("controlnext: error: --threads is 9999")
     assert "Traceback" not in done.err
-
-
-@pytest.mark.export
-def test_jobs_on_a_cluster(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
-    """Two actors make the same files as one process; a table of jobs has a table of results."""
-    rows = [json.loads(line) for line in jobs.read_text().splitlines()[:5]]
-    table = tmp_path / "jobs.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([*rows, {**rows[0], "control_image": "none.png"}]), table)
-    found = []
-    for options in ([], ["--ray", "--replicas", "2"]):
-        output = tmp_path / f"out{len(options)}"
-        given = ["--jobs", table, "--output", output, "--threads", 1, "--max-rows", 2, "--json"]
-        done = cli("batch", bundle, *given, *options)
-        assert done.status == 1
-        assert {**json.loads(done.out), "seconds": 0, "output": ""} == {
-            "output": "",
-            "jobs": 6,
-            "done": 5,
-            "failed": 1,
-            "done_before": 0,
-            "not_begun": 0,
-            "images": 5,
-            "seconds": 0,
-        }
-        found.append([(one["id"], one.get("checksum"), one.get("seed")) for one in ledger(output)])
-        assert parquet.read_table(output / "results.parquet").column("id").to_pylist() == list("123456")
-    assert found[0] == found[1]

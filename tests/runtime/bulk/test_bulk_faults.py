@@ -22,7 +22,7 @@ from support.recipe import drawing
 
 def written(directory: Path, *rows: Any) -> Path:
     path = directory / "jobs.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -32,6 +32,13 @@ def test_no_job_overwrites_an_image_of_several_prompts(tmp_path: Path) -> None:
     jobs = read_jobs(written(tmp_path, two, {"id": "p-4"}, {"id": "p-5"}))
     assert [job.id for job in jobs] == ["p", "line-2", "p-5"]
     assert "the id 'p-4' names a file of another job" in str(jobs[1].problem)
+
+
+def test_ids_differ_in_more_than_case(tmp_path: Path) -> None:
+    """There are file systems on which they would name one file."""
+    jobs = read_jobs(written(tmp_path, {"id": "Cat"}, {"id": "cat"}, {"id": "LINE-2"}))
+    assert [job.id for job in jobs] == ["Cat", "line-2+", "LINE-2"]
+    assert "the id 'cat' names a file of another job" in str(jobs[1].problem)
 
 
 def test_every_bad_line_has_a_record_of_its_own(tmp_path: Path) -> None:
@@ -65,9 +72,9 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     record = {"id": "a", "job": job.digest, "files": ["a.png"], "checksum": [sha256(content).hexdigest()]}
     written(tmp_path, record).rename(tmp_path / "results.jsonl")
     (tmp_path / "a.png").write_bytes(content)
-    assert JobResults(tmp_path).is_done(job)
+    assert JobResults(tmp_path).done(job) == record
     (tmp_path / "a.png").write_bytes(content[:5])
-    assert not JobResults(tmp_path).is_done(job)
+    assert JobResults(tmp_path).done(job) is None
 
 
 def test_files_of_a_job_that_was_changed_do_not_stay(tmp_path: Path) -> None:

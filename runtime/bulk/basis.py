@@ -1,0 +1,60 @@
+"""The basis of jobs, to which their arguments are applied: the bundle, and the files that they name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from controlnext.bundle.files import sha256
+from controlnext.runtime.bulk.jobs import Job, matches
+
+INPUTS = ("image", "control_image", "control_images")
+"""The arguments that are paths of files; the last one is a clip, whose frames may be in a directory."""
+
+
+def with_basis(jobs: Iterable[Job], root: Path, bundle: str) -> list[Job]:
+    """Return the jobs with the checksum of all that makes their images besides their arguments.
+
+    Args:
+        jobs: as they were read.
+        root: the directory to which their paths are relative.
+        bundle: checksum of the bundle's manifest.
+    """
+    # many jobs may have the same control image
+    checksum = cache(_checksum)
+
+    def basis(job: Job) -> str:
+        paths = (path for name in INPUTS for path in _paths(job.arguments.get(name), root))
+        content = "\n".join([bundle, *map(checksum, paths)])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    return [replace(job, basis=basis(job)) for job in jobs]
+
+
+def _paths(value: Any, root: Path) -> Iterator[Path]:
+    """Yield the files that the value of an argument names, those of directories and patterns too."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _paths(one, root)
+    elif isinstance(value, str):
+        path = root / value
+        yield from _listed(path) or matches(value, root) or [path]
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
+def _checksum(path: Path) -> str:
+    """Return that of a file's content; of what cannot be read its name, and the job will tell why."""
+    try:
+        return sha256(path) if path.is_file() else path.name
+    except (OSError, ValueError):
+        return path.name
