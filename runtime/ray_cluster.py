@@ -53,6 +53,7 @@ def join_cluster(address: str) -> Any:
         MissingDependencyError: Ray is not installed.
         InputError: there is no cluster at the address.
         WorkError: none can be started here.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came meanwhile.
     """
     # a cluster that was not asked for it tells nobody that it was started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -65,6 +66,9 @@ def join_cluster(address: str) -> Any:
         ray.init(
             address=address, namespace="controlnext", logging_level=logging.WARNING, include_dashboard=None
         )
+    except SystemExit as error:
+        # what Ray makes of SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # of many classes, those of gRPC and of the raylet's start among them
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if address == LOCAL:
