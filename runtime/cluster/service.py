@@ -18,7 +18,7 @@ from controlnext.bundle.files import new_file
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster
+from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster, leave_cluster
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.server import is_local, open_listener, url_of, warn_if_open
 
@@ -65,7 +65,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
         try:
             _take_away(serve, address, started)
         finally:
-            ray.shutdown()
+            leave_cluster(ray)
 
 
 @contextmanager
