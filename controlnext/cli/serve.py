@@ -116,5 +116,5 @@ def _serve_here(
             listener,
             grace=settings.grace,
             on_ready=on_ready,
-            on_abort=app.state.remove_files,
+            on_abort=app.state.clips.remove_files,
         ).run()

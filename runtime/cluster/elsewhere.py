@@ -25,6 +25,7 @@ from controlnext.runtime.cluster.reply import ReplicaReply, Whole, body_of, unav
 from controlnext.runtime.serving.errors import HttpError, too_busy
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.request_ids import send_refusal
+from controlnext.runtime.serving.videos import CLIPS
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Elsewhere:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         path = scope.get("path", "")
-        known = next((route for route in _ROUTES if route.paths.fullmatch(path)), None)
-        if known is None or (known.method and scope["method"] != known.method):
+        known = next((route for route in _ROUTES if route.fits(path, scope.get("method", ""))), None)
+        if known is None:
             await self._app(scope, receive, send)
             return
         scope["route"] = SimpleNamespace(path=known.name or path)
@@ -108,6 +109,14 @@ class Elsewhere:
         for message in answers[0]:
             await reply.send(message)
 
+    async def list_clips(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the application here list the clips of all replicas."""
+        found = await _ask(self._replicas, "clips")
+        if not found:
+            raise unavailable()
+        scope.setdefault("state", {})[CLIPS] = list(chain(*found))
+        await self._app(scope, receive, send)
+
     async def tell_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the sums of the metrics of all replicas and fronts."""
         handles = (serve.get_deployment_handle(FRONT), self._replicas)
@@ -131,9 +140,14 @@ class _Route:
     method: str | None = None
     name: str | None = None
 
+    def fits(self, path: str, method: str) -> bool:
+        """Return whether it is the route of a request."""
+        return self.method in (None, method) and self.paths.fullmatch(path) is not None
+
 
 _ROUTES = (
     _Route(re.compile("/v1/images/(generations|edits)|/v1/videos"), Elsewhere.forward, "POST"),
+    _Route(re.compile("/v1/videos"), Elsewhere.list_clips, "GET"),
     _Route(re.compile("/v1/videos/[^/]+"), Elsewhere.ask_all, name="/v1/videos/{video_id}"),
     _Route(re.compile("/v1/videos/[^/]+/content"), Elsewhere.ask_all, name="/v1/videos/{video_id}/content"),
     _Route(re.compile("/metrics"), Elsewhere.tell_metrics, "GET"),

@@ -15,6 +15,8 @@ from controlnext.errors import ControlNeXtError
 from controlnext.runtime.cluster.exchange import answer
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.app import make_app
+from controlnext.runtime.serving.clip_jobs import ClipJobs
+from controlnext.runtime.serving.clip_list import Listed
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.log_format import write_worker_log
 from controlnext.runtime.serving.metrics import Metrics
@@ -72,6 +74,11 @@ class Replica:
     def metrics(self) -> bytes:
         """Return the metrics of this replica in Prometheus' text format."""
         return self._metrics.text()
+
+    def clips(self) -> list[Listed]:
+        """Return the clips of this replica."""
+        clips: ClipJobs = self._app.state.clips
+        return clips.listed()
 
     async def check_health(self) -> None:
         """Raise if a request failed and a step fails since: Serve then replaces this replica."""
