@@ -12,6 +12,7 @@ import httpx
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
+from starlette.responses import JSONResponse
 from starlette.types import Message
 
 from controlnext.runtime.cluster.elsewhere import Elsewhere
@@ -85,10 +86,12 @@ async def _own(_scope: Any, _receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def answered(handle: Any, path: str = ROUTE, several: bool = False, **request: Any) -> httpx.Response:
+def answered(
+    handle: Any, path: str = ROUTE, several: bool = False, app: Any = _own, **request: Any
+) -> httpx.Response:
     async def ask() -> httpx.Response:
-        app = Elsewhere(_own, handle, several)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://front") as client:
+        front = Elsewhere(app, handle, several)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front), base_url="http://front") as client:
             return await client.request(request.pop("method", "POST"), path, **request)
 
     return asyncio.run(ask())
@@ -201,6 +204,15 @@ def test_the_replica_that_has_a_clip_answers() -> None:
     assert answered(handle, "/v1/videos/video_1", method="GET").content == b"200"
     assert answered(broadcasting(reply(404)), "/v1/videos/video_1", method="DELETE").status_code == 404
     assert answered(broadcasting(), "/v1/videos/video_1/content", method="GET").status_code == 503
+
+
+def test_the_clips_of_all_replicas_are_listed() -> None:
+    async def tell(scope: Any, _receive: Any, send: Any) -> None:
+        await JSONResponse(scope["state"]["clips"])(scope, _receive, send)
+
+    handle = broadcasting([1, 2], ActorDiedError(), [3])
+    assert answered(handle, "/v1/videos", method="GET", app=tell).json() == [1, 2, 3]
+    assert answered(broadcasting(), "/v1/videos", method="GET", app=tell).status_code == 503
 
 
 def test_it_is_ready_with_a_replica() -> None:
