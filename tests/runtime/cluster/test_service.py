@@ -10,7 +10,6 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
