@@ -39,6 +39,7 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
     The list of them is that of ``request.state.clips`` where something before the routes has set one.
     """
     router = APIRouter(tags=["videos"])
+    _add_list(router, jobs)
 
     @router.post(
         "/v1/videos",
@@ -62,19 +63,6 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
             raise
         return job.answer()
 
-    @router.get("/v1/videos", responses=errors(400, 404), response_model=ClipsAnswer)
-    async def list_videos(
-        request: Request,
-        limit: Annotated[int, Query(ge=1, le=MOST)] = _PAGE,
-        after: str | None = None,
-        order: Order = "desc",
-    ) -> Response:
-        """List the clips that are there, the newest first unless order is asc."""
-        clips = getattr(request.state, CLIPS, None)
-        page = page_of(jobs.listed() if clips is None else clips, limit, after, order)
-        fields = {**page.model_dump(), "data": [clip.model_dump(exclude_none=True) for clip in page.data]}
-        return JSONResponse(fields)
-
     @router.get("/v1/videos/{video_id}", responses=errors(404), response_model_exclude_none=True)
     async def describe_video(video_id: str) -> ClipAnswer:
         """Return the state of a clip."""
@@ -90,15 +78,7 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
         job = jobs.get(video_id)
         state = job.answer()
         if state.status != "completed":
-            reason = state.error.message if state.error else f"it is at {state.progress} %; ask again later"
-            raise HttpError(
-                409,
-                f"the clip is {state.status}: {reason}",
-                param="video_id",
-                code="not_completed",
-                # a conflict, which OpenAI's client would take for a lock
-                headers={"x-should-retry": "false"},
-            )
+            raise _not_completed(state)
         return ClipFile(job.path, media_type="video/mp4", filename=f"{video_id}.mp4")
 
     @router.delete("/v1/videos/{video_id}", responses=errors(404))
@@ -108,6 +88,33 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
         return DeletedAnswer(id=video_id)
 
     return router
+
+
+def _not_completed(state: ClipAnswer) -> HttpError:
+    reason = state.error.message if state.error else f"it is at {state.progress} %; ask again later"
+    return HttpError(
+        409,
+        f"the clip is {state.status}: {reason}",
+        param="video_id",
+        code="not_completed",
+        # a conflict, which OpenAI's client would take for a lock
+        headers={"x-should-retry": "false"},
+    )
+
+
+def _add_list(router: APIRouter, jobs: ClipJobs) -> None:
+    @router.get("/v1/videos", responses=errors(400, 404), response_model=ClipsAnswer)
+    async def list_videos(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=MOST)] = _PAGE,
+        after: str | None = None,
+        order: Order = "desc",
+    ) -> Response:
+        """List the clips that are there, the newest first unless order is asc."""
+        clips = getattr(request.state, CLIPS, None)
+        page = page_of(jobs.listed() if clips is None else clips, limit, after, order)
+        fields = {**page.model_dump(), "data": [clip.model_dump(exclude_none=True) for clip in page.data]}
+        return JSONResponse(fields)
 
 
 async def _read(request: Request, settings: ServerSettings) -> tuple[ClipFields, ClipUploads]:
