@@ -1,4 +1,4 @@
-"""What Serve's proxies do beside their own: they tell of a front that died as the front tells of others."""
+"""An addition to Serve's proxies: they tell of a front that died as the front tells of a replica."""
 
 from __future__ import annotations
 
