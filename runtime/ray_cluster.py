@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from controlnext.runtime.request import is_integer
 
 _PATIENCE = 10
 """Seconds for a cluster to answer."""
+_LAST_WORDS = 2.0
+"""Seconds for the processes of a cluster to end by themselves."""
+_PARENTS = ("gcs_server", "raylet")
+"""Names of the processes whose children are all others of a cluster."""
 LOCAL = "local"
 """In place of an address: a cluster of this machine alone, which ends with the process."""
 
@@ -63,6 +68,7 @@ def join_cluster(address: str) -> Any:
         MissingDependencyError: Ray is not installed.
         InputError: there is no cluster at the address.
         WorkError: none can be started here.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came meanwhile.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -73,6 +79,10 @@ def join_cluster(address: str) -> Any:
         ray.init(
             address=address, namespace="controlnext", logging_level=logging.WARNING, include_dashboard=None
         )
+    except (SystemExit, KeyboardInterrupt) as error:
+        leave_cluster(ray)
+        # Ray makes the other one of SIGTERM
+        raise KeyboardInterrupt from error
     except Exception as error:  # of many classes, those of gRPC and of the raylet's start among them
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if address == LOCAL:
@@ -83,6 +93,21 @@ def join_cluster(address: str) -> Any:
             argument="address",
         ) from error
     return ray
+
+
+def leave_cluster(ray: Any) -> None:
+    """Leave the cluster that was joined; one that was started here ends, with all of its processes.
+
+    Where Ray kills its raylet, because a worker did not end in time, the raylet's agents go on for a minute.
+    """
+    import psutil
+
+    started = [child for child in psutil.Process().children() if child.name() in _PARENTS]
+    started += [child for parent in started for child in parent.children(recursive=True)]
+    ray.shutdown()
+    for process in psutil.wait_procs(started, _LAST_WORDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def threads_of_replica(threads: int | None, replicas: ReplicaRange, *, local: bool) -> int:

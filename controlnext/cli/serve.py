@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,6 @@ from controlnext.optional import extra
 from controlnext.runtime import Pipeline
 from controlnext.runtime.serving.log_format import write_log
 from controlnext.runtime.serving.settings import ServerSettings, read_keys
-
-logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -96,16 +93,19 @@ def _serve_here(
         from controlnext.runtime.serving.app import make_app
         from controlnext.runtime.serving.metrics import Metrics
         from controlnext.runtime.serving.models import Models
-        from controlnext.runtime.serving.server import Server, address_of, is_local, open_listener
+        from controlnext.runtime.serving.server import (
+            Server,
+            address_of,
+            is_local,
+            open_listener,
+            warn_if_open,
+        )
 
     metrics = Metrics()
     models = Models([fetch_bundle(bundle) for bundle in bundles], settings, load, metrics)
     with open_listener(host, port) as listener:
         write_log(as_json=log_json, prompts=log_prompts)
-        if not (is_local(listener) or settings.api_keys):
-            logger.warning(
-                "whoever reaches %s may use it; require a key with `api_keys`", address_of(listener)
-            )
+        warn_if_open(listener, guarded=bool(settings.api_keys))
         title = f"serving {', '.join(models.names())} on {address_of(listener)} (Ctrl-C stops)"
         app = make_app(models, settings, metrics, local=is_local(listener))
         application = AccessLog(app, metrics, prompts=log_prompts)
@@ -116,5 +116,5 @@ def _serve_here(
             listener,
             grace=settings.grace,
             on_ready=on_ready,
-            on_abort=app.state.remove_files,
+            on_abort=app.state.clips.remove_files,
         ).run()

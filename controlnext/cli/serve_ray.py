@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from controlnext.cli.bundles import shared_location
+from controlnext.cli.bundles import fetch_bundle, shared_location
 from controlnext.optional import extra
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, threads_of_replica
 from controlnext.runtime.serving.log_format import write_log
@@ -36,6 +36,8 @@ def serve_on_ray(
     with extra("serve"), extra("ray"):
         from controlnext.runtime.cluster.service import served, wait_for_signal, write_config
         from controlnext.runtime.cluster.spec import ClusterSpec
+        from controlnext.runtime.serving.metrics import Metrics
+        from controlnext.runtime.serving.models import Models
 
     several = ReplicaRange.parse(replicas or "1")
     spec = ClusterSpec(
@@ -51,6 +53,9 @@ def serve_on_ray(
         print(f"wrote {config}; run it with: serve deploy {config}")
         return
     write_log(as_json=spec.log_json, prompts=spec.log_prompts)
+    if address == LOCAL:
+        # a bundle that cannot be served is told at once, not when replicas have failed several times
+        Models([fetch_bundle(bundle) for bundle in spec.bundles], spec.settings, spec.load(), Metrics())
     names = ", ".join(Path(bundle).name for bundle in spec.bundles)
     with served(spec, address, host, port) as url:
         print(f"serving {names} on {url} with {replicas or 1} replicas (Ctrl-C stops)", flush=True)

@@ -1,1 +1,1 @@
-"""The HTTP server on a Ray cluster: Ray Serve's proxies, a front, and replicas with a batcher each."""
+"""The HTTP server on a Ray cluster: Ray Serve's proxies, and replicas with a batcher each."""

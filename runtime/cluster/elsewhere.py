@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from ray import serve
@@ -18,6 +19,7 @@ from controlnext.runtime.cluster.exchange import Answer, carried
 from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.errors import HttpError
 from controlnext.runtime.serving.request_ids import send_refusal
+from controlnext.runtime.serving.videos import CLIPS
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +43,19 @@ class Replicas:
         They answer at once, whatever waits for a place.
         """
         try:
-            handle = self._handle or await asyncio.to_thread(
-                serve.get_deployment_handle, REPLICA, APPLICATION
-            )
-            self._handle = handle
-            replies = handle.broadcast(method, *arguments)
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(_handle)
+            replies = self._handle.broadcast(method, *arguments)
             found = await replies.results_async(timeout_s=_PATIENCE, return_exceptions=True)
         except (TimeoutError, RayError, DeploymentUnavailableError):
             return []
         except (RayServeException, KeyError):
             return None
         return [one for one in found if not isinstance(one, BaseException)]
+
+
+def _handle() -> DeploymentHandle:
+    return serve.get_deployment_handle(REPLICA, APPLICATION)
 
 
 class Elsewhere:
@@ -67,13 +71,21 @@ class Elsewhere:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
         join = _joined_by(scope) if scope["type"] == "http" else None
-        answers = await self._replicas.ask("answer", carried(scope)) if join else None
+        answers = await self._answers(scope) if join else None
         if join is None or answers is None:
             await self._app(scope, receive, send)
         elif answers:
             await (await asyncio.to_thread(join, answers)).send(send)
         else:
             await send_refusal(send, unavailable())
+
+    async def _answers(self, scope: Scope) -> list[Answer] | None:
+        """Return the answers of all replicas; to a request for the list of clips those of all are given."""
+        request = carried(scope)
+        if _LIST.fullmatch(_line(scope)):
+            clips = await self._replicas.ask("clips") or ()
+            request["state"] = {CLIPS: list(chain(*clips))}
+        return await self._replicas.ask("answer", request)
 
 
 def unavailable() -> HttpError:
@@ -87,9 +99,13 @@ def unavailable() -> HttpError:
     )
 
 
+def _line(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path']}"
+
+
 def _joined_by(scope: Scope) -> Callable[[Sequence[Answer]], Answer] | None:
     """Return what makes one answer of several, if all replicas have to be asked."""
-    return next((join for paths, join in _ROUTES.items() if re.fullmatch(paths, scope["path"])), None)
+    return next((join for lines, join in _ROUTES.items() if lines.fullmatch(_line(scope))), None)
 
 
 def _any_that(status: Callable[[int], bool]) -> Callable[[Sequence[Answer]], Answer]:
@@ -106,8 +122,10 @@ def _sums(answers: Sequence[Answer]) -> Answer:
     return Answer(200, headers, merged([one.body for one in answers if one.status == 200]))
 
 
+_LIST = re.compile("GET /v1/videos")
 _ROUTES = {
-    "/v1/videos/[^/]+(/content)?": _any_that(lambda status: status != 404),
-    "/metrics": _sums,
-    "/health/(live|ready)": _any_that(lambda status: status == 200),
+    _LIST: _any_that(lambda status: status == 200),
+    re.compile("[A-Z]+ /v1/videos/[^/]+(/content)?"): _any_that(lambda status: status != 404),
+    re.compile("GET /metrics"): _sums,
+    re.compile("(GET|HEAD) /health/(live|ready)"): _any_that(lambda status: status == 200),
 }

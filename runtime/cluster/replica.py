@@ -18,6 +18,8 @@ from controlnext.runtime.cluster.exchange import Answer, answer_of
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.app import make_app
+from controlnext.runtime.serving.clip_jobs import ClipJobs
+from controlnext.runtime.serving.clip_list import Listed
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.log_format import write_worker_log
 from controlnext.runtime.serving.metrics import Metrics
@@ -67,6 +69,11 @@ class Replica:
     def names(self) -> list[str]:
         """Return the names of the models."""
         return self._models.names()
+
+    def clips(self) -> list[Listed]:
+        """Return the clips of this replica."""
+        clips: ClipJobs = self._app.state.clips
+        return clips.listed()
 
     async def check_health(self) -> None:
         """Raise if a request failed and a step fails since: Serve then replaces this replica."""

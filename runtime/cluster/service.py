@@ -19,9 +19,9 @@ from controlnext.errors import InputError, WorkError
 from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster
+from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster, leave_cluster
 from controlnext.runtime.serving.loading import Load
-from controlnext.runtime.serving.server import is_local, open_listener, url_of
+from controlnext.runtime.serving.server import is_local, open_listener, url_of, warn_if_open
 
 logger = logging.getLogger(__name__)
 
@@ -39,27 +39,54 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     Raises:
         InputError: there is no such cluster, the address cannot be had, or the device is not known.
         WorkError: the replicas do not start.
+        KeyboardInterrupt: SIGTERM or Ctrl-C came before the block.
     """
     with open_listener(host, port) as listener:
         port, local = listener.getsockname()[1], is_local(listener)
+        warn_if_open(listener, guarded=spec.api_keys is not None)
     ray = join_cluster(address)
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
+    started = False
     try:
-        spec = replace(spec, device=device_on(ray, spec.device), local=local)
-        where = "HeadOnly" if address == LOCAL else "EveryNode"
-        serve.start(proxy_location=where, http_options={"host": host, "port": port}, logging_config=_QUIET)
-        try:
+        with _interrupted_by_sigterm():
+            spec = replace(spec, device=device_on(ray, spec.device), local=local)
+            where = "HeadOnly" if address == LOCAL else "EveryNode"
+            http = {"host": host, "port": port}
+            serve.start(proxy_location=where, http_options=http, logging_config=_QUIET)
             _deploy(serve, spec, load)
+            started = True
             yield _address(serve, host, port)
-        finally:
-            serve.delete(APPLICATION)
-            if address == LOCAL:
-                serve.shutdown()
     finally:
-        ray.shutdown()
+        try:
+            _take_away(serve, address, started)
+        finally:
+            leave_cluster(ray)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise :class:`KeyboardInterrupt` within the block, as Ctrl-C does.
+
+    The handlers that Ray sets end the process with a status of their own.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _take_away(serve: Any, address: str, started: bool) -> None:
+    """Take the application from the cluster, with time for what runs if it has ``started``."""
+    if address == LOCAL and not started:
+        # all of the cluster ends; replicas that still load would have Serve wait for them
+        return
+    serve.delete(APPLICATION, _blocking=started)
+    if address == LOCAL:
+        serve.shutdown()
 
 
 def wait_for_signal() -> None:

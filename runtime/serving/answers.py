@@ -136,6 +136,16 @@ class ClipAnswer(BaseModel):
     error: JobError | None = None
 
 
+class ClipsAnswer(BaseModel):
+    """A page of the clips that are there; ``last_id`` is what the next page comes after."""
+
+    object: Literal["list"] = "list"
+    data: list[ClipAnswer]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class DeletedAnswer(BaseModel):
     """The answer to the deletion of a clip."""
 
@@ -166,6 +176,7 @@ _MEANINGS = {
     409: "It is not done yet.",
     413: "The body is too large.",
     415: "The body is compressed.",
+    416: "The clip ends before that range.",
     429: "The queue is full; Retry-After says when to come again.",
     500: "The work failed.",
     503: "The server does not admit requests now; Retry-After says when to come again.",

@@ -18,7 +18,7 @@ from controlnext.runtime.serving.access_log import LEFT
 from controlnext.runtime.serving.catalog import catalog_routes, health_routes
 from controlnext.runtime.serving.clip_jobs import ClipJobs
 from controlnext.runtime.serving.errors import IMAGE_FIELDS, HttpError, of_validation, refusal_of
-from controlnext.runtime.serving.gates import BodyLimit, Keys
+from controlnext.runtime.serving.gates import BodyLimit, Keys, Routes
 from controlnext.runtime.serving.images import image_routes
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
@@ -39,7 +39,7 @@ def make_app(
     """Return the application that serves ``models``; who runs it loads the models and closes them.
 
     ``local``: only this machine reaches it, which helps to tell pages of other sites from its own.
-    Its ``state.remove_files`` removes the files that it has made, for a process that ends at once.
+    Its ``state.clips`` has the clips that were asked for.
     """
     service = Service(models, settings, metrics)
     clips = ClipJobs(service)
@@ -58,15 +58,17 @@ def make_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.state.remove_files = clips.remove_files
+    app.state.clips = clips
+    routers = (image_routes(service), video_routes(service, clips), catalog_routes(service))
     # the last one added is the first that a request passes
     app.add_middleware(BodyLimit, most=settings.max_body)
     app.add_middleware(Keys, keys=settings.api_keys, local=local)
+    app.add_middleware(Routes, routes=[route for routes in routers for route in routes.routes])
     app.add_middleware(RequestIds)
     _add_handlers(app)
     # for the description of the routes alone: Keys checks before a body is read
     bearer = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for routes in (image_routes(service), video_routes(service, clips), catalog_routes(service)):
+    for routes in routers:
         app.include_router(routes, dependencies=bearer)
     app.include_router(health_routes(models))
     add_page(app)

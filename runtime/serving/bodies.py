@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
 
 from controlnext.runtime.serving.errors import HttpError, of_validation, shortened
+from controlnext.runtime.serving.form_parser import FormParser
 
 Fields = TypeVar("Fields", bound=BaseModel)
 
@@ -81,9 +83,8 @@ async def read_form(request: Request, most: int, most_files: int = _MOST_FIELDS)
     _check_encoding(request)
     if not is_form(request):
         raise _other_body(request, "a form (multipart/form-data)")
-    form = Form()
-    limits = {"max_files": most_files, "max_fields": _MOST_FIELDS, "max_part_size": most}
-    async with request.form(**limits) as given:
+    form, given = Form(), await _parse(request, most, most_files)
+    try:
         for key, value in given.multi_items():
             name = key.removesuffix("[]")
             if isinstance(value, UploadFile):
@@ -91,7 +92,23 @@ async def read_form(request: Request, most: int, most_files: int = _MOST_FIELDS)
             elif value or name in _EMPTY:
                 value = _parsed(value) if name in _LISTS else value
                 form.fields[name] = _joined(form.fields.get(name), value)
+    finally:
+        await given.close()
     return form
+
+
+async def _parse(request: Request, most: int, most_files: int) -> FormData:
+    limits: dict[str, int] = {"max_files": most_files, "max_fields": _MOST_FIELDS, "max_part_size": most}
+    parser = FormParser(request.headers, request.stream(), **limits)
+    try:
+        given = await parser.parse()
+    except MultiPartException as error:
+        raise HttpError(400, error.message, code="invalid_body") from error
+    if not parser.ended:
+        await given.close()
+        message = "the form ends before the boundary that closes it; send the whole body"
+        raise HttpError(400, message, code="invalid_body")
+    return given
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

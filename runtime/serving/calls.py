@@ -40,6 +40,11 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def _is_number(annotation: Any) -> bool:
+    """Return whether a field is a number or a list of numbers."""
+    return annotation in (int, float) or any(_is_number(part) for part in get_args(annotation))
+
+
 Text = Annotated[str, Field(max_length=_LONGEST_PROMPT)]
 ImageSize = Annotated[str, AfterValidator(_readable), Field(json_schema_extra={"pattern": _SIZE})]
 Images = Annotated[
@@ -94,6 +99,17 @@ class CommonCall(BaseModel):
             cls.model_fields[str(info.field_name)].annotation
         ):
             raise ValueError("give a value that is neither true nor false")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _only_digits(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse 1_0 in place of 10, which Python and pydantic take for the same."""
+        texts = [text for text in _listed(value) if isinstance(text, str)]
+        if any("_" in text for text in texts) and _is_number(
+            cls.model_fields[str(info.field_name)].annotation
+        ):
+            raise ValueError("write the number without _")
         return value
 
     @property

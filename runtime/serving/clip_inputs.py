@@ -40,6 +40,11 @@ class InlineFrames(Sequence[Image.Image]):
         return self._change(decode_image(FIELD, self._contents[number], self._max_pixels))
 
 
+def holds_video(contents: Sequence[bytes]) -> bool:
+    """Return whether these files are one video, and not images."""
+    return len(contents) == 1 and any(contents[0].startswith(mark, at) for at, mark in _VIDEOS)
+
+
 def control_clip(
     contents: Sequence[bytes], preprocess: str | None, max_frames: int, max_pixels: int, opened: ExitStack
 ) -> InlineFrames | Frames:
@@ -54,7 +59,7 @@ def control_clip(
     if preprocess is not None:
         with blames("preprocess"):
             change = opened.enter_context(make_preprocessor(preprocess))
-    if len(contents) == 1 and any(contents[0][at:].startswith(mark) for at, mark in _VIDEOS):
+    if holds_video(contents):
         path = Path(opened.enter_context(TemporaryDirectory(prefix="controlnext-"))) / "control"
         path.write_bytes(contents[0])
         try:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from controlnext.errors import QueueFullError
 from controlnext.runtime.serving.answers import ClipAnswer, JobError
 from controlnext.runtime.serving.clip_calls import ClipFields
+from controlnext.runtime.serving.clip_list import Listed
 from controlnext.runtime.serving.clip_work import ClipUploads, ClipWork
 from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError, error_answer, is_foreseen, too_busy
 from controlnext.runtime.serving.generation import Generation
@@ -37,7 +38,7 @@ class ClipJob:
     work: ClipWork
     path: Path
     generation: Generation
-    created: int = field(default_factory=lambda: int(time.time()))
+    created: float = field(default_factory=time.time)
     ended: int | None = None
     removed: bool = False
 
@@ -69,7 +70,7 @@ class ClipJob:
                 "status": status,
                 # the last hundredth is the writing of the file
                 "progress": 100 if status == "completed" else 99 * taken // total,
-                "created_at": self.created,
+                "created_at": int(self.created),
                 "completed_at": self.ended if status == "completed" else None,
                 "expires_at": self.ended and self.ended + AGE,
                 "model": self.work.profile.bundle.name,
@@ -130,6 +131,11 @@ class ClipJobs:
             message = f"there is no clip {name!r}; finished clips are kept for {AGE // 60} minutes"
             raise HttpError(404, message, param="video_id", code="not_found")
         return self._jobs[name]
+
+    def listed(self) -> list[Listed]:
+        """Return the clips that are there."""
+        self._forget_old()
+        return [(job.created, job.answer()) for job in self._jobs.values()]
 
     def remove(self, name: str) -> None:
         """Cancel a clip, or delete it if it is finished."""

@@ -20,7 +20,7 @@ from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.calls import check_size
 from controlnext.runtime.serving.clip_calls import ClipFields
-from controlnext.runtime.serving.clip_inputs import control_clip
+from controlnext.runtime.serving.clip_inputs import control_clip, holds_video
 from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.service import Service
 from controlnext.types import FloatArray
@@ -51,10 +51,21 @@ class ClipWork:
         self._service, self._call, self._files, self._path = service, call, files, path
         self.profile = service.choose(call.model, "video")
         self.seed = call.chosen_seed()
-        self.size, self.seconds = call.size or "auto", f"{call.seconds or 0:g}"
+        self.size, self.seconds = call.size or "auto", self._foreseen()
         self.steps = (0, call.steps(self.profile.family, service.settings))
         self._fps = DEFAULT_FPS
         self._opened, self._stopped = ExitStack(), Event()
+
+    def _foreseen(self) -> str:
+        """Return the length of the clip before its files are read, 0 where they alone tell it."""
+        call, is_video = self._call, holds_video(self._files.control)
+        fps = call.fps or (None if is_video else DEFAULT_FPS)
+        if fps is None:
+            return f"{call.seconds or 0:g}"
+        frames = call.num_frames or (0 if is_video else len(self._files.control))
+        if call.seconds is not None:
+            frames = _frames(call.seconds, _fps(fps))
+        return _seconds(frames / _fps(fps))
 
     def describe(self, facts: RequestFacts) -> None:
         """Fill in what the log says of the request."""
@@ -96,7 +107,7 @@ class ClipWork:
             check_size(
                 (width, height), settings, f"size is missing and the clip has {width} x {height} pixels"
             )
-        self.seconds = f"{float(frames / self._fps):.3g}"
+        self.seconds = _seconds(frames / self._fps)
         return {**given, "control_images": clip, "num_frames": frames, "output_type": "latent"}
 
     def _frames(self, controls: int) -> int:
@@ -104,7 +115,7 @@ class ClipWork:
         call, most = self._call, self._service.settings.max_frames
         frames = call.num_frames or controls
         if call.seconds is not None:
-            frames = max(1, round(call.seconds * self._fps))
+            frames = _frames(call.seconds, self._fps)
         if frames > most:
             field = "seconds" if call.seconds is not None else "num_frames"
             raise InputError(
@@ -149,6 +160,15 @@ def _check_uploads(files: ClipUploads) -> None:
             "no control clip was given; send control_clip: a video, or an image for every frame",
             argument="control_clip",
         )
+
+
+def _frames(seconds: float, fps: Fraction) -> int:
+    """Return the number of frames of a clip of about so many seconds."""
+    return max(1, round(seconds * fps))
+
+
+def _seconds(length: Fraction) -> str:
+    return f"{float(length):.3g}"
 
 
 def _fps(fps: float | Fraction) -> Fraction:

@@ -1,4 +1,4 @@
-"""Middlewares before the routes: the check of the key, the limit of the body."""
+"""Middlewares before the routes: the name of the route, the check of the key, the limit of the body."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controlnext.runtime.serving.errors import HttpError, shortened
@@ -15,6 +16,20 @@ from controlnext.runtime.serving.request_ids import send_refusal
 
 KEYED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a key: probes and the page have none to send."""
+
+
+class Routes:
+    """An ASGI middleware that tells the log which of ``routes`` a request is for, should a gate refuse it."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app, self._routes = app, [route for route in routes if isinstance(route, Route)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        path = scope.get("path", "")
+        if found := next((route for route in self._routes if route.path_regex.match(path)), None):
+            scope["route"] = found
+        await self._app(scope, receive, send)
 
 
 class Keys:

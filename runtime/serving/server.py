@@ -76,6 +76,12 @@ def is_local(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
+def warn_if_open(listener: socket.socket, *, guarded: bool) -> None:
+    """Warn of a socket that others than this machine reach, unless a key is needed there (``guarded``)."""
+    if not (guarded or is_local(listener)):
+        logger.warning("whoever reaches %s may use it; require a key with `api_keys`", address_of(listener))
+
+
 class Server:
     """Serves an application on a listening socket until SIGTERM or Ctrl-C.
 

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
 
 from controlnext.runtime.media.inline_images import bytes_of
 from controlnext.runtime.serving.access_log import request_facts
-from controlnext.runtime.serving.answers import ClipAnswer, DeletedAnswer, errors
+from controlnext.runtime.serving.answers import ClipAnswer, ClipsAnswer, DeletedAnswer, errors
 from controlnext.runtime.serving.bodies import form_body, is_form, json_body, read_form, read_json
 from controlnext.runtime.serving.clip_calls import ClipCall, ClipFields
-from controlnext.runtime.serving.clip_jobs import ClipJobs
+from controlnext.runtime.serving.clip_file import ClipFile
+from controlnext.runtime.serving.clip_jobs import MOST, ClipJobs
+from controlnext.runtime.serving.clip_list import Order, page_of
 from controlnext.runtime.serving.clip_work import ClipUploads
 from controlnext.runtime.serving.errors import CLIP_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.settings import ServerSettings
 
+CLIPS = "clips"
+"""Attribute of a request's state with the clips to list."""
 _FILES = ("input_reference", "control_clip")
 _MORE_FILES = 8
 """Files besides the frames; that there are too many frames is told by their number."""
+_PAGE = 20
+"""Clips of a list unless it is asked for more, as in OpenAI's API."""
 _PATIENCE = 1.0
 """Seconds within which a mistake of a request is answered with its own status; later the job fails."""
 
 
 def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
-    """Return the routes that make clips."""
+    """Return the routes that make clips.
+
+    The list of them is that of ``request.state.clips`` where something before the routes has set one.
+    """
     router = APIRouter(tags=["videos"])
+    _add_list(router, jobs)
 
     @router.post(
         "/v1/videos",
@@ -60,24 +70,16 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
 
     @router.get(
         "/v1/videos/{video_id}/content",
-        response_class=FileResponse,
-        responses={**errors(400, 404, 409), 200: {"content": {"video/mp4": {}}}},
+        response_class=ClipFile,
+        responses={**errors(400, 404, 409, 416), 200: {"content": {"video/mp4": {}}}},
     )
-    async def download_video(video_id: str, variant: Literal["video"] = "video") -> FileResponse:  # noqa: ARG001
+    async def download_video(video_id: str, variant: Literal["video"] = "video") -> ClipFile:  # noqa: ARG001
         """Return the file of a clip that is completed."""
         job = jobs.get(video_id)
         state = job.answer()
         if state.status != "completed":
-            reason = state.error.message if state.error else f"it is at {state.progress} %; ask again later"
-            raise HttpError(
-                409,
-                f"the clip is {state.status}: {reason}",
-                param="video_id",
-                code="not_completed",
-                # a conflict, which OpenAI's client would take for a lock
-                headers={"x-should-retry": "false"},
-            )
-        return FileResponse(job.path, media_type="video/mp4", filename=f"{video_id}.mp4")
+            raise _not_completed(state)
+        return ClipFile(job.path, media_type="video/mp4", filename=f"{video_id}.mp4")
 
     @router.delete("/v1/videos/{video_id}", responses=errors(404))
     async def delete_video(video_id: str) -> DeletedAnswer:
@@ -86,6 +88,33 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
         return DeletedAnswer(id=video_id)
 
     return router
+
+
+def _not_completed(state: ClipAnswer) -> HttpError:
+    reason = state.error.message if state.error else f"it is at {state.progress} %; ask again later"
+    return HttpError(
+        409,
+        f"the clip is {state.status}: {reason}",
+        param="video_id",
+        code="not_completed",
+        # a conflict, which OpenAI's client would take for a lock
+        headers={"x-should-retry": "false"},
+    )
+
+
+def _add_list(router: APIRouter, jobs: ClipJobs) -> None:
+    @router.get("/v1/videos", responses=errors(400, 404), response_model=ClipsAnswer)
+    async def list_videos(
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=MOST)] = _PAGE,
+        after: str | None = None,
+        order: Order = "desc",
+    ) -> Response:
+        """List the clips that are there, the newest first unless order is asc."""
+        clips = getattr(request.state, CLIPS, None)
+        page = page_of(jobs.listed() if clips is None else clips, limit, after, order)
+        fields = {**page.model_dump(), "data": [clip.model_dump(exclude_none=True) for clip in page.data]}
+        return JSONResponse(fields)
 
 
 async def _read(request: Request, settings: ServerSettings) -> tuple[ClipFields, ClipUploads]:

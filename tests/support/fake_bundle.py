@@ -83,7 +83,7 @@ def write_fake_bundle(
         inputs, outputs = (
             [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )
-        _write_graph(directory / spec.name, inputs, outputs)
+        write_graph(directory / spec.name, _body(spec.name), inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
         graphs[spec.name] = Graph(spec.network, "fp32", *entries)
         network = family.networks[spec.network]
@@ -169,8 +169,9 @@ def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) 
     tokenizer.save(str(path))
 
 
-def _write_graph(directory: Path, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
-    nodes, initializers = _body(directory.name)(inputs, outputs)
+def write_graph(directory: Path, body: Body, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+    """Write the graph of a ``body``: a function of inputs and outputs that returns nodes and arrays."""
+    nodes, initializers = body(inputs, outputs)
     graph = helper.make_graph(
         [helper.make_node(operator, ins, outs, **attributes) for operator, ins, outs, attributes in nodes],
         directory.name,
@@ -191,16 +192,17 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, kind, spec.shape)
 
 
-Body = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
+Nodes = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
+Body = Callable[[list[TensorSpec], list[TensorSpec]], Nodes]
 
 
-def _body(graph_name: str) -> Callable[[list[TensorSpec], list[TensorSpec]], Body]:
+def _body(graph_name: str) -> Body:
     if graph_name.startswith("text_encoder"):
         return _text_encoder
-    return _vae_decoder if graph_name == "vae_decoder" else _denoiser
+    return vae_decoder if graph_name == "vae_decoder" else _denoiser
 
 
-def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
+def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
     """Return nodes that embed every token by table; pooled: the first entries of the mean embedding."""
     nodes = [("Gather", ["table", "input_ids"], ["prompt_embeds"], {})]
     arrays = {"table": table(outputs[0].shape[-1])}
@@ -214,7 +216,8 @@ def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
     return nodes, {**arrays, **{name: np.array(value) for name, value in ends.items()}}
 
 
-def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
+def vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
+    """Return nodes that show the first three channels of the latents."""
     nodes = [
         ("Slice", ["latent_sample", "start", "end", "axis"], ["three"], {}),
         ("Resize", ["three", "", "scales"], ["sample"], {"mode": "nearest"}),
@@ -223,7 +226,7 @@ def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
     return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
-def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
+def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
     """Return the nodes of :func:`fake_denoiser`."""
     integers = {"per_row": [-1, 1, 1, 1], "channels": [1]}
     floats = {"thousand": 1000.0, "half": 0.5}

@@ -12,9 +12,10 @@ from controlnext.bundle.format import list_files
 from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, TensorEntry, write_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.families import get_family
+from controlnext.families.schema import GraphSpec
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
-from controlnext.tensor_spec import bind
+from controlnext.tensor_spec import TensorSpec, bind
 from controlnext.types import Feed
 
 Answer = Callable[[str, Feed, tuple[int, ...]], np.ndarray]
@@ -62,13 +63,21 @@ class _IdleEngine(Engine):
 
 def idle_pipeline(directory: Path, answer: Answer, variant: str = "v2") -> Pipeline:
     """Make a bundle in ``directory`` and return its pipeline."""
+    write_clip_manifest(directory, variant)
+    return Pipeline.of(Bundle(directory, IdleBackend(answer), cache=False))
+
+
+def clip_tensors(spec: GraphSpec) -> list[list[TensorSpec]]:
+    """Return the inputs and the outputs of a graph of the bundle."""
+    return [[tensor.resolve(SIZES[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)]
+
+
+def write_clip_manifest(directory: Path, variant: str = "v2") -> None:
+    """Write the manifest of a bundle whose graphs, if there are any, are in ``directory``."""
     family = get_family("svd")
     graphs = {}
     for spec in family.graphs:
-        sides = [
-            [TensorEntry.of(tensor.resolve(SIZES[spec.name])) for tensor in side]
-            for side in (spec.inputs, spec.outputs)
-        ]
+        sides = [[TensorEntry.of(tensor) for tensor in side] for side in clip_tensors(spec)]
         graphs[spec.name] = Graph(spec.network, "fp32", *sides)
     (directory / "scheduler").mkdir(parents=True)
     (directory / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
@@ -90,7 +99,6 @@ def idle_pipeline(directory: Path, answer: Answer, variant: str = "v2") -> Pipel
         files=list_files(directory),
     )
     write_manifest(directory, manifest)
-    return Pipeline.of(Bundle(directory, IdleBackend(answer), cache=False))
 
 
 def no_noise(graph_name: str, feed: Feed, _shape: tuple[int, ...]) -> np.ndarray:

@@ -18,8 +18,8 @@ _START_S = 180.0
 
 
 @contextmanager
-def shared_server(directory: Path, options: Sequence[str]) -> Iterator[str]:
-    """Yield the address of a server that ``controlnext serve`` with ``options`` runs.
+def shared_server(directory: Path, options: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield the address and the process id of a server that ``controlnext serve`` with ``options`` runs.
 
     The first process that comes starts it and the last one that leaves stops it: a cluster takes a while to
     start, and two of them would be in each other's way. ``directory``: one that they share.
@@ -31,7 +31,7 @@ def shared_server(directory: Path, options: Sequence[str]) -> Iterator[str]:
         found["users"] += 1
         state.write_text(json.dumps(found))
     try:
-        yield found["address"]
+        yield found["address"], found["pid"]
     finally:
         with lock:
             left = json.loads(state.read_text())

@@ -41,13 +41,17 @@ open_pipeline = partial(Pipeline.load, device="cpu", threads=1, cache=False)
 
 @dataclass(frozen=True)
 class Site:
-    """A server that runs: its address, its models and the event loop they belong to, its application."""
+    """A server that runs: its address, its models and the event loop they belong to, its application.
+
+    ``pid``: its process, if that is one of its own.
+    """
 
     address: str
     models: Models
     loop: asyncio.AbstractEventLoop
     app: Any
     http: httpx.Client
+    pid: int = 0
 
     def openai(self, key: str = KEYS[1]) -> openai.OpenAI:
         """Return a client that does not repeat requests."""

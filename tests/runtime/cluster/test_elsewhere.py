@@ -13,6 +13,7 @@ from controlnext.runtime.cluster.elsewhere import Elsewhere
 from controlnext.runtime.cluster.exchange import Answer
 from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.metrics import Metrics
+from controlnext.runtime.serving.videos import CLIPS
 from support.asgi import OWN, own
 
 
@@ -33,7 +34,7 @@ def answered(path: str, answers: list[Answer] | None, method: str = "GET") -> ht
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/images/generations", "/v1/videos", "/"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/images/generations", "/"])
 def test_what_one_replica_knows_it_answers(path: str) -> None:
     assert answered(path, []).content == OWN
 
@@ -44,6 +45,24 @@ def test_the_replica_that_has_a_clip_answers(path: str) -> None:
         assert answered(path, [answer(404), answer(206), answer(404)], method).content == b"206"
     assert answered(path, [answer(401), answer(401)]).status_code == 401
     assert answered(path, [answer(404)]).status_code == 404
+
+
+def test_the_list_of_clips_is_made_of_those_of_all() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def ask_all(what: str, *arguments: Any) -> list[Any]:
+        asked.extend(arguments)
+        return [["a"], ["b", "c"]] if what == "clips" else [answer(503), answer(200)]
+
+    async def ask() -> int:
+        app = Elsewhere(own, SimpleNamespace(ask=ask_all))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as client:
+            created = await client.post("/v1/videos")
+            assert created.content == OWN
+            return (await client.get("/v1/videos")).status_code
+
+    assert asyncio.run(ask()) == 200
+    assert [scope["state"] for scope in asked] == [{CLIPS: ["a", "b", "c"]}]
 
 
 @pytest.mark.parametrize("probe", ["ready", "live"])

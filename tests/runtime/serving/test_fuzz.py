@@ -43,6 +43,7 @@ ROUTES = [
     ("POST", "/v1/images/generations"),
     ("POST", "/v1/images/edits"),
     ("POST", "/v1/videos"),
+    ("GET", "/v1/videos"),
     ("GET", "/v1/videos/{video_id}"),
     ("GET", "/v1/videos/{video_id}/content"),
     ("DELETE", "/v1/videos/{video_id}"),

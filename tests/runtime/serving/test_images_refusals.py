@@ -26,6 +26,8 @@ REFUSED = [
     ({"control_scale": True}, "control_scale", "neither true nor false"),
     ({"n": 5}, "n", "n is 5; this server makes at most 4"),
     ({"n": "many"}, "n", "n is 'many'"),
+    ({"n": "1_0"}, "n", "n is '1_0'; write the number without _"),
+    ({"control_scale": ["0_1"]}, "control_scale", "without _"),
     ({"num_inference_steps": 21}, "num_inference_steps", "this server takes at most 20"),
     ({"size": "72x16"}, "size", "size is 72x16; this server takes at most 64"),
     ({"size": "17x16"}, "size", "width is 17; height and width must be multiples of 8"),

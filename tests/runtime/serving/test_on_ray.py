@@ -16,11 +16,10 @@ ROUTE = "/v1/images/generations"
 REPLICA = "ServeReplica:controlnext:Replica"
 
 
-def replicas() -> list[psutil.Process]:
+def replicas(site: Site) -> list[psutil.Process]:
     """Return the processes of the replicas, oldest first."""
-    found = [
-        one for one in psutil.process_iter(["cmdline"]) if REPLICA in " ".join(one.info["cmdline"] or ())
-    ]
+    processes = psutil.Process(site.pid).children(recursive=True)
+    found = [one for one in processes if REPLICA in " ".join(one.cmdline())]
     return sorted(found, key=psutil.Process.create_time)
 
 
@@ -35,7 +34,7 @@ def test_no_request_is_lost_with_a_replica(on_ray: Site, alone: Pipeline) -> Non
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(ask, seed) for seed in range(24)]
         asked[0].result()
-        replicas()[0].kill()
+        replicas(on_ray)[0].kill()
         answers = [one.result() for one in asked]
     assert [status for status, _ in answers] == [200] * 24
     options = {**USUAL, "num_inference_steps": 20, "output_type": "pil"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,17 @@ from controlnext.errors import (
     WorkError,
 )
 from controlnext.runtime.serving.errors import EDIT_FIELDS, refusal_of
-from support.fake_bundle import write_fake_bundle
+from support.gate import until
 from support.recipe import drawing
-from support.serving import USUAL, Site, file_of, image_call, open_pipeline, pixels_of, serve, text_of
+from support.serving import USUAL, Site, file_of, image_call, open_pipeline, pixels_of, text_of
 
 ROUTE, EDITS = "/v1/images/generations", "/v1/images/edits"
 CONTROLS = [drawing(number, 24, 16) for number in range(2)]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle of two controls."""
-    return write_fake_bundle(tmp_path_factory.mktemp("served") / "pair", "sd15", controls=2)
-
-
-@pytest.fixture(scope="module")
-def site(toy: Path, pair: Path) -> Iterator[Site]:
-    with serve([toy, pair]) as site:
-        yield site
+def site(several: Site) -> Site:
+    return several
 
 
 def test_each_is_listed(site: Site) -> None:
@@ -44,7 +38,7 @@ def test_each_is_listed(site: Site) -> None:
     facts = [
         (model["id"], model["controlnext"]["family"], model["controlnext"]["controls"]) for model in models
     ]
-    assert facts == [("toy", "sdxl", 1), ("pair", "sd15", 2)]
+    assert facts == [("toy", "sdxl", 1), ("pair", "sd15", 2), ("clips", "svd", 1)]
 
 
 @pytest.mark.parametrize("route", [ROUTE, EDITS])
@@ -76,6 +70,42 @@ def test_one_image_for_several_controls(site: Site) -> None:
     form = {"prompt": "a", "model": "pair"}
     error = site.refused(400, "POST", EDITS, data=form, files={"image": file_of(CONTROLS[0])})
     assert error["param"] == "image"
+
+
+@pytest.mark.parametrize("route", [ROUTE, "/v1/videos"])
+def test_a_model_that_is_not_served(site: Site, route: str) -> None:
+    frame = text_of(CONTROLS[0])
+    call = {"input_reference": frame, "control_clip": [frame]} if route != ROUTE else image_call()
+    error = site.refused(404, "POST", route, json={**call, "model": "none"})
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert error["message"] == "there is no model 'none'; accepted: toy, pair, clips"
+
+
+def loaded(site: Site) -> set[str]:
+    """Return the models that are loaded in any process."""
+    lines = site.http.get("/metrics").text.splitlines()
+    found = (re.fullmatch(r'controlnext_engine_memory_bytes{model="(\w+)"} (.+)', line) for line in lines)
+    return {match[1] for match in found if match and float(match[2])}
+
+
+def test_a_model_is_given_up_for_another(site: Site) -> None:
+    """No process has two of them, and the answers are those of the model that was asked for."""
+    images: dict[str, np.ndarray] = {}
+
+    def is_there(model: str) -> bool:
+        """Ask a model; others who use the server may have it given up again at once."""
+        controls = [text_of(CONTROLS[0])] * (2 if model == "pair" else 1)
+        answer = site.http.post(ROUTE, json=image_call(model=model, control_image=controls))
+        assert answer.status_code == 200, answer.text
+        image = pixels_of(answer.json()["data"][0]["b64_json"])
+        assert np.array_equal(images.setdefault(model, image), image)
+        there = loaded(site)
+        assert len(there) <= (2 if site.pid else 1)
+        return model in there
+
+    for model in ("toy", "pair", "toy"):
+        until(partial(is_there, model))
+    assert not np.array_equal(images["toy"], images["pair"])
 
 
 ENGINE = EngineError("no engine fits 72 x 72 pixels", Path("/secret"), {"backend": "tensorrt"})

@@ -21,7 +21,7 @@ from controlnext.types import Feed
 from support.gate import until
 from support.idle_clips import Answer, IdleBackend, idle_pipeline, no_noise
 from support.recipe import drawing
-from support.serving import Site, file_of, serve, text_of
+from support.serving import Site, file_of, open_pipeline, serve, text_of
 
 ROUTE = "/v1/videos"
 IMAGE = drawing(9, 24, 16)
@@ -50,21 +50,22 @@ class Engines:
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("served") / "clips"
-    idle_pipeline(path, no_noise).close()
-    return path
-
-
-@pytest.fixture(scope="module")
 def engines() -> Engines:
     return Engines()
 
 
 @pytest.fixture(scope="module")
-def site(clips: Path, engines: Engines) -> Iterator[Site]:
-    with serve([clips], ServerSettings(max_frames=6, max_size=64, max_pixels=4096), engines.load) as site:
+def idle(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """Return a server whose engines can be held up."""
+    path = tmp_path_factory.mktemp("served") / "idle"
+    idle_pipeline(path, no_noise).close()
+    with serve([path], ServerSettings(max_frames=6, max_size=64, max_pixels=4096), engines.load) as site:
         yield site
+
+
+@pytest.fixture(scope="module")
+def site(several: Site) -> Site:
+    return several
 
 
 def create(site: Site, **changes: Any) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def finished(site: Site, job: dict[str, Any]) -> dict[str, Any]:
 
 def expected(clips: Path, path: Path, fps: float, **arguments: Any) -> bytes:
     """Return the file of the clip that the pipeline makes."""
-    with Engines().load(clips) as pipe:
+    with open_pipeline(clips) as pipe:
         given = {"image": IMAGE, "control_images": FRAMES, "num_inference_steps": 2, "seed": 7, **arguments}
         latents = pipe(**given, output_type="latent").latents
         write_clip(path, pipe.images(latents), Fraction(fps))
@@ -111,6 +112,20 @@ def test_a_clip(site: Site, clips: Path, tmp_path: Path) -> None:
     assert deleted == {"id": job["id"], "object": "video.deleted", "deleted": True}
     error = site.refused(404, "GET", f"{ROUTE}/{job['id']}/content")
     assert "there is no clip" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "message"),
+    [
+        ("bytes=900000-", 416, "give one that begins before"),
+        ("frames=1", 400, "give one such as bytes=0-99"),
+    ],
+)
+def test_a_range_that_is_not_there(site: Site, given: str, status: int, message: str) -> None:
+    job = finished(site, create(site))
+    error = site.refused(status, "GET", f"{ROUTE}/{job['id']}/content", headers={"Range": given})
+    assert error["message"].startswith(f"Range is {given}")
+    assert message in error["message"]
 
 
 def test_openais_client(site: Site) -> None:
@@ -161,25 +176,25 @@ def held(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]
     engines.answer = no_noise
 
 
-def test_a_clip_that_is_not_done_yet(site: Site, held: Engines) -> None:
-    job = create(site)
-    assert job["status"] == "queued"
-    error = site.refused(409, "GET", f"{ROUTE}/{job['id']}/content")
+def test_a_clip_that_is_not_done_yet(idle: Site, held: Engines) -> None:
+    job = create(idle)
+    assert (job["status"], job["seconds"]) == ("queued", "0.6")
+    error = idle.refused(409, "GET", f"{ROUTE}/{job['id']}/content")
     assert "the clip is queued: it is at 0 %" in error["message"]
-    assert site.http.delete(f"{ROUTE}/{job['id']}").json()["deleted"]
-    until(lambda: not site.models.users)
+    assert idle.http.delete(f"{ROUTE}/{job['id']}").json()["deleted"]
+    until(lambda: not idle.models.users)
     held.open.set()
 
 
-def test_a_clip_that_fails(site: Site, held: Engines) -> None:
-    job = create(site)
+def test_a_clip_that_fails(idle: Site, held: Engines) -> None:
+    job = create(idle)
     held.answer = lambda *_: np.float32(np.nan)
     held.open.set()
-    done = finished(site, job)
+    done = finished(idle, job)
     assert done["status"] == "failed"
     assert done["error"]["code"] == "failed"
     assert "the denoiser's output at step 1 of 2 is not finite" in done["error"]["message"]
-    error = site.refused(409, "GET", f"{ROUTE}/{job['id']}/content")
+    error = idle.refused(409, "GET", f"{ROUTE}/{job['id']}/content")
     assert "the clip is failed: the denoiser's output" in error["message"]
 
 
@@ -234,10 +249,10 @@ def test_requests_for_the_other_kind(site: Site) -> None:
     assert error["message"] == "the model clips makes clips, not images"
 
 
-def test_clips_are_kept_for_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = finished(site, create(site))
+def test_clips_are_kept_for_a_while(idle: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = finished(idle, create(idle))
     monkeypatch.setattr(clip_jobs, "MOST", 1)
-    second = finished(site, create(site))
-    site.refused(404, "GET", f"{ROUTE}/{first['id']}")
+    second = finished(idle, create(idle))
+    idle.refused(404, "GET", f"{ROUTE}/{first['id']}")
     monkeypatch.setattr(clip_jobs, "AGE", -1)
-    site.refused(404, "GET", f"{ROUTE}/{second['id']}")
+    idle.refused(404, "GET", f"{ROUTE}/{second['id']}")

@@ -1,0 +1,108 @@
+"""A start that is interrupted, and what is told of a server that anybody reaches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from controlnext.errors import WorkError
+from controlnext.runtime import ray_cluster
+from controlnext.runtime.cluster import service
+from controlnext.runtime.cluster.spec import ClusterSpec
+from controlnext.runtime.ray_cluster import LOCAL, join_cluster, leave_cluster
+
+SPEC = ClusterSpec(["/bundles/toy"])
+
+
+class Serve:
+    """Ray Serve, whose ``run`` has the process get SIGTERM."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def run(self, *_arguments: Any, **_options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def delete(self, _name: str, *, _blocking: bool) -> None:
+        self.calls.append(f"delete, {_blocking=}")
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda **_: self.calls.append(name)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Return the Ray Serve of a cluster that is not there."""
+    found = Serve()
+    own = SimpleNamespace(nodes=lambda: [{"Alive": True}], cluster_resources=dict)
+    monkeypatch.setattr(service, "join_cluster", lambda _: own)
+    monkeypatch.setattr(service, "leave_cluster", lambda _: found.calls.append("leave"))
+    monkeypatch.setattr(ray, "serve", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("address", "calls"),
+    [(LOCAL, ["start", "leave"]), ("10.0.0.5:6379", ["start", "delete, _blocking=False", "leave"])],
+)
+def test_a_start_that_is_terminated(cluster: Serve, address: str, calls: list[str]) -> None:
+    """Nothing waits for replicas that still load; the status is that of Ctrl-C."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), service.served(SPEC, address, "127.0.0.1", 0):
+        pytest.fail("it has started")
+    assert cluster.calls == calls
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_ray_makes_sigterm_another_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_options: Any) -> None:
+        raise SystemExit(signal.SIGTERM)
+
+    left = []
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_cluster, "leave_cluster", left.append)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(KeyboardInterrupt):
+        join_cluster(LOCAL)
+    assert left == [ray]
+
+
+def test_no_process_outlives_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other kinds stay."""
+    monkeypatch.setattr(ray_cluster, "_LAST_WORDS", 0.1)
+    monkeypatch.setattr(ray_cluster, "_PARENTS", ("sleep",))
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(command) as other:
+        leave_cluster(SimpleNamespace(shutdown=lambda: None))
+        assert one.wait(10) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warned"),
+    [("0.0.0.0", None, True), ("0.0.0.0", "keys", False), ("127.0.0.1", None, False)],
+)
+def test_a_server_that_anybody_reaches(
+    host: str,
+    keys: str | None,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def join(_address: str) -> None:
+        raise WorkError("there is none")
+
+    monkeypatch.setattr(service, "join_cluster", join)
+    spec = ClusterSpec(["/bundles/toy"], api_keys=keys)
+    with caplog.at_level(logging.WARNING), pytest.raises(WorkError), service.served(spec, LOCAL, host, 0):
+        pytest.fail("it has started")
+    assert ("may use it; require a key with `api_keys`" in caplog.text) == warned
