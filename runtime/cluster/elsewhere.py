@@ -35,7 +35,7 @@ class Replicas:
     """The replicas of the application, as a process of the cluster reaches them."""
 
     def __init__(self) -> None:
-        self._handle: DeploymentHandle | None = None
+        self._handle: Any = None
 
     async def ask(self, method: str, *arguments: Any) -> list[Any] | None:
         """Return what all replicas answer that can be reached; None if the application is not there.
