@@ -46,6 +46,8 @@ class Replica:
         self._models = Models(bundles, settings, load or spec.load(), metrics)
         self._app = make_app(self._models, settings, metrics, local=spec.local)
         self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts)
+        # of a clip that it does not have, another replica tells
+        self._asked = AccessLog(self._app, metrics, unlogged=(404,))
         await self._models.start()
         most = most_models(self._models, settings.memory_bytes)
         self._hold = serve.multiplexed(max_num_models_per_replica=most)(_loader(self._models))
@@ -63,8 +65,8 @@ class Replica:
         await self._logged(scope, receive, _without_request_id(send))
 
     async def answer(self, scope: dict[str, Any]) -> Answer:
-        """Return the answer to a request that all replicas get; it is not logged."""
-        return await answer_of(self._app, scope)
+        """Return the answer to a request that all replicas get."""
+        return await answer_of(self._asked, scope)
 
     def names(self) -> list[str]:
         """Return the names of the models."""

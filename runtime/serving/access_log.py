@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,12 +59,20 @@ class AccessLog:
 
     The record's message is for people; the same facts are in its attribute ``request``. Prompts are left out
     unless ``prompts`` is set. Requests of ``/health`` and ``/metrics``, which come by the clock, are logged
-    at level DEBUG. A request that the server cancels is answered with 503. ``active`` is the number of
-    requests at the moment.
+    at level DEBUG, and those whose status is one of ``unlogged`` neither logged nor counted. A request that
+    the server cancels is answered with 503. ``active`` is the number of requests at the moment.
     """
 
-    def __init__(self, application: Application, metrics: Metrics, *, prompts: bool = False) -> None:
+    def __init__(
+        self,
+        application: Application,
+        metrics: Metrics,
+        *,
+        prompts: bool = False,
+        unlogged: Collection[int] = (),
+    ) -> None:
         self._application, self._metrics, self._prompts = application, metrics, prompts
+        self._unlogged = unlogged
         self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +98,8 @@ class AccessLog:
 
     def _log(self, scope: Scope, facts: RequestFacts, watch: _Watch) -> None:
         status = watch.status or (LEFT if watch.left else 500)
+        if status in self._unlogged:
+            return
         outcome = Outcome.CANCELLED if watch.left else facts.outcome or Outcome.of(status)
         route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
         self._metrics.count(route, facts.model or "", outcome)
