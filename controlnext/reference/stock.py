@@ -145,7 +145,8 @@ def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, 
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     """Return diffusers' scheduler for a sampler, with this configuration."""
-    return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
+    spec = SAMPLER_SPECS[sampler]
+    return getattr(diffusers, spec.scheduler).from_config(config, **spec.fixed)
 
 
 def control_tensor(images: Any, height: int, width: int, *, clip: bool = False) -> Tensor:

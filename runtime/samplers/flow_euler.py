@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import DoubleArray, replacement_sigmas
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
@@ -23,8 +24,8 @@ class FlowEulerSampler(Sampler):
     sigmas: FloatArray
     """Share of noise at each step and after the last one, (steps + 1,)."""
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         sigmas, last = self._schedule().astype(np.float32), 0
         self._require_finite(sigmas)
         if self.options["invert_sigmas"]:
@@ -37,9 +38,12 @@ class FlowEulerSampler(Sampler):
     def _schedule(self) -> DoubleArray:
         """Return the noise shares of the steps, highest first."""
         options, train = self.options, self.options["num_train_timesteps"]
-        first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
-        # diffusers shifts the ends of the range, and then all of it
-        sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
+        if self.asked.sigmas is not None:
+            sigmas = self._shifted(self.asked.sigmas.astype(np.float32)).astype(np.float64)
+        else:
+            first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
+            # diffusers shifts the ends of the range, and then all of it
+            sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
         if options["shift_terminal"]:
             with np.errstate(all="ignore"):  # what is not finite is refused
                 sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))

@@ -10,8 +10,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 from controlnext.errors import InputError
 from controlnext.families import FAMILIES, Family
@@ -20,14 +18,8 @@ from controlnext.reference.stock import make_scheduler
 from controlnext.runtime import samplers
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import make_sampler
+from support.sampler_runs import BASES, DIFFUSION, PATTERN, SCHEDULERS, compare, sdxl
 from support.scheduler_configs import SD3, SDXL, SVD
-
-SCHEDULERS: dict[str, Any] = {
-    name: getattr(diffusers, spec.scheduler) for name, spec in SAMPLER_SPECS.items()
-}
-
-BASES = {**dict.fromkeys(SCHEDULERS, SDXL), "flow_euler": SD3}
-DIFFUSION = [name for name in SCHEDULERS if name != "flow_euler"]
 
 # Largest difference at any step, relative to the largest value of diffusers' sample. Both sides work in
 # float32; torch's sqrt, log and exp differ from NumPy's, and between processors, in the last bit, and the
@@ -38,64 +30,6 @@ OPTION_TOLERANCE = 2e-5
 # Measured: 7e-4. Where a schedule starts at a noise level of thousands, the Euler samplers' sample is as
 # large, and diffusers' float32 arithmetic itself is off by this much once it has come down to single digits.
 HUGE_NOISE_TOLERANCE = 2e-3
-
-SHAPE = (2, 4, 6, 6)
-PATTERN = np.random.RandomState(0).standard_normal(SHAPE).astype(np.float32)
-
-
-Run = tuple[list[float], list[NDArray[np.float32]]]
-
-
-def denoise(sample: NDArray[np.float32], timestep: float) -> NDArray[np.float32]:
-    """Cheap stand-in for a network: depends on the sample, the place and the timestep."""
-    return np.float32(0.3) * sample + np.float32(np.sin(timestep / 100)) * PATTERN
-
-
-def run_diffusers(
-    name: str, config: dict[str, Any], steps: int
-) -> tuple[list[float], list[NDArray[np.float32]]]:
-    """Timesteps given to the network, and the sample before the first step and after each."""
-    scheduler = SCHEDULERS[name].from_config(config)
-    scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    generator = torch.Generator().manual_seed(3)
-    # SD3's pipeline starts from the noise as it is and never scales what it gives the network
-    sample = torch.from_numpy(PATTERN) * getattr(scheduler, "init_noise_sigma", 1.0)
-    samples, extra = [sample.numpy()], {"generator": generator} if name != "unipc" else {}
-    for timestep in scheduler.timesteps:
-        scaled = sample if name == "flow_euler" else scheduler.scale_model_input(sample, timestep)
-        output = torch.from_numpy(denoise(scaled.numpy(), float(timestep)))
-        sample = scheduler.step(output, timestep, sample, return_dict=False, **extra)[0]
-        samples.append(sample.numpy())
-    return [float(timestep) for timestep in scheduler.timesteps], samples
-
-
-def run_ours(name: str, config: dict[str, Any], steps: int) -> Run:
-    sampler = make_sampler(name, config, steps)
-    generator = TorchGenerator(3)
-    sample = PATTERN * sampler.init_noise_sigma
-    samples = [sample]
-    for i, timestep in enumerate(sampler.timesteps):
-        output = denoise(sampler.scale_model_input(sample, i), float(timestep))
-        sample = sampler.step(output, i, sample, generator if sampler.needs_noise else None)
-        assert sample.dtype == np.float32
-        samples.append(sample)
-    return [float(timestep) for timestep in sampler.timesteps], samples
-
-
-def compare(name: str, config: dict[str, Any], steps: int, tolerance: float) -> None:
-    expected_timesteps, expected = run_diffusers(name, config, steps)
-    timesteps, samples = run_ours(name, config, steps)
-    np.testing.assert_allclose(timesteps, expected_timesteps, rtol=3e-7, atol=3e-4)
-    for i, (ours, theirs) in enumerate(zip(samples, expected, strict=True)):
-        difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        assert difference < tolerance, f"{name}, {steps} steps, after step {i}: {difference:.2e}"
-
-
-def sdxl(**changes: Any) -> dict[str, Any]:
-    return {**SDXL, **changes}
-
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no options": {},
