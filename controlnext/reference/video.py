@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
 from controlnext.image_input import ImageReader
+from controlnext.reference.cut_off import CutOff, conditional_alone
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
@@ -65,6 +66,7 @@ class VideoReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
     ) -> VideoReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
         highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
@@ -73,19 +75,24 @@ class VideoReference(StockPipeline):
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         frames = num_frames or min(len(clip) for clip in clips)
         self.pipeline.guided = highest >= 1
+        cut_off = CutOff(guidance_end if self.pipeline.guided else 1.0, steps)
         control_inputs = []
         for module, clip, scale in zip(self.controls, clips, scales, strict=True):
             images = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
             rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
             span = (control_start, control_end, self.variant.off_scale)
-            control_inputs.append(ControlInput(module, images, scale_schedule(rows, steps, *span)))
+            schedule = scale_schedule(rows, steps, *span)
+            control_inputs.append(ControlInput(module, images, cut_off.conditional(schedule)))
         windows = clip_windows(frames, frames_per_batch, overlap)
         fixed = {
             name: self.placed(torch.tensor([make(height, width)]))
             for name, make in self.family.conditioning.items()
         }
         keeper = LatentsKeeper()
-        with with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed):
+        with (
+            with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed),
+            conditional_alone(self.denoiser, cut_off),
+        ):
             result = self.pipeline(
                 ImageReader("image").read_rgb(image),
                 height=height,

@@ -67,6 +67,8 @@ class VideoPipeline(Pipeline, task="video"):
         latents: (1, frames, C, height/8, width/8), noise of unit variance, in place of the seed's;
             anything that NumPy turns into an array.
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        guidance_end: the part of the run, from 0 to 1, after which guidance ends: the other steps compute the
+            conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: not supported for clips; must be False.
         num_frames: number of frames of the result, at least 1 (those of the control clip).
@@ -96,6 +98,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         num_frames: int | None = None,
@@ -127,6 +130,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             num_frames=num_frames,
@@ -153,6 +157,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         num_frames: int | None = None,
@@ -180,6 +185,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             num_frames=num_frames,
@@ -207,10 +213,10 @@ class VideoPipeline(Pipeline, task="video"):
         high = self.family.default_guidance if high is None else high
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
         scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(
-            [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
-        )
-        image, constants = self._image(request, height, width, high >= 1, generator)
+        steps = len(sampler.timesteps)
+        guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
+        strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
+        image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
@@ -225,11 +231,12 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             generator=generator,
             parts=parts,
+            guided_steps=guided,
             guard=guard,
             windows=windows,
             image=image,
             strengths=strengths,
-            guidance=guidance if high >= 1 else None,
+            guidance=guidance,
             control=None if single else control,
         )
 

@@ -84,6 +84,9 @@ class CommonCall(BaseModel):
     )
     control_start: Ratio | None = Field(None, description="Part of the run at which the control begins.")
     control_end: Ratio | None = Field(None, description="Part of the run at which the control ends.")
+    guidance_end: Ratio | None = Field(
+        None, description="Part of the run at which guidance ends; later steps take half the time."
+    )
     user: Text | None = Field(None, description="Accepted for OpenAI's clients; not used.")
 
     @field_validator("*", mode="before")
@@ -127,7 +130,7 @@ class CommonCall(BaseModel):
         """Return the arguments of the pipeline's call that were given, and the number of steps."""
         given: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("seed", "sampler", "control_start", "control_end")
+            for name in ("seed", "sampler", "control_start", "control_end", "guidance_end")
             if getattr(self, name) is not None
         }
         if self.control_scale is not None:
