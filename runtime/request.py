@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.runtime.samplers.steps import read_steps
 from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -29,6 +30,7 @@ class CommonRequest:
     _: KW_ONLY
     control_scale: Scale | Sequence[Scale] = 1.0
     num_inference_steps: int | None = None
+    sigmas: Sequence[float] | FloatArray | None = None
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -45,6 +47,7 @@ class CommonRequest:
     default_chunk: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        read_steps(**self.steps)
         for name in self.arrays:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_floats(name, getattr(self, name)))
@@ -72,6 +75,11 @@ class CommonRequest:
             )
 
     @property
+    def steps(self) -> dict[str, Any]:
+        """The arguments that say which steps to take; at most one of them is not None."""
+        return {name: getattr(self, name, None) for name in ("num_inference_steps", "timesteps", "sigmas")}
+
+    @property
     def chunk(self) -> int:
         """The number of images decoded at a time: the decoder needs more memory than the denoiser."""
         return self.default_chunk
@@ -85,6 +93,7 @@ class Request(CommonRequest):
     negative_prompt: Prompt | None = None
     control_image: Any = None
     _: KW_ONLY
+    timesteps: Sequence[int] | FloatArray | None = None
     guidance_scale: float | None = None
     num_images_per_prompt: int = 1
     prompt_embeds: FloatArray | None = None

@@ -35,6 +35,8 @@ class ImageReference(StockPipeline):
         control_image: Any,
         control_scale: float | Sequence[Any] = 1.0,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         height: int,
         width: int,
@@ -48,7 +50,7 @@ class ImageReference(StockPipeline):
         vae_tiling: bool = False,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
-        asked, steps = self.set_steps(sampler, num_inference_steps)
+        asked, steps = self.set_steps(sampler, num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         guidance = self.family.default_guidance if guidance_scale is None else guidance_scale
         self.pipeline._guidance_scale = guidance
         guided = self.pipeline.do_classifier_free_guidance
@@ -74,7 +76,7 @@ class ImageReference(StockPipeline):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
-                num_inference_steps=asked,
+                **asked,
                 guidance_scale=guidance,
                 height=height,
                 width=width,

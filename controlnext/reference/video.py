@@ -57,6 +57,7 @@ class VideoReference(StockPipeline):
         frames_per_batch: int = 14,
         overlap: int = 4,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
         min_guidance_scale: float = 1.0,
         max_guidance_scale: float | None = None,
         noise_aug_strength: float = 0.02,
@@ -68,7 +69,7 @@ class VideoReference(StockPipeline):
         control_end: float = 1.0,
         guidance_end: float = 1.0,
     ) -> VideoReferenceOutput:
-        asked, steps = self.set_steps(sampler, num_inference_steps)
+        asked, steps = self.set_steps(sampler, num_inference_steps, sigmas=sigmas)
         highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
         count = len(self.controls)
         clips = per_control(control_images, count, shared=False)
@@ -98,7 +99,7 @@ class VideoReference(StockPipeline):
                 height=height,
                 width=width,
                 num_frames=frames,
-                num_inference_steps=asked,
+                **asked,
                 min_guidance_scale=min_guidance_scale,
                 max_guidance_scale=highest,
                 noise_aug_strength=noise_aug_strength,

@@ -230,14 +230,16 @@ class Pipeline(Closeable):
 
     def sampler(self, request: CommonRequest) -> Sampler:
         """Return the sampler of a run; raise :class:`InputError` for one that the family does not have."""
-        family, steps = self.family, request.num_inference_steps
+        family, steps = self.family, request.steps
         name = family.default_sampler if request.sampler is None else request.sampler
         if name not in family.samplers:
             raise InputError(
                 f"unknown sampler {name!r} for {family.title}; accepted: {', '.join(family.samplers)}",
                 argument="sampler",
             )
-        return make_sampler(name, self._scheduler, family.default_steps if steps is None else steps)
+        if all(given is None for given in steps.values()):
+            steps["num_inference_steps"] = family.default_steps
+        return make_sampler(name, self._scheduler, **steps)
 
     def guided_steps(self, request: CommonRequest, steps: int, rows: int) -> int:
         """Return how many of the ``steps`` of a guided run are guided; the others have ``rows`` rows.

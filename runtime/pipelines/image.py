@@ -6,22 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError, blames
-from controlnext.image_input import Bands, ImageReader
+from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.guidance import EMBEDDING, guidance_embedding
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
 from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Prompt, Request, Scale, as_floats
+from controlnext.runtime.request import Prompt, Request, Scale
 from controlnext.runtime.sizes import Size
-from controlnext.runtime.vae import control_array, read_images
+from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 
 
@@ -56,6 +55,8 @@ class ImagePipeline(Pipeline, task="image"):
             ``width`` x ``height``.
         control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
         num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        timesteps, sigmas: the training timesteps of the steps, or their noise levels, highest first, in place
+            of their number; as in diffusers, for some samplers.
         height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
             ``latents`` if they are given, else of the first control image, rounded down).
         seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
@@ -91,6 +92,7 @@ class ImagePipeline(Pipeline, task="image"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -101,6 +103,7 @@ class ImagePipeline(Pipeline, task="image"):
         guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -123,6 +126,7 @@ class ImagePipeline(Pipeline, task="image"):
             control_image=control_image,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -133,6 +137,7 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -150,6 +155,7 @@ class ImagePipeline(Pipeline, task="image"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -160,6 +166,7 @@ class ImagePipeline(Pipeline, task="image"):
         guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -178,6 +185,7 @@ class ImagePipeline(Pipeline, task="image"):
             control_image=control_image,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -188,6 +196,7 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -199,7 +208,7 @@ class ImagePipeline(Pipeline, task="image"):
 
     def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
-            _control_images(given, request)
+            control_images(given, request)
             for given in self.controls.each("control_image", request.control_image)
         ]
         width, height = controls[0][0][0].size
@@ -217,9 +226,9 @@ class ImagePipeline(Pipeline, task="image"):
         classifier_free = guidance > 1 and EMBEDDING not in self.inputs
         guided = self.guided_steps(request, steps, len(latents)) if classifier_free else 0
         halves = 2 if guided else 1
-        scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
+        scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, steps, guided)
-        images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
+        images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
         prompts = self._condition(request, guided=guided > 0)
         constants = {
             **prompts,
@@ -260,39 +269,3 @@ class ImagePipeline(Pipeline, task="image"):
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
-
-
-def _control_images(given: Any, request: Request) -> list[Bands]:
-    if given is None:
-        raise InputError(
-            "no control image was given; set `control_image` (`control_scale` 0 switches it off)",
-            argument="control_image",
-        )
-    with blames("control_image"):
-        images = read_images(given, ImageReader("control_image"))
-    count = request.prompt_count
-    if len(images) not in (1, count):
-        given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"
-        raise InputError(
-            f"{len(images)} control images were given for {given_for}",
-            argument="control_image",
-        )
-    return images
-
-
-def _for_every_row(images: FloatArray, request: Request, halves: int) -> FloatArray:
-    """Return a single control image as it is; repeat several for each row of a guided batch."""
-    if len(images) == 1:
-        return images
-    return np.tile(np.repeat(images, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
-
-
-def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:
-    """Return one scale for each image, (N,) float32."""
-    scale, count = as_floats("control_scale", given), request.prompt_count
-    if scale.shape not in ((), (1,), (count,)):
-        raise InputError(
-            f"control_scale has shape {scale.shape} for {count} prompts; give one, or {count}",
-            argument="control_scale",
-        )
-    return np.repeat(np.broadcast_to(scale, count), request.num_images_per_prompt)

@@ -16,7 +16,7 @@ from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
-from controlnext.runtime.pipelines.clip import Clip, read_one
+from controlnext.runtime.pipelines.clip import Clip, frame_count, read_one
 from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
@@ -60,6 +60,8 @@ class VideoPipeline(Pipeline, task="video"):
             long clip need not be in memory.
         control_scale: strength of the control; 0 switches it off. One number for the clip.
         num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        sigmas: noise levels of the steps, highest first, and the one after the last, in place of their
+            number.
         height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
             ``latents`` if they are given, else of the first control image, rounded down).
         seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
@@ -91,6 +93,7 @@ class VideoPipeline(Pipeline, task="video"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -123,6 +126,7 @@ class VideoPipeline(Pipeline, task="video"):
             control_images=control_images,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -150,6 +154,7 @@ class VideoPipeline(Pipeline, task="video"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -178,6 +183,7 @@ class VideoPipeline(Pipeline, task="video"):
             control_images=control_images,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -207,7 +213,7 @@ class VideoPipeline(Pipeline, task="video"):
     ) -> Denoising:
         sampler = self.sampler(request)
         generator = TorchGenerator(request.seed)
-        frames = _frame_count(request, clips)
+        frames = frame_count(request, clips)
         windows = clip_windows(frames, request.frames_per_batch, request.overlap)
         low, high = request.min_guidance_scale, request.max_guidance_scale
         high = self.family.default_guidance if high is None else high
@@ -273,17 +279,6 @@ class VideoPipeline(Pipeline, task="video"):
             mean, embedding = (np.concatenate([np.zeros_like(a), a]) for a in (mean, embedding))
         constants = self.conditioning(height, width, len(mean))
         return mean, {**constants, "encoder_hidden_states": embedding[:, None]}
-
-
-def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
-    shortest = min(len(clip) for clip in clips)
-    frames = shortest if request.num_frames is None else request.num_frames
-    if frames > shortest:
-        raise InputError(
-            f"num_frames is {frames}, but the control has {shortest} frames; give an image for every frame",
-            argument="num_frames",
-        )
-    return frames
 
 
 def _single(scale: FloatArray) -> FloatArray:
