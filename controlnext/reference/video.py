@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
@@ -76,13 +77,11 @@ class VideoReference(StockPipeline):
         frames = num_frames or min(len(clip) for clip in clips)
         self.pipeline.guided = highest >= 1
         cut_off = CutOff(guidance_end if self.pipeline.guided else 1.0, steps)
-        control_inputs = []
-        for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            images = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
-            rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
-            span = (control_start, control_end, self.variant.off_scale)
-            schedule = scale_schedule(rows, steps, *span)
-            control_inputs.append(ControlInput(module, images, cut_off.conditional(schedule)))
+        span = (control_start, control_end)
+        control_inputs = [
+            self._control_input(module, clip[:frames], scale, (height, width), span, cut_off)
+            for module, clip, scale in zip(self.controls, clips, scales, strict=True)
+        ]
         windows = clip_windows(frames, frames_per_batch, overlap)
         fixed = {
             name: self.placed(torch.tensor([make(height, width)]))
@@ -110,6 +109,20 @@ class VideoReference(StockPipeline):
                 callback_on_step_end_tensor_inputs=["latents"],
             )
         return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
+
+    def _control_input(
+        self,
+        module: nn.Module,
+        clip: Sequence[Any],
+        scale: float,
+        size: tuple[int, int],
+        span: tuple[float, float],
+        cut_off: CutOff,
+    ) -> ControlInput:
+        images = self.placed(control_tensor(list(clip), *size, clip=True)[None])
+        rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
+        schedule = scale_schedule(rows, cut_off.steps, *span, self.variant.off_scale)
+        return ControlInput(module, images, cut_off.conditional(schedule))
 
 
 def _told_whether_guided(stock: Any) -> Any:
