@@ -20,7 +20,7 @@ class CutOff(LatentsKeeper):
     """
 
     def __init__(self, end: float, steps: int) -> None:
-        self._last = int(steps * end)
+        self.steps, self._last = steps, int(steps * end)
 
     @staticmethod
     def tensors(pipeline: Any) -> list[str]:

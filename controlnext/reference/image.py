@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from controlnext.reference.cut_off import CutOff
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
@@ -55,20 +56,13 @@ class ImageReference(StockPipeline):
         self.pipeline._guidance_scale = guidance
         guided = self.pipeline.do_classifier_free_guidance
         cut_off = CutOff(guidance_end if guided else 1.0, steps)
-        count = len(self.controls)
-        images = per_control(control_image, count, shared=False)
-        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
-        control_inputs = []
-        for module, given, scale in zip(self.controls, images, scales, strict=True):
-            image = self.placed(control_tensor(given, height, width))
-            if len(image) > 1:
-                image = image.repeat_interleave(num_images_per_prompt, 0)
-            rows = self.placed(scale_rows(scale, guided, self.variant.unconditional_scale))
-            if rows.shape[1] > 1:
-                rows = rows.repeat_interleave(num_images_per_prompt, 1)
-            span = (control_start, control_end, self.variant.off_scale)
-            schedule = scale_schedule(rows, steps, *span)
-            control_inputs.append(ControlInput(module, image, cut_off.conditional(schedule)))
+        span = (control_start, control_end, self.variant.off_scale)
+        control_inputs = [
+            ControlInput(module, image, cut_off.conditional(scale_schedule(rows, steps, *span)))
+            for module, image, rows in self._controls(
+                control_image, control_scale, (height, width), num_images_per_prompt, guided
+            )
+        ]
         vae = self.modules["vae"]
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
@@ -89,3 +83,25 @@ class ImageReference(StockPipeline):
                 **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
             )
         return ReferenceOutput(cut_off.latents.float().cpu().numpy(), result.images)
+
+    def _controls(
+        self,
+        control_image: Any,
+        control_scale: float | Sequence[Any],
+        size: tuple[int, int],
+        images_per_prompt: int,
+        guided: bool,
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        """Yield each control with its images and the :func:`scale_rows` of one step, repeated for all images
+        of a prompt where they differ."""
+        count = len(self.controls)
+        images = per_control(control_image, count, shared=False)
+        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
+        for module, given, scale in zip(self.controls, images, scales, strict=True):
+            image = self.placed(control_tensor(given, *size))
+            if len(image) > 1:
+                image = image.repeat_interleave(images_per_prompt, 0)
+            rows = self.placed(scale_rows(scale, guided, self.variant.unconditional_scale))
+            if rows.shape[1] > 1:
+                rows = rows.repeat_interleave(images_per_prompt, 1)
+            yield module, image, rows

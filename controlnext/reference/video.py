@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
@@ -71,24 +72,17 @@ class VideoReference(StockPipeline):
     ) -> VideoReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps, sigmas=sigmas)
         highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
-        count = len(self.controls)
-        clips = per_control(control_images, count, shared=False)
-        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
-        frames = num_frames or min(len(clip) for clip in clips)
+        given = self._given(control_images, control_scale)
+        frames = num_frames or min(len(clip) for clip, _ in given)
         self.pipeline.guided = highest >= 1
         cut_off = CutOff(guidance_end if self.pipeline.guided else 1.0, steps)
-        control_inputs = []
-        for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            images = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
-            rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
-            span = (control_start, control_end, self.variant.off_scale)
-            schedule = scale_schedule(rows, steps, *span)
-            control_inputs.append(ControlInput(module, images, cut_off.conditional(schedule)))
+        span = (control_start, control_end)
+        control_inputs = [
+            self._control_input(module, clip[:frames], scale, (height, width), span, cut_off)
+            for module, (clip, scale) in zip(self.controls, given, strict=True)
+        ]
         windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = {
-            name: self.placed(torch.tensor([make(height, width)]))
-            for name, make in self.family.conditioning.items()
-        }
+        fixed = self._fixed(height, width)
         keeper = LatentsKeeper()
         with (
             with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed),
@@ -111,6 +105,35 @@ class VideoReference(StockPipeline):
                 callback_on_step_end_tensor_inputs=["latents"],
             )
         return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
+
+    def _given(
+        self, control_images: Sequence[Any], control_scale: float | Sequence[float]
+    ) -> list[tuple[Any, float]]:
+        """Return the clip and the scale of each control."""
+        count, shared = len(self.controls), isinstance(control_scale, (int, float))
+        clips = per_control(control_images, count, shared=False)
+        return list(zip(clips, per_control(control_scale, count, shared=shared), strict=True))
+
+    def _fixed(self, height: int, width: int) -> dict[str, Tensor]:
+        """Return the denoiser's inputs that depend on the size alone, with one row."""
+        return {
+            name: self.placed(torch.tensor([make(height, width)]))
+            for name, make in self.family.conditioning.items()
+        }
+
+    def _control_input(
+        self,
+        module: nn.Module,
+        clip: Sequence[Any],
+        scale: float,
+        size: tuple[int, int],
+        span: tuple[float, float],
+        cut_off: CutOff,
+    ) -> ControlInput:
+        images = self.placed(control_tensor(list(clip), *size, clip=True)[None])
+        rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
+        schedule = scale_schedule(rows, cut_off.steps, *span, self.variant.off_scale)
+        return ControlInput(module, images, cut_off.conditional(schedule))
 
 
 def _told_whether_guided(stock: Any) -> Any:

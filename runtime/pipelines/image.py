@@ -75,6 +75,11 @@ class ImagePipeline(Pipeline, task="image"):
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
+
+    Raises:
+        InputError: a value that no model could take, or that this bundle cannot.
+        WorkError: an engine fails, or a number overflows.
+        OutOfMemoryError: memory runs out.
     """
 
     request = Request
@@ -111,15 +116,7 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Output:
-        """Return the images of prompts and control images.
-
-        The class describes the arguments.
-
-        Raises:
-            InputError: a value that no model could take, or that this bundle cannot.
-            WorkError: an engine fails, or a number overflows.
-            OutOfMemoryError: memory runs out.
-        """
+        """Return the images of prompts and control images; the class describes arguments and errors."""
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,

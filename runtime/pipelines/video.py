@@ -81,6 +81,11 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: noise that is added to the reference image.
         decode_chunk_size: number of frames decoded at a time (those of a window). Frames decoded together
             influence each other, so this changes the result.
+
+    Raises:
+        InputError: a value that no model could take, or that this bundle cannot.
+        WorkError: an engine fails, or a number overflows.
+        OutOfMemoryError: memory runs out.
     """
 
     request = VideoRequest
@@ -112,15 +117,7 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> VideoOutput:
-        """Return a clip of a reference image and a control clip.
-
-        The class describes the arguments.
-
-        Raises:
-            InputError: a value that no model could take, or that this bundle cannot.
-            WorkError: an engine fails, or a number overflows.
-            OutOfMemoryError: memory runs out.
-        """
+        """Return a clip of a reference image and a control clip; the class describes arguments and errors."""
         request = VideoRequest(
             image=image,
             control_images=control_images,

@@ -22,7 +22,7 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class Steps:
-    """What a call asks for; one of the three is set.
+    """The steps that a call asks for; one of the three is set.
 
     count: the number of steps. timesteps: training timesteps to visit, integers from 0, highest first,
     (steps,) float64. sigmas: noise levels, highest first, (steps,) float64, or with the level after the last
