@@ -30,7 +30,7 @@ REFUSED = [
     ({"timesteps": [*range(21)]}, "timesteps", "timesteps has 21 values; this server takes at most 20"),
     ({"timesteps": [9, -1]}, "timesteps", "greater than or equal to 0"),
     ({"timesteps": [9, 8]}, "timesteps", "num_inference_steps and timesteps were given"),
-    ({"sigmas": [1.0], "num_inference_steps": None}, "sigmas", "at least 2"),
+    ({"sigmas": [1], "num_inference_steps": None, "sampler": "euler"}, "sigmas", "at least 2"),
     ({"size": "72x16"}, "size", "size is 72x16; this server takes at most 64"),
     ({"size": "17x16"}, "size", "width is 17; height and width must be multiples of 8"),
     ({"size": "big"}, "size", "size is 'big'; give width x height in pixels, such as 512x512, or auto"),
