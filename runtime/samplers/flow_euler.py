@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import DoubleArray, replacement_sigmas
 from controlnext.runtime.samplers.steps import Steps
@@ -39,6 +40,12 @@ class FlowEulerSampler(Sampler):
         """Return the noise shares of the steps, highest first."""
         options, train = self.options, self.options["num_train_timesteps"]
         if self.asked.sigmas is not None:
+            if self.asked.sigmas[0] > 1:
+                raise InputError(
+                    f"sigmas begins at {self.asked.sigmas[0]:g}; sampler '{self.name}' takes shares of noise"
+                    " from 0 to 1",
+                    argument="sigmas",
+                )
             sigmas = self._shifted(self.asked.sigmas.astype(np.float32)).astype(np.float64)
         else:
             first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()

@@ -91,7 +91,7 @@ def check_given(sampler: str, options: Mapping[str, Any], asked: Steps) -> None:
 def _falling(name: str, values: Any, fits: Callable[[Any], bool], kind: str) -> Given | None:
     if values is None:
         return None
-    accepted = f"give a list of {kind} from 0 to {LARGEST:g}, highest first"
+    accepted = f"give a list of {kind}, none below 0, highest first"
     several = values.tolist() if isinstance(values, np.ndarray) else values
     if isinstance(several, (list, tuple)):
         several = [one.item() if isinstance(one, np.generic) else one for one in several]
@@ -101,7 +101,7 @@ def _falling(name: str, values: Any, fits: Callable[[Any], bool], kind: str) -> 
         raise InputError(f"{name} has {len(several)} values; give 1 to {MOST_STEPS}", argument=name)
     for before, value in pairwise([LARGEST + 1, *several]):
         if not before > value >= 0:
-            raise InputError(f"{name} has {value!r} out of order; {accepted}", argument=name)
+            raise InputError(f"{name} has {_shown(value)} out of order; {accepted}", argument=name)
     return np.array(several, np.float64)
 
 

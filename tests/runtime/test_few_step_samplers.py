@@ -123,6 +123,7 @@ def test_given_sigmas(name: str, config: dict[str, Any], sigmas: list[float]) ->
         ("unipc", sdxl(), {"timesteps": [999]}, "'unipc' does not take; use `sampler` euler, ddpm,.*, or"),
         ("ddim", sdxl(), {"sigmas": [1, 0]}, "'ddim' does not take; use `sampler` euler, or `num_inference"),
         ("flow_euler", SD3, {"timesteps": [999]}, "'flow_euler' does not take; remove it"),
+        ("flow_euler", SD3, {"sigmas": [14.6, 0.5]}, "sigmas begins at 14.6; .* from 0 to 1"),
         ("euler", sdxl(use_karras_sigmas=True), {"timesteps": [999]}, "use_karras_sigmas is True"),
         ("heun", sdxl(use_exponential_sigmas=True), {"timesteps": [999]}, "use_exponential_sigmas is True"),
         ("euler", {**SVD, "use_karras_sigmas": False}, {"timesteps": [9]}, "timestep_type is 'continuous'"),
