@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
@@ -82,11 +82,7 @@ class VideoReference(StockPipeline):
             self._control_input(module, clip[:frames], scale, (height, width), span, cut_off)
             for module, clip, scale in zip(self.controls, clips, scales, strict=True)
         ]
-        windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = {
-            name: self.placed(torch.tensor([make(height, width)]))
-            for name, make in self.family.conditioning.items()
-        }
+        windows, fixed = clip_windows(frames, frames_per_batch, overlap), self._fixed(height, width)
         keeper = LatentsKeeper()
         with (
             with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed),
@@ -109,6 +105,12 @@ class VideoReference(StockPipeline):
                 callback_on_step_end_tensor_inputs=["latents"],
             )
         return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
+
+    def _fixed(self, height: int, width: int) -> dict[str, Tensor]:
+        return {
+            name: self.placed(torch.tensor([make(height, width)]))
+            for name, make in self.family.conditioning.items()
+        }
 
     def _control_input(
         self,
