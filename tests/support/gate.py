@@ -43,10 +43,6 @@ class Gate:
             self._permits.release()
             self.wait()
 
-    def close(self) -> None:
-        """Hold every run from now on; those before have ended."""
-        self._open, self._permits, self._arrivals = False, Semaphore(0), Semaphore(0)
-
     def open(self) -> None:
         """Let everything through from now on."""
         self._open = True
