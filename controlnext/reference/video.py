@@ -81,8 +81,7 @@ class VideoReference(StockPipeline):
             self._control_input(module, clip[:frames], scale, (height, width), span, cut_off)
             for module, (clip, scale) in zip(self.controls, given, strict=True)
         ]
-        windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = self._fixed(height, width)
+        windows, fixed = clip_windows(frames, frames_per_batch, overlap), self._fixed(height, width)
         keeper = LatentsKeeper()
         with (
             with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed),

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.export
 HEIGHT, WIDTH = 64, 96
 LIMIT = 1e-4
 """Relative L2 of a run's latents; the parity of float32 exports allows twice that."""
-CHANGE = 100 * LIMIT
+CHANGE = 20 * LIMIT
+CLIP_LIMIT, CLIP_CHANGE = 1.5e-5, 50 * 1.5e-5
+"""The same of clips, in which noise is at first 700 times what is drawn."""
 
 # diffusers' own classes by variant, and the widths of the embeddings, pooled ones too
 CALLBACKS: dict[str, tuple[Any, int, int | None]] = {
@@ -87,7 +89,8 @@ def test_a_run_equals_pytorch(
     several = _arguments(
         variant,
         2,
-        num_images_per_prompt=2,
+        # diffusers' SD3 pipeline does not repeat pooled embeddings that it is given
+        num_images_per_prompt=1 if variant == "sd3" else 2,
         control_image=[drawing(4, WIDTH, HEIGHT), drawing(5, WIDTH, HEIGHT)],
         control_scale=[0.7, 0.3],
     )
@@ -140,5 +143,5 @@ def test_a_clip_equals_pytorch(
             whole = pipe(**arguments, **changes, output_type="latent").latents
             cut = {**arguments, **changes, "guidance_end": 0.4}
             got, wanted = pipe(**cut, output_type="latent").latents, reference(variant)(**cut).latents
-            assert difference(got, wanted) < LIMIT
-            assert difference(got, whole) > CHANGE
+            assert difference(got, wanted) < CLIP_LIMIT
+            assert difference(got, whole) > CLIP_CHANGE
