@@ -15,7 +15,7 @@ WIDTH = 256
 
 
 def write_distilled(tiny: Path, directory: Path) -> Path:
-    """Write the tiny model in ``tiny`` to ``directory``, with another denoiser: of its first and last block."""
+    """Write the tiny model in ``tiny`` to ``directory``; its denoiser has its first and last block alone."""
     shutil.copytree(tiny, directory)
     unet = directory / "base" / "unet"
     config = json.loads((unet / "config.json").read_text())
