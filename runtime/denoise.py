@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Denoising(ABC):
         sampler: the sampler, which serves this run alone.
         latents: noise of unit variance; from then on the state after the last step.
         generator: the source of the noise that some samplers add.
-        parts: the batches of a step.
+        parts: the batches of a step; of the conditional rows alone once guidance has ended.
+        guided_steps: the number of steps with guidance, 0 for a run without.
         guard: reports running out of memory.
         index: number of the next step, counted from 0.
     """
@@ -66,6 +67,7 @@ class Denoising(ABC):
     latents: FloatArray
     generator: TorchGenerator
     parts: Sequence[StepPart]
+    guided_steps: int
     guard: MemoryGuard
     index: int = field(default=0, init=False)
     _scaled: FloatArray | None = field(default=None, init=False)
@@ -115,21 +117,20 @@ class Denoising(ABC):
             )
         self.latents = self.sampler.step(noise, index, self.latents, self.generator)
         self.index, self._scaled = self.index + 1, None
+        if self.index == self.guided_steps and not self.done:
+            self.parts = _conditional(self.parts)
         return Step(index, self.total, timestep, self.latents)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows ``start`` to ``stop`` of part ``number`` of a run."""
+    """The rows ``start`` to ``stop`` of a part of a run, its ``number``."""
 
     run: Denoising
     number: int
+    part: StepPart
     start: int
     stop: int
-
-    @property
-    def part(self) -> StepPart:
-        return self.run.parts[self.number]
 
 
 _Batch = tuple[_Rows, ...]
@@ -149,7 +150,7 @@ class Rounds:
         observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._most_rows, self._observe = most_rows, observe
-        self._runs: list[Denoising] = []
+        self._packed: list[tuple[Denoising, Sequence[StepPart]]] = []
         self._joint: dict[_Batch, JointBatch] = {}
 
     def take(
@@ -160,8 +161,9 @@ class Rounds:
         An error is the outcome of the run that it belongs to, the others go on. ``dropped`` tells which runs
         are no longer wanted; these have no outcome.
         """
-        if self._runs != runs:
-            self._runs, batches = list(runs), _pack(runs, self._most_rows)
+        parts = [(run, run.parts) for run in runs]
+        if self._packed != parts:
+            self._packed, batches = parts, _pack(runs, self._most_rows)
             self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
         predicted: dict[Denoising, list[list[FloatArray]]] = {run: [[] for _ in run.parts] for run in runs}
         for batch in self._joint:
@@ -216,7 +218,7 @@ def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
             count = part.rows
             most = most_rows or count
             for start in range(0, count, most):
-                rows = _Rows(run, number, start, min(start + most, count))
+                rows = _Rows(run, number, part, start, min(start + most, count))
                 place = next(
                     (i for i in range(first, len(batches)) if _fits(rows, batches[i], most_rows)), None
                 )
@@ -245,16 +247,10 @@ def _advance(run: Denoising, predictions: Sequence[Sequence[FloatArray]]) -> Out
         return error
 
 
-def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
-    """Return the noise after classifier-free guidance (arXiv:2207.12598), in diffusers' form.
-
-    For a batch with the unconditional half first it is ``uncond + scale * (cond - uncond)``. If ``scale`` is
-    None, the noise is returned unchanged.
-    """
-    if scale is None:
-        return noise
-    unconditional, conditional = np.split(noise, 2)
-    return unconditional + scale * (conditional - unconditional)
+def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
+    """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
+    halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
+    return [replace(part, bound=halves[part.bound]) for part in parts]
 
 
 def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.runtime.samplers.steps import read_steps
 from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -29,6 +30,7 @@ class CommonRequest:
     _: KW_ONLY
     control_scale: Scale | Sequence[Scale] = 1.0
     num_inference_steps: int | None = None
+    sigmas: Sequence[float] | FloatArray | None = None
     height: int | None = None
     width: int | None = None
     seed: int = 0
@@ -36,6 +38,7 @@ class CommonRequest:
     latents: FloatArray | None = None
     control_start: float = 0.0
     control_end: float = 1.0
+    guidance_end: float = 1.0
     output_type: str = "pil"
     vae_tiling: bool = False
 
@@ -44,6 +47,7 @@ class CommonRequest:
     default_chunk: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        read_steps(**self.steps)
         for name in self.arrays:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_floats(name, getattr(self, name)))
@@ -59,11 +63,21 @@ class CommonRequest:
                 " give 0 <= control_start < control_end <= 1",
                 argument="control_end" if is_finite(start) and 0 <= start < 1 else "control_start",
             )
+        if not (is_finite(self.guidance_end) and 0 <= self.guidance_end <= 1):
+            raise InputError(
+                f"guidance_end is {self.guidance_end!r}; it must be a number from 0 to 1, the end of the run",
+                argument="guidance_end",
+            )
         if self.output_type not in OUTPUT_TYPES:
             raise InputError(
                 f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}",
                 argument="output_type",
             )
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """The arguments that say which steps to take; at most one of them is not None."""
+        return {name: getattr(self, name, None) for name in ("num_inference_steps", "timesteps", "sigmas")}
 
     @property
     def chunk(self) -> int:
@@ -79,6 +93,7 @@ class Request(CommonRequest):
     negative_prompt: Prompt | None = None
     control_image: Any = None
     _: KW_ONLY
+    timesteps: Sequence[int] | FloatArray | None = None
     guidance_scale: float | None = None
     num_images_per_prompt: int = 1
     prompt_embeds: FloatArray | None = None

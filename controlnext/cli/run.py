@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OWN = ("preprocess", "output")
 """Options that every bundle accepts and no pipeline has as an argument."""
+NUMBERS = {"timesteps", "sigmas"}
+"""Options whose values are numbers with commas."""
 
 
 def run(
@@ -41,7 +43,10 @@ def run(
     control_start: run_options.ControlStart = None,
     control_end: run_options.ControlEnd = None,
     steps: run_options.Steps = None,
+    timesteps: run_options.Timesteps = None,
+    sigmas: run_options.Sigmas = None,
     guidance: run_options.Guidance = None,
+    guidance_end: run_options.GuidanceEnd = None,
     sampler: run_options.Sampler = None,
     seed: run_options.Seed = 0,
     height: run_options.Height = None,
@@ -73,7 +78,10 @@ def run(
         "control_start": control_start,
         "control_end": control_end,
         "steps": steps,
+        "timesteps": timesteps,
+        "sigmas": sigmas,
         "guidance": guidance,
+        "guidance_end": guidance_end,
         "sampler": sampler,
         "seed": seed,
         "height": height,
@@ -176,6 +184,8 @@ def _request(
         values["scale"] = one_or_all(given["scale"])
     if "image" in given:
         values["image"] = open_image(given["image"])
+    for name in NUMBERS & values.keys():
+        values[name] = _numbers(name, values[name])
     named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
     return pipeline.request(**named)
 
@@ -184,6 +194,16 @@ def _argument(option: str, pipeline: Pipeline) -> str | None:
     """Return the name of the pipeline's argument for ``option``, or None if it has none."""
     accepted = {field.name for field in fields(pipeline.request)}
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)
+
+
+def _numbers(name: str, text: str) -> list[int | float]:
+    """Return the numbers of an option; those that are written as integers are integers."""
+    try:
+        return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"{name} is {text!r}; give numbers with commas between them", argument=name
+        ) from error
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -35,11 +35,30 @@ ControlEnd = Annotated[
     typer.Option(help="Fraction of the steps at which the control ends, from 0 to 1.", show_default="1"),
 ]
 Steps = Annotated[int | None, typer.Option(help="Number of denoising steps.", show_default="the family's")]
+Timesteps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T,T,...",
+        help="Training timesteps of the steps, highest first, in place of --steps.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Sigmas = Annotated[
+    str | None,
+    typer.Option(metavar="S,S,...", help="Noise levels of the steps, highest first, in place of --steps."),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(
         help="Classifier-free guidance scale (for a clip: of the last frame).",
         show_default="the family's",
+    ),
+]
+GuidanceEnd = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the steps at which guidance ends, from 0 to 1; later steps take half the time.",
+        show_default="1",
     ),
 ]
 Sampler = Annotated[str | None, typer.Option(help="Name of the sampler.", show_default="the family's")]

@@ -53,13 +53,14 @@ def choice(default: str | None, *others: str | None) -> Option:
     return Option(default, lambda value: value in words, ", ".join("null" if w is None else w for w in words))
 
 
-def integer(default: int, lowest: int) -> Option:
-    """Return an option that takes integers of at least `lowest`."""
+def integer(default: int, lowest: int, highest: int | None = None) -> Option:
+    """Return an option that takes integers of at least `lowest`, and of at most `highest` if that is set."""
 
     def accepts(value: Any) -> bool:
-        return is_integer(value) and value >= lowest
+        return is_integer(value) and value >= lowest and (highest is None or value <= highest)
 
-    return Option(default, accepts, f"integers of at least {lowest}")
+    words = f"integers of at least {lowest}" if highest is None else f"integers from {lowest} to {highest}"
+    return Option(default, accepts, words)
 
 
 def number(

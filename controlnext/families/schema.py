@@ -102,6 +102,11 @@ class GraphSpec:
     """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
     results stay in memory: for a clip these would be the features of every frame."""
 
+    def with_config(self, config: Config) -> GraphSpec:
+        """Return the graph of a network of this configuration, without the inputs that it does not need."""
+        inputs = [spec for spec in self.inputs if not spec.needs or config.get(spec.needs) is not None]
+        return replace(self, inputs=tuple(inputs))
+
     def with_controls(self, count: int) -> GraphSpec:
         """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
         ...

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from controlnext.reference.cut_off import CutOff
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
-from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+from controlnext.reference.stock import StockPipeline, control_tensor, per_control
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class ImageReference(StockPipeline):
         control_image: Any,
         control_scale: float | Sequence[Any] = 1.0,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         height: int,
         width: int,
@@ -43,33 +47,30 @@ class ImageReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         vae_tiling: bool = False,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
-        asked, steps = self.set_steps(sampler, num_inference_steps)
+        asked, steps = self.set_steps(sampler, num_inference_steps, timesteps=timesteps, sigmas=sigmas)
         guidance = self.family.default_guidance if guidance_scale is None else guidance_scale
-        count = len(self.controls)
-        images = per_control(control_image, count, shared=False)
-        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
-        control_inputs = []
-        for module, given, scale in zip(self.controls, images, scales, strict=True):
-            image = self.placed(control_tensor(given, height, width))
-            if len(image) > 1:
-                image = image.repeat_interleave(num_images_per_prompt, 0)
-            rows = self.placed(scale_rows(scale, guidance > 1, self.variant.unconditional_scale))
-            if rows.shape[1] > 1:
-                rows = rows.repeat_interleave(num_images_per_prompt, 1)
-            span = (control_start, control_end, self.variant.off_scale)
-            control_inputs.append(ControlInput(module, image, scale_schedule(rows, steps, *span)))
+        self.pipeline._guidance_scale = guidance
+        guided = self.pipeline.do_classifier_free_guidance
+        cut_off = CutOff(guidance_end if guided else 1.0, steps)
+        span = (control_start, control_end, self.variant.off_scale)
+        control_inputs = [
+            ControlInput(module, image, cut_off.conditional(scale_schedule(rows, steps, *span)))
+            for module, image, rows in self._controls(
+                control_image, control_scale, (height, width), num_images_per_prompt, guided
+            )
+        ]
         vae = self.modules["vae"]
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
-        keeper = LatentsKeeper()
         with with_control(self.denoiser, self.variant.injection, control_inputs):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
-                num_inference_steps=asked,
+                **asked,
                 guidance_scale=guidance,
                 height=height,
                 width=width,
@@ -77,8 +78,30 @@ class ImageReference(StockPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
-                callback_on_step_end=keeper,
-                callback_on_step_end_tensor_inputs=["latents"],
+                callback_on_step_end=cut_off,
+                callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
                 **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
             )
-        return ReferenceOutput(keeper.latents.float().cpu().numpy(), result.images)
+        return ReferenceOutput(cut_off.latents.float().cpu().numpy(), result.images)
+
+    def _controls(
+        self,
+        control_image: Any,
+        control_scale: float | Sequence[Any],
+        size: tuple[int, int],
+        images_per_prompt: int,
+        guided: bool,
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+        """Yield each control with its images and the :func:`scale_rows` of one step, repeated for all images
+        of a prompt where they differ."""
+        count = len(self.controls)
+        images = per_control(control_image, count, shared=False)
+        scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
+        for module, given, scale in zip(self.controls, images, scales, strict=True):
+            image = self.placed(control_tensor(given, *size))
+            if len(image) > 1:
+                image = image.repeat_interleave(images_per_prompt, 0)
+            rows = self.placed(scale_rows(scale, guided, self.variant.unconditional_scale))
+            if rows.shape[1] > 1:
+                rows = rows.repeat_interleave(images_per_prompt, 1)
+            yield module, image, rows

@@ -106,12 +106,19 @@ class StockPipeline:
         """Return diffusers' scheduler for ``sampler`` with the checkpoint's configuration."""
         return make_scheduler(sampler, self._config)
 
-    def set_steps(self, sampler: str | None, steps: int | None) -> tuple[int, int]:
-        """Set a new scheduler; return the number of steps to request, and the number that it takes."""
-        self.pipeline.scheduler = self.scheduler(sampler or self.family.default_sampler)
-        asked = steps or self.family.default_steps
-        self.pipeline.scheduler.set_timesteps(asked)
-        return asked, len(self.pipeline.scheduler.timesteps)
+    def set_steps(self, sampler: str | None, steps: int | None, **given: Any) -> tuple[dict[str, Any], int]:
+        """Set a new scheduler; return the pipeline's arguments for it, and the number of steps that it takes.
+
+        ``given``: timesteps or sigmas in place of the number of steps; None counts as missing.
+        """
+        name = sampler or self.family.default_sampler
+        self.pipeline.scheduler = self.scheduler(name)
+        asked = {key: value for key, value in given.items() if value is not None}
+        asked = asked or {"num_inference_steps": steps or self.family.default_steps}
+        self.pipeline.scheduler.set_timesteps(**asked)
+        # not a setting of diffusers' class but an argument of its pipelines
+        eta = {"eta": self._config.get("eta", 0.0)} if "eta" in SAMPLER_SPECS[name].options else {}
+        return {**asked, **eta}, len(self.pipeline.scheduler.timesteps)
 
 
 def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:
@@ -145,7 +152,8 @@ def _with_given(config: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, 
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
     """Return diffusers' scheduler for a sampler, with this configuration."""
-    return getattr(diffusers, SCHEDULERS[sampler]).from_config(config)
+    spec = SAMPLER_SPECS[sampler]
+    return getattr(diffusers, spec.scheduler).from_config(config, **spec.fixed)
 
 
 def control_tensor(images: Any, height: int, width: int, *, clip: bool = False) -> Tensor:

@@ -68,9 +68,10 @@ SCHEDULER: Rules = {
         "rho",
     ),
     **keys(
-        only(None, why="a distilled denoiser, whose sampler is not supported"),
+        harmless("of the samplers lcm and tcd, which read it"),
         "original_inference_steps",
         "timestep_scaling",
+        "eta",
     ),
     "shift": only(1, 1.0, None, why="a shifted schedule"),
     "shift_terminal": only(None, why="a schedule that ends at a share of noise"),

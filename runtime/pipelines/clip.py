@@ -69,3 +69,15 @@ def read_one(name: str, given: Any, reader: ImageReader) -> Bands:
     if len(images) > 1:
         raise InputError(f"{name} has {len(images)} images; give one")
     return images[0]
+
+
+def frame_count(request: VideoRequest, clips: list[Clip]) -> int:
+    """Return the number of frames of the result, for which every control needs an image."""
+    shortest = min(len(clip) for clip in clips)
+    frames = shortest if request.num_frames is None else request.num_frames
+    if frames > shortest:
+        raise InputError(
+            f"num_frames is {frames}, but the control has {shortest} frames; give an image for every frame",
+            argument="num_frames",
+        )
+    return frames

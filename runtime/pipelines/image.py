@@ -6,21 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError, blames
-from controlnext.image_input import Bands, ImageReader
+from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Denoising, Step, StepPart, guide
+from controlnext.runtime.denoise import Denoising, Step, StepPart
+from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
+from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Prompt, Request, Scale, as_floats
+from controlnext.runtime.request import Prompt, Request, Scale
 from controlnext.runtime.sizes import Size
-from controlnext.runtime.vae import control_array, read_images
-from controlnext.types import Feed, FloatArray
+from controlnext.runtime.vae import control_array
+from controlnext.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class ImagePipeline(Pipeline, task="image"):
             ``width`` x ``height``.
         control_scale: strength of the control; 0 switches it off. One, or one for each prompt.
         num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        timesteps, sigmas: the training timesteps of the steps, or their noise levels, highest first, in place
+            of their number; as in diffusers, for some samplers.
         height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
             ``latents`` if they are given, else of the first control image, rounded down).
         seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
@@ -61,14 +64,22 @@ class ImagePipeline(Pipeline, task="image"):
         latents: (N, C, height/8, width/8), noise of unit variance, in place of the seed's;
             anything that NumPy turns into an array.
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        guidance_end: the part of the run, from 0 to 1, after which guidance ends: the other steps compute the
+            conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: decode in overlapping tiles, for large images: less memory, but colours may shift
             from tile to tile.
-        guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
+        guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
+            that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
+
+    Raises:
+        InputError: a value that no model could take, or that this bundle cannot.
+        WorkError: an engine fails, or a number overflows.
+        OutOfMemoryError: memory runs out.
     """
 
     request = Request
@@ -86,6 +97,7 @@ class ImagePipeline(Pipeline, task="image"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -93,8 +105,10 @@ class ImagePipeline(Pipeline, task="image"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -102,21 +116,14 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Output:
-        """Return the images of prompts and control images.
-
-        The class describes the arguments.
-
-        Raises:
-            InputError: a value that no model could take, or that this bundle cannot.
-            WorkError: an engine fails, or a number overflows.
-            OutOfMemoryError: memory runs out.
-        """
+        """Return the images of prompts and control images; the class describes arguments and errors."""
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
             control_image=control_image,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -124,8 +131,10 @@ class ImagePipeline(Pipeline, task="image"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -143,6 +152,7 @@ class ImagePipeline(Pipeline, task="image"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -150,8 +160,10 @@ class ImagePipeline(Pipeline, task="image"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -170,6 +182,7 @@ class ImagePipeline(Pipeline, task="image"):
             control_image=control_image,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -177,8 +190,10 @@ class ImagePipeline(Pipeline, task="image"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -190,7 +205,7 @@ class ImagePipeline(Pipeline, task="image"):
 
     def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
-            _control_images(given, request)
+            control_images(given, request)
             for given in self.controls.each("control_image", request.control_image)
         ]
         width, height = controls[0][0][0].size
@@ -204,27 +219,39 @@ class ImagePipeline(Pipeline, task="image"):
         generator = TorchGenerator(request.seed)
         latents = self._latents(request, height, width, generator)
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
-        halves = 2 if guidance > 1 else 1
-        scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(scales, request, len(sampler.timesteps), halves == 2)
-        images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
-        prompts = self._condition(request, guided=halves == 2)
+        steps = len(sampler.timesteps)
+        guided = self.guided_steps(request, steps, len(latents)) if is_guided(guidance, self.inputs) else 0
+        halves = 2 if guided else 1
+        scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
+        strengths = self.controls.schedules(scales, request, steps, guided)
+        images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
+        prompts = self._condition(request, guided=guided > 0)
         constants = {
             **prompts,
             **self.conditioning(height, width, halves * len(latents)),
+            **self._guidance_embedding(guidance, len(latents)),
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
         part = StepPart(self.denoiser(constants), (height, width, tokens))
-        return _ImageDenoising(
+        return ImageDenoising(
             sampler=sampler,
             latents=latents,
             generator=generator,
             parts=[part],
+            guided_steps=guided,
             guard=guard,
             strengths=strengths,
-            guidance=float(guidance) if halves == 2 else None,
+            guidance=float(guidance),
         )
+
+    def _guidance_embedding(self, guidance: float, rows: int) -> dict[str, FloatArray]:
+        """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
+        if EMBEDDING not in self.inputs:
+            return {}
+        width = self.inputs[EMBEDDING].shape[1]
+        assert isinstance(width, int)
+        return {EMBEDDING: guidance_embedding(guidance, width, rows)}
 
     def finish(self, request: Request, latents: FloatArray) -> Output:
         """Return what a call returns for the latents of the last step."""
@@ -238,59 +265,3 @@ class ImagePipeline(Pipeline, task="image"):
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
-
-
-@dataclass(eq=False, kw_only=True)
-class _ImageDenoising(Denoising):
-    """A run with the control scales of each step, and with or without guidance."""
-
-    strengths: list[dict[str, FloatArray]]
-    guidance: float | None
-
-    def _inputs(self, number: int, sample: FloatArray) -> Feed:
-        rows = self.parts[number].rows
-        return {
-            "sample": np.concatenate([sample] * (rows // len(sample))),
-            "timestep": np.full(rows, self.timestep, np.float32),
-            **self.strengths[self.index],
-        }
-
-    def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
-        (noise,) = predictions
-        return guide(noise, self.guidance)
-
-
-def _control_images(given: Any, request: Request) -> list[Bands]:
-    if given is None:
-        raise InputError(
-            "no control image was given; set `control_image` (`control_scale` 0 switches it off)",
-            argument="control_image",
-        )
-    with blames("control_image"):
-        images = read_images(given, ImageReader("control_image"))
-    count = request.prompt_count
-    if len(images) not in (1, count):
-        given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"
-        raise InputError(
-            f"{len(images)} control images were given for {given_for}",
-            argument="control_image",
-        )
-    return images
-
-
-def _for_every_row(images: FloatArray, request: Request, halves: int) -> FloatArray:
-    """Return a single control image as it is; repeat several for each row of a guided batch."""
-    if len(images) == 1:
-        return images
-    return np.tile(np.repeat(images, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
-
-
-def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:
-    """Return one scale for each image, (N,) float32."""
-    scale, count = as_floats("control_scale", given), request.prompt_count
-    if scale.shape not in ((), (1,), (count,)):
-        raise InputError(
-            f"control_scale has shape {scale.shape} for {count} prompts; give one, or {count}",
-            argument="control_scale",
-        )
-    return np.repeat(np.broadcast_to(scale, count), request.num_images_per_prompt)

@@ -16,7 +16,7 @@ from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
-from controlnext.runtime.pipelines.clip import Clip, read_one
+from controlnext.runtime.pipelines.clip import Clip, frame_count, read_one
 from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
@@ -60,6 +60,8 @@ class VideoPipeline(Pipeline, task="video"):
             long clip need not be in memory.
         control_scale: strength of the control; 0 switches it off. One number for the clip.
         num_inference_steps: number of sampling steps, at least 1 (the family's default).
+        sigmas: noise levels of the steps, highest first, and the one after the last, in place of their
+            number.
         height, width: size of the result in pixels, multiples of 8, for some families of 16 (those of
             ``latents`` if they are given, else of the first control image, rounded down).
         seed: start of the random numbers, as in ``torch.Generator("cpu").manual_seed(seed)``.
@@ -67,6 +69,8 @@ class VideoPipeline(Pipeline, task="video"):
         latents: (1, frames, C, height/8, width/8), noise of unit variance, in place of the seed's;
             anything that NumPy turns into an array.
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        guidance_end: the part of the run, from 0 to 1, after which guidance ends: the other steps compute the
+            conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: not supported for clips; must be False.
         num_frames: number of frames of the result, at least 1 (those of the control clip).
@@ -77,6 +81,11 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: noise that is added to the reference image.
         decode_chunk_size: number of frames decoded at a time (those of a window). Frames decoded together
             influence each other, so this changes the result.
+
+    Raises:
+        InputError: a value that no model could take, or that this bundle cannot.
+        WorkError: an engine fails, or a number overflows.
+        OutOfMemoryError: memory runs out.
     """
 
     request = VideoRequest
@@ -89,6 +98,7 @@ class VideoPipeline(Pipeline, task="video"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -96,6 +106,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         num_frames: int | None = None,
@@ -106,20 +117,13 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> VideoOutput:
-        """Return a clip of a reference image and a control clip.
-
-        The class describes the arguments.
-
-        Raises:
-            InputError: a value that no model could take, or that this bundle cannot.
-            WorkError: an engine fails, or a number overflows.
-            OutOfMemoryError: memory runs out.
-        """
+        """Return a clip of a reference image and a control clip; the class describes arguments and errors."""
         request = VideoRequest(
             image=image,
             control_images=control_images,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -127,6 +131,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             num_frames=num_frames,
@@ -146,6 +151,7 @@ class VideoPipeline(Pipeline, task="video"):
         *,
         control_scale: Scale | Sequence[Scale] = 1.0,
         num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | FloatArray | None = None,
         height: int | None = None,
         width: int | None = None,
         seed: int = 0,
@@ -153,6 +159,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         num_frames: int | None = None,
@@ -173,6 +180,7 @@ class VideoPipeline(Pipeline, task="video"):
             control_images=control_images,
             control_scale=control_scale,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             height=height,
             width=width,
             seed=seed,
@@ -180,6 +188,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             num_frames=num_frames,
@@ -201,16 +210,16 @@ class VideoPipeline(Pipeline, task="video"):
     ) -> Denoising:
         sampler = self.sampler(request)
         generator = TorchGenerator(request.seed)
-        frames = _frame_count(request, clips)
+        frames = frame_count(request, clips)
         windows = clip_windows(frames, request.frames_per_batch, request.overlap)
         low, high = request.min_guidance_scale, request.max_guidance_scale
         high = self.family.default_guidance if high is None else high
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
         scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(
-            [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
-        )
-        image, constants = self._image(request, height, width, high >= 1, generator)
+        steps = len(sampler.timesteps)
+        guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
+        strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
+        image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
@@ -225,11 +234,12 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             generator=generator,
             parts=parts,
+            guided_steps=guided,
             guard=guard,
             windows=windows,
             image=image,
             strengths=strengths,
-            guidance=guidance if high >= 1 else None,
+            guidance=guidance,
             control=None if single else control,
         )
 
@@ -266,17 +276,6 @@ class VideoPipeline(Pipeline, task="video"):
             mean, embedding = (np.concatenate([np.zeros_like(a), a]) for a in (mean, embedding))
         constants = self.conditioning(height, width, len(mean))
         return mean, {**constants, "encoder_hidden_states": embedding[:, None]}
-
-
-def _frame_count(request: VideoRequest, clips: list[Clip]) -> int:
-    shortest = min(len(clip) for clip in clips)
-    frames = shortest if request.num_frames is None else request.num_frames
-    if frames > shortest:
-        raise InputError(
-            f"num_frames is {frames}, but the control has {shortest} frames; give an image for every frame",
-            argument="num_frames",
-        )
-    return frames
 
 
 def _single(scale: FloatArray) -> FloatArray:

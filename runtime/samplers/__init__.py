@@ -11,13 +11,14 @@ To add one: subclass `Sampler` in a file here, and add it to :mod:`controlnext.f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from controlnext.errors import InputError
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.samplers.base import Sampler
+from controlnext.runtime.samplers.steps import Given, read_steps
 
 __all__ = ["Sampler", "make_sampler", "sampler_class"]
 
@@ -29,20 +30,29 @@ def sampler_class(name: str) -> type[Sampler]:
     return found
 
 
-def make_sampler(name: str, config: Mapping[str, Any], num_inference_steps: int) -> Sampler:
+def make_sampler(
+    name: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int | None = None,
+    *,
+    timesteps: Sequence[int] | Given | None = None,
+    sigmas: Sequence[float] | Given | None = None,
+) -> Sampler:
     """Return a sampler set up for one run.
 
     Args:
         name: a key of `SAMPLER_SPECS`.
         config: the contents of a scheduler_config.json of any scheduler class, read as diffusers'
             `from_config` of the sampler's own class reads it.
-        num_inference_steps: at least 1; for ddim and ddpm at most the number of training timesteps.
+        num_inference_steps: at least 1; for some samplers there is a highest number too.
+        timesteps, sigmas: in place of it, for the samplers whose `given` in `SAMPLER_SPECS` has the name: the
+            training timesteps of the steps, or their noise levels, highest first.
 
     Raises:
-        InputError: an unknown name, a number of steps or an option that is not supported.
+        InputError: an unknown name, steps or an option that are not supported.
     """
     if name not in SAMPLER_SPECS:
         raise InputError(
             f"unknown sampler {name!r}; accepted: {', '.join(SAMPLER_SPECS)}", argument="sampler"
         )
-    return sampler_class(name)(config, num_inference_steps)
+    return sampler_class(name)(config, read_steps(num_inference_steps, timesteps, sigmas))

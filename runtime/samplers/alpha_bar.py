@@ -1,4 +1,4 @@
-"""The base of DDIM and DDPM: integer timesteps with their alpha_bar."""
+"""The base of DDIM, DDPM, LCM and TCD: integer timesteps with their alpha_bar."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.schedule import cumulative_alphas, spaced_timesteps
+from controlnext.runtime.samplers.schedule import cumulative_alphas
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
 
 
 class AlphaBarSampler(Sampler):
-    """Base of DDIM and DDPM: integer timesteps with their alpha_bar, and an x0 that may be clipped."""
+    """Base of the samplers with integer timesteps and their alpha_bar, whose x0 may be clipped."""
 
     limits_steps = True
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         steps = self.num_inference_steps
-        visited = spaced_timesteps(self.options, steps, points=steps).round().astype(np.int64)
+        visited = self._spaced(steps).round().astype(np.int64)
         table = cumulative_alphas(self.options)
         if visited.max() >= len(table):
             raise InputError(
@@ -45,6 +46,15 @@ class AlphaBarSampler(Sampler):
             return signal * sample - noise * model_output
         return model_output
 
+    def _predicted_noise(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
+        """Return the noise that the denoiser predicts: clipping x0 does not change it."""
+        signal, noise = np.sqrt(self.alpha_bar[i]), np.sqrt(_ONE - self.alpha_bar[i])
+        if self.options["prediction_type"] == "epsilon":
+            return model_output
+        if self.options["prediction_type"] == "v_prediction":
+            return signal * model_output + noise * sample
+        return (sample - signal * model_output) / noise
+
     def _limited(self, x0: FloatArray) -> FloatArray:
         if self.options["clip_sample"] and not self.options["thresholding"]:
             bound = np.float32(self.options["clip_sample_range"])
@@ -54,5 +64,9 @@ class AlphaBarSampler(Sampler):
     def _require_divisors(self) -> None:
         with np.errstate(divide="ignore"):
             self._require_finite(_ONE / (_ONE - self.alpha_bar))
+        self._require_signal()
+
+    def _require_signal(self) -> None:
+        with np.errstate(divide="ignore"):
             if self.options["prediction_type"] == "epsilon":
                 self._require_finite(_ONE / self.alpha_bar)

@@ -13,36 +13,46 @@ from controlnext.errors import InputError
 from controlnext.families.options import read_options
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.samplers.schedule import Options
+from controlnext.runtime.samplers.schedule import DoubleArray, Options, spaced_timesteps
+from controlnext.runtime.samplers.steps import Steps, check_given
 from controlnext.types import FloatArray
 
 
 class Sampler(ABC):
-    """A diffusers scheduler, set up for one number of steps.
+    """A diffusers scheduler, set up for the steps of one run.
 
     `timesteps` and `init_noise_sigma` do not change. A sampler with history (unipc, dpmpp_2m) serves one run:
     its steps are taken once each and in order. The others have no state between steps: `step` may be called
     several times with the same index, for instance once per window of a long clip. No sampler changes its
     input arrays. One with history keeps them, so do not write into them afterwards.
 
+    A step runs the denoiser once. A sampler of second order (heun) has about two of them for each that is
+    asked for, as diffusers' scheduler has timesteps.
+
     A run starts at index 0, as in diffusers' SDXL pipeline with `set_begin_index(0)`.
 
     Attributes:
         timesteps: float32 (steps,), the denoiser's timestep at each step. They are integers if those of
-            diffusers' scheduler are. There is one step more than requested if diffusers takes one more.
+            diffusers' scheduler are. There are more steps than requested if diffusers takes more.
         init_noise_sigma: the factor of unit-variance noise before the first step.
     """
 
     name: ClassVar[str]
     limits_steps: ClassVar[bool] = False
     """Whether diffusers refuses more steps than training timesteps."""
+    has_history: ClassVar[bool] = False
+    """Whether a step depends on earlier ones."""
+    further_sigmas: ClassVar[int] = 0
+    """How many `sigmas` a call gives beyond those of the steps."""
 
     timesteps: FloatArray
     init_noise_sigma: float = 1.0
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
         self.options: Options = read_options(self.name, SAMPLER_SPECS[self.name].options, config)
-        self.num_inference_steps = self._checked_steps(num_inference_steps)
+        self.asked = asked
+        self.num_inference_steps = self._counted()
+        self._taken = 0
         self._noise_scales: dict[int, np.float32] = {}
         """The factor of the noise, which may be 0, for each step that draws noise."""
 
@@ -51,7 +61,30 @@ class Sampler(ABC):
         """Whether any step draws from the generator."""
         return bool(self._noise_scales)
 
-    def _checked_steps(self, steps: int) -> int:
+    def _counted(self) -> int:
+        """Return the number of steps that were asked for, after checks that need no schedule."""
+        if self.asked.argument == "num_inference_steps":
+            return self._checked_steps(self.asked.count)
+        check_given(self.name, self.options, self.asked)
+        if self.asked.timesteps is not None:
+            return len(self.asked.timesteps)
+        assert self.asked.sigmas is not None
+        count = len(self.asked.sigmas) - self.further_sigmas
+        if count < 1:
+            raise InputError(
+                f"sigmas has {len(self.asked.sigmas)} values; sampler '{self.name}' takes those of the steps"
+                " and the one after the last, often 0; give at least 2",
+                argument="sigmas",
+            )
+        return count
+
+    def _spaced(self, points: int, top: int | None = None) -> DoubleArray:
+        """Return the given timesteps, else :func:`spaced_timesteps`."""
+        if self.asked.timesteps is not None:
+            return self.asked.timesteps
+        return spaced_timesteps(self.options, self.num_inference_steps, points, top)
+
+    def _checked_steps(self, steps: Any) -> int:
         if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
             raise InputError(
                 f"num_inference_steps is {steps!r}; it must be a positive integer",
@@ -99,12 +132,22 @@ class Sampler(ABC):
                 f"the denoiser's output has shape {model_output.shape}, the sample {sample.shape}; "
                 "they must agree"
             )
+        if self.has_history:
+            self._follow(i)
         noise_scale = self._noise_scales.get(i)
         if noise_scale is None:
             return self._step(model_output, i, sample)
         if generator is None:
             raise InputError(f"sampler '{self.name}' draws noise at step {i}; give it a generator")
         return self._step(model_output, i, sample) + generator.randn(sample.shape) * noise_scale
+
+    def _follow(self, i: int) -> None:
+        if i != self._taken:
+            raise InputError(
+                f"sampler '{self.name}' has a history and is at step {self._taken}, not {i}; take its "
+                "steps once each and in order, and make a new sampler for every run"
+            )
+        self._taken += 1
 
     @abstractmethod
     def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
@@ -129,7 +172,7 @@ class Sampler(ABC):
             raise InputError(
                 f"sampler '{self.name}' cannot run this scheduler configuration at "
                 f"{self.num_inference_steps} steps: its noise schedule repeats a level or divides by zero "
-                "(diffusers gives NaN); change `num_inference_steps`, or export with other `scheduler` "
+                f"(diffusers gives NaN); change `{self.asked.argument}`, or export with other `scheduler` "
                 "settings: final_sigmas_type, timestep_spacing or rescale_betas_zero_snr",
-                argument="num_inference_steps",
+                argument=self.asked.argument,
             )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.alpha_bar import AlphaBarSampler
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
@@ -18,8 +19,8 @@ class DDIMSampler(AlphaBarSampler):
 
     name = "ddim"
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         self._require_divisors()
         # the step always has this width, whatever the grid's distance to the next timestep
         reached = self._visited - self.options["num_train_timesteps"] // self.num_inference_steps
@@ -32,12 +33,3 @@ class DDIMSampler(AlphaBarSampler):
         noise = self._predicted_noise(model_output, i, sample)
         signal_share, noise_share = np.sqrt(self.next_alpha_bar[i]), np.sqrt(_ONE - self.next_alpha_bar[i])
         return signal_share * self._limited(x0) + noise_share * noise
-
-    def _predicted_noise(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        """Return the noise that the denoiser predicts: clipping x0 does not change it."""
-        signal, noise = np.sqrt(self.alpha_bar[i]), np.sqrt(_ONE - self.alpha_bar[i])
-        if self.options["prediction_type"] == "epsilon":
-            return model_output
-        if self.options["prediction_type"] == "v_prediction":
-            return signal * model_output + noise * sample
-        return (sample - signal * model_output) / noise

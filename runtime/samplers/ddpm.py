@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.alpha_bar import AlphaBarSampler
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
@@ -24,8 +25,8 @@ class DDPMSampler(AlphaBarSampler):
 
     name = "ddpm"
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         self._require_divisors()
         reached = np.append(self._visited[1:], -1)
         next_alpha_bar = np.where(reached >= 0, self._alpha_bar_table[reached], _ONE)

@@ -9,6 +9,7 @@ import numpy as np
 
 from controlnext.runtime.samplers.noise_level import NoiseLevelSampler
 from controlnext.runtime.samplers.schedule import interpolated_sigmas, sigma_table
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 
@@ -20,8 +21,8 @@ class EulerAncestralSampler(NoiseLevelSampler):
 
     name = "euler_a"
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         timesteps = self._grid()
         self._set_schedule(timesteps, interpolated_sigmas(timesteps, sigma_table(self.options)), 0.0)
         variance = self.sigmas**2

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import DoubleArray, replacement_sigmas
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
@@ -23,8 +25,8 @@ class FlowEulerSampler(Sampler):
     sigmas: FloatArray
     """Share of noise at each step and after the last one, (steps + 1,)."""
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         sigmas, last = self._schedule().astype(np.float32), 0
         self._require_finite(sigmas)
         if self.options["invert_sigmas"]:
@@ -37,9 +39,18 @@ class FlowEulerSampler(Sampler):
     def _schedule(self) -> DoubleArray:
         """Return the noise shares of the steps, highest first."""
         options, train = self.options, self.options["num_train_timesteps"]
-        first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
-        # diffusers shifts the ends of the range, and then all of it
-        sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
+        if self.asked.sigmas is not None:
+            if self.asked.sigmas[0] > 1:
+                raise InputError(
+                    f"sigmas begins at {self.asked.sigmas[0]:g}; sampler '{self.name}' takes shares of noise"
+                    " from 0 to 1",
+                    argument="sigmas",
+                )
+            sigmas = self._shifted(self.asked.sigmas.astype(np.float32)).astype(np.float64)
+        else:
+            first, last = self._shifted(np.array([train, 1], np.float32) / np.float32(train)).tolist()
+            # diffusers shifts the ends of the range, and then all of it
+            sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
         if options["shift_terminal"]:
             with np.errstate(all="ignore"):  # what is not finite is refused
                 sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))

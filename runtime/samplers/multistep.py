@@ -9,17 +9,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from controlnext.errors import InputError
 from controlnext.runtime.samplers.base import Sampler
 from controlnext.runtime.samplers.schedule import (
     interpolated_sigmas,
     log_snr,
     replacement_sigmas,
     sigma_table,
-    spaced_timesteps,
     timesteps_of,
     variance_preserving,
 )
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 
@@ -45,25 +44,25 @@ class Update:
 class MultistepSampler(Sampler):
     """Base of the solvers that extrapolate from earlier outputs; one object serves one run."""
 
+    has_history = True
     ends_at_replaced: ClassVar[bool] = False
     """Whether final_sigmas_type sigma_min repeats the last Karras or exponential level, if there is one; else
     it is the lowest level of training."""
     sigmas: FloatArray
     """Noise level at each step and after the last one, (steps + 1,)."""
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         self._set_schedule(sigma_table(self.options))
         self._alphas, self._stds = variance_preserving(self.sigmas)
         self._lambdas = log_snr(self._alphas, self._stds)
         self._outputs: list[FloatArray] = []
-        self._taken = 0
 
     def _set_schedule(self, table: FloatArray) -> None:
         options, steps = self.options, self.num_inference_steps
         replaced = replacement_sigmas(options, float(table[-1]), float(table[0]), steps)
         if replaced is None:
-            timesteps = spaced_timesteps(options, steps, steps + 1, self._usable_timesteps()).round()
+            timesteps = self._spaced(steps + 1, self._usable_timesteps()).round()
             sigmas = interpolated_sigmas(timesteps, table)
         else:
             timesteps, sigmas = timesteps_of(replaced, table), replaced
@@ -83,12 +82,6 @@ class MultistepSampler(Sampler):
         return bool(self.options["use_karras_sigmas"])
 
     def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
-        if i != self._taken:
-            raise InputError(
-                f"sampler '{self.name}' has a history and is at step {self._taken}, not {i}; take its "
-                "steps once each and in order, and make a new sampler for every run"
-            )
-        self._taken += 1
         return self._advance(self._converted(model_output, i, sample), i, sample)
 
     @abstractmethod

@@ -5,10 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from controlnext.runtime.samplers.base import Sampler
-from controlnext.runtime.samplers.schedule import (
-    DoubleArray,
-    spaced_timesteps,
-)
+from controlnext.runtime.samplers.schedule import DoubleArray
 from controlnext.types import FloatArray
 
 _ONE = np.float32(1)
@@ -22,8 +19,7 @@ class NoiseLevelSampler(Sampler):
 
     def _grid(self) -> DoubleArray:
         """Return the spaced timesteps, rounded to float32 as diffusers does before it interpolates levels."""
-        grid = spaced_timesteps(self.options, self.num_inference_steps, points=self.num_inference_steps)
-        return grid.astype(np.float32).astype(np.float64)
+        return self._spaced(self.num_inference_steps).astype(np.float32).astype(np.float64)
 
     def _set_schedule(self, timesteps: DoubleArray | FloatArray, sigmas: DoubleArray, last: float) -> None:
         self.timesteps = timesteps.astype(np.float32)

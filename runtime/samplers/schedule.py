@@ -80,7 +80,7 @@ def _cosine_betas(count: int) -> FloatArray:
 def cumulative_alphas(options: Options) -> FloatArray:
     """Return `alpha_bar`, (num_train_timesteps,) float32; the last is 0 with rescale_betas_zero_snr."""
     betas = beta_table(options)
-    if options["rescale_betas_zero_snr"]:
+    if options.get("rescale_betas_zero_snr"):
         betas = _zero_terminal_snr(betas)
     return _cumulative_product(_ONE - betas)
 
@@ -104,7 +104,7 @@ def sigma_table(options: Options) -> FloatArray:
     alpha_bar = cumulative_alphas(options)
     with np.errstate(divide="ignore"):
         sigmas = np.sqrt((_ONE - alpha_bar) / alpha_bar)
-    if options["rescale_betas_zero_snr"]:
+    if options.get("rescale_betas_zero_snr"):
         # diffusers keeps the highest level finite by an alpha_bar of 2**-24. The root of 2**24 - 1 lies
         # halfway between two float32 numbers; torch rounds to this one.
         sigmas[-1] = 4096
@@ -127,7 +127,8 @@ def spaced_timesteps(options: Options, steps: int, points: int, top: int | None 
     """
     train = options["num_train_timesteps"]
     top = train if top is None else top
-    if options["timestep_spacing"] == "linspace":
+    # the classes without the option have this spacing
+    if options.get("timestep_spacing", "linspace") == "linspace":
         return np.linspace(0, top - 1, points)[::-1][:steps]
     if options["timestep_spacing"] == "leading":
         return (np.arange(points) * float(top // points))[::-1][:steps] + options["steps_offset"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from controlnext.runtime.samplers.multistep import MultistepSampler, Update
+from controlnext.runtime.samplers.steps import Steps
 from controlnext.types import FloatArray
 
 _HALF, _ONE = np.float32(0.5), np.float32(1)
@@ -19,8 +20,8 @@ class UniPCSampler(MultistepSampler):
     name = "unipc"
     ends_at_replaced = True
 
-    def __init__(self, config: Mapping[str, Any], num_inference_steps: int) -> None:
-        super().__init__(config, num_inference_steps)
+    def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
+        super().__init__(config, asked)
         self._predictors: list[Update] = []
         self._correctors: list[Update | None] = []
         self._last_sample: FloatArray | None = None

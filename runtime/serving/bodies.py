@@ -21,7 +21,7 @@ _MOST_FIELDS = 100
 _EMPTY = ("prompt", "negative_prompt")
 """Fields that may be empty; browsers send the others empty where they were not filled in."""
 
-_LISTS = ("control_scale",)
+_LISTS = ("control_scale", "timesteps", "sigmas")
 """Fields that may be lists."""
 
 

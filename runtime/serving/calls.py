@@ -59,6 +59,16 @@ Scales = Annotated[
     Field(min_length=1, max_length=MOST_CONTROLS),
     BeforeValidator(_listed, json_schema_input_type=float | list[float]),
 ]
+Timesteps = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=int | list[int]),
+]
+Sigmas = Annotated[
+    list[Annotated[float, Field(ge=0)]],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=float | list[float]),
+]
 ImageFormat = Literal["png", "jpeg", "webp"]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
@@ -81,6 +91,9 @@ class CommonCall(BaseModel):
         None, ge=-(2**63), le=2**64 - 1, description="Left out: a random one, which the response names."
     )
     num_inference_steps: int | None = Field(None, ge=1, description="Denoising steps.")
+    sigmas: Sigmas | None = Field(
+        None, description="Noise levels of the steps, highest first, in place of num_inference_steps."
+    )
     guidance_scale: Strength | None = Field(None, description="Classifier-free guidance; none at 1 or less.")
     sampler: Text | None = Field(None, description="Name of a sampler of the bundle's family.")
     preprocess: Text | None = Field(
@@ -89,6 +102,9 @@ class CommonCall(BaseModel):
     )
     control_start: Ratio | None = Field(None, description="Part of the run at which the control begins.")
     control_end: Ratio | None = Field(None, description="Part of the run at which the control ends.")
+    guidance_end: Ratio | None = Field(
+        None, description="Part of the run at which guidance ends; later steps take half the time."
+    )
     user: Text | None = Field(None, description="Accepted for OpenAI's clients; not used.")
 
     @field_validator("*", mode="before")
@@ -126,7 +142,13 @@ class CommonCall(BaseModel):
 
     def steps(self, family: Family, settings: ServerSettings) -> int:
         """Return the number of steps: the family's own by default, as far as the server allows it."""
-        return self.num_inference_steps or min(family.default_steps, settings.max_steps)
+        given = [len(values) for values in self.given_steps().values()]
+        return self.num_inference_steps or max(given, default=min(family.default_steps, settings.max_steps))
+
+    def given_steps(self) -> dict[str, list[Any]]:
+        """Return the fields that list the steps, by name."""
+        lists = {name: getattr(self, name, None) for name in ("timesteps", "sigmas")}
+        return {name: values for name, values in lists.items() if values}
 
     def check(self, settings: ServerSettings) -> None:
         """Raise :class:`InputError` if more is asked for than the server allows."""
@@ -136,6 +158,12 @@ class CommonCall(BaseModel):
                 f" {settings.max_steps}",
                 argument="num_inference_steps",
             )
+        for name, values in self.given_steps().items():
+            if len(values) > settings.max_steps:
+                raise InputError(
+                    f"{name} has {len(values)} values; this server takes at most {settings.max_steps}",
+                    argument=name,
+                )
         if self.width_and_height:
             check_size(self.width_and_height, settings, f"size is {self.size}")
 
@@ -143,14 +171,17 @@ class CommonCall(BaseModel):
         """Return the arguments of the pipeline's call that were given, and the number of steps."""
         given: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("seed", "sampler", "control_start", "control_end")
+            for name in ("seed", "sampler", "control_start", "control_end", "guidance_end")
             if getattr(self, name) is not None
         }
         if self.control_scale is not None:
             given["control_scale"] = one_or_all(self.control_scale)
         if self.width_and_height:
             given["width"], given["height"] = self.width_and_height
-        return {**given, "num_inference_steps": self.steps(family, settings)}
+        given |= self.given_steps()
+        if self.num_inference_steps or not self.given_steps():
+            given["num_inference_steps"] = self.steps(family, settings)
+        return given
 
 
 class ImageFields(CommonCall):
@@ -158,6 +189,9 @@ class ImageFields(CommonCall):
 
     prompt: Text = Field(description="The image in words.")
     negative_prompt: Text | None = Field(None, description="In words, which the image should not be.")
+    timesteps: Timesteps | None = Field(
+        None, description="Training timesteps of the steps, highest first, in place of num_inference_steps."
+    )
     n: int | None = Field(None, ge=1, description="Number of images: one run, in which the seed goes on.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json.")
     output_format: ImageFormat | None = Field(None, description="By default png.")

@@ -18,7 +18,18 @@ from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.triton.tensors import read_inputs
 
-PASSED_ON = ("prompt", "negative_prompt", "control_start", "control_end", "guidance_scale", "sampler")
+GIVEN_STEPS = ("timesteps", "sigmas")
+"""Inputs that list the steps, in place of their number."""
+PASSED_ON = (
+    "prompt",
+    "negative_prompt",
+    "control_start",
+    "control_end",
+    "guidance_scale",
+    "guidance_end",
+    "sampler",
+    *GIVEN_STEPS,
+)
 """Inputs that are arguments of the pipeline as they are."""
 
 
@@ -53,6 +64,11 @@ class TritonCall:
             value, least = self.inputs.get(name), int(name != "partial_images")
             if value is not None and not least <= value <= largest:
                 raise InputError(f"{name} is {value}; this model takes {least} to {largest}")
+        for name in GIVEN_STEPS:
+            if (count := len(self.inputs.get(name, ()))) > limits.max_steps:
+                raise InputError(
+                    f"{name} has {count} values; this model takes at most {limits.max_steps}", argument=name
+                )
         if self.partial_images and not decoupled:
             raise InputError(
                 f"partial_images is {self.partial_images}, but this model answers each request once; leave it"
@@ -63,8 +79,10 @@ class TritonCall:
         """Return the arguments of the pipeline's call, its images decoded."""
         inputs = self.inputs
         given = {name: inputs[name] for name in (*PASSED_ON, "width", "height") if name in inputs}
-        steps = inputs.get("num_inference_steps", min(family.default_steps, limits.max_steps))
-        given |= {"seed": self.seed, "num_inference_steps": steps}
+        given["seed"] = self.seed
+        if "num_inference_steps" in inputs or not inputs.keys() & set(GIVEN_STEPS):
+            steps = inputs.get("num_inference_steps", min(family.default_steps, limits.max_steps))
+            given["num_inference_steps"] = steps
         given["num_images_per_prompt"] = inputs.get("num_images", 1)
         if images := self._images(limits):
             for side, name in zip(images[0].size, ("width", "height"), strict=True):

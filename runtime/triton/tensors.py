@@ -43,14 +43,18 @@ INPUTS = (
     TensorField("preprocess", "STRING"),
     TensorField("seed", "INT64"),
     TensorField("num_inference_steps", "INT32"),
+    TensorField("timesteps", "INT32", several=True),
+    TensorField("sigmas", "FP64", several=True),
     TensorField("guidance_scale", "FP64"),
+    TensorField("guidance_end", "FP64"),
     TensorField("sampler", "STRING"),
     TensorField("width", "INT32"),
     TensorField("height", "INT32"),
     TensorField("num_images", "INT32"),
     TensorField("partial_images", "INT32"),
 )
-"""The inputs of a request; ``control_image`` and ``control_scale`` have one entry for each control."""
+"""The inputs of a request; ``control_image`` and ``control_scale`` have one entry for each control,
+``timesteps`` and ``sigmas`` those of the steps."""
 OUTPUTS = (
     TensorField("image", "STRING", several=True, text=False),
     TensorField("seed", "INT64"),
@@ -77,7 +81,7 @@ def read_inputs(tensors: Mapping[str, np.ndarray], parameters: Collection[str] =
 
 def _read(field: TensorField, tensor: np.ndarray) -> Any:
     if tensor.ndim != 2 or len(tensor) != 1 or not tensor.size:
-        accepted = "(1, number of controls)" if field.several else "(1, 1)"
+        accepted = "(1, n)" if field.several else "(1, 1)"
         raise InputError(
             f"{field.name} has shape {tensor.shape}; it must be {accepted}: send a request for each job"
         )

@@ -33,7 +33,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
     """The images are the pipeline's with the same arguments."""
     flags = {"negative_prompt": "green", "guidance": 2.5, "sampler": "euler", "steps": 3, "seed": 4}
     flags |= {"scale": 0.6, "control_start": 0.3, "control_end": 0.7, "width": 32, "height": 16}
-    flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2}
+    flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2, "guidance_end": 0.4}
     output = tmp_path / "new" / "image.png"
     done = run(cli, bundles["image"], **flags, output=output)
     assert (done.status, done.err) == (0, "")
@@ -51,6 +51,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
             control_scale=0.6,
             control_start=0.3,
             control_end=0.7,
+            guidance_end=0.4,
             width=32,
             height=16,
             num_images_per_prompt=2,
@@ -58,6 +59,21 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
     assert sorted(output.parent.iterdir()) == files
     for path, image in zip(files, wanted.images, strict=True):
         assert_same(path, image)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [("timesteps", "999, 500,20", [999, 500, 20]), ("sigmas", "14.6,1,0", [14.6, 1, 0])],
+)
+def test_given_steps(
+    cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path, name: str, text: str, values: list[float]
+) -> None:
+    output = tmp_path / "image.png"
+    flags = {"prompt": "a", "control_image": outline, "sampler": "euler", name: text, "output": output}
+    assert run(cli, bundles["image"], **flags).status == 0
+    with Pipeline.load(bundles["image"]) as pipe:
+        wanted = pipe("a", control_image=Image.open(outline), sampler="euler", **{name: values})
+    assert_same(output, wanted.images[0])
 
 
 def test_one_image_as_json(cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path) -> None:
@@ -108,6 +124,9 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"sampler": "best"}, ["'best'", "unipc"]),
         ("image", {"preprocess": "magic"}, ["'magic'", "canny"]),
         ("image", {"scale": "nan"}, ["control_scale"]),
+        ("image", {"timesteps": "999,x", "steps": []}, ["--timesteps is '999,x'; give numbers with commas"]),
+        ("image", {"timesteps": "999"}, ["num_inference_steps and timesteps were given"]),
+        ("image", {"sigmas": "2,0", "steps": []}, ["'unipc' does not take; use --sampler euler, or --steps"]),
         ("image", {"num_images": 0}, ["--num-images is 0", "positive integer"]),
         ("image", {"control_image": "missing.png"}, ["missing.png"]),
         ("image", {"control_image": "."}, ["cannot read image"]),

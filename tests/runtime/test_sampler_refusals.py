@@ -13,6 +13,7 @@ from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import make_sampler
 
 DIFFUSION = [name for name in SAMPLER_SPECS if name != "flow_euler"]
+DPM_SOLVERS = ("dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde")
 
 CONFIG: dict[str, Any] = {
     "beta_start": 0.00085,
@@ -33,10 +34,10 @@ def config(**changes: Any) -> dict[str, Any]:
     [
         *((name, "beta_schedule", "sigmoid") for name in DIFFUSION),
         *((name, "prediction_type", "flow_prediction") for name in DIFFUSION),
-        *((name, "timestep_spacing", "random") for name in DIFFUSION),
-        *((name, "use_beta_sigmas", True) for name in ("unipc", "euler", "dpmpp_2m", "flow_euler")),
-        *((name, "use_flow_sigmas", True) for name in ("unipc", "dpmpp_2m")),
-        *((name, "final_sigmas_type", "half") for name in ("unipc", "euler", "dpmpp_2m")),
+        *((name, "timestep_spacing", "random") for name in DIFFUSION if name != "dpmpp_sde"),
+        *((name, "use_beta_sigmas", True) for name in ("unipc", "euler", "heun", "flow_euler", *DPM_SOLVERS)),
+        *((name, "use_flow_sigmas", True) for name in ("unipc", *DPM_SOLVERS)),
+        *((name, "final_sigmas_type", "half") for name in ("unipc", "euler", *DPM_SOLVERS)),
         *(("ddpm", "variance_type", kind) for kind in ("learned", "learned_range", "fixed_large_log")),
         ("euler_a", "prediction_type", "sample"),
         ("euler", "interpolation_type", "cubic"),
@@ -46,8 +47,15 @@ def config(**changes: Any) -> dict[str, Any]:
         ("unipc", "solver_order", 0),
         ("unipc", "disable_corrector", "all"),
         ("dpmpp_2m", "algorithm_type", "sde-dpmsolver++"),
-        ("dpmpp_2m", "use_lu_lambdas", True),
-        ("dpmpp_2m", "variance_type", "learned"),
+        ("dpmpp_2m_sde", "use_lu_lambdas", True),
+        *((name, "variance_type", "learned") for name in DPM_SOLVERS),
+        ("dpmpp_sde", "algorithm_type", "dpmsolver"),
+        ("dpmpp_sde", "solver_order", 4),
+        ("lcm", "original_inference_steps", 0),
+        ("lcm", "timestep_scaling", None),
+        *(("tcd", "eta", eta) for eta in (-0.1, 1.1, None, "0.3", float("nan"))),
+        ("heun", "beta_schedule", "exp"),
+        ("heun", "clip_sample", 1),
         ("ddim", "num_train_timesteps", 0),
         ("ddim", "steps_offset", 1.5),
         ("ddim", "clip_sample", "no"),
@@ -74,13 +82,26 @@ def test_unsupported_options_are_refused(name: str, option: str, value: object) 
 @pytest.mark.parametrize(
     ("name", "options", "steps", "message"),
     [
-        ("heun", CONFIG, 10, "unknown sampler 'heun'.*unipc"),
+        ("euler_b", CONFIG, 10, "unknown sampler 'euler_b'.*unipc"),
         ("unipc", CONFIG, 0, "num_inference_steps is 0"),
         ("unipc", CONFIG, -3, "num_inference_steps is -3"),
         ("unipc", CONFIG, 2.5, "num_inference_steps is 2.5"),
         ("ddim", CONFIG, 1001, "1 to 1000 steps"),
         ("ddpm", CONFIG, 1001, "1 to 1000 steps"),
         ("ddim", CONFIG, 1000, "first timestep.*1000"),
+        ("lcm", CONFIG, 51, "1 to 50 steps.*original_inference_steps"),
+        ("tcd", config(original_inference_steps=4), 5, "1 to 4 steps.*original_inference_steps"),
+        (
+            "lcm",
+            config(original_inference_steps=50, num_train_timesteps=49),
+            4,
+            "50 original_.* of 49",
+        ),
+        ("lcm", config(rescale_betas_zero_snr=True), 4, "divides by zero"),
+        ("tcd", config(rescale_betas_zero_snr=True), 4, "divides by zero"),
+        ("dpmpp_2m_sde", CONFIG, 1000, "repeats a level"),
+        ("dpmpp_sde", config(trained_betas=[0.1] * 5, num_train_timesteps=5), 50, "repeats a level"),
+        ("heun", config(use_karras_sigmas=True, use_exponential_sigmas=True), 10, "turn one off"),
         ("unipc", [], 10, "mapping"),
         ("unipc", CONFIG, 1000, "repeats a level"),
         ("dpmpp_2m", CONFIG, 1000, "repeats a level"),

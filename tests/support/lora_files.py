@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -126,3 +128,30 @@ def as_kohya(
 
 def sgm_of(modules: dict[str, nn.Module]) -> Any:
     return original_layout(SDXL, "unet", dict(modules["unet"].config))
+
+
+def stock(
+    family: Family, modules: dict[str, nn.Module], files: dict[Path, float]
+) -> dict[str, dict[str, Tensor]]:
+    """The networks' tensors after diffusers' own pipeline has loaded and fused these LoRAs."""
+    cls = getattr(diffusers, family.pipeline_class)
+    required = (p.name for p in inspect.signature(cls).parameters.values() if p.default is p.empty)
+    given = {**family.pipeline_options, **modules, "scheduler": diffusers.DDIMScheduler()}
+    pipeline = cls(**{**dict.fromkeys(required), **given})
+    for file, scale in files.items():
+        pipeline.load_lora_weights(str(file))
+        pipeline.fuse_lora(components=list(modules), lora_scale=scale)
+        pipeline.unload_lora_weights()
+    return {name: dict(module.state_dict()) for name, module in modules.items()}
+
+
+def assert_fused(base: Base, expected: dict[str, dict[str, Tensor]], before: Base, layers: int) -> None:
+    """Every tensor is as expected up to float32's rounding, and as many as there are layers have changed."""
+    changed = 0
+    for network, tensors in expected.items():
+        assert base.parts[network].tensors.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            fused = base.parts[network].tensors[name].read()
+            torch.testing.assert_close(fused, tensor, rtol=1e-5, atol=1e-6)
+            changed += not torch.equal(fused, before.parts[network].tensors[name].read())
+    assert changed == layers

@@ -54,7 +54,7 @@ def test_settings_given_as_options_come_before_those_of_the_base(load: Callable[
         ),
         ({"prediction_type": "v"}, "prediction_type='v', which no sampler .*accepted: epsilon, v_prediction"),
         ({"use_beta_sigmas": True}, "use_beta_sigmas=True.*accepted: false"),
-        ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type=.*accepted: dpmsolver"),
+        ({"algorithm_type": "sde-dpmsolver"}, "algorithm_type=.*accepted: dpmsolver"),
         (
             {"prediction_type": "original_sample"},
             "'unipc' does not support .*'original_sample'.*; give `scheduler` prediction_type=VALUE, an",
@@ -136,7 +136,7 @@ def test_settings_that_do_not_go_together_are_refused_at_load(
     [
         ({"_class_name": "EulerDiscreteSheduler"}, "accepted: .*; did you mean EulerDiscreteScheduler?"),
         (
-            {"_class_name": "LCMScheduler"},
+            {"_class_name": "EDMEulerScheduler"},
             "accepted: .*; give a base that was trained for one .*config.json$",
         ),
         ({"use_beta_sigmas": True}, "accepted: false.; give `scheduler` use_beta_sigmas=VALUE, an"),
@@ -197,7 +197,7 @@ INDEX = {
             {"motion_adapter": ["diffusers", "MotionAdapter"]},
             "has the component motion_adapter .MotionAdapter.",
         ),
-        ({"scheduler": ["diffusers", "LCMScheduler"]}, "has LCMScheduler as its scheduler"),
+        ({"scheduler": ["diffusers", "EDMEulerScheduler"]}, "has EDMEulerScheduler as its scheduler"),
     ],
 )
 def test_an_index_that_asks_for_something_else_is_refused(
@@ -228,9 +228,9 @@ def test_all_that_makes_a_base_unfit_is_named_at_once(
     load: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     load("sdxl", {})
-    rewrite_json(tmp_path / "base/unet/config.json", time_cond_proj_dim=32)
+    rewrite_json(tmp_path / "base/unet/config.json", class_embed_type="timestep")
     rewrite_json(tmp_path / "base/model_index.json", _class_name="LatentConsistencyModelPipeline")
-    rewrite_json(tmp_path / "base/scheduler/scheduler_config.json", _class_name="LCMScheduler")
-    unfit = r"LatentConsistency.*its scheduler is LCM.*time_cond_proj_dim=32"
+    rewrite_json(tmp_path / "base/scheduler/scheduler_config.json", _class_name="EDMEulerScheduler")
+    unfit = r"LatentConsistency.*its scheduler is EDM.*class_embed_type='timestep'"
     with pytest.raises(CheckpointError, match=unfit):
         read_base(SDXL, tmp_path / "base", None)

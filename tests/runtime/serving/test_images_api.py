@@ -69,6 +69,19 @@ def test_openais_client_streams_partial_images(client: openai.OpenAI, alone: Pip
     assert first.usage.total_tokens == 0
 
 
+def test_the_steps_may_be_given(site: Site, alone: Pipeline) -> None:
+    """As JSON, and in a form as a list that is written as JSON."""
+    given = {"sampler": "euler", "timesteps": [999, 400], "num_inference_steps": None}
+    body = {name: value for name, value in image_call(**given).items() if value is not None}
+    answer = site.http.post(ROUTE, json=body).json()
+    assert same([answer["data"][0]["b64_json"]], alone, **given)
+    levels = {"sampler": "euler", "sigmas": [14.6, 3.0, 0.0]}
+    form = {**{k: str(v) for k, v in USUAL.items() if k != "num_inference_steps"}, "prompt": "a red circle"}
+    form |= {"sampler": "euler", "sigmas": "[14.6, 3, 0]"}
+    answer = site.http.post(EDITS, data=form, files={"image": file_of(CONTROL)}).json()
+    assert same([answer["data"][0]["b64_json"]], alone, **levels, num_inference_steps=None)
+
+
 def test_partial_images_are_spread_over_the_steps() -> None:
     assert partial_steps(10, 3) == {1: 0, 4: 1, 6: 2}
     assert partial_steps(4, 8) == {0: 0, 1: 1, 2: 2}
@@ -99,6 +112,7 @@ def test_all_fields_reach_the_pipeline(site: Site, alone: Pipeline) -> None:
         control_scale=[1.5],
         control_start=0.1,
         control_end=0.9,
+        guidance_end=0.4,
         sampler="dpmpp_2m",
         num_inference_steps=6,
         size="16x24",
@@ -114,6 +128,7 @@ def test_all_fields_reach_the_pipeline(site: Site, alone: Pipeline) -> None:
         control_scale=1.5,
         control_start=0.1,
         control_end=0.9,
+        guidance_end=0.4,
         sampler="dpmpp_2m",
         num_inference_steps=6,
         width=16,

@@ -44,8 +44,9 @@ def test_requests_of_one_batch_keep_their_own_parameters(load: Load, toy: Path, 
     model = load(decoupled=decoupled)
     calls: list[dict[str, Any]] = [
         {"seed": -1, "guidance_scale": 1.0, "negative_prompt": "blue"},
-        {"seed": 2, "sampler": "euler", "guidance_scale": 1.0, "control_scale": 0.5, "control_end": 0.2},
-        {"seed": 3, "num_inference_steps": 4, "width": 32, "height": 24, "control_start": 0.3},
+        {"seed": 2, "sampler": "euler", "guidance_scale": 1.0, "control_start": 0.1, "control_end": 0.6},
+        {"seed": 3, "num_inference_steps": 4, "width": 32, "height": 24, "guidance_end": 0.3},
+        {"seed": 4, "num_inference_steps": None, "sampler": "euler", "timesteps": [999, 400]},
     ]
     requests = [_request(**call) for call in calls]
     assert model.execute(requests) is None
@@ -105,6 +106,7 @@ def test_several_controls_have_an_image_and_a_scale_each(load: Load, tmp_path: P
         ({"num_images": 9}, "num_images is 9; this model takes 1 to 8"),
         ({"num_inference_steps": 151}, "num_inference_steps is 151; this model takes 1 to 150"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"sigmas": [0.0] * 151}, "sigmas has 151 values; this model takes at most 150"),
         ({"partial_images": -1}, "partial_images is -1; this model takes 0 to"),
         ({"width": 40}, "width is 40; this model takes 1 to 32"),
         ({"control_image": file_of(drawing(1, 40, 16))}, "width is missing and the image has 40 pixels"),
