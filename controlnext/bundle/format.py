@@ -13,8 +13,10 @@ MODEL, DATA = "model.onnx", "model.onnx.data"
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
 """A denoiser's graph in the form that ONNX Runtime runs fastest, with the same weights: the part that is
 computed once for each image, if it is separate, and the part that runs at every step."""
-PARTS = (PROLOGUE, STEP)
-UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
+SHALLOW, SHALLOW_STEP = "shallow.onnx", "shallow_step.onnx"
+"""The shallow part of a denoiser's graph and of its step, for the step cache, with the same weights."""
+PARTS = (PROLOGUE, STEP, SHALLOW_STEP)
+UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx", "shallow_step.uint8.onnx")
 """The same for an int8 graph, for processors on which only uint8 x uint8 products are exact."""
 
 

@@ -64,11 +64,23 @@ class Quantization(msgspec.Struct, frozen=True):
     steps: int
 
 
+class Shallow(msgspec.Struct, frozen=True):
+    """The shallow part of a denoiser (``<directory>/shallow.onnx``), for the step cache.
+
+    ``features``: further outputs of the denoiser's graph, which the shallow part takes besides ``inputs``,
+    the names of those of the graph that it reads.
+    """
+
+    inputs: list[str]
+    features: list[TensorEntry]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
     ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
-    layers that are not quantized, and the result of calibration.
+    layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
+    exported for the step cache.
     """
 
     network: str
@@ -77,6 +89,7 @@ class Graph(msgspec.Struct, frozen=True):
     outputs: list[TensorEntry]
     compute: Precision | None = None
     quantization: Quantization | None = None
+    shallow: Shallow | None = None
 
 
 class Source(msgspec.Struct, frozen=True):

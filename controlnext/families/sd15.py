@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlnext.families.cuts import unet_cut
 from controlnext.families.parts import (
     CLIP_L,
     CONTROL,
@@ -113,6 +114,7 @@ SD15 = Family(
             sizes=lambda config: {"cross_attention_dim": config["cross_attention_dim"]},
             trace_sizes=IMAGE_TRACE,
             float32=FLOAT32,
+            cached=unet_cut(layers=2),
         ),
     ),
     samplers=samplers_of("noise"),
