@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from controlnext.engines import BoundEngine
+from controlnext.engines.base import StepKind
 from controlnext.engines.joint import EngineRows, JointBatch
 from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
@@ -59,7 +60,10 @@ class Denoising(ABC):
         generator: the source of the noise that some samplers add.
         parts: the batches of a step.
         guard: reports running out of memory.
+        cache_interval: every step of which the index is a multiple is full, those between are shallow.
         index: number of the next step, counted from 0.
+        features: what the last full step computed for shallow ones, of each part, for all of its rows: a run
+            that goes on with fewer rows has to take the same ones of these.
     """
 
     sampler: Sampler
@@ -67,7 +71,9 @@ class Denoising(ABC):
     generator: TorchGenerator
     parts: Sequence[StepPart]
     guard: MemoryGuard
+    cache_interval: int = 1
     index: int = field(default=0, init=False)
+    features: list[Feed] = field(default_factory=list, init=False)
     _scaled: FloatArray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +88,19 @@ class Denoising(ABC):
     def done(self) -> bool:
         """Whether all steps are taken."""
         return self.index == self.total
+
+    @property
+    def kind(self) -> StepKind:
+        """What the next step computes."""
+        if self.index % self.cache_interval:
+            return StepKind.SHALLOW
+        # the last step has none after it that could take over features
+        return StepKind.FULL if self.cache_interval > 1 and self.index + 1 < self.total else StepKind.PLAIN
+
+    @property
+    def shallow(self) -> bool:
+        """Whether the next step is shallow."""
+        return self.kind is StepKind.SHALLOW
 
     @property
     def timestep(self) -> float:
@@ -149,7 +168,8 @@ class Rounds:
         observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._most_rows, self._observe = most_rows, observe
-        self._runs: list[Denoising] = []
+        self._packed: list[tuple[Denoising, bool]] = []
+        self._batches: list[_Batch] = []
         self._joint: dict[_Batch, JointBatch] = {}
 
     def take(
@@ -160,11 +180,9 @@ class Rounds:
         An error is the outcome of the run that it belongs to, the others go on. ``dropped`` tells which runs
         are no longer wanted; these have no outcome.
         """
-        if self._runs != runs:
-            self._runs, batches = list(runs), _pack(runs, self._most_rows)
-            self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
-        predicted: dict[Denoising, list[list[FloatArray]]] = {run: [[] for _ in run.parts] for run in runs}
-        for batch in self._joint:
+        self._repack(runs)
+        predicted: dict[Denoising, list[list[Feed]]] = {run: [[] for _ in run.parts] for run in runs}
+        for batch in self._batches:
             rows = tuple(one for one in batch if one.run in predicted and not dropped(one.run))
             for one, prediction in zip(rows, self._predict(rows), strict=True):
                 if isinstance(prediction, Exception):
@@ -175,15 +193,29 @@ class Rounds:
                 if one.stop == one.part.rows and one.number == len(one.run.parts) - 1:
                     yield one.run, _advance(one.run, predicted.pop(one.run))
 
-    def _predict(self, batch: _Batch) -> list[FloatArray | Exception]:
-        """Return what the denoiser predicts for each of the rows, or the error."""
+    def _repack(self, runs: Sequence[Denoising]) -> None:
+        """Put the rows of the next steps into batches: full steps and shallow ones do not share any."""
+        packed = [(run, run.shallow) for run in runs]
+        if packed == self._packed:
+            return
+        latest = self._batches if {run for run, _ in packed} == {run for run, _ in self._packed} else []
+        self._packed, self._batches = packed, _pack(runs, self._most_rows)
+        # the batches before these soon return, unless runs came or went
+        wanted = dict.fromkeys((*self._batches, *latest))
+        self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in wanted}
+
+    def _predict(self, batch: _Batch) -> list[Feed | Exception]:
+        """Return the denoiser's outputs for each of the rows, or the error."""
         if not batch:
             return []
         begin = time.perf_counter()
+        kinds = {rows.run.kind for rows in batch}
+        kind = StepKind.FULL if len(kinds) > 1 else kinds.pop()
         try:
             with batch[0].run.guard.watch():
                 feeds = [rows.run.inputs(rows.number) for rows in batch]
-                outputs = (self._joint.get(batch) or _joint(batch)).run(feeds)
+                features = [rows.run.features[rows.number] for rows in batch if rows.run.shallow]
+                outputs = (self._joint.get(batch) or _joint(batch)).run(feeds, kind, features)
         except Exception as error:
             if len(batch) == 1:
                 return [error]
@@ -191,7 +223,7 @@ class Rounds:
             return [result for rows in batch for result in self._predict((rows,))]
         count = sum(rows.stop - rows.start for rows in batch)
         self._observe(len(batch), count, time.perf_counter() - begin)
-        return [output["noise_pred"] for output in outputs]
+        return list(outputs)
 
 
 def denoise(run: Denoising) -> Iterator[Step]:
@@ -229,7 +261,7 @@ def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
 
 
 def _fits(rows: _Rows, batch: Sequence[_Rows], most_rows: int | None) -> bool:
-    if most_rows is None or batch[0].part.key != rows.part.key:
+    if most_rows is None or batch[0].part.key != rows.part.key or batch[0].run.shallow != rows.run.shallow:
         return False
     return sum(one.stop - one.start for one in (*batch, rows)) <= most_rows
 
@@ -238,11 +270,23 @@ def _joint(batch: _Batch) -> JointBatch:
     return JointBatch([EngineRows(rows.part.bound, rows.start, rows.stop) for rows in batch])
 
 
-def _advance(run: Denoising, predictions: Sequence[Sequence[FloatArray]]) -> Outcome:
+def _advance(run: Denoising, outputs: Sequence[Sequence[Feed]]) -> Outcome:
+    """Take the next step of a run with the denoiser's outputs for the rows of each part."""
     try:
-        return run.advance([rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in predictions])
+        whole = [_concatenated(rows) for rows in outputs]
+        predictions = [part.pop("noise_pred") for part in whole]
+        if run.kind is StepKind.FULL:
+            run.features = list(whole)
+        return run.advance(predictions)
     except Exception as error:
         return error
+
+
+def _concatenated(rows: Sequence[Feed]) -> dict[str, FloatArray]:
+    first, *others = rows
+    if not others:
+        return dict(first)
+    return {name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()}
 
 
 def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:

@@ -20,6 +20,12 @@ UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx", "shallow_step.uint8.onn
 """The same for an int8 graph, for processors on which only uint8 x uint8 products are exact."""
 
 
+def model_file(graph_name: str) -> str:
+    """Return the file of a graph, or of the shallow part of one, in the bundle: ``unet/model.onnx``."""
+    name, dot, _ = graph_name.partition(".")
+    return f"{name}/{SHALLOW if dot else MODEL}"
+
+
 def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
     """Return the checksum of every file of a bundle except the manifest, by relative path; ``without``: a
     directory whose files are left out too."""
@@ -59,8 +65,12 @@ def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
 
 
 def graph_files(manifest: Manifest, graph: str) -> dict[str, FileEntry]:
-    """Return the entries of the files of ``graph`` (``"unet"``), by their names in the bundle."""
-    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"{graph}/")}
+    """Return the entries of the files of ``graph`` (``"unet"``), by their names in the bundle.
+
+    Those of its shallow part are the same.
+    """
+    directory = model_file(graph).partition("/")[0]
+    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"{directory}/")}
 
 
 def check_graph(bundle: Path, manifest: Manifest, graph: str) -> Path:
@@ -70,4 +80,4 @@ def check_graph(bundle: Path, manifest: Manifest, graph: str) -> Path:
     """
     for name in graph_files(manifest, graph):
         check_file(bundle, manifest, name)
-    return bundle / graph
+    return (bundle / model_file(graph)).parent

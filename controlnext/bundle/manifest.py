@@ -147,6 +147,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parity: list[ParityRow] = []
     scheduler: dict[str, Setting] = {}
 
+    def graph(self, name: str) -> Graph:
+        """Return the graph of that name, or the shallow part of one (:func:`shallow_name`) as a graph."""
+        whole = self.graphs[name.removesuffix(_SHALLOW)]
+        if name in self.graphs or whole.shallow is None:
+            return self.graphs[name]
+        inputs = [tensor for tensor in whole.inputs if tensor.name in whole.shallow.inputs]
+        return msgspec.structs.replace(whole, inputs=inputs + whole.shallow.features, shallow=None)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of all graphs, with that of the shallow part after each that has one."""
+        return [
+            name
+            for graph_name, graph in self.graphs.items()
+            for name in ([graph_name, shallow_name(graph_name)] if graph.shallow else [graph_name])
+        ]
+
+
+_SHALLOW = ".shallow"
+
+
+def shallow_name(graph_name: str) -> str:
+    """Return the name of the shallow part of a graph, by which backends open and build it."""
+    return f"{graph_name}{_SHALLOW}"
+
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:
     """Write the manifest as indented JSON with sorted keys: equal manifests give equal files."""

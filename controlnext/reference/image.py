@@ -44,6 +44,7 @@ class ImageReference(StockPipeline):
         control_start: float = 0.0,
         control_end: float = 1.0,
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
@@ -65,7 +66,8 @@ class ImageReference(StockPipeline):
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
         keeper = LatentsKeeper()
-        with with_control(self.denoiser, self.variant.injection, control_inputs):
+        cache = self.step_cache(cache_interval)
+        with with_control(self.denoiser, self.variant.injection, control_inputs, cache=cache):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,

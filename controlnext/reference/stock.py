@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from controlnext.families import Family, Variant
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.image_input import ImageReader
+from controlnext.reference.injection import StepCache
 from controlnext.reference.tokens import stock_tokenizers
 from controlnext.weights import Checkpoint
 from controlnext.weights.checkpoint import NetworkWeights
@@ -105,6 +106,11 @@ class StockPipeline:
     def scheduler(self, sampler: str) -> Any:
         """Return diffusers' scheduler for ``sampler`` with the checkpoint's configuration."""
         return make_scheduler(sampler, self._config)
+
+    def step_cache(self, interval: int) -> StepCache:
+        """Return the step cache of a run, which is cut where the exported denoiser is."""
+        (graph,) = (graph for graph in self.family.graphs if graph.name == self.family.denoiser)
+        return StepCache(interval, graph.cached(self.denoiser.config))  # type: ignore[arg-type]
 
     def set_steps(self, sampler: str | None, steps: int | None) -> tuple[int, int]:
         """Set a new scheduler; return the number of steps to request, and the number that it takes."""

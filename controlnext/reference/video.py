@@ -65,6 +65,7 @@ class VideoReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        cache_interval: int = 1,
     ) -> VideoReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
         highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
@@ -85,7 +86,8 @@ class VideoReference(StockPipeline):
             for name, make in self.family.conditioning.items()
         }
         keeper = LatentsKeeper()
-        with with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed):
+        cache = self.step_cache(cache_interval)
+        with with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed):
             result = self.pipeline(
                 ImageReader("image").read_rgb(image),
                 height=height,

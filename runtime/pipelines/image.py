@@ -64,6 +64,8 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: "pil", "np" or "latent".
         vae_tiling: decode in overlapping tiles, for large images: less memory, but colours may shift
             from tile to tile.
+        cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
+            is faster (docs/fewer.md); 1: at every step.
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
         num_images_per_prompt: number of images for each prompt, at least 1.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
@@ -95,6 +97,7 @@ class ImagePipeline(Pipeline, task="image"):
         control_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -126,6 +129,7 @@ class ImagePipeline(Pipeline, task="image"):
             control_end=control_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -152,6 +156,7 @@ class ImagePipeline(Pipeline, task="image"):
         control_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -179,6 +184,7 @@ class ImagePipeline(Pipeline, task="image"):
             control_end=control_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -215,6 +221,7 @@ class ImagePipeline(Pipeline, task="image"):
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
+        self.open_step_cache(request, [(halves * len(latents), height, width, {"sequence": tokens})])
         part = StepPart(self.denoiser(constants), (height, width, tokens))
         return _ImageDenoising(
             sampler=sampler,
@@ -222,6 +229,7 @@ class ImagePipeline(Pipeline, task="image"):
             generator=generator,
             parts=[part],
             guard=guard,
+            cache_interval=request.cache_interval,
             strengths=strengths,
             guidance=float(guidance) if halves == 2 else None,
         )

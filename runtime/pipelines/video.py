@@ -69,6 +69,8 @@ class VideoPipeline(Pipeline, task="video"):
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
         output_type: "pil", "np" or "latent".
         vae_tiling: not supported for clips; must be False.
+        cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
+            is faster (docs/fewer.md); 1: at every step.
         num_frames: number of frames of the result, at least 1 (those of the control clip).
         frames_per_batch, overlap: a longer clip is denoised in windows of ``frames_per_batch`` frames;
             neighbours share ``overlap`` frames.
@@ -98,6 +100,7 @@ class VideoPipeline(Pipeline, task="video"):
         control_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -129,6 +132,7 @@ class VideoPipeline(Pipeline, task="video"):
             control_end=control_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -155,6 +159,7 @@ class VideoPipeline(Pipeline, task="video"):
         control_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -182,6 +187,7 @@ class VideoPipeline(Pipeline, task="video"):
             control_end=control_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -210,6 +216,10 @@ class VideoPipeline(Pipeline, task="video"):
         strengths = self.controls.schedules(
             [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
         )
+        rows = 2 if high >= 1 else 1
+        self.open_step_cache(
+            request, [(rows, height, width, {"frames": w.stop - w.start}) for w in windows]
+        )
         image, constants = self._image(request, height, width, high >= 1, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
@@ -226,6 +236,7 @@ class VideoPipeline(Pipeline, task="video"):
             generator=generator,
             parts=parts,
             guard=guard,
+            cache_interval=request.cache_interval,
             windows=windows,
             image=image,
             strengths=strengths,
