@@ -4,7 +4,9 @@ Rules:
 - the features are outputs of the whole graph; in the shallow part they are inputs, with the same names,
   float32 like all of a graph's inputs;
 - a feature that is a difference to what enters the deep part is added to what enters it now;
-- what the result does not depend on any more is removed, with inputs and weights.
+- what the result does not depend on any more is removed, with inputs and weights;
+- a size that is read of an input is read of the first input that has it: the others are then inputs of the
+  shallow part only if it needs their values.
 
 The shallow part refers to the weights of the model: written into the same directory it needs none of its own.
 """
@@ -28,9 +30,27 @@ def cut_shallow(model: ir.Model, cached: Sequence[CachedFeature]) -> ir.Model:
     for one in cached:
         _take_over(graph, outputs[one.spec.name], one)
     common.RemoveUnusedNodesPass()(shallow)
+    _read_sizes_of_the_first(graph)
     for value in [value for value in graph.inputs if not value.uses()]:
         graph.inputs.remove(value)
     return shallow
+
+
+def _read_sizes_of_the_first(graph: ir.Graph) -> None:
+    """Read each named size of an input from the first one that has it, where a single size is read."""
+    places: dict[str, tuple[ir.Value, int]] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            places.setdefault(str(size), (value, axis))
+        for node in value.consumers():
+            start = node.attributes.get_int("start", 0)
+            if node.op_type != "Shape" or node.attributes.get_int("end", 0) != start + 1:
+                continue
+            assert value.shape is not None
+            source, axis = places[str(value.shape[start])]
+            node.replace_input_with(0, source)
+            node.attributes["start"] = ir.AttrInt64("start", axis)
+            node.attributes["end"] = ir.AttrInt64("end", axis + 1)
 
 
 def without_outputs(model: ir.Model, names: Collection[str]) -> ir.Model:
