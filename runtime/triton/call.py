@@ -18,7 +18,10 @@ from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.triton.tensors import read_inputs
 
-PASSED_ON = ("prompt", "negative_prompt", "control_start", "control_end", "guidance_scale", "sampler")
+PASSED_ON = (
+    *("prompt", "negative_prompt", "control_start", "control_end"),
+    *("cache_interval", "guidance_scale", "sampler"),
+)
 """Inputs that are arguments of the pipeline as they are."""
 
 
