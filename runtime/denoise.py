@@ -286,7 +286,9 @@ def _concatenated(rows: Sequence[Feed]) -> dict[str, FloatArray]:
     first, *others = rows
     if not others:
         return dict(first)
-    return {name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()}
+    return {
+        name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()
+    }
 
 
 def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:

@@ -38,6 +38,4 @@ def open_step_cache(engine: Engine, interval: int, parts: Sequence[Mapping[str, 
 
 def feature_bytes(engine: Engine, sizes: Mapping[str, int]) -> int:
     """Return the bytes of the features of a batch of these ``sizes``."""
-    return sum(
-        math.prod(spec.shape_at(sizes)) * np.dtype(spec.dtype).itemsize for spec in engine.features
-    )
+    return sum(math.prod(spec.shape_at(sizes)) * np.dtype(spec.dtype).itemsize for spec in engine.features)

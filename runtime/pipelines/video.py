@@ -217,9 +217,7 @@ class VideoPipeline(Pipeline, task="video"):
             [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
         )
         rows = 2 if high >= 1 else 1
-        self.open_step_cache(
-            request, [(rows, height, width, {"frames": w.stop - w.start}) for w in windows]
-        )
+        self.open_step_cache(request, [(rows, height, width, {"frames": w.stop - w.start}) for w in windows])
         image, constants = self._image(request, height, width, high >= 1, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
