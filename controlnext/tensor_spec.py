@@ -50,12 +50,14 @@ class TensorSpec:
     A dimension written ``"@name"`` in the registry is a size of the model at hand
     (``"@cross_attention_dim"``) and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch
     module takes the input if that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
+    ``needs``: a key of the network's configuration; where it is null, the graph does not have the input.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
     argument: str = ""
+    needs: str = ""
 
     def resolve(self, sizes: Mapping[str, int]) -> TensorSpec:
         """Return the spec with every ``"@name"`` replaced by its size."""

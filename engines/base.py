@@ -21,7 +21,6 @@ from controlnext.errors import InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
 
-
 NO_FEATURES: Feed = MappingProxyType({})
 
 
@@ -73,6 +72,8 @@ class Engine(Closeable):
     """The names that a run reads: inputs and, with a prologue, what that computes."""
     most_rows: int | None = None
     """The largest batch that the engine accepts; None for any."""
+    least_rows: int = 1
+    """The smallest batch that the engine accepts."""
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
         self.graph_name, self.backend = graph_name, backend
@@ -88,7 +89,7 @@ class Engine(Closeable):
 
     def _stand_for(self, engine: Engine) -> None:
         """Say of itself what ``engine`` does, which this one wraps."""
-        self.backend, self.most_rows = engine.backend, engine.most_rows
+        self.backend, self.most_rows, self.least_rows = engine.backend, engine.most_rows, engine.least_rows
         self.prologue_inputs, self.step_inputs = engine.prologue_inputs, engine.step_inputs
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
@@ -202,6 +203,20 @@ class BoundEngine:
         self.rows = self._sizes.get("batch")
         self._handed_over: dict[str, np.ndarray] | None = None
         self._taken: Feed | None = None
+
+    def last_rows(self, count: int) -> BoundEngine:
+        """Return the engine bound to the last ``count`` rows of the batch alone.
+
+        What the prologue has computed is taken from here; an input of one row for the batch stays as it is.
+        """
+        constants = {name: self._last(array, count) for name, array in self._bound.items()}
+        bound = BoundEngine(self.engine, constants)
+        if self._handed_over is not None:
+            bound._handed_over = {name: self._last(array, count) for name, array in self._handed_over.items()}
+        return bound
+
+    def _last(self, array: np.ndarray, count: int) -> np.ndarray:
+        return array[-count:] if len(array) == self.rows else array
 
     def prepare(self) -> None:
         """Run the engine's prologue now instead of in the first run, if all of its inputs are bound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
+from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
 from controlnext.types import Feed, FloatArray
 
 
@@ -58,18 +59,19 @@ class Denoising(ABC):
         sampler: the sampler, which serves this run alone.
         latents: noise of unit variance; from then on the state after the last step.
         generator: the source of the noise that some samplers add.
-        parts: the batches of a step.
+        parts: the batches of a step; of the conditional rows alone once guidance has ended.
+        guided_steps: the number of steps with guidance, 0 for a run without.
         guard: reports running out of memory.
         cache_interval: every step of which the index is a multiple is full, those between are shallow.
         index: number of the next step, counted from 0.
-        features: what the last full step computed for shallow ones, of each part, for all of its rows: a run
-            that goes on with fewer rows has to take the same ones of these.
+        features: what the last full step computed for shallow ones, of each part, for all of its rows.
     """
 
     sampler: Sampler
     latents: FloatArray
     generator: TorchGenerator
     parts: Sequence[StepPart]
+    guided_steps: int
     guard: MemoryGuard
     cache_interval: int = 1
     index: int = field(default=0, init=False)
@@ -92,10 +94,7 @@ class Denoising(ABC):
     @property
     def kind(self) -> StepKind:
         """What the next step computes."""
-        if self.index % self.cache_interval:
-            return StepKind.SHALLOW
-        # the last step has none after it that could take over features
-        return StepKind.FULL if self.cache_interval > 1 and self.index + 1 < self.total else StepKind.PLAIN
+        return step_kind(self.index, self.total, self.cache_interval)
 
     @property
     def shallow(self) -> bool:
@@ -134,21 +133,21 @@ class Denoising(ABC):
             )
         self.latents = self.sampler.step(noise, index, self.latents, self.generator)
         self.index, self._scaled = self.index + 1, None
+        if self.index == self.guided_steps and not self.done:
+            self.parts = _conditional(self.parts)
+            self.features = [conditional_rows(features) for features in self.features]
         return Step(index, self.total, timestep, self.latents)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows ``start`` to ``stop`` of part ``number`` of a run."""
+    """The rows ``start`` to ``stop`` of a part of a run, its ``number``."""
 
     run: Denoising
     number: int
+    part: StepPart
     start: int
     stop: int
-
-    @property
-    def part(self) -> StepPart:
-        return self.run.parts[self.number]
 
 
 _Batch = tuple[_Rows, ...]
@@ -168,7 +167,7 @@ class Rounds:
         observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._most_rows, self._observe = most_rows, observe
-        self._packed: list[tuple[Denoising, bool]] = []
+        self._packed: list[tuple[Denoising, bool, Sequence[StepPart]]] = []
         self._batches: list[_Batch] = []
         self._joint: dict[_Batch, JointBatch] = {}
 
@@ -195,10 +194,10 @@ class Rounds:
 
     def _repack(self, runs: Sequence[Denoising]) -> None:
         """Put the rows of the next steps into batches: full steps and shallow ones do not share any."""
-        packed = [(run, run.shallow) for run in runs]
+        packed = [(run, run.shallow, run.parts) for run in runs]
         if packed == self._packed:
             return
-        latest = self._batches if {run for run, _ in packed} == {run for run, _ in self._packed} else []
+        latest = self._batches if [run for run, *_ in packed] == [run for run, *_ in self._packed] else []
         self._packed, self._batches = packed, _pack(runs, self._most_rows)
         # the batches before these soon return, unless runs came or went
         wanted = dict.fromkeys((*self._batches, *latest))
@@ -248,7 +247,7 @@ def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
             count = part.rows
             most = most_rows or count
             for start in range(0, count, most):
-                rows = _Rows(run, number, start, min(start + most, count))
+                rows = _Rows(run, number, part, start, min(start + most, count))
                 place = next(
                     (i for i in range(first, len(batches)) if _fits(rows, batches[i], most_rows)), None
                 )
@@ -273,7 +272,7 @@ def _joint(batch: _Batch) -> JointBatch:
 def _advance(run: Denoising, outputs: Sequence[Sequence[Feed]]) -> Outcome:
     """Take the next step of a run with the denoiser's outputs for the rows of each part."""
     try:
-        whole = [_concatenated(rows) for rows in outputs]
+        whole = [join_rows(rows) for rows in outputs]
         predictions = [part.pop("noise_pred") for part in whole]
         if run.kind is StepKind.FULL:
             run.features = list(whole)
@@ -282,25 +281,10 @@ def _advance(run: Denoising, outputs: Sequence[Sequence[Feed]]) -> Outcome:
         return error
 
 
-def _concatenated(rows: Sequence[Feed]) -> dict[str, FloatArray]:
-    first, *others = rows
-    if not others:
-        return dict(first)
-    return {
-        name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()
-    }
-
-
-def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:
-    """Return the noise after classifier-free guidance (arXiv:2207.12598), in diffusers' form.
-
-    For a batch with the unconditional half first it is ``uncond + scale * (cond - uncond)``. If ``scale`` is
-    None, the noise is returned unchanged.
-    """
-    if scale is None:
-        return noise
-    unconditional, conditional = np.split(noise, 2)
-    return unconditional + scale * (conditional - unconditional)
+def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
+    """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
+    halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
+    return [replace(part, bound=halves[part.bound]) for part in parts]
 
 
 def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:

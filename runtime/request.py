@@ -36,6 +36,7 @@ class CommonRequest:
     latents: FloatArray | None = None
     control_start: float = 0.0
     control_end: float = 1.0
+    guidance_end: float = 1.0
     output_type: str = "pil"
     vae_tiling: bool = False
     cache_interval: int = 1
@@ -59,6 +60,11 @@ class CommonRequest:
                 f"control_start is {start!r} and control_end {end!r};"
                 " give 0 <= control_start < control_end <= 1",
                 argument="control_end" if is_finite(start) and 0 <= start < 1 else "control_start",
+            )
+        if not (is_finite(self.guidance_end) and 0 <= self.guidance_end <= 1):
+            raise InputError(
+                f"guidance_end is {self.guidance_end!r}; it must be a number from 0 to 1, the end of the run",
+                argument="guidance_end",
             )
         if self.output_type not in OUTPUT_TYPES:
             raise InputError(

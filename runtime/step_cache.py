@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from controlnext.engines import Engine
+from controlnext.engines.base import StepKind
 from controlnext.errors import InputError
+from controlnext.types import Feed
 
 MOST_BYTES = 4 << 30
 """The most memory for the features of a run: those of an image take 42 MB at most families' own size, those
@@ -29,9 +31,8 @@ def open_step_cache(engine: Engine, interval: int, parts: Sequence[Mapping[str, 
     kept = sum(feature_bytes(engine, sizes) for sizes in parts)
     if kept > MOST_BYTES:
         raise InputError(
-            f"`cache_interval` {interval} would keep {kept / 1e9:.1f} GB of features for {len(parts)} batches a"
-            f" step; at most {MOST_BYTES / 1e9:.1f} GB are kept: set it to 1, or make fewer frames or images,"
-            " or smaller ones",
+            f"`cache_interval` {interval} would keep {kept / 1e9:.1f} GB of features; at most"
+            f" {MOST_BYTES / 1e9:.1f} GB are kept: set it to 1, or make fewer frames or images, or smaller ones",
             argument="cache_interval",
         )
 
@@ -39,3 +40,24 @@ def open_step_cache(engine: Engine, interval: int, parts: Sequence[Mapping[str, 
 def feature_bytes(engine: Engine, sizes: Mapping[str, int]) -> int:
     """Return the bytes of the features of a batch of these ``sizes``."""
     return sum(math.prod(spec.shape_at(sizes)) * np.dtype(spec.dtype).itemsize for spec in engine.features)
+
+
+def step_kind(index: int, total: int, interval: int) -> StepKind:
+    """Return what step ``index`` of ``total`` computes, counted from 0."""
+    if index % interval:
+        return StepKind.SHALLOW
+    # the last step has none after it that could take over features
+    return StepKind.FULL if interval > 1 and index + 1 < total else StepKind.PLAIN
+
+
+def conditional_rows(features: Feed) -> Feed:
+    """Return the second half of the rows of guided features."""
+    return {name: array[len(array) // 2 :] for name, array in features.items()}
+
+
+def join_rows(outputs: Sequence[Feed]) -> dict[str, np.ndarray]:
+    """Return the outputs for the rows of a batch that ran in several runs."""
+    first, *others = outputs
+    if not others:
+        return dict(first)
+    return {name: np.concatenate([rows, *(other[name] for other in others)]) for name, rows in first.items()}

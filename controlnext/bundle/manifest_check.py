@@ -40,7 +40,8 @@ def check_complete(manifest: Manifest, family: Family) -> None:
             continue
         if spec.name not in manifest.graphs:
             raise BundleError(f"graphs has no {spec.name}, which {family.title} needs")
-        _check_tensors(spec, manifest.graphs[spec.name])
+        graph = manifest.graphs[spec.name]
+        _check_tensors(spec.with_config(manifest.configs[graph.network]), graph)
     for name, default in family.checkpoint_options.items():
         if name not in manifest.options:
             raise BundleError(f"options has no {name}, which {family.title} needs")

@@ -50,6 +50,13 @@ Guidance = Annotated[
         show_default="the family's",
     ),
 ]
+GuidanceEnd = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of the steps at which guidance ends, from 0 to 1; later steps take half the time.",
+        show_default="1",
+    ),
+]
 Sampler = Annotated[str | None, typer.Option(help="Name of the sampler.", show_default="the family's")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Height = Annotated[

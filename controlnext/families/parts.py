@@ -35,6 +35,11 @@ CLIP_G = Network(
 HIDDEN = TensorSpec("prompt_embeds", "float32", ("batch", "sequence", "@hidden_size"))
 POOLED = TensorSpec("text_embeds", "float32", ("batch", "@projection_dim"))
 
+_GUIDANCE_WIDTH = "time_cond_proj_dim"
+GUIDANCE = TensorSpec("timestep_cond", "float32", ("batch", f"@{_GUIDANCE_WIDTH}"), needs=_GUIDANCE_WIDTH)
+"""The embedding of the guidance scale, which denoisers that were distilled from guided ones take
+(arXiv:2210.03142)."""
+
 CONTROL = (
     TensorSpec("control_image", "float32", ("control_batch", 3, "8*height", "8*width")),
     TensorSpec("control_scale", "float32", ("batch",)),
@@ -45,6 +50,12 @@ CONTROL = (
 IMAGE_TRACE: Mapping[str, int] = MappingProxyType(
     {"batch": 3, "control_batch": 2, "height": 13, "width": 11, "sequence": 77}
 )
+
+
+def guidance_size(config: Config) -> dict[str, int]:
+    """Return the size in :data:`GUIDANCE`; none if the denoiser does not take it."""
+    width = config.get(_GUIDANCE_WIDTH)
+    return {} if width is None else {_GUIDANCE_WIDTH: width}
 
 
 def text_encoder(name: str, outputs: tuple[TensorSpec, ...], wrapper: str) -> GraphSpec:

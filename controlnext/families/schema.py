@@ -126,6 +126,11 @@ class GraphSpec:
         """Return the graph with the features for the step cache as further outputs."""
         return replace(self, outputs=(*self.outputs, *(one.spec for one in self.cached(config))))
 
+    def with_config(self, config: Config) -> GraphSpec:
+        """Return the graph of a network of this configuration, without the inputs that it does not need."""
+        inputs = [spec for spec in self.inputs if not spec.needs or config.get(spec.needs) is not None]
+        return replace(self, inputs=tuple(inputs))
+
     def with_controls(self, count: int) -> GraphSpec:
         """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
         ...

@@ -9,12 +9,14 @@ from controlnext.families.parts import (
     CLIP_L,
     CONTROL,
     FLOAT32,
+    GUIDANCE,
     HIDDEN,
     IMAGE_TRACE,
     NO_SHIFT,
     OF_DENOISER,
     OF_VAE,
     POOLED,
+    guidance_size,
     text_encoder,
     vae_graphs,
 )
@@ -40,7 +42,8 @@ def _time_ids(height: int, width: int) -> tuple[float, ...]:
 def _sizes(config: Config) -> dict[str, int]:
     ids = 6
     pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
-    return {"cross_attention_dim": config["cross_attention_dim"], "pooled": pooled, "ids": ids}
+    sizes = {"cross_attention_dim": config["cross_attention_dim"], "pooled": pooled, "ids": ids}
+    return {**sizes, **guidance_size(config)}
 
 
 SDXL = Family(
@@ -95,6 +98,7 @@ SDXL = Family(
                 TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
                 TensorSpec("text_embeds", "float32", ("batch", "@pooled"), "added_cond_kwargs.text_embeds"),
                 TensorSpec("time_ids", "float32", ("batch", "@ids"), "added_cond_kwargs.time_ids"),
+                GUIDANCE,
                 *CONTROL,
             ),
             outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),

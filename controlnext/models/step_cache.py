@@ -39,7 +39,8 @@ def _cut(
         if not shallow:
             features[one.spec.name] = value - before[0] if one.since else value
             return output
-        kept = features[one.spec.name]
+        # the conditional rows, where guidance has ended since
+        kept = features[one.spec.name][-len(value) :]
         value = before[0] + kept if one.since else kept
         if not isinstance(output, tuple):
             return value

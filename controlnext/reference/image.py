@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from controlnext.reference.cut_off import CutOff
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
-from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
+from controlnext.reference.stock import StockPipeline, control_tensor, per_control
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,16 @@ class ImageReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         vae_tiling: bool = False,
         cache_interval: int = 1,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
         guidance = self.family.default_guidance if guidance_scale is None else guidance_scale
+        self.pipeline._guidance_scale = guidance
+        guided = self.pipeline.do_classifier_free_guidance
+        cut_off = CutOff(guidance_end if guided else 1.0, steps)
         count = len(self.controls)
         images = per_control(control_image, count, shared=False)
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
@@ -57,15 +62,15 @@ class ImageReference(StockPipeline):
             image = self.placed(control_tensor(given, height, width))
             if len(image) > 1:
                 image = image.repeat_interleave(num_images_per_prompt, 0)
-            rows = self.placed(scale_rows(scale, guidance > 1, self.variant.unconditional_scale))
+            rows = self.placed(scale_rows(scale, guided, self.variant.unconditional_scale))
             if rows.shape[1] > 1:
                 rows = rows.repeat_interleave(num_images_per_prompt, 1)
             span = (control_start, control_end, self.variant.off_scale)
-            control_inputs.append(ControlInput(module, image, scale_schedule(rows, steps, *span)))
+            schedule = scale_schedule(rows, steps, *span)
+            control_inputs.append(ControlInput(module, image, cut_off.conditional(schedule)))
         vae = self.modules["vae"]
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
-        keeper = LatentsKeeper()
         cache = self.step_cache(cache_interval)
         with with_control(self.denoiser, self.variant.injection, control_inputs, cache=cache):
             result = self.pipeline(
@@ -79,8 +84,8 @@ class ImageReference(StockPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
-                callback_on_step_end=keeper,
-                callback_on_step_end_tensor_inputs=["latents"],
+                callback_on_step_end=cut_off,
+                callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
                 **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
             )
-        return ReferenceOutput(keeper.latents.float().cpu().numpy(), result.images)
+        return ReferenceOutput(cut_off.latents.float().cpu().numpy(), result.images)

@@ -10,10 +10,12 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
 from controlnext.families import Family
 from controlnext.image_input import ImageReader
+from controlnext.reference.cut_off import CutOff, conditional_alone
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
@@ -65,6 +67,7 @@ class VideoReference(StockPipeline):
         latents: np.ndarray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         cache_interval: int = 1,
     ) -> VideoReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps)
@@ -74,20 +77,19 @@ class VideoReference(StockPipeline):
         scales = per_control(control_scale, count, shared=isinstance(control_scale, (int, float)))
         frames = num_frames or min(len(clip) for clip in clips)
         self.pipeline.guided = highest >= 1
-        control_inputs = []
-        for module, clip, scale in zip(self.controls, clips, scales, strict=True):
-            images = self.placed(control_tensor(list(clip[:frames]), height, width, clip=True)[None])
-            rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
-            span = (control_start, control_end, self.variant.off_scale)
-            control_inputs.append(ControlInput(module, images, scale_schedule(rows, steps, *span)))
-        windows = clip_windows(frames, frames_per_batch, overlap)
-        fixed = {
-            name: self.placed(torch.tensor([make(height, width)]))
-            for name, make in self.family.conditioning.items()
-        }
+        cut_off = CutOff(guidance_end if self.pipeline.guided else 1.0, steps)
+        span = (control_start, control_end)
+        control_inputs = [
+            self._control_input(module, clip[:frames], scale, (height, width), span, cut_off)
+            for module, clip, scale in zip(self.controls, clips, scales, strict=True)
+        ]
+        windows, fixed = clip_windows(frames, frames_per_batch, overlap), self._fixed(height, width)
         keeper = LatentsKeeper()
         cache = self.step_cache(cache_interval)
-        with with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed):
+        with (
+            with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed),
+            conditional_alone(self.denoiser, cut_off),
+        ):
             result = self.pipeline(
                 ImageReader("image").read_rgb(image),
                 height=height,
@@ -105,6 +107,26 @@ class VideoReference(StockPipeline):
                 callback_on_step_end_tensor_inputs=["latents"],
             )
         return VideoReferenceOutput(keeper.latents.float().cpu().numpy(), np.asarray(result.frames))
+
+    def _fixed(self, height: int, width: int) -> dict[str, Tensor]:
+        return {
+            name: self.placed(torch.tensor([make(height, width)]))
+            for name, make in self.family.conditioning.items()
+        }
+
+    def _control_input(
+        self,
+        module: nn.Module,
+        clip: Sequence[Any],
+        scale: float,
+        size: tuple[int, int],
+        span: tuple[float, float],
+        cut_off: CutOff,
+    ) -> ControlInput:
+        images = self.placed(control_tensor(list(clip), *size, clip=True)[None])
+        rows = self.placed(scale_rows(scale, self.pipeline.guided, self.variant.unconditional_scale))
+        schedule = scale_schedule(rows, cut_off.steps, *span, self.variant.off_scale)
+        return ControlInput(module, images, cut_off.conditional(schedule))
 
 
 def _told_whether_guided(stock: Any) -> Any:

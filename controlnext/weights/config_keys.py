@@ -111,8 +111,11 @@ UNET: Rules = {
     ),
     "up_block_types": _blocks("CrossAttnUpBlock2D", "UpBlock2D"),
     "num_attention_heads": only(None, why="diffusers itself refuses it: attention_head_dim counts heads"),
-    "time_cond_proj_dim": only(
-        None, why="a distilled denoiser that takes the guidance scale as an input, which the graph lacks"
+    "time_cond_proj_dim": Rule(
+        "limited",
+        "the width of the guidance embedding that a distilled denoiser takes",
+        lambda value: value is None or (is_integer(value) and value >= 4),
+        "null, or an integer of at least 4",
     ),
     "class_embed_type": only(None, why="the denoiser takes class labels, which the graph does not take"),
     "num_class_embeds": only(None, why="the denoiser takes class labels, which the graph does not take"),

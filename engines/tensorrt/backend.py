@@ -141,7 +141,7 @@ class TrtEngine(Engine):
         super().__init__(manifest, graph_name, backend)
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
-        self.most_rows = limits.most_rows(self.inputs)
+        self.most_rows, self.least_rows = limits.most_rows(self.inputs), limits.least_rows(self.inputs)
         self._contexts = Contexts(loaded, cuda, self.inputs, self.outputs)
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
@@ -182,8 +182,14 @@ class _Limits:
 
     def most_rows(self, specs: Collection[TensorSpec]) -> int | None:
         """Return the largest batch; None if no input has one."""
-        rows = [self._profile[spec.name][2][0] for spec in specs if spec.shape[0] == "batch"]
-        return min(rows, default=None)
+        return min(self._rows(specs, 2), default=None)
+
+    def least_rows(self, specs: Collection[TensorSpec]) -> int:
+        """Return the smallest batch."""
+        return max(self._rows(specs, 0), default=1)
+
+    def _rows(self, specs: Collection[TensorSpec], kind: int) -> list[int]:
+        return [self._profile[spec.name][kind][0] for spec in specs if spec.shape[0] == "batch"]
 
     def check(self, specs: Collection[TensorSpec], shapes: Shapes, graph_name: str) -> None:
         """Raise :class:`InputError` for shapes beyond the limits.

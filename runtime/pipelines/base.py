@@ -17,6 +17,7 @@ from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Denoising, Step, denoise
+from controlnext.runtime.guidance import guided_steps
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.random import TorchGenerator
@@ -253,6 +254,21 @@ class Pipeline(Closeable):
                 argument="sampler",
             )
         return make_sampler(name, self._scheduler, family.default_steps if steps is None else steps)
+
+    def guided_steps(self, request: CommonRequest, steps: int, rows: int) -> int:
+        """Return how many of the ``steps`` of a guided run are guided; the others have ``rows`` rows.
+
+        Raises :class:`InputError` if the engine does not accept so few.
+        """
+        guided, engine = guided_steps(steps, request.guidance_end), self.bundle.engine(self.family.denoiser)
+        if guided < steps and rows < engine.least_rows:
+            raise InputError(
+                f"guidance_end is {request.guidance_end}, which leaves {rows} of {2 * rows} rows to the last"
+                f" steps, but the engine of {engine.graph_name} was built for at least {engine.least_rows};"
+                " set `guidance_end` to 1, or build the engine again, from one row",
+                argument="guidance_end",
+            )
+        return guided
 
     def tiles(self, vae_tiling: bool) -> Tiles | None:
         """Return the tiles for decoding, or None without ``vae_tiling``.

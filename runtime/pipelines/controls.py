@@ -51,18 +51,21 @@ class Controls:
         return {control.image: array for control, array in zip(self._inputs, arrays, strict=True)}
 
     def schedules(
-        self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: bool
+        self, scales: Sequence[FloatArray], request: CommonRequest, steps: int, guided: int
     ) -> list[dict[str, FloatArray]]:
-        """Return the control scale inputs of each step.
+        """Return the control scale inputs of each step, of which the first ``guided`` have two halves.
 
         ``scales``: for each control an array with one row for each result.
         """
         factor = np.float32(self._variant.unconditional_scale)
         span, off = (request.control_start, request.control_end), self._variant.off_scale
         schedules = [
-            control_schedule(
-                np.concatenate([factor * scale, scale] if guided else [scale]), steps, *span, off
-            )
+            [
+                rows if step < guided else rows[-len(scale) :]
+                for step, rows in enumerate(
+                    control_schedule(np.concatenate([factor * scale, scale]), steps, *span, off)
+                )
+            ]
             for scale in scales
         ]
         names = [control.scale for control in self._inputs]

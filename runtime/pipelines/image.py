@@ -13,14 +13,16 @@ from controlnext.errors import InputError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Denoising, Step, StepPart, guide
+from controlnext.runtime.denoise import Denoising, Step, StepPart
+from controlnext.runtime.guidance import EMBEDDING, guidance_embedding
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Prompt, Request, Scale, as_floats
 from controlnext.runtime.sizes import Size
 from controlnext.runtime.vae import control_array, read_images
-from controlnext.types import Feed, FloatArray
+from controlnext.types import FloatArray
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,15 @@ class ImagePipeline(Pipeline, task="image"):
         latents: (N, C, height/8, width/8), noise of unit variance, in place of the seed's;
             anything that NumPy turns into an array.
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        guidance_end: the part of the run, from 0 to 1, after which guidance ends: the other steps compute the
+            conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: decode in overlapping tiles, for large images: less memory, but colours may shift
             from tile to tile.
         cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
             is faster (docs/fewer.md); 1: at every step.
-        guidance_scale: classifier-free guidance; none at 1 or less (the family's default).
+        guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
+            that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
@@ -95,6 +100,7 @@ class ImagePipeline(Pipeline, task="image"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
@@ -127,6 +133,7 @@ class ImagePipeline(Pipeline, task="image"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
@@ -154,6 +161,7 @@ class ImagePipeline(Pipeline, task="image"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
@@ -182,6 +190,7 @@ class ImagePipeline(Pipeline, task="image"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
@@ -210,29 +219,42 @@ class ImagePipeline(Pipeline, task="image"):
         generator = TorchGenerator(request.seed)
         latents = self._latents(request, height, width, generator)
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
-        halves = 2 if guidance > 1 else 1
+        steps = len(sampler.timesteps)
+        classifier_free = guidance > 1 and EMBEDDING not in self.inputs
+        guided = self.guided_steps(request, steps, len(latents)) if classifier_free else 0
+        halves = 2 if guided else 1
         scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(scales, request, len(sampler.timesteps), halves == 2)
+        strengths = self.controls.schedules(scales, request, steps, guided)
         images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
-        prompts = self._condition(request, guided=halves == 2)
+        prompts = self._condition(request, guided=guided > 0)
         constants = {
             **prompts,
             **self.conditioning(height, width, halves * len(latents)),
+            **self._guidance_embedding(guidance, len(latents)),
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
         self.open_step_cache(request, [(halves * len(latents), height, width, {"sequence": tokens})])
         part = StepPart(self.denoiser(constants), (height, width, tokens))
-        return _ImageDenoising(
+        return ImageDenoising(
             sampler=sampler,
             latents=latents,
             generator=generator,
             parts=[part],
+            guided_steps=guided,
             guard=guard,
             cache_interval=request.cache_interval,
             strengths=strengths,
-            guidance=float(guidance) if halves == 2 else None,
+            guidance=float(guidance),
         )
+
+    def _guidance_embedding(self, guidance: float, rows: int) -> dict[str, FloatArray]:
+        """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
+        if EMBEDDING not in self.inputs:
+            return {}
+        width = self.inputs[EMBEDDING].shape[1]
+        assert isinstance(width, int)
+        return {EMBEDDING: guidance_embedding(guidance, width, rows)}
 
     def finish(self, request: Request, latents: FloatArray) -> Output:
         """Return what a call returns for the latents of the last step."""
@@ -246,26 +268,6 @@ class ImagePipeline(Pipeline, task="image"):
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
-
-
-@dataclass(eq=False, kw_only=True)
-class _ImageDenoising(Denoising):
-    """A run with the control scales of each step, and with or without guidance."""
-
-    strengths: list[dict[str, FloatArray]]
-    guidance: float | None
-
-    def _inputs(self, number: int, sample: FloatArray) -> Feed:
-        rows = self.parts[number].rows
-        return {
-            "sample": np.concatenate([sample] * (rows // len(sample))),
-            "timestep": np.full(rows, self.timestep, np.float32),
-            **self.strengths[self.index],
-        }
-
-    def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
-        (noise,) = predictions
-        return guide(noise, self.guidance)
 
 
 def _control_images(given: Any, request: Request) -> list[Bands]:

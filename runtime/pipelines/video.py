@@ -67,6 +67,8 @@ class VideoPipeline(Pipeline, task="video"):
         latents: (1, frames, C, height/8, width/8), noise of unit variance, in place of the seed's;
             anything that NumPy turns into an array.
         control_start, control_end: the part of the run, from 0 to 1, in which the control acts.
+        guidance_end: the part of the run, from 0 to 1, after which guidance ends: the other steps compute the
+            conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: not supported for clips; must be False.
         cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
@@ -98,6 +100,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
@@ -130,6 +133,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
@@ -157,6 +161,7 @@ class VideoPipeline(Pipeline, task="video"):
         latents: FloatArray | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
@@ -185,6 +190,7 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             control_start=control_start,
             control_end=control_end,
+            guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
@@ -213,12 +219,12 @@ class VideoPipeline(Pipeline, task="video"):
         high = self.family.default_guidance if high is None else high
         guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
         scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(
-            [_single(scale) for scale in scales], request, len(sampler.timesteps), high >= 1
-        )
-        rows = 2 if high >= 1 else 1
+        steps = len(sampler.timesteps)
+        guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
+        strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
+        rows = 2 if guided else 1
         self.open_step_cache(request, [(rows, height, width, {"frames": w.stop - w.start}) for w in windows])
-        image, constants = self._image(request, height, width, high >= 1, generator)
+        image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
         latents = self.noise(request, shape, generator)
@@ -233,12 +239,13 @@ class VideoPipeline(Pipeline, task="video"):
             latents=latents,
             generator=generator,
             parts=parts,
+            guided_steps=guided,
             guard=guard,
             cache_interval=request.cache_interval,
             windows=windows,
             image=image,
             strengths=strengths,
-            guidance=guidance if high >= 1 else None,
+            guidance=guidance,
             control=None if single else control,
         )
 

@@ -84,6 +84,9 @@ class CommonCall(BaseModel):
     )
     control_start: Ratio | None = Field(None, description="Part of the run at which the control begins.")
     control_end: Ratio | None = Field(None, description="Part of the run at which the control ends.")
+    guidance_end: Ratio | None = Field(
+        None, description="Part of the run at which guidance ends; later steps take half the time."
+    )
     cache_interval: int | None = Field(
         None, ge=1, description="The whole denoiser runs at every step of this number, a part of it between."
     )
@@ -130,7 +133,10 @@ class CommonCall(BaseModel):
         """Return the arguments of the pipeline's call that were given, and the number of steps."""
         given: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("seed", "sampler", "control_start", "control_end", "cache_interval")
+            for name in (
+                *("seed", "sampler", "control_start", "control_end"),
+                *("guidance_end", "cache_interval"),
+            )
             if getattr(self, name) is not None
         }
         if self.control_scale is not None:

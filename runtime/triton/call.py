@@ -19,8 +19,14 @@ from controlnext.runtime.random import random_seed
 from controlnext.runtime.triton.tensors import read_inputs
 
 PASSED_ON = (
-    *("prompt", "negative_prompt", "control_start", "control_end"),
-    *("cache_interval", "guidance_scale", "sampler"),
+    "prompt",
+    "negative_prompt",
+    "control_start",
+    "control_end",
+    "guidance_scale",
+    "guidance_end",
+    "cache_interval",
+    "sampler",
 )
 """Inputs that are arguments of the pipeline as they are."""
 

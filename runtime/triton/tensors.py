@@ -45,6 +45,7 @@ INPUTS = (
     TensorField("seed", "INT64"),
     TensorField("num_inference_steps", "INT32"),
     TensorField("guidance_scale", "FP64"),
+    TensorField("guidance_end", "FP64"),
     TensorField("sampler", "STRING"),
     TensorField("width", "INT32"),
     TensorField("height", "INT32"),

@@ -33,7 +33,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
     """The images are the pipeline's with the same arguments."""
     flags = {"negative_prompt": "green", "guidance": 2.5, "sampler": "euler", "steps": 3, "seed": 4}
     flags |= {"scale": 0.6, "control_start": 0.3, "control_end": 0.7, "width": 32, "height": 16}
-    flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2}
+    flags |= {"prompt": "a red circle", "control_image": outline, "num_images": 2, "guidance_end": 0.4}
     output = tmp_path / "new" / "image.png"
     done = run(cli, bundles["image"], **flags, output=output)
     assert (done.status, done.err) == (0, "")
@@ -51,6 +51,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
             control_scale=0.6,
             control_start=0.3,
             control_end=0.7,
+            guidance_end=0.4,
             width=32,
             height=16,
             num_images_per_prompt=2,

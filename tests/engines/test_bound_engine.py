@@ -109,6 +109,27 @@ def test_onnxruntime_with_inputs_that_stay_on_a_device(
         bound.run(changing)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_last_rows_alone_give_the_same(
+    shared: bool, tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they share the control image or have their own; the prologue runs once for both."""
+    folder, counts = tiny("sdxl"), Counter[str]()
+    with open_engine(folder, read_manifest(folder), "unet", cache=False) as engine:
+        assert engine.prologue_inputs
+        prologue = engine._run_prologue
+        monkeypatch.setattr(engine, "_run_prologue", lambda feed: counts.update("p") or prologue(feed))
+        constants, changing = split(make_feed(engine))
+        if not shared:
+            constants["control_image"] = rand(9, 2, *constants["control_image"].shape[1:])
+        bound = engine.bind(constants)
+        wanted = bound.run(changing)["noise_pred"]
+        last = bound.last_rows(1)
+        given = last.run({name: array[1:] for name, array in changing.items()})["noise_pred"]
+    assert (last.rows, counts["p"]) == (1, 1)
+    np.testing.assert_allclose(given, wanted[1:], rtol=0, atol=1e-5)
+
+
 def test_what_stays_is_given_to_the_engine_once(bundle: Path) -> None:
     engine = _Recorder(read_manifest(bundle), "unet")
     constants, changing = split(make_feed(engine))

@@ -79,7 +79,7 @@ def write_fake_bundle(
     for spec in family.graphs:
         if spec.name not in sizes or spec.name in leave_out or (spec.optional and not text_encoders):
             continue
-        spec = spec.with_controls(controls)
+        spec = spec.with_config(DENOISER_CONFIG).with_controls(controls)
         inputs, outputs = (
             [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )

@@ -52,7 +52,7 @@ UNET_REFUSED = {
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     "up_block_types": ["KUpBlock2D"],
     "num_attention_heads": 8,
-    "time_cond_proj_dim": 256,
+    "time_cond_proj_dim": 2,
     "class_embed_type": "timestep",
     "num_class_embeds": 10,
     "class_embeddings_concat": True,

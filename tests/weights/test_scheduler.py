@@ -228,9 +228,9 @@ def test_all_that_makes_a_base_unfit_is_named_at_once(
     load: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
     load("sdxl", {})
-    rewrite_json(tmp_path / "base/unet/config.json", time_cond_proj_dim=32)
+    rewrite_json(tmp_path / "base/unet/config.json", class_embed_type="timestep")
     rewrite_json(tmp_path / "base/model_index.json", _class_name="LatentConsistencyModelPipeline")
     rewrite_json(tmp_path / "base/scheduler/scheduler_config.json", _class_name="LCMScheduler")
-    unfit = r"LatentConsistency.*its scheduler is LCM.*time_cond_proj_dim=32"
+    unfit = r"LatentConsistency.*its scheduler is LCM.*class_embed_type='timestep'"
     with pytest.raises(CheckpointError, match=unfit):
         read_base(SDXL, tmp_path / "base", None)

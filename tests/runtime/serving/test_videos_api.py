@@ -133,7 +133,7 @@ def test_openais_client(site: Site) -> None:
 def test_a_request_in_json(site: Site, clips: Path, tmp_path: Path) -> None:
     frames = [text_of(frame) for frame in FRAMES]
     image = {"image_url": f"data:image/png;base64,{text_of(IMAGE)}"}
-    options = {"max_guidance_scale": 2.0, "min_guidance_scale": 1.5, "num_frames": 2, "overlap": 1}
+    options = {"max_guidance_scale": 2.0, "min_guidance_scale": 1.5, "num_frames": 2, "guidance_end": 0.3}
     call = {**FIELDS, **options, "guidance_scale": 2.0, "input_reference": image, "control_clip": frames}
     call.pop("max_guidance_scale")
     job = create(site, json=call, data=None, files=None)

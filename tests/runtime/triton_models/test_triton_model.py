@@ -44,8 +44,8 @@ def test_requests_of_one_batch_keep_their_own_parameters(load: Load, toy: Path, 
     model = load(decoupled=decoupled)
     calls: list[dict[str, Any]] = [
         {"seed": -1, "guidance_scale": 1.0, "negative_prompt": "blue"},
-        {"seed": 2, "sampler": "euler", "guidance_scale": 1.0, "control_scale": 0.5, "control_end": 0.2},
-        {"seed": 3, "num_inference_steps": 4, "width": 32, "height": 24, "control_start": 0.3},
+        {"seed": 2, "sampler": "euler", "guidance_scale": 1.0, "control_start": 0.1, "control_end": 0.6},
+        {"seed": 3, "num_inference_steps": 4, "width": 32, "height": 24, "guidance_end": 0.3},
     ]
     requests = [_request(**call) for call in calls]
     assert model.execute(requests) is None
