@@ -6,10 +6,8 @@ import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from enum import Enum, auto
 from pathlib import Path
 from threading import Lock
-from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -17,11 +15,10 @@ import numpy as np
 from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
+from controlnext.engines.steps import NO_FEATURES, StepKind
 from controlnext.errors import InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
-
-NO_FEATURES: Feed = MappingProxyType({})
 
 
 def device_index(device: str) -> int | None:
@@ -43,18 +40,6 @@ def device_kind(device: str) -> str:
     Raises as :func:`device_index` does.
     """
     return device if device_index(device) is None else "cuda"
-
-
-class StepKind(Enum):
-    """What a run of a denoiser computes.
-
-    ``PLAIN``: the whole graph. ``FULL``: the same, and the features for shallow steps. ``SHALLOW``: the
-    shallow part alone, which takes these features as inputs.
-    """
-
-    PLAIN = auto()
-    FULL = auto()
-    SHALLOW = auto()
 
 
 class Engine(Closeable):

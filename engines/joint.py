@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controlnext.engines.base import BoundEngine, StepKind
+from controlnext.engines.base import BoundEngine
+from controlnext.engines.steps import StepKind
 from controlnext.types import Feed
 
 

@@ -10,7 +10,8 @@ from threading import Lock
 import numpy as np
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.engines.base import Backend, Engine, StepKind
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError
 from controlnext.types import Feed
 

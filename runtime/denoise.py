@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from controlnext.engines import BoundEngine
-from controlnext.engines.base import StepKind
 from controlnext.engines.joint import EngineRows, JointBatch
+from controlnext.engines.steps import StepKind
 from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
@@ -93,7 +93,7 @@ class Denoising(ABC):
 
     @property
     def kind(self) -> StepKind:
-        """What the next step computes."""
+        """The kind of the next step."""
         return step_kind(self.index, self.total, self.cache_interval)
 
     @property
@@ -285,16 +285,6 @@ def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
     """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
     halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
     return [replace(part, bound=halves[part.bound]) for part in parts]
-
-
-def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:
-    """Return the control scale of each step: ``scale`` from ``start`` to ``end`` of the run, else ``off``.
-
-    The run goes from 0 to 1. A step is inside if it neither begins before ``start`` nor ends after ``end``
-    (diffusers' rule for its ControlNet pipelines).
-    """
-    outside = np.full_like(scale, off)
-    return [scale if i / steps >= start and (i + 1) / steps <= end else outside for i in range(steps)]
 
 
 def partial_steps(total: int, count: int) -> dict[int, int]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from controlnext.engines import Engine
-from controlnext.engines.base import StepKind
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError
+from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed
 
 MOST_BYTES = 4 << 30
@@ -17,22 +18,28 @@ MOST_BYTES = 4 << 30
 of a window of a clip 300 MB."""
 
 
-def open_step_cache(engine: Engine, interval: int, parts: Sequence[Mapping[str, int]]) -> None:
-    """Get the denoiser's ``engine`` ready for a run with this ``cache_interval``.
+def open_step_cache(
+    bundle: Bundle, interval: int, size: tuple[int, int], parts: Sequence[Mapping[str, int]]
+) -> None:
+    """Get the denoiser ready for a run with this ``cache_interval``.
 
-    ``parts``: the sizes of each batch of a step, by the symbols of the engine's tensors.
+    ``size``: height and width in pixels. ``parts``: the other sizes of each batch of a step, by the symbols
+    of the denoiser's inputs.
 
     Raises:
         InputError: the bundle or the backend has no step cache, or the run would keep too much.
     """
     if interval == 1:
         return
+    engine = bundle.engine(bundle.family.denoiser)
     engine.open_shallow()
-    kept = sum(feature_bytes(engine, sizes) for sizes in parts)
+    multiple = bundle.family.size_multiple
+    height, width = (side // multiple for side in size)
+    kept = sum(feature_bytes(engine, {**part, "height": height, "width": width}) for part in parts)
     if kept > MOST_BYTES:
         raise InputError(
-            f"`cache_interval` {interval} would keep {kept / 1e9:.1f} GB of features; at most"
-            f" {MOST_BYTES / 1e9:.1f} GB are kept: set it to 1, or make fewer frames or images, or smaller ones",
+            f"`cache_interval` {interval} would keep {kept / 1e9:.1f} GB of features, but at most"
+            f" {MOST_BYTES / 1e9:.1f} GB are kept; set it to 1, or make fewer or smaller images or frames",
             argument="cache_interval",
         )
 

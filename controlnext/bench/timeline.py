@@ -13,7 +13,7 @@ import numpy as np
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine
-from controlnext.engines.base import StepKind
+from controlnext.engines.steps import StepKind
 from controlnext.runtime import Pipeline
 from controlnext.types import Feed
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from controlnext.reference.cut_off import CutOff
-from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import StockPipeline, control_tensor, per_control
 
 
@@ -71,8 +71,7 @@ class ImageReference(StockPipeline):
         vae = self.modules["vae"]
         switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
         switch()
-        cache = self.step_cache(cache_interval)
-        with with_control(self.denoiser, self.variant.injection, control_inputs, cache=cache):
+        with self.controlled(control_inputs, cache_interval):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor
 from controlnext.families import Family
 from controlnext.image_input import ImageReader
 from controlnext.reference.cut_off import CutOff, conditional_alone
-from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
@@ -85,9 +85,8 @@ class VideoReference(StockPipeline):
         ]
         windows, fixed = clip_windows(frames, frames_per_batch, overlap), self._fixed(height, width)
         keeper = LatentsKeeper()
-        cache = self.step_cache(cache_interval)
         with (
-            with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed),
+            self.controlled(control_inputs, cache_interval, windows, **fixed),
             conditional_alone(self.denoiser, cut_off),
         ):
             result = self.pipeline(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.engines.base import Engine, StepKind
+from controlnext.engines.base import Engine
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError, WorkError
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed

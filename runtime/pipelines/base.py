@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,6 @@ from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import CommonRequest, is_integer
 from controlnext.runtime.samplers import Sampler, make_sampler
 from controlnext.runtime.sizes import Size, choose_size, warn_if_large
-from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.tiling import Tiles
 from controlnext.runtime.vae import decode_latents, to_pil
 from controlnext.types import Feed, FloatArray
@@ -228,21 +227,6 @@ class Pipeline(Closeable):
         bound = self.bundle.engine(self.family.denoiser).bind(constants)
         bound.prepare()
         return bound
-
-    def open_step_cache(
-        self, request: CommonRequest, parts: Sequence[tuple[int, int, int, dict[str, int]]]
-    ) -> None:
-        """Get ready for the step cache, if the request has one; raise :class:`InputError` if there is none.
-
-        ``parts``: rows, height and width in pixels, and the further sizes of each batch of a step.
-        """
-        if request.cache_interval > 1:
-            multiple = self.family.size_multiple
-            sizes = [
-                {"batch": rows, "height": height // multiple, "width": width // multiple, **others}
-                for rows, height, width, others in parts
-            ]
-            open_step_cache(self.bundle.engine(self.family.denoiser), request.cache_interval, sizes)
 
     def sampler(self, request: CommonRequest) -> Sampler:
         """Return the sampler of a run; raise :class:`InputError` for one that the family does not have."""

@@ -6,22 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError, blames
-from controlnext.image_input import Bands, ImageReader
+from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.guidance import EMBEDDING, guidance_embedding
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
 from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Prompt, Request, Scale, as_floats
+from controlnext.runtime.request import Prompt, Request, Scale
 from controlnext.runtime.sizes import Size
-from controlnext.runtime.vae import control_array, read_images
+from controlnext.runtime.step_cache import open_step_cache
+from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 
 
@@ -205,7 +205,7 @@ class ImagePipeline(Pipeline, task="image"):
 
     def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
         controls = [
-            _control_images(given, request)
+            control_images(given, request)
             for given in self.controls.each("control_image", request.control_image)
         ]
         width, height = controls[0][0][0].size
@@ -223,9 +223,9 @@ class ImagePipeline(Pipeline, task="image"):
         classifier_free = guidance > 1 and EMBEDDING not in self.inputs
         guided = self.guided_steps(request, steps, len(latents)) if classifier_free else 0
         halves = 2 if guided else 1
-        scales = [_control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
+        scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, steps, guided)
-        images = [_for_every_row(control_array(own, height, width), request, halves) for own in controls]
+        images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
         prompts = self._condition(request, guided=guided > 0)
         constants = {
             **prompts,
@@ -234,7 +234,8 @@ class ImagePipeline(Pipeline, task="image"):
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
-        self.open_step_cache(request, [(halves * len(latents), height, width, {"sequence": tokens})])
+        rows = {"batch": halves * len(latents), "sequence": tokens}
+        open_step_cache(self.bundle, request.cache_interval, (height, width), [rows])
         part = StepPart(self.denoiser(constants), (height, width, tokens))
         return ImageDenoising(
             sampler=sampler,
@@ -268,39 +269,3 @@ class ImagePipeline(Pipeline, task="image"):
         channels = self.inputs["sample"].shape[1]
         assert isinstance(channels, int)
         return self.noise(request, (count, channels, height // factor, width // factor), generator)
-
-
-def _control_images(given: Any, request: Request) -> list[Bands]:
-    if given is None:
-        raise InputError(
-            "no control image was given; set `control_image` (`control_scale` 0 switches it off)",
-            argument="control_image",
-        )
-    with blames("control_image"):
-        images = read_images(given, ImageReader("control_image"))
-    count = request.prompt_count
-    if len(images) not in (1, count):
-        given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"
-        raise InputError(
-            f"{len(images)} control images were given for {given_for}",
-            argument="control_image",
-        )
-    return images
-
-
-def _for_every_row(images: FloatArray, request: Request, halves: int) -> FloatArray:
-    """Return a single control image as it is; repeat several for each row of a guided batch."""
-    if len(images) == 1:
-        return images
-    return np.tile(np.repeat(images, request.num_images_per_prompt, axis=0), (halves, 1, 1, 1))
-
-
-def _control_scale(given: float | Sequence[float] | FloatArray, request: Request) -> FloatArray:
-    """Return one scale for each image, (N,) float32."""
-    scale, count = as_floats("control_scale", given), request.prompt_count
-    if scale.shape not in ((), (1,), (count,)):
-        raise InputError(
-            f"control_scale has shape {scale.shape} for {count} prompts; give one, or {count}",
-            argument="control_scale",
-        )
-    return np.repeat(np.broadcast_to(scale, count), request.num_images_per_prompt)

@@ -21,6 +21,7 @@ from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import Size
+from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 from controlnext.windows import Window, clip_windows
@@ -112,15 +113,7 @@ class VideoPipeline(Pipeline, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> VideoOutput:
-        """Return a clip of a reference image and a control clip.
-
-        The class describes the arguments.
-
-        Raises:
-            InputError: a value that no model could take, or that this bundle cannot.
-            WorkError: an engine fails, or a number overflows.
-            OutOfMemoryError: memory runs out.
-        """
+        """Return a clip of a reference image and a control clip; the class describes arguments and errors."""
         request = VideoRequest(
             image=image,
             control_images=control_images,
@@ -222,8 +215,8 @@ class VideoPipeline(Pipeline, task="video"):
         steps = len(sampler.timesteps)
         guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
         strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
-        rows = 2 if guided else 1
-        self.open_step_cache(request, [(rows, height, width, {"frames": w.stop - w.start}) for w in windows])
+        parts = [{"batch": 2 if guided else 1, "frames": window.stop - window.start} for window in windows]
+        open_step_cache(self.bundle, request.cache_interval, (height, width), parts)
         image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
