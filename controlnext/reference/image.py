@@ -69,8 +69,7 @@ class ImageReference(StockPipeline):
             schedule = scale_schedule(rows, steps, *span)
             control_inputs.append(ControlInput(module, image, cut_off.conditional(schedule)))
         vae = self.modules["vae"]
-        switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
-        switch()
+        (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
         with self.controlled(control_inputs, cache_interval):
             result = self.pipeline(
                 prompt=prompt,
