@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 
 from controlnext.types import FloatArray
 
 EMBEDDING = "timestep_cond"
 """The denoiser's input for the guidance embedding, which distilled denoisers have in place of guidance."""
+
+
+def is_guided(scale: float, inputs: Container[str]) -> bool:
+    """Return whether a run of this guidance scale has an unconditional half.
+
+    As in diffusers above 1, but for a denoiser whose ``inputs`` have an embedding in place of guidance.
+    """
+    return scale > 1 and EMBEDDING not in inputs
 
 
 def guide(noise: FloatArray, scale: float | FloatArray | None) -> FloatArray:

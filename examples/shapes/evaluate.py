@@ -73,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache-intervals", type=int, nargs="+", default=[1])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--guidance-end", type=float, default=1.0)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
     drawings, images = draw.held_out(options.count), {}
     pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    asked |= {"guidance_end": options.guidance_end}
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:

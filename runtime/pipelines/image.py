@@ -12,7 +12,7 @@ from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
-from controlnext.runtime.guidance import EMBEDDING, guidance_embedding
+from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Images, Pipeline
 from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
@@ -220,8 +220,7 @@ class ImagePipeline(Pipeline, task="image"):
         latents = self._latents(request, height, width, generator)
         guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
         steps = len(sampler.timesteps)
-        classifier_free = guidance > 1 and EMBEDDING not in self.inputs
-        guided = self.guided_steps(request, steps, len(latents)) if classifier_free else 0
+        guided = self.guided_steps(request, steps, len(latents)) if is_guided(guidance, self.inputs) else 0
         halves = 2 if guided else 1
         scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, steps, guided)

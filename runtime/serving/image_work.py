@@ -49,10 +49,9 @@ class ImageWork:
 
     def _describe(self, facts: RequestFacts) -> None:
         call, family = self._call, self._profile.family
-        guidance = family.default_guidance if call.guidance_scale is None else call.guidance_scale
         facts.model, facts.prompt, facts.images = self._profile.bundle.name, call.prompt, call.images
         facts.steps = call.steps(family, self._service.settings)
-        facts.rows = call.images * (2 if guidance > 1 else 1)
+        facts.rows = self._profile.rows(call.images, call.guidance_scale)
         facts.size = call.size if call.width_and_height else None
 
     def start(self) -> Generation:

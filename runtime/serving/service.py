@@ -13,6 +13,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
 from controlnext.runtime.batching.batcher import Batcher
+from controlnext.runtime.guidance import is_guided
 from controlnext.runtime.serving.loading import ServedBundle
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
@@ -62,7 +63,16 @@ class Profile:
     @property
     def controls(self) -> int:
         """The number of controls."""
-        return len(control_inputs([spec.name for spec in self.manifest.graphs[self.family.denoiser].inputs]))
+        return len(control_inputs(self._inputs))
+
+    @property
+    def _inputs(self) -> list[str]:
+        return [spec.name for spec in self.manifest.graphs[self.family.denoiser].inputs]
+
+    def rows(self, images: int, guidance_scale: float | None) -> int:
+        """Return the rows of a step of so many images, the first steps' if guidance ends before the run."""
+        scale = self.family.default_guidance if guidance_scale is None else guidance_scale
+        return 2 * images if is_guided(scale, self._inputs) else images
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of the list of models that are this toolkit's own."""

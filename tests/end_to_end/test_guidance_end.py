@@ -109,19 +109,16 @@ def test_a_run_equals_pytorch(
             assert (difference(got, whole) > CHANGE) == (end < 1)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, -3.0])
 @pytest.mark.parametrize("variant", CALLBACKS)
 def test_at_1_and_less_there_is_no_guidance(
-    tiny: Callable[..., Path], reference: Callable[[str], Any], variant: str, guidance: float
+    tiny: Callable[..., Path], reference: Callable[[str], Any], variant: str
 ) -> None:
-    """As in diffusers: what the negative prompt is does not matter, nor when guidance ends."""
-    arguments = _arguments(variant, guidance_scale=guidance, num_inference_steps=2)
-    wanted = reference(variant)(**arguments).latents
+    """As in diffusers; nor is there an end of it."""
     with Pipeline.load(tiny(variant), cache=False) as pipe:
-        got = pipe(**arguments, output_type="latent").latents
-        other = pipe(**{**arguments, "guidance_scale": 1.0}, guidance_end=0.0, output_type="latent").latents
-    assert difference(got, wanted) < LIMIT
-    np.testing.assert_array_equal(other, got)
+        for guidance in (0.0, 0.5, 1.0):
+            arguments = _arguments(variant, guidance_scale=guidance, num_inference_steps=1)
+            got = pipe(**arguments, guidance_end=0.0, output_type="latent").latents
+            assert difference(got, reference(variant)(**arguments).latents) < LIMIT
 
 
 @pytest.mark.parametrize("variant", ["svd", "svd-v1"])

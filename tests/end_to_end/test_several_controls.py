@@ -159,6 +159,20 @@ def test_images_and_scales_for_every_prompt(pipe: Pipeline, checkpoint: Checkpoi
         assert difference(pipe(**alone, output_type="latent").latents, got.latents[rows]) < 10 * ROUNDING
 
 
+def test_each_keeps_its_image_and_scale_after_the_end_of_guidance(
+    pipe: Pipeline, checkpoint: Checkpoint
+) -> None:
+    """Of two images of a prompt; the control ends later."""
+    cut = arguments(
+        num_images_per_prompt=2,
+        latents=rand(3, 2, 4, HEIGHT // 8, WIDTH // 8),
+        guidance_end=0.0,
+        control_end=0.7,
+    )
+    got, wanted = pipe(**cut, output_type="latent"), reference_pipeline(checkpoint)(**cut)
+    assert difference(got.latents, wanted.latents) < 10 * ROUNDING
+
+
 def test_the_second_at_scale_zero_leaves_what_the_first_gives_alone(pipe: Pipeline, tiny: Any) -> None:
     """Bit for bit: x + 0 c is x."""
     with Pipeline.load(tiny("sd15"), cache=False) as single:

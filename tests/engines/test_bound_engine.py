@@ -120,6 +120,8 @@ def test_the_last_rows_alone_give_the_same(
         prologue = engine._run_prologue
         monkeypatch.setattr(engine, "_run_prologue", lambda feed: counts.update("p") or prologue(feed))
         constants, changing = split(make_feed(engine))
+        # the shared image's control is of the first row's
+        changing["timestep"][:] = 321
         if not shared:
             constants["control_image"] = rand(9, 2, *constants["control_image"].shape[1:])
         bound = engine.bind(constants)

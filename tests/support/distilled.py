@@ -15,11 +15,14 @@ WIDTH = 256
 
 
 def write_distilled(tiny: Path, directory: Path) -> Path:
-    """Write the tiny model in ``tiny`` to ``directory``, with another denoiser."""
+    """Write the tiny model in ``tiny`` to ``directory``; its denoiser has its first and last block alone."""
     shutil.copytree(tiny, directory)
     unet = directory / "base" / "unet"
     config = json.loads((unet / "config.json").read_text())
-    fill(
-        diffusers.UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": WIDTH}), 21
-    ).save_pretrained(unet)
+    blocks = len(config["block_out_channels"])
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == blocks:
+            config[key] = [value[0], value[-1]]
+    made = diffusers.UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": WIDTH})
+    fill(made, 21).save_pretrained(unet)
     return directory
