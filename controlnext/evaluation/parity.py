@@ -19,7 +19,6 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import Backend
 from controlnext.engines.built import BuiltBackend, usable_backends
 from controlnext.evaluation.inputs import (
     SamplingRun,

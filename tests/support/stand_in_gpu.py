@@ -113,7 +113,7 @@ class _Engine:
         self, machine: Machine, log: Any, inputs: list[TensorSpec], outputs: list[TensorSpec]
     ) -> None:
         self._machine, self._log = machine, log
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.cuda = inputs, outputs, machine.cuda
         self._config: Any = None
 
     def create_runtime_config(self) -> Any:
@@ -174,7 +174,7 @@ class _Context:
     def __init__(self, machine: Machine, log: Any, engine: _Engine, gives_memory: bool) -> None:
         self._machine, self._log = machine, log
         self._inputs, self._outputs = engine.inputs, {spec.name: spec for spec in engine.outputs}
-        self._cuda = machine.cuda
+        self._cuda = engine.cuda
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._gives_memory, self._activations = gives_memory, 0
