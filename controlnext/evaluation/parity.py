@@ -127,7 +127,7 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Outputs:
-    """What graphs and runs gave: the latents of each run, the images of the first."""
+    """Outputs of graphs and runs: the latents of each run, the images of the first."""
 
     graphs: Feeds
     latents: list[np.ndarray]

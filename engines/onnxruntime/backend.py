@@ -143,10 +143,10 @@ class OrtBackend(Backend):
         """Return the name of the graph's file, or of its parts with ONNX Runtime's own operators."""
         directory, _, whole = model_file(graph_name).partition("/")
         precision = manifest.graph(graph_name).precision
-        parts = int8.parts_for(precision) if self.provider == CPU else PARTS
-        parts = parts[:2] if whole == MODEL else parts[2:]
+        three = int8.parts_for(precision) if self.provider == CPU else PARTS
+        parts = three[:2] if whole == MODEL else three[2:]
         found = [name for name in parts if f"{directory}/{name}" in manifest.files]
-        if parts == UINT8_PARTS[:2] and not found:
+        if three == UINT8_PARTS and not found:
             raise BundleError(
                 f"{bundle} was exported by an earlier version, whose int8 is wrong on this processor"
                 " because it has no VNNI; export the bundle again with `precision` int8, or run it on a"

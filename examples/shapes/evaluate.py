@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance-end", type=float, default=1.0)
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
-    drawings, images = draw.held_out(options.count), {}
+    drawings = draw.held_out(options.count)
+    images: dict[float, np.ndarray] = {}
     pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     asked |= {"guidance_end": options.guidance_end}

@@ -215,8 +215,8 @@ class VideoPipeline(Pipeline, task="video"):
         steps = len(sampler.timesteps)
         guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
         strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
-        parts = [{"batch": 2 if guided else 1, "frames": window.stop - window.start} for window in windows]
-        open_step_cache(self.bundle, request.cache_interval, (height, width), parts)
+        sizes = [{"batch": 2 if guided else 1, "frames": window.stop - window.start} for window in windows]
+        open_step_cache(self.bundle, request.cache_interval, (height, width), sizes)
         image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)

@@ -199,16 +199,18 @@ def test_a_bundle_of_an_earlier_release_is_refused_with_the_remedy(tmp_path: Pat
     with Pipeline.load(bundle, device="cpu", cache=False) as pipe:
         call = _image_call(pipe, height=64, width=64, num_inference_steps=2, output_type="latent")
         pipe(**call)
-        with pytest.raises(InputError, match="no shallow graph of unet.*export the bundle again") as refused:
+        with pytest.raises(InputError, match=r"no shallow graph of unet.*export the bundle again") as refused:
             pipe(**call, cache_interval=2)
     assert refused.value.argument == "cache_interval"
 
 
 @pytest.mark.parametrize("interval", [0, -1, 1.5, True, None])
 def test_an_interval_is_a_positive_integer(tiny_bundle: Path, interval: Any) -> None:
-    with Pipeline.load(tiny_bundle, cache=False) as pipe:
-        with pytest.raises(InputError, match="integer of at least 1"):
-            pipe(**_image_call(pipe, cache_interval=interval))
+    with (
+        Pipeline.load(tiny_bundle, cache=False) as pipe,
+        pytest.raises(InputError, match="integer of at least 1"),
+    ):
+        pipe(**_image_call(pipe, cache_interval=interval))
 
 
 def test_what_windows_keep_is_limited(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
