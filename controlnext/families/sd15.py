@@ -121,7 +121,8 @@ SD15 = Family(
             },
             trace_sizes=IMAGE_TRACE,
             float32=FLOAT32,
-            cached=unet_cut(layers=2),
+            # with two, a picture of 20 steps and an interval of 3 took 0.55 of the time of an uncached one
+            cached=unet_cut(layers=1),
         ),
     ),
     samplers=samplers_of("noise"),
