@@ -247,14 +247,15 @@ def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
     return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
-def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
+def _denoiser(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
     """Return the nodes of :func:`fake_denoiser`."""
     integers = {"per_row": [-1, 1, 1, 1], "channels": [1]}
     floats = {"thousand": 1000.0, "half": 0.5}
+    halved = CACHED if CACHED in [tensor.name for tensor in (*inputs, *outputs)] else "halved"
     nodes = [("Div", ["timestep", "thousand"], ["time"], {})]
     if any(tensor.name == "sample" for tensor in inputs):
-        nodes.append(("Mul", ["sample", "half"], [CACHED], {}))
-    rows, terms = ["time"], [CACHED, "offset"]
+        nodes.append(("Mul", ["sample", "half"], [halved], {}))
+    rows, terms = ["time"], [halved, "offset"]
     for tensor in inputs:
         name = tensor.name
         if name not in _PER_STEP and not name.startswith("control_"):
