@@ -6,6 +6,7 @@ them, so that they cannot disagree.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,13 @@ Dim = int | str
 """A fixed size, a symbol (``"batch"``) or a multiple of one (``"8*height"``)."""
 
 
+PRODUCTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"tokens": ("height", "width"), "frame_rows": ("batch", "frames")}
+)
+"""Symbols that are products of two others, in features of the step cache: the patches of an image, the frames
+of all rows."""
+
+
 def split_dim(dim: str) -> tuple[int, str]:
     """Split ``"8*height"`` into ``(8, "height")``, ``"batch"`` into ``(1, "batch")``."""
     factor, star, symbol = dim.partition("*")
@@ -30,6 +38,8 @@ def evaluate_dim(dim: Dim, sizes: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     factor, symbol = split_dim(dim)
+    if symbol in PRODUCTS and symbol not in sizes:
+        return factor * math.prod(sizes[part] for part in PRODUCTS[symbol])
     return factor * sizes[symbol]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
+from controlnext.engines.steps import NO_FEATURES, StepKind
 from controlnext.errors import InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
@@ -46,7 +47,8 @@ class Engine(Closeable):
 
     ``inputs`` and ``outputs`` are the tensor specs of the bundle's manifest, float32 or int64 at every
     precision. ``backend`` names the backend and the device. Several threads may use an engine; one runs at a
-    time, and its prologue beside it.
+    time, and its prologue beside it. ``features``: the tensor specs of what full steps compute for shallow
+    ones, none without a shallow graph; ``shallow_inputs``: the names of the ``inputs`` that these read.
     """
 
     prologue_inputs: frozenset[str] = frozenset()
@@ -60,11 +62,15 @@ class Engine(Closeable):
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
         self.graph_name, self.backend = graph_name, backend
-        self.inputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].inputs)
-        self.outputs = tuple(tensor.spec() for tensor in manifest.graphs[graph_name].outputs)
+        graph = manifest.graph(graph_name)
+        self.inputs = tuple(tensor.spec() for tensor in graph.inputs)
+        self.outputs = tuple(tensor.spec() for tensor in graph.outputs)
+        self.features = tuple(tensor.spec() for tensor in graph.shallow.features) if graph.shallow else ()
+        self.shallow_inputs = frozenset(graph.shallow.inputs if graph.shallow else ())
         self.step_inputs = frozenset(spec.name for spec in self.inputs)
         self._turn, self._prologue_turn = Lock(), Lock()
-        self._latest: weakref.ref[object] | None = None
+        # by whether the step is shallow: that may be another engine of the library
+        self._latest: dict[bool, weakref.ref[object]] = {}
 
     def _stand_for(self, engine: Engine) -> None:
         """Say of itself what ``engine`` does, which this one wraps."""
@@ -86,19 +92,41 @@ class Engine(Closeable):
         """
         return BoundEngine(self, constants)
 
-    def run_bound(self, bound: object, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        """Run for ``bound``, which has checked ``feed``: the inputs, and what the prologue computed.
+    def run_bound(
+        self, bound: object, feed: Feed, replaced: Collection[str], kind: StepKind = StepKind.PLAIN
+    ) -> dict[str, np.ndarray]:
+        """Run for ``bound``, which has checked ``feed``: the inputs, what the prologue computed, and for a
+        shallow step the features.
 
-        ``feed`` differs in ``replaced`` from that of the last run of ``bound``.
+        ``feed`` differs in ``replaced`` from that of the last run of ``bound``, shallow or not as this one.
         """
+        shallow = kind is StepKind.SHALLOW
         with self._turn:
-            if self._latest is None or self._latest() is not bound:
-                replaced = feed.keys()
             # if the run fails, the state of the engine is unknown
-            self._latest = None
-            outputs = self._run(feed, replaced)
-            self._latest = weakref.ref(bound)
+            latest = self._latest.pop(shallow, None)
+            if latest is None or latest() is not bound:
+                replaced = feed.keys()
+            if kind is StepKind.PLAIN:
+                outputs = self._run(feed, replaced)
+            else:
+                outputs = self._run_cached(feed, replaced, kind)
+            self._latest[shallow] = weakref.ref(bound)
         return outputs
+
+    def open_shallow(self) -> None:
+        """Get ready for full and shallow steps.
+
+        Raises :class:`~controlnext.errors.InputError` if the bundle has no shallow graph, or the backend no
+        engine of it.
+        """
+        if not self.features:
+            raise InputError(
+                f"the bundle has no shallow graph of {self.graph_name}, which `cache_interval` above 1 needs;"
+                " export the bundle again with this version, or set `cache_interval` to 1",
+                argument="cache_interval",
+            )
+        with self._turn:
+            self._open_shallow()
 
     def run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return what the prologue computes of its inputs in ``feed``, the batch on the first axis."""
@@ -112,6 +140,21 @@ class Engine(Closeable):
     @abstractmethod
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         """Return the outputs for all inputs; those not in ``replaced`` are the arrays of the last run."""
+
+    def _open_shallow(self) -> None:
+        """Open what :meth:`_run_cached` needs; a second call does nothing."""
+        raise InputError(
+            f"{self.backend or 'this backend'} has no step cache; set `cache_interval` to 1, or `backend` to"
+            " onnxruntime",
+            argument="cache_interval",
+        )
+
+    def _run_cached(self, feed: Feed, replaced: Collection[str], kind: StepKind) -> dict[str, np.ndarray]:
+        """Return the outputs as :meth:`_run` does, of a full step the features too.
+
+        A shallow step's ``feed`` has the features, and its ``replaced`` counts from the last shallow run.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Release resources once no other thread runs the engine; it cannot run again."""
@@ -144,6 +187,7 @@ class BoundEngine:
         self._rest = [spec for spec in engine.inputs if spec.name not in constants]
         self.rows = self._sizes.get("batch")
         self._handed_over: dict[str, np.ndarray] | None = None
+        self._taken: Feed | None = None
 
     def last_rows(self, count: int) -> BoundEngine:
         """Return the engine bound to the last ``count`` rows of the batch alone.
@@ -164,14 +208,27 @@ class BoundEngine:
         if self._handed_over is None and self.engine.prologue_inputs <= self._bound.keys():
             self._handed_over = self.engine.run_prologue(self._bound)
 
-    def run(self, feed: Feed) -> dict[str, np.ndarray]:
-        """Return the outputs by name for the inputs that are not bound; raise as :meth:`Engine.run`."""
-        constants, changing = self.arguments(feed)
-        return self.engine.run_bound(self, {**constants, **changing}, changing.keys())
+    def run(
+        self, feed: Feed, kind: StepKind = StepKind.PLAIN, features: Feed = NO_FEATURES
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs by name for the inputs that are not bound; raise as :meth:`Engine.run`.
 
-    def arguments(self, feed: Feed) -> tuple[Feed, Feed]:
+        A full step returns the features too. A shallow one takes them, and needs only the inputs that
+        :class:`Engine` names; as long as it gets the same mapping, the features are not copied again.
+        """
+        constants, changing = self.arguments(feed, kind)
+        new = frozenset[str]() if features is self._taken else features.keys()
+        self._taken = features
+        given = {**constants, **changing, **features}
+        return self.engine.run_bound(self, given, changing.keys() | new, kind)
+
+    def arguments(self, feed: Feed, kind: StepKind = StepKind.PLAIN) -> tuple[Feed, Feed]:
         """Return what :meth:`Engine.run_bound` takes: what stays from run to run, and what does not."""
-        tensor_spec.bind(self._rest, feed, self.engine.graph_name, self._sizes)
+        rest, given = self._rest, feed
+        if kind is StepKind.SHALLOW:
+            rest = [spec for spec in rest if spec.name in self.engine.shallow_inputs]
+            given = {spec.name: feed[spec.name] for spec in rest if spec.name in feed}
+        tensor_spec.bind(rest, given, self.engine.graph_name, self._sizes)
         self.prepare()
         if self._handed_over is not None:
             return {**self._bound, **self._handed_over}, feed

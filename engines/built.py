@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.manifest import Manifest, shallow_name
 from controlnext.engines import Backend, Engine, registry
 from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.engines.tensorrt.backend import TrtBackend
@@ -29,6 +29,10 @@ class BuiltBackend(Backend):
         self.profiles = profiles
         self._built = built
         self._others = OrtBackend()
+
+    def can_cut(self, graph_name: str) -> bool:
+        """Return whether the shallow part of a graph runs too: its engine is built, or none is."""
+        return graph_name not in self.profiles or shallow_name(graph_name) in self.profiles
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
         """Open the built engine of the graph ``graph_name``, or the graph with ONNX Runtime."""

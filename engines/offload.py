@@ -11,6 +11,7 @@ import numpy as np
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError
 from controlnext.types import Feed
 
@@ -52,6 +53,15 @@ class _OffloadedEngine(Engine):
         with self._slot.turn:
             new = self._loaded is None
             return self._enter()._run(feed, feed.keys() if new else replaced)
+
+    def _run_cached(self, feed: Feed, replaced: Collection[str], kind: StepKind) -> dict[str, np.ndarray]:
+        with self._slot.turn:
+            new = self._loaded is None
+            return self._enter()._run_cached(feed, feed.keys() if new else replaced, kind)
+
+    def _open_shallow(self) -> None:
+        with self._slot.turn:
+            self._enter()._open_shallow()
 
     def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
         with self._slot.turn:

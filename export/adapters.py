@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from controlnext.families import GraphSpec
+from controlnext.families import CachedFeature, GraphSpec
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+from controlnext.models.step_cache import cut
 from controlnext.tensor_spec import ControlInputs, numbered_controls
 
 
@@ -19,7 +20,8 @@ class FusedDenoiser(nn.Module):
     """The stock denoiser with its control modules and their injection in one forward pass.
 
     The inputs are the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the
-    latents have a guided batch: its control module then runs once and its feature is repeated.
+    latents have a guided batch: its control module then runs once and its feature is repeated. Further
+    outputs are the features ``cached``.
     """
 
     def __init__(
@@ -28,21 +30,27 @@ class FusedDenoiser(nn.Module):
         controls: Sequence[nn.Module],
         normalization: CrossNormalization,
         spec: GraphSpec,
+        cached: Sequence[CachedFeature] = (),
     ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.cached = denoiser, tuple(cached)
         self.controls = numbered_controls(len(controls))
         for names, control in zip(self.controls, controls, strict=True):
             self.add_module(names.network, control)
         self.cross_normalization = normalization
         self.spec = spec
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Return the predicted noise."""
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the predicted noise, and after it the cached features."""
         inputs = dict(zip((s.name for s in self.spec.inputs), tensors, strict=True))
         controls = [self._control(inputs, names) for names in self.controls]
-        with inject(self.denoiser, self.cross_normalization, controls):
-            return self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
+        features: dict[str, Tensor] = {}
+        with (
+            inject(self.denoiser, self.cross_normalization, controls),
+            cut(self.denoiser, self.cached, features, shallow=False),
+        ):
+            noise = self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
+        return (noise, *(features[one.spec.name] for one in self.cached)) if self.cached else noise
 
     def _control(self, inputs: dict[str, Tensor], names: ControlInputs) -> Control:
         module = self.get_submodule(names.network)
@@ -150,9 +158,16 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
 
 
 def wrap(
-    spec: GraphSpec, network: nn.Module, controls: Sequence[nn.Module], normalization: CrossNormalization
+    spec: GraphSpec,
+    network: nn.Module,
+    controls: Sequence[nn.Module],
+    normalization: CrossNormalization,
+    cached: Sequence[CachedFeature] = (),
 ) -> nn.Module:
-    """Return the module of the graph ``spec``; ``normalization`` needs a traceable pool (averaging_pool)."""
+    """Return the module of the graph ``spec``, a denoiser's with the features ``cached`` as outputs too.
+
+    ``normalization`` needs a traceable pool (averaging_pool).
+    """
     if spec.wrapper == "denoiser":
-        return FusedDenoiser(network, controls, normalization, spec).eval()
+        return FusedDenoiser(network, controls, normalization, spec, cached).eval()
     return ADAPTERS[spec.wrapper](network).eval()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx_ir as ir
@@ -23,17 +24,18 @@ from controlnext.bundle.manifest import (
     Manifest,
     ParityRow,
     Quantization,
+    Shallow,
     TensorEntry,
     write_manifest,
 )
 from controlnext.errors import InputError, ParityError
 from controlnext.export.adapters import wrap
-from controlnext.export.passes import finish_graph, quantize
+from controlnext.export.passes import finish_graph, quantize, without_outputs
 from controlnext.export.quantization.calibrate import Denoise, calibrate
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
 from controlnext.export.tracing import materialize_meta_parameters, trace
-from controlnext.export.writer import attach_weights, write_graph, write_parts
-from controlnext.families import PER_STEP_INPUTS, Family, GraphSpec
+from controlnext.export.writer import attach_weights, write_graph, write_parts, write_shallow
+from controlnext.families import PER_STEP_INPUTS, CachedFeature, Family, GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import COMPUTES, Precision, Progress
@@ -167,8 +169,16 @@ class _Job:
     step: _Step
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        return self.checkpoint.networks[self.spec.network].config
+
+    @property
     def sizes(self) -> dict[str, int]:
-        return self.spec.sizes(self.checkpoint.networks[self.spec.network].config)
+        return self.spec.sizes(self.config)
+
+    @property
+    def cached(self) -> tuple[CachedFeature, ...]:
+        return self.spec.cached(self.config)
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -180,12 +190,13 @@ class _Job:
 
     def traced(self) -> ir.Model:
         self.step("tracing", 0.0)
-        return trace(_meta_module(self.checkpoint, self.spec), self.spec, self.sizes)
+        return trace(_meta_module(self), self.spec.with_features(self.config), self.sizes)
 
     def finished(self, traced: ir.Model, precision: Precision) -> ir.Model:
-        """Return the final graph with its weights."""
+        """Return the final graph with its weights; it has the cached features as outputs too."""
         self.step("simplifying", 0.6)
-        model = finish_graph(traced, self.inputs, self.outputs, precision, self.spec.float32)
+        outputs = [*self.outputs, *(one.spec for one in self.cached)]
+        model = finish_graph(traced, self.inputs, outputs, precision, self.spec.float32)
         return attach_weights(model, _readers(self.checkpoint, self.spec))
 
     def write(self, model: ir.Model) -> None:
@@ -193,10 +204,17 @@ class _Job:
             model, self.directory / self.spec.name, lambda done: self.step("writing", 0.7 + 0.3 * done)
         )
 
-    def ship(self, model: ir.Model, precision: Precision) -> None:
+    def ship(self, model: ir.Model, precision: Precision) -> Graph:
+        """Write the graph, a denoiser's with its parts, and return its entry in the manifest."""
         self.write(model)
+        entry, directory, cached = self.entry(precision), self.directory / self.spec.name, self.cached
         if self.spec.wrapper == "denoiser":
-            write_parts(self.directory / self.spec.name, PER_STEP_INPUTS, self.spec.prologue, precision)
+            write_parts(directory, PER_STEP_INPUTS, self.spec.prologue, precision, cached)
+        if cached:
+            features = [TensorEntry.of(one.spec) for one in cached]
+            shallow = Shallow(write_shallow(directory, cached), features)
+            entry = msgspec.structs.replace(entry, shallow=shallow)
+        return entry
 
     def entry(self, precision: Precision) -> Graph:
         return Graph(
@@ -208,13 +226,12 @@ class _Job:
 
 
 def _export_graph(job: _Job) -> Graph:
-    job.ship(job.finished(job.traced(), job.precision), job.precision)
-    return job.entry(job.precision)
+    return job.ship(job.finished(job.traced(), job.precision), job.precision)
 
 
 def _export_quantized(job: _Job, traced: ir.Model, found: Quantization, precision: Precision) -> Graph:
-    job.ship(quantize(job.finished(traced, job.precision), found.layers), precision)
-    return msgspec.structs.replace(job.entry(precision), compute=job.precision, quantization=found)
+    entry = job.ship(quantize(job.finished(traced, job.precision), found.layers), precision)
+    return msgspec.structs.replace(entry, compute=job.precision, quantization=found)
 
 
 def _calibrate(
@@ -227,7 +244,8 @@ def _calibrate(
     """Calibrate the denoiser, which is written in float32 for that; return what to quantize."""
     assert sample is not None
     target = job.directory / job.spec.name
-    job.write(job.finished(traced.clone(), Precision.FP32))
+    features = [one.spec.name for one in job.cached]
+    job.write(without_outputs(job.finished(traced.clone(), Precision.FP32), features))
     graphs = {**others, job.spec.name: job.entry(Precision.FP32)}
     files = list_files(job.directory, without=job.spec.name)
     unfinished = msgspec.structs.replace(_manifest(job.checkpoint, Precision.FP32, graphs), files=files)
@@ -237,10 +255,12 @@ def _calibrate(
     return found
 
 
-def _meta_module(checkpoint: Checkpoint, spec: GraphSpec) -> nn.Module:
+def _meta_module(job: _Job) -> nn.Module:
+    checkpoint, spec = job.checkpoint, job.spec
     network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
     controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
-    return wrap(spec, network, controls, CrossNormalization(checkpoint.variant.injection, averaging_pool))
+    normalization = CrossNormalization(checkpoint.variant.injection, averaging_pool)
+    return wrap(spec, network, controls, normalization, job.cached)
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from controlnext.bundle.format import DATA, MODEL, PARTS, UINT8_PARTS
+from controlnext.bundle.format import DATA, MODEL, PARTS, SHALLOW, UINT8_PARTS
 from controlnext.errors import CheckpointError
 from controlnext.export.passes import (
+    cut_shallow,
     fuse_attention,
     fuse_groups,
     fuse_matmul_integer,
@@ -21,6 +22,7 @@ from controlnext.export.passes import (
     use_uint8_activations,
     use_uint8_weights,
 )
+from controlnext.families import CachedFeature
 from controlnext.types import Precision
 from controlnext.weights import is_finite
 
@@ -57,19 +59,37 @@ def write_graph(
         raise _first_cause(error) from error
 
 
-def write_parts(directory: Path, changing: Collection[str], prologue: bool, precision: Precision) -> None:
+def write_shallow(directory: Path, cached: Sequence[CachedFeature]) -> list[str]:
+    """Write the shallow part of the graph in ``directory``, which refers to the same weights.
+
+    Return the names of its inputs besides the features.
+    """
+    shallow = cut_shallow(ir.load(directory / MODEL), cached)
+    ir.save(shallow, directory / SHALLOW)
+    features = {one.spec.name for one in cached}
+    return [value.name for value in shallow.graph.inputs if value.name and value.name not in features]
+
+
+def write_parts(
+    directory: Path,
+    changing: Collection[str],
+    prologue: bool,
+    precision: Precision,
+    cached: Sequence[CachedFeature] = (),
+) -> None:
     """Write the graph in ``directory`` once more as ONNX Runtime runs it best, referring to the same weights.
 
     With ``prologue``, the part that does not depend on the inputs ``changing`` is a graph of its own; the
-    step is the rest. If integers are multiplied there is a second form with unsigned weights too: the
-    processor decides which form is right.
+    step is the rest. With features ``cached``, the shallow part of the step is a graph too. If integers are
+    multiplied there is a second form with unsigned weights: the processor decides which form is right.
     """
     step = fuse_attention(ir.load(directory / MODEL))
     if precision.integer_products:
         # in other precisions its rounding would be visible
         step = fuse_groups(step)
     once, step = split_prologue(step, changing) if prologue else (None, step)
-    for part, name, uint8_name in zip((once, step), PARTS, UINT8_PARTS, strict=True):
+    shallow = cut_shallow(step, cached) if cached else None
+    for part, name, uint8_name in zip((once, step, shallow), PARTS, UINT8_PARTS, strict=True):
         if part is None:
             continue
         ir.save(use_uint8_activations(fuse_matmul_integer(part)), directory / name)

@@ -11,10 +11,12 @@ import numpy as np
 
 from controlnext.engines import BoundEngine
 from controlnext.engines.joint import EngineRows, JointBatch
+from controlnext.engines.steps import StepKind
 from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
+from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
 from controlnext.types import Feed, FloatArray
 
 
@@ -60,7 +62,9 @@ class Denoising(ABC):
         parts: the batches of a step; of the conditional rows alone once guidance has ended.
         guided_steps: the number of steps with guidance, 0 for a run without.
         guard: reports running out of memory.
+        cache_interval: every step of which the index is a multiple is full, those between are shallow.
         index: number of the next step, counted from 0.
+        features: what the last full step computed for shallow ones, of each part, for all of its rows.
     """
 
     sampler: Sampler
@@ -69,7 +73,9 @@ class Denoising(ABC):
     parts: Sequence[StepPart]
     guided_steps: int
     guard: MemoryGuard
+    cache_interval: int = 1
     index: int = field(default=0, init=False)
+    features: list[Feed] = field(default_factory=list, init=False)
     _scaled: FloatArray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +90,16 @@ class Denoising(ABC):
     def done(self) -> bool:
         """Whether all steps are taken."""
         return self.index == self.total
+
+    @property
+    def kind(self) -> StepKind:
+        """The kind of the next step."""
+        return step_kind(self.index, self.total, self.cache_interval)
+
+    @property
+    def shallow(self) -> bool:
+        """Whether the next step is shallow."""
+        return self.kind is StepKind.SHALLOW
 
     @property
     def timestep(self) -> float:
@@ -119,6 +135,7 @@ class Denoising(ABC):
         self.index, self._scaled = self.index + 1, None
         if self.index == self.guided_steps and not self.done:
             self.parts = _conditional(self.parts)
+            self.features = [conditional_rows(features) for features in self.features]
         return Step(index, self.total, timestep, self.latents)
 
 
@@ -150,7 +167,8 @@ class Rounds:
         observe: Callable[[int, int, float], None] = lambda _requests, _rows, _seconds: None,
     ) -> None:
         self._most_rows, self._observe = most_rows, observe
-        self._packed: list[tuple[Denoising, Sequence[StepPart]]] = []
+        self._packed: list[tuple[Denoising, bool, Sequence[StepPart]]] = []
+        self._batches: list[_Batch] = []
         self._joint: dict[_Batch, JointBatch] = {}
 
     def take(
@@ -161,12 +179,9 @@ class Rounds:
         An error is the outcome of the run that it belongs to, the others go on. ``dropped`` tells which runs
         are no longer wanted; these have no outcome.
         """
-        parts = [(run, run.parts) for run in runs]
-        if self._packed != parts:
-            self._packed, batches = parts, _pack(runs, self._most_rows)
-            self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in batches}
-        predicted: dict[Denoising, list[list[FloatArray]]] = {run: [[] for _ in run.parts] for run in runs}
-        for batch in self._joint:
+        self._repack(runs)
+        predicted: dict[Denoising, list[list[Feed]]] = {run: [[] for _ in run.parts] for run in runs}
+        for batch in self._batches:
             rows = tuple(one for one in batch if one.run in predicted and not dropped(one.run))
             for one, prediction in zip(rows, self._predict(rows), strict=True):
                 if isinstance(prediction, Exception):
@@ -177,15 +192,29 @@ class Rounds:
                 if one.stop == one.part.rows and one.number == len(one.run.parts) - 1:
                     yield one.run, _advance(one.run, predicted.pop(one.run))
 
-    def _predict(self, batch: _Batch) -> list[FloatArray | Exception]:
-        """Return what the denoiser predicts for each of the rows, or the error."""
+    def _repack(self, runs: Sequence[Denoising]) -> None:
+        """Put the rows of the next steps into batches: full steps and shallow ones do not share any."""
+        packed = [(run, run.shallow, run.parts) for run in runs]
+        if packed == self._packed:
+            return
+        latest = self._batches if [run for run, *_ in packed] == [run for run, *_ in self._packed] else []
+        self._packed, self._batches = packed, _pack(runs, self._most_rows)
+        # the batches before these soon return, unless runs came or went
+        wanted = dict.fromkeys((*self._batches, *latest))
+        self._joint = {batch: self._joint.get(batch) or _joint(batch) for batch in wanted}
+
+    def _predict(self, batch: _Batch) -> list[Feed | Exception]:
+        """Return the denoiser's outputs for each of the rows, or the error."""
         if not batch:
             return []
         begin = time.perf_counter()
+        kinds = {rows.run.kind for rows in batch}
+        kind = StepKind.FULL if len(kinds) > 1 else kinds.pop()
         try:
             with batch[0].run.guard.watch():
                 feeds = [rows.run.inputs(rows.number) for rows in batch]
-                outputs = (self._joint.get(batch) or _joint(batch)).run(feeds)
+                features = [rows.run.features[rows.number] for rows in batch if rows.run.shallow]
+                outputs = (self._joint.get(batch) or _joint(batch)).run(feeds, kind, features)
         except Exception as error:
             if len(batch) == 1:
                 return [error]
@@ -193,7 +222,7 @@ class Rounds:
             return [result for rows in batch for result in self._predict((rows,))]
         count = sum(rows.stop - rows.start for rows in batch)
         self._observe(len(batch), count, time.perf_counter() - begin)
-        return [output["noise_pred"] for output in outputs]
+        return list(outputs)
 
 
 def denoise(run: Denoising) -> Iterator[Step]:
@@ -231,7 +260,7 @@ def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
 
 
 def _fits(rows: _Rows, batch: Sequence[_Rows], most_rows: int | None) -> bool:
-    if most_rows is None or batch[0].part.key != rows.part.key:
+    if most_rows is None or batch[0].part.key != rows.part.key or batch[0].run.shallow != rows.run.shallow:
         return False
     return sum(one.stop - one.start for one in (*batch, rows)) <= most_rows
 
@@ -240,9 +269,14 @@ def _joint(batch: _Batch) -> JointBatch:
     return JointBatch([EngineRows(rows.part.bound, rows.start, rows.stop) for rows in batch])
 
 
-def _advance(run: Denoising, predictions: Sequence[Sequence[FloatArray]]) -> Outcome:
+def _advance(run: Denoising, outputs: Sequence[Sequence[Feed]]) -> Outcome:
+    """Take the next step of a run with the denoiser's outputs for the rows of each part."""
     try:
-        return run.advance([rows[0] if len(rows) == 1 else np.concatenate(rows) for rows in predictions])
+        whole = [join_rows(rows) for rows in outputs]
+        predictions = [part.pop("noise_pred") for part in whole]
+        if run.kind is StepKind.FULL:
+            run.features = list(whole)
+        return run.advance(predictions)
     except Exception as error:
         return error
 
@@ -251,16 +285,6 @@ def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
     """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
     halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
     return [replace(part, bound=halves[part.bound]) for part in parts]
-
-
-def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:
-    """Return the control scale of each step: ``scale`` from ``start`` to ``end`` of the run, else ``off``.
-
-    The run goes from 0 to 1. A step is inside if it neither begins before ``start`` nor ends after ``end``
-    (diffusers' rule for its ControlNet pipelines).
-    """
-    outside = np.full_like(scale, off)
-    return [scale if i / steps >= start and (i + 1) / steps <= end else outside for i in range(steps)]
 
 
 def partial_steps(total: int, count: int) -> dict[int, int]:

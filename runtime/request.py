@@ -41,6 +41,7 @@ class CommonRequest:
     guidance_end: float = 1.0
     output_type: str = "pil"
     vae_tiling: bool = False
+    cache_interval: int = 1
 
     arrays: ClassVar[tuple[str, ...]] = ("latents",)
     latent_shape: ClassVar[tuple[str, ...]] = ()
@@ -73,6 +74,7 @@ class CommonRequest:
                 f"unknown output_type {self.output_type!r}; accepted: {', '.join(OUTPUT_TYPES)}",
                 argument="output_type",
             )
+        check_least("cache_interval", self.cache_interval, 1)
 
     @property
     def steps(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine
+from controlnext.engines.steps import StepKind
 from controlnext.runtime import Pipeline
 from controlnext.types import Feed
 
@@ -50,10 +52,21 @@ class _TimedEngine(Engine):
         return self._engine._run_prologue(feed)
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        with self._timed():
+            return self._engine._run(feed, replaced)
+
+    def _run_cached(self, feed: Feed, replaced: Collection[str], kind: StepKind) -> dict[str, np.ndarray]:
+        with self._timed():
+            return self._engine._run_cached(feed, replaced, kind)
+
+    def _open_shallow(self) -> None:
+        self._engine._open_shallow()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         started = time.perf_counter()
-        outputs = self._engine._run(feed, replaced)
+        yield
         self._running[self.graph_name] += time.perf_counter() - started
-        return outputs
 
     def _close(self) -> None:
         self._engine.close()

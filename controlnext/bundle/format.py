@@ -13,9 +13,17 @@ MODEL, DATA = "model.onnx", "model.onnx.data"
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
 """A denoiser's graph in the form that ONNX Runtime runs fastest, with the same weights: the part that is
 computed once for each image, if it is separate, and the part that runs at every step."""
-PARTS = (PROLOGUE, STEP)
-UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx")
+SHALLOW, SHALLOW_STEP = "shallow.onnx", "shallow_step.onnx"
+"""The shallow part of a denoiser's graph and of its step, for the step cache, with the same weights."""
+PARTS = (PROLOGUE, STEP, SHALLOW_STEP)
+UINT8_PARTS = ("prologue.uint8.onnx", "step.uint8.onnx", "shallow_step.uint8.onnx")
 """The same for an int8 graph, for processors on which only uint8 x uint8 products are exact."""
+
+
+def model_file(graph_name: str) -> str:
+    """Return the file of a graph, or of the shallow part of one, in the bundle: ``unet/model.onnx``."""
+    name, dot, _ = graph_name.partition(".")
+    return f"{name}/{SHALLOW if dot else MODEL}"
 
 
 def list_files(bundle: Path, without: str = "") -> dict[str, FileEntry]:
@@ -57,8 +65,12 @@ def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
 
 
 def graph_files(manifest: Manifest, graph: str) -> dict[str, FileEntry]:
-    """Return the entries of the files of ``graph`` (``"unet"``), by their names in the bundle."""
-    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"{graph}/")}
+    """Return the entries of the files of ``graph`` (``"unet"``), by their names in the bundle.
+
+    Those of its shallow part are the same.
+    """
+    directory = model_file(graph).partition("/")[0]
+    return {name: entry for name, entry in manifest.files.items() if name.startswith(f"{directory}/")}
 
 
 def check_graph(bundle: Path, manifest: Manifest, graph: str) -> Path:
@@ -68,4 +80,4 @@ def check_graph(bundle: Path, manifest: Manifest, graph: str) -> Path:
     """
     for name in graph_files(manifest, graph):
         check_file(bundle, manifest, name)
-    return bundle / graph
+    return (bundle / model_file(graph)).parent

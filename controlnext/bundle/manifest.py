@@ -64,11 +64,23 @@ class Quantization(msgspec.Struct, frozen=True):
     steps: int
 
 
+class Shallow(msgspec.Struct, frozen=True):
+    """The shallow part of a denoiser (``<directory>/shallow.onnx``), for the step cache.
+
+    ``features``: further outputs of the denoiser's graph, which the shallow part takes besides ``inputs``,
+    the names of those of the graph that it reads.
+    """
+
+    inputs: list[str]
+    features: list[TensorEntry]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
     ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
-    layers that are not quantized, and the result of calibration.
+    layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
+    exported for the step cache.
     """
 
     network: str
@@ -77,6 +89,7 @@ class Graph(msgspec.Struct, frozen=True):
     outputs: list[TensorEntry]
     compute: Precision | None = None
     quantization: Quantization | None = None
+    shallow: Shallow | None = None
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -133,6 +146,31 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, FileEntry]
     parity: list[ParityRow] = []
     scheduler: dict[str, Setting] = {}
+
+    def graph(self, name: str) -> Graph:
+        """Return the graph of that name, or the shallow part of one (:func:`shallow_name`) as a graph."""
+        whole = self.graphs[name.removesuffix(_SHALLOW)]
+        if name in self.graphs or whole.shallow is None:
+            return self.graphs[name]
+        inputs = [tensor for tensor in whole.inputs if tensor.name in whole.shallow.inputs]
+        return msgspec.structs.replace(whole, inputs=inputs + whole.shallow.features, shallow=None)
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of all graphs, with that of the shallow part after each that has one."""
+        return [
+            name
+            for graph_name, graph in self.graphs.items()
+            for name in ([graph_name, shallow_name(graph_name)] if graph.shallow else [graph_name])
+        ]
+
+
+_SHALLOW = ".shallow"
+
+
+def shallow_name(graph_name: str) -> str:
+    """Return the name of the shallow part of a graph, by which backends open and build it."""
+    return f"{graph_name}{_SHALLOW}"
 
 
 def write_manifest(bundle: Path, manifest: Manifest) -> None:

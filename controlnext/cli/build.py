@@ -46,6 +46,7 @@ def build(
     unknown = sorted(set(graph or ()) - set(manifest.graphs))
     if unknown:
         raise InputError(f"{bundle} has no graph {unknown[0]}; it has {', '.join(manifest.graphs)}")
+    names = [name for name in manifest.parts if not graph or name.partition(".")[0] in graph]
     plan = make_plan(
         backend,
         tuple(FLAVORS),
@@ -58,7 +59,7 @@ def build(
     )
     assert plan is not None
     with progress(quiet=as_json) as report:
-        built = plan.build(directory, manifest, graph or list(manifest.graphs), report, force=force)
+        built = plan.build(directory, manifest, names, report, force=force)
     if as_json:
         seconds = round(time.monotonic() - started, 1)
         engines = [engine_row(directory, one) for one in built]

@@ -98,7 +98,7 @@ def export(
                 measure=measured if verify else None,
             )
             if plan is not None:
-                engines = plan.build(output, manifest, list(manifest.graphs), report)
+                engines = plan.build(output, manifest, manifest.parts, report)
     finally:
         # also when parity is missed: the table shows by how much
         if rows and not as_json:

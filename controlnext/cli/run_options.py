@@ -34,6 +34,14 @@ ControlEnd = Annotated[
     float | None,
     typer.Option(help="Fraction of the steps at which the control ends, from 0 to 1.", show_default="1"),
 ]
+CacheInterval = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Run the whole denoiser at every step of this number, its shallow part between: faster.",
+        show_default="1",
+    ),
+]
 Steps = Annotated[int | None, typer.Option(help="Number of denoising steps.", show_default="the family's")]
 Timesteps = Annotated[
     str | None,

@@ -50,10 +50,12 @@ class SamplingRun:
     height: int
     width: int
     frames: int | None = None
+    cache_interval: int = 1
 
     def __str__(self) -> str:
         clip = f"x{self.frames}" if self.frames else ""
-        return f"{self.steps} steps {self.width}x{self.height}{clip}"
+        cache = f", cache interval {self.cache_interval}" if self.cache_interval > 1 else ""
+        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}"
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
@@ -83,6 +85,8 @@ def added_words(bundle: Path, manifest: Manifest) -> list[str]:
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     """Return the arguments of ``run``, for the PyTorch reference and the runtime's pipeline alike."""
     common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
+    if run.cache_interval > 1:
+        common["cache_interval"] = run.cache_interval
     return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
 

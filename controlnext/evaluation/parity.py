@@ -5,6 +5,7 @@ ONNX Runtime's engines are always compared, built TensorRT engines if they can r
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import Backend
 from controlnext.engines.built import BuiltBackend, usable_backends
 from controlnext.evaluation.inputs import (
     SamplingRun,
@@ -30,7 +30,7 @@ from controlnext.evaluation.inputs import (
 )
 from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.export.adapters import wrap
-from controlnext.families import GraphSpec
+from controlnext.families import GraphSpec, get_family
 from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
@@ -39,6 +39,7 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
+_CACHED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,28 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Pr
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
-    arguments = run_arguments(manifest, run)
+    runs = [run, *_cached_runs(manifest, run)]
+    arguments = [run_arguments(manifest, one) for one in runs]
     expected = _pytorch(checkpoint, feeds, arguments, progress)
     gc.collect()
     found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
-    rows = _rows(manifest, run, expected, found)
+    rows = _rows(manifest, runs, expected, found)
     for name, backend in backends.items():
         built = _engine(bundle, manifest, backend, feeds, arguments, progress)
-        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, run, expected, built)]
+        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, runs, expected, built)]
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
-def _rows(manifest: Manifest, run: SamplingRun, expected: _Outputs, found: _Outputs) -> list[ParityRow]:
+def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
+    """Return a shorter run with the step cache, if the denoiser can be cut."""
+    if manifest.graphs[get_family(manifest.family).denoiser].shallow is None:
+        return []
+    return [dataclasses.replace(run, steps=min(run.steps, _CACHED_STEPS), cache_interval=2)]
+
+
+def _rows(
+    manifest: Manifest, runs: Sequence[SamplingRun], expected: _Outputs, found: _Outputs
+) -> list[ParityRow]:
     rows = [
         _row(f"{name}: {output.name}", "relative L2", _worst(expected, found, name, output.name), limit)
         for name, graph in manifest.graphs.items()
@@ -105,22 +116,28 @@ def _rows(manifest: Manifest, run: SamplingRun, expected: _Outputs, found: _Outp
         for limit in [LIMITS[graph.precision].graph]
     ]
     limits = LIMITS[manifest.precision]
-    return [
-        *rows,
-        _row(f"latents, {run}", "relative L2", relative_l2(found.latents, expected.latents), limits.latents),
-        _row(f"image, {run}", "PSNR in dB", psnr(expected.images, found.images), limits.image, True),
+    # an engine that cannot be cut has no second run
+    latents = [
+        _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)
+        for run, own, wanted in zip(runs, found.latents, expected.latents, strict=False)
     ]
+    image = psnr(expected.images, found.images)
+    return [*rows, *latents, _row(f"image, {runs[0]}", "PSNR in dB", image, limits.image, True)]
 
 
 @dataclass(frozen=True)
 class _Outputs:
+    """Outputs of graphs and runs: the latents of each run, the images of the first."""
+
     graphs: Feeds
-    latents: np.ndarray
+    latents: list[np.ndarray]
     images: np.ndarray
 
 
 @torch.no_grad()
-def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], progress: Progress) -> _Outputs:
+def _pytorch(
+    checkpoint: Checkpoint, feeds: Feeds, arguments: Sequence[dict[str, Any]], progress: Progress
+) -> _Outputs:
     reference = reference_pipeline(checkpoint)
     specs = {spec.name: spec for spec in checkpoint.graphs}
     graphs = {}
@@ -132,8 +149,8 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
         module = wrap(spec, network, reference.controls, normalization)
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
-    output = reference(**arguments)
-    return _Outputs(graphs, output.latents, _images(output))
+    outputs = [reference(**given) for given in arguments]
+    return _Outputs(graphs, [output.latents for output in outputs], _images(outputs[0]))
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -145,9 +162,9 @@ def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
 def _engine(
     bundle: Path,
     manifest: Manifest,
-    backend: Backend,
+    backend: BuiltBackend,
     feeds: Feeds,
-    arguments: dict[str, Any],
+    arguments: Sequence[dict[str, Any]],
     progress: Progress,
 ) -> _Outputs:
     graphs = {}
@@ -157,8 +174,10 @@ def _engine(
             graphs[graph_name] = [engine.run(feed) for feed in inputs]
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
-        output = pipeline(**arguments, output_type="np")
-    return _Outputs(graphs, output.latents, _images(output))
+        first, *others = arguments if backend.can_cut(pipeline.family.denoiser) else arguments[:1]
+        output = pipeline(**first, output_type="np")
+        latents = [pipeline(**given, output_type="latent").latents for given in others]
+    return _Outputs(graphs, [output.latents, *latents], _images(output))
 
 
 def _images(output: Any) -> np.ndarray:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from controlnext.errors import InputError
 from controlnext.families.schema import (
     PER_STEP_INPUTS,
+    CachedFeature,
     ControlNet,
     ControlSpec,
     Family,
@@ -27,6 +28,7 @@ from controlnext.families.svd import SVD
 __all__ = [
     "FAMILIES",
     "PER_STEP_INPUTS",
+    "CachedFeature",
     "ControlNet",
     "ControlSpec",
     "Family",

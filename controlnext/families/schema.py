@@ -78,6 +78,23 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class CachedFeature:
+    """A feature of a denoiser that the step cache keeps: full steps compute it, shallow steps take it over.
+
+    ``spec`` is its name and shape as an output of the graph; its first axis has the rows of the batch, for a
+    clip those of each frame. It is an output of ``module``, a dotted path in the denoiser: of several the
+    one with index ``output``. With ``since`` it is the difference between that output and what enters the
+    module ``since`` as ``argument``: a shallow step adds it to its own.
+    """
+
+    spec: TensorSpec
+    module: str
+    output: int = 0
+    since: str = ""
+    argument: str = ""
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One exported graph: its name (also its directory's in the bundle), its network, inputs and outputs.
 
@@ -101,6 +118,13 @@ class GraphSpec:
     prologue: bool = False
     """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
     results stay in memory: for a clip these would be the features of every frame."""
+    cached: Callable[[Config], tuple[CachedFeature, ...]] = field(default=lambda _config: ())
+    """The features between a denoiser's deep and its shallow part, from its configuration; none if it cannot
+    be cut."""
+
+    def with_features(self, config: Config) -> GraphSpec:
+        """Return the graph with the features for the step cache as further outputs."""
+        return replace(self, outputs=(*self.outputs, *(one.spec for one in self.cached(config))))
 
     def with_config(self, config: Config) -> GraphSpec:
         """Return the graph of a network of this configuration, without the inputs that it does not need."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlnext.families.cuts import transformer_cut
 from controlnext.families.parts import (
     CLIP_G,
     FLOAT32,
@@ -139,6 +140,7 @@ SD3 = Family(
             },
             trace_sizes={"batch": 3, "control_batch": 2, "height": 7, "width": 5, "sequence": 33},
             float32=FLOAT32,
+            cached=transformer_cut(first_share=6, last_share=12, width=_width),
         ),
     ),
     samplers=samplers_of("flow"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlnext.families.cuts import unet_cut
 from controlnext.families.parts import (
     ADDED_TIME,
     CLIP_G,
@@ -104,6 +105,8 @@ SDXL = Family(
             sizes=_sizes,
             trace_sizes=IMAGE_TRACE,
             float32={**FLOAT32, **ADDED_TIME},
+            # two layers, so that the control, which joins before the first down block, is in the shallow part
+            cached=unet_cut(layers=2),
         ),
     ),
     samplers=samplers_of("noise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controlnext.families.cuts import unet_cut
 from controlnext.families.parts import ADDED_TIME, FLOAT32, OF_DENOISER, OF_VAE, vae_encoder
 from controlnext.families.schema import (
     Config,
@@ -136,6 +137,7 @@ SVD = Family(
                 "sequence": 4,
             },
             float32={**FLOAT32, **ADDED_TIME, **_STREAM},
+            cached=unet_cut(layers=2, rows="frame_rows"),
         ),
     ),
     samplers=("euler",),

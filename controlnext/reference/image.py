@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.reference.cut_off import CutOff
-from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import StockPipeline, control_tensor, per_control
 
 
@@ -49,6 +49,7 @@ class ImageReference(StockPipeline):
         control_end: float = 1.0,
         guidance_end: float = 1.0,
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps, timesteps=timesteps, sigmas=sigmas)
@@ -64,9 +65,8 @@ class ImageReference(StockPipeline):
             )
         ]
         vae = self.modules["vae"]
-        switch = vae.enable_tiling if vae_tiling else vae.disable_tiling
-        switch()
-        with with_control(self.denoiser, self.variant.injection, control_inputs):
+        (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
+        with self.controlled(control_inputs, cache_interval):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,

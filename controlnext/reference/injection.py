@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from controlnext.families import Injection
+from controlnext.families import CachedFeature, Injection
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+from controlnext.models.step_cache import cut
 from controlnext.windows import Window
 
 
@@ -45,12 +46,14 @@ def with_control(
     injection: Injection,
     control_inputs: Sequence[ControlInput],
     windows: Sequence[Window] | None = None,
+    cache: StepCache | None = None,
     **fixed: Tensor,
 ) -> Iterator[None]:
     """Run ``denoiser`` with control while the context is open; each call is the next step.
 
-    With ``windows`` a call gets a whole clip (B, frames, ...), which is denoised window by window.
-    ``fixed``: arguments that replace the caller's, with one row for the whole batch.
+    With ``windows`` a call gets a whole clip (B, frames, ...), which is denoised window by window. ``cache``:
+    the step cache; None for full steps only. ``fixed``: arguments that replace the caller's, with one row for
+    the whole batch.
     """
     stock, normalization = denoiser.forward, CrossNormalization(injection)
     signature = inspect.signature(stock)
@@ -59,7 +62,7 @@ def with_control(
     def predict(arguments: dict[str, Any], sample: Tensor, frames: Sequence[int] | None) -> Tensor:
         rows, timestep = len(sample), arguments["timestep"]
         controls = [control_input.control(step, rows, timestep, frames) for control_input in control_inputs]
-        with inject(denoiser, normalization, controls):
+        with inject(denoiser, normalization, controls), cached(denoiser, cache, step, frames):
             return stock(**{**arguments, sample_name: sample, "return_dict": False})[0]
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
@@ -86,6 +89,28 @@ def with_control(
         yield
     finally:
         denoiser.forward = stock  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """The step cache of a run: a full step every ``interval``, the features ``cached`` of a denoiser between.
+
+    ``kept``: those of the last full step, for a clip of the frames with these numbers.
+    """
+
+    interval: int
+    cached: Sequence[CachedFeature]
+    kept: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict)
+
+
+def cached(
+    denoiser: nn.Module, cache: StepCache | None, step: int, frames: Sequence[int] | None
+) -> AbstractContextManager[None]:
+    """Return the context in which ``denoiser`` runs at a step."""
+    if cache is None or cache.interval == 1:
+        return nullcontext()
+    features = cache.kept.setdefault(tuple(frames or ()), {})
+    return cut(denoiser, cache.cached, features, shallow=step % cache.interval > 0)
 
 
 def scale_rows(scale: float | Sequence[float], guided: bool, unconditional: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from controlnext.families import Family, Variant
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.image_input import ImageReader
+from controlnext.reference.injection import ControlInput, StepCache, with_control
 from controlnext.reference.tokens import stock_tokenizers
 from controlnext.weights import Checkpoint
 from controlnext.weights.checkpoint import NetworkWeights
+from controlnext.windows import Window
 
 SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 """The diffusers class of each sampler."""
@@ -105,6 +108,19 @@ class StockPipeline:
     def scheduler(self, sampler: str) -> Any:
         """Return diffusers' scheduler for ``sampler`` with the checkpoint's configuration."""
         return make_scheduler(sampler, self._config)
+
+    def controlled(
+        self,
+        control_inputs: Sequence[ControlInput],
+        interval: int,
+        windows: Sequence[Window] | None = None,
+        **fixed: Tensor,
+    ) -> AbstractContextManager[None]:
+        """Return the context of :func:`with_control` for this denoiser, with a full step every
+        ``interval``; it is cut where the exported one is."""
+        (graph,) = (graph for graph in self.family.graphs if graph.name == self.family.denoiser)
+        cache = StepCache(interval, graph.cached(self.denoiser.config))  # type: ignore[arg-type]
+        return with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed)
 
     def set_steps(self, sampler: str | None, steps: int | None, **given: Any) -> tuple[dict[str, Any], int]:
         """Set a new scheduler; return the pipeline's arguments for it, and the number of steps that it takes.

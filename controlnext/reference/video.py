@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor
 from controlnext.families import Family
 from controlnext.image_input import ImageReader
 from controlnext.reference.cut_off import CutOff, conditional_alone
-from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule, with_control
+from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import LatentsKeeper, StockPipeline, control_tensor, per_control
 from controlnext.weights import Checkpoint
 from controlnext.windows import clip_windows
@@ -69,6 +69,7 @@ class VideoReference(StockPipeline):
         control_start: float = 0.0,
         control_end: float = 1.0,
         guidance_end: float = 1.0,
+        cache_interval: int = 1,
     ) -> VideoReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps, sigmas=sigmas)
         highest = self.family.default_guidance if max_guidance_scale is None else max_guidance_scale
@@ -84,7 +85,7 @@ class VideoReference(StockPipeline):
         windows, fixed = clip_windows(frames, frames_per_batch, overlap), self._fixed(height, width)
         keeper = LatentsKeeper()
         with (
-            with_control(self.denoiser, self.variant.injection, control_inputs, windows, **fixed),
+            self.controlled(control_inputs, cache_interval, windows, **fixed),
             conditional_alone(self.denoiser, cut_off),
         ):
             result = self.pipeline(

@@ -44,6 +44,6 @@ def known_int8_form() -> str:
     return int8_form() if is_installed("onnxruntime") else ""
 
 
-def parts_for(precision: Precision) -> tuple[str, str]:
-    """Return the files of a denoiser's prologue and step that are right on this processor."""
+def parts_for(precision: Precision) -> tuple[str, str, str]:
+    """Return the files of a denoiser's prologue, step and shallow step that are right on this processor."""
     return UINT8_PARTS if precision.integer_products and int8_form() == UINT8_UINT8 else PARTS

@@ -10,7 +10,9 @@ import numpy as np
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Engine
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError, WorkError
+from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed
 
 
@@ -18,24 +20,68 @@ class OrtEngine(Engine):
     """A graph that ONNX Runtime runs on the CPU.
 
     ``sessions``: that of the graph, or those of its prologue and its step. The step reads the prologue's
-    outputs.
+    outputs. ``load_shallow`` returns the session of the shallow step, with weights of its own: those of a few
+    layers.
     """
 
-    def __init__(self, sessions: Sequence[Any], manifest: Manifest, graph_name: str, backend: str) -> None:
+    def __init__(
+        self,
+        sessions: Sequence[Any],
+        manifest: Manifest,
+        graph_name: str,
+        backend: str,
+        load_shallow: Callable[[], Any] | None = None,
+    ) -> None:
         super().__init__(manifest, graph_name, backend)
-        self._names = [spec.name for spec in self.outputs]
+        self._load_shallow = load_shallow
         *prologue, self._step = sessions
+        self._shallow: Any = None
         self._prologue = prologue[0] if prologue else None
         self.step_inputs = frozenset(_input_names(self._step))
         self.prologue_inputs = frozenset(_input_names(self._prologue) if prologue else ())
+        self._shallow_reads: frozenset[str] = frozenset()
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
-        self._check_open()
-        with self._failures():
-            return dict(zip(self._names, self._outputs(feed, replaced), strict=True))
+        return self._named(self.outputs, self._step, self.step_inputs, feed, replaced)
 
-    def _outputs(self, feed: Feed, replaced: Collection[str]) -> list[np.ndarray]:  # noqa: ARG002
-        return self._step.run(self._names, _chosen(feed, self.step_inputs))
+    def _run_cached(self, feed: Feed, replaced: Collection[str], kind: StepKind) -> dict[str, np.ndarray]:
+        self._open_shallow()
+        if kind is StepKind.SHALLOW:
+            return self._named(self.outputs, self._shallow, self._shallow_reads, feed, replaced)
+        outputs = (*self.outputs, *self.features)
+        return self._named(outputs, self._step, self.step_inputs, feed, replaced)
+
+    def _open_shallow(self) -> None:
+        self._check_open()
+        if self._shallow is None:
+            assert self._load_shallow is not None
+            self._shallow = self._load_shallow()
+            self._shallow_reads = frozenset(_input_names(self._shallow))
+
+    def _named(
+        self,
+        outputs: Sequence[TensorSpec],
+        session: Any,
+        reads: frozenset[str],
+        feed: Feed,
+        replaced: Collection[str],
+    ) -> dict[str, np.ndarray]:
+        self._check_open()
+        names = [spec.name for spec in outputs]
+        with self._failures():
+            return dict(zip(names, self._outputs(names, session, reads, feed, replaced), strict=True))
+
+    def _outputs(
+        self,
+        names: Sequence[str],
+        session: Any,
+        reads: frozenset[str],
+        feed: Feed,
+        replaced: Collection[str],  # noqa: ARG002
+    ) -> list[np.ndarray]:
+        """Return the outputs ``names`` of a session, which ``reads`` these inputs."""
+        outputs: list[np.ndarray] = session.run(names, _chosen(feed, reads))
+        return outputs
 
     def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
         self._check_open()
@@ -58,14 +104,15 @@ class OrtEngine(Engine):
             raise WorkError(f"ONNX Runtime failed in {self.graph_name}: {first_line(error)}") from error
 
     def _close(self) -> None:
-        self._step = self._prologue = None
+        self._step = self._shallow = self._prologue = None
 
 
 class DeviceEngine(OrtEngine):
     """Sessions on a device with its own memory, where inputs stay until they are replaced.
 
     ``place`` copies an array to that memory, given the array, the device's type and its number. What the
-    prologue computes goes through the processor's memory, where it can be joined with that of other runs.
+    prologue computes, and features for shallow steps, go through the processor's memory, where they can be
+    joined with those of other runs.
     """
 
     def __init__(
@@ -76,25 +123,31 @@ class DeviceEngine(OrtEngine):
         backend: str,
         place: Callable[[np.ndarray, str, int], Any],
         device: tuple[str, int],
+        load_shallow: Callable[[], Any] | None = None,
     ) -> None:
-        super().__init__(sessions, manifest, graph_name, backend)
+        super().__init__(sessions, manifest, graph_name, backend, load_shallow)
         self._place, self._device = place, device
-        self._binding = self._step.io_binding()
+        self._bindings: dict[Any, Any] = {}
 
-    def _outputs(self, feed: Feed, replaced: Collection[str]) -> list[np.ndarray]:
-        for name in self.step_inputs.intersection(replaced):
+    def _outputs(
+        self, names: Sequence[str], session: Any, reads: frozenset[str], feed: Feed, replaced: Collection[str]
+    ) -> list[np.ndarray]:
+        if session not in self._bindings:
+            self._bindings[session] = session.io_binding()
+        binding = self._bindings[session]
+        for name in reads.intersection(replaced):
             placed = self._place(np.ascontiguousarray(feed[name]), *self._device)
-            self._binding.bind_ortvalue_input(name, placed)
-        for name in self._names:
+            binding.bind_ortvalue_input(name, placed)
+        for name in names:
             # bind again: the buffer of the last run has the shape of that run
-            self._binding.bind_output(name)
-        self._step.run_with_iobinding(self._binding)
-        outputs = self._binding.copy_outputs_to_cpu()
-        self._binding.clear_binding_outputs()
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        outputs: list[np.ndarray] = binding.copy_outputs_to_cpu()
+        binding.clear_binding_outputs()
         return outputs
 
     def _close(self) -> None:
-        self._binding = None
+        self._bindings = {}
         super()._close()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from controlnext.bundle.format import MODEL, check_graph
-from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.format import check_graph, model_file
+from controlnext.bundle.manifest import Manifest, shallow_name
 from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.steps import StepKind
 from controlnext.engines.tensorrt.contexts import Contexts, Shapes
 from controlnext.engines.tensorrt.cuda import Cuda
 from controlnext.engines.tensorrt.flavors import FLAVORS, Flavor
@@ -78,14 +79,14 @@ class TrtBackend(Backend):
 
         Raises the errors of :func:`~controlnext.engines.tensorrt.store.find_engine`.
         """
-        gpu, built = find_gpu(), [name for name in manifest.graphs if cls.has_engine(bundle, name)]
+        gpu, built = find_gpu(), [name for name in manifest.parts if cls.has_engine(bundle, name)]
         if gpu is None or not built:
             return {}
         requirements = cls.flavor.requirements(gpu)
         stored = {name: find_engine(bundle, manifest, name, requirements) for name in built}
         return {name: engine.entry.key.profile for name, engine in stored.items()}
 
-    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
+    def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> TrtEngine:
         """Open the built engine of the graph ``graph_name``.
 
         ``cache``: whether the kernels compiled for this GPU are cached beside the engine. Raises the errors
@@ -103,12 +104,16 @@ class TrtBackend(Backend):
         if stored.entry.key.options.get("strip_weights"):
             check_graph(bundle, manifest, graph_name)
         kernels = stored.path.parent / "kernels" if cache else None
-        options = LoadOptions(flavor, stored, bundle / graph_name / MODEL, kernels, self._graphs)
+        options = LoadOptions(flavor, stored, bundle / model_file(graph_name), kernels, self._graphs)
         limits = _Limits(stored.entry.key.profile, bundle, flavor.name)
         backend = f"{flavor.name} on {where} ({gpu.name})"
         cuda = Cuda(self._index, flavor.extra)
+
+        def open_shallow() -> TrtEngine:
+            return self.open(bundle, manifest, shallow_name(graph_name), cache=cache)
+
         try:
-            return TrtEngine(manifest, graph_name, backend, Loaded(options), cuda, limits)
+            return TrtEngine(manifest, graph_name, backend, Loaded(options), cuda, limits, open_shallow)
         except BaseException:
             cuda.close()
             raise
@@ -127,7 +132,10 @@ class TensorRtRtxBackend(TrtBackend):
 
 
 class TrtEngine(Engine):
-    """An engine with its buffers on the GPU, which are freed when the engine is closed."""
+    """An engine with its buffers on the GPU, which are freed when the engine is closed.
+
+    ``open_shallow`` opens the engine of its shallow part, which has buffers of its own.
+    """
 
     def __init__(
         self,
@@ -137,14 +145,35 @@ class TrtEngine(Engine):
         loaded: Loaded,
         cuda: Cuda,
         limits: _Limits,
+        open_shallow: Callable[[], TrtEngine],
     ) -> None:
         super().__init__(manifest, graph_name, backend)
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
         self.most_rows, self.least_rows = limits.most_rows(self.inputs), limits.least_rows(self.inputs)
-        self._contexts = Contexts(loaded, cuda, self.inputs, self.outputs)
+        self._contexts = Contexts(loaded, cuda, self.inputs, (*self.outputs, *self.features))
+        self._load_shallow = open_shallow
+        self._shallow: TrtEngine | None = None
+
+    def _open_shallow(self) -> None:
+        if self._shallow is None:
+            self._shallow = self._load_shallow()
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
+        return self._computed(feed, replaced, self.outputs)
+
+    def _run_cached(self, feed: Feed, replaced: Collection[str], kind: StepKind) -> dict[str, np.ndarray]:
+        self._open_shallow()
+        assert self._shallow is not None
+        if kind is StepKind.FULL:
+            return self._computed(feed, replaced, (*self.outputs, *self.features))
+        reads = self._shallow.step_inputs
+        return self._shallow._run({name: feed[name] for name in reads}, reads.intersection(replaced))
+
+    def _computed(
+        self, feed: Feed, replaced: Collection[str], wanted: Sequence[TensorSpec]
+    ) -> dict[str, np.ndarray]:
+        """Return the outputs ``wanted``; the engine computes all."""
         if self._loaded is None:
             raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         self._cuda.use()
@@ -157,7 +186,7 @@ class TrtEngine(Engine):
         for name, array in given.items():
             self._cuda.upload(array, addresses[name])
         self._contexts.run(context)
-        outputs = {spec.name: np.empty(context.results[spec.name], spec.dtype) for spec in self.outputs}
+        outputs = {spec.name: np.empty(context.results[spec.name], spec.dtype) for spec in wanted}
         for name, array in outputs.items():
             self._cuda.download(addresses[name], array)
         self._cuda.synchronize()
@@ -166,6 +195,8 @@ class TrtEngine(Engine):
     def _close(self) -> None:
         if self._loaded is None:
             return
+        if self._shallow is not None:
+            self._shallow._close()
         self._cuda.use()
         self._loaded.save_kernels()
         self._contexts.close()

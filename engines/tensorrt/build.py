@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from controlnext.bundle.files import new_file
-from controlnext.bundle.format import DATA, MODEL, check_graph
+from controlnext.bundle.format import DATA, check_graph, model_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.tensorrt.flavors import Flavor
 from controlnext.engines.tensorrt.memory import released_pages
@@ -99,7 +99,8 @@ def build_engine(
         if kept is not None:
             return Built(kept, new=False)
         started = time.monotonic()
-        graph = check_graph(bundle, manifest, graph_name) / MODEL
+        check_graph(bundle, manifest, graph_name)
+        graph = bundle / model_file(graph_name)
         with new_engine(place) as made:
             with (made / ENGINE).open("wb") as file:
                 _build(graph, flavor, key, place.parent, report, file)

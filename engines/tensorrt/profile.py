@@ -97,8 +97,10 @@ def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range
     image has one row or as many as the other inputs. Every graph takes a single row: the decoder gets one
     image at a time, and a batch may be split anywhere.
     """
-    graph = manifest.graphs[graph_name]
-    specs = [tensor.spec() for tensor in (*graph.inputs, *graph.outputs)]
+    graph, graph_name = manifest.graph(graph_name), graph_name.partition(".")[0]
+    # of the whole graph: a shallow part need not read an image
+    whole = manifest.graphs[graph_name]
+    specs = [tensor.spec() for tensor in (*whole.inputs, *whole.outputs)]
     symbols = {symbol for spec in specs for symbol in spec.symbols()}
     sizes = {name: _symbol_range(name, manifest, graph_name, ranges) for name in symbols - {*PIXELS}}
     for name in symbols & {*PIXELS}:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bundle.format import DATA, MODEL
+from controlnext.bundle.format import DATA, model_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
@@ -91,13 +91,14 @@ class EngineRequirements:
 
 def graph_key(manifest: Manifest, graph_name: str) -> dict[str, str]:
     """Return the parts of a :class:`Key` that the bundle defines: ``graph``, ``weights``, ``precision``."""
-    if graph_name not in manifest.graphs:
-        raise BundleError(f"the bundle has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
+    if graph_name not in manifest.parts:
+        raise BundleError(f"the bundle has no graph {graph_name}; it has {', '.join(manifest.parts)}")
+    file = model_file(graph_name)
     sums = {name: entry.sha256 for name, entry in manifest.files.items()}
     return {
-        "graph": sums[f"{graph_name}/{MODEL}"],
-        "weights": sums.get(f"{graph_name}/{DATA}", ""),
-        "precision": manifest.graphs[graph_name].precision,
+        "graph": sums[file],
+        "weights": sums.get(f"{file.partition('/')[0]}/{DATA}", ""),
+        "precision": manifest.graph(graph_name).precision,
     }
 
 

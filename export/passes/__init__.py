@@ -14,12 +14,14 @@ from controlnext.export.passes.names import name_nodes
 from controlnext.export.passes.precision import lower_to_float16
 from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import quantize
+from controlnext.export.passes.shallow import cut_shallow, without_outputs
 from controlnext.export.passes.simplify import infer_types, simplify
 from controlnext.export.passes.unsigned import use_uint8_activations, use_uint8_weights
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Precision
 
 __all__ = [
+    "cut_shallow",
     "finish_graph",
     "fuse_attention",
     "fuse_groups",
@@ -32,6 +34,7 @@ __all__ = [
     "split_prologue",
     "use_uint8_activations",
     "use_uint8_weights",
+    "without_outputs",
 ]
 
 

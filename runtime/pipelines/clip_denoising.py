@@ -9,6 +9,7 @@ import numpy as np
 
 from controlnext.runtime.denoise import Denoising
 from controlnext.runtime.guidance import guide
+from controlnext.tensor_spec import control_inputs
 from controlnext.types import Feed, FloatArray
 from controlnext.windows import Window
 
@@ -36,8 +37,15 @@ class ClipDenoising(Denoising):
             "sample": np.concatenate([rows, still], axis=2),
             "timestep": np.full(len(rows), self.timestep, np.float32),
             **self.strengths[self.index],
-            **(self.control(window) if self.control else {}),
+            **self._control_inputs(number),
         }
+
+    def _control_inputs(self, number: int) -> Feed:
+        """Return what is not bound of the control in a window; a shallow step may read none of it."""
+        reads = self.parts[number].bound.engine.shallow_inputs
+        if self.control is None or (self.shallow and not control_inputs(reads)):
+            return {}
+        return self.control(self.windows[number])
 
     def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
         total: FloatArray = np.zeros_like(self.latents)

@@ -9,7 +9,6 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.families import Variant
-from controlnext.runtime.denoise import control_schedule
 from controlnext.runtime.request import CommonRequest
 from controlnext.tensor_spec import control_inputs
 from controlnext.types import FloatArray
@@ -70,3 +69,13 @@ class Controls:
         ]
         names = [control.scale for control in self._inputs]
         return [dict(zip(names, row, strict=True)) for row in zip(*schedules, strict=True)]
+
+
+def control_schedule(scale: FloatArray, steps: int, start: float, end: float, off: float) -> list[FloatArray]:
+    """Return the control scale of each step: ``scale`` from ``start`` to ``end`` of the run, else ``off``.
+
+    The run goes from 0 to 1. A step is inside if it neither begins before ``start`` nor ends after ``end``
+    (diffusers' rule for its ControlNet pipelines).
+    """
+    outside = np.full_like(scale, off)
+    return [scale if i / steps >= start and (i + 1) / steps <= end else outside for i in range(steps)]

@@ -20,6 +20,7 @@ from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Prompt, Request, Scale
 from controlnext.runtime.sizes import Size
+from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 
@@ -69,6 +70,8 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: "pil", "np" or "latent".
         vae_tiling: decode in overlapping tiles, for large images: less memory, but colours may shift
             from tile to tile.
+        cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
+            is faster (docs/fewer.md); 1: at every step.
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
             that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
@@ -109,6 +112,7 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         timesteps: Sequence[int] | FloatArray | None = None,
+        cache_interval: int = 1,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -135,6 +139,7 @@ class ImagePipeline(Pipeline, task="image"):
             output_type=output_type,
             vae_tiling=vae_tiling,
             timesteps=timesteps,
+            cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -164,6 +169,7 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         timesteps: Sequence[int] | FloatArray | None = None,
+        cache_interval: int = 1,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         prompt_embeds: FloatArray | None = None,
@@ -194,6 +200,7 @@ class ImagePipeline(Pipeline, task="image"):
             output_type=output_type,
             vae_tiling=vae_tiling,
             timesteps=timesteps,
+            cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -233,6 +240,8 @@ class ImagePipeline(Pipeline, task="image"):
             **self.controls.images(images),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
+        rows = {"batch": halves * len(latents), "sequence": tokens}
+        open_step_cache(self.bundle, request.cache_interval, (height, width), [rows])
         part = StepPart(self.denoiser(constants), (height, width, tokens))
         return ImageDenoising(
             sampler=sampler,
@@ -241,6 +250,7 @@ class ImagePipeline(Pipeline, task="image"):
             parts=[part],
             guided_steps=guided,
             guard=guard,
+            cache_interval=request.cache_interval,
             strengths=strengths,
             guidance=float(guidance),
         )

@@ -21,6 +21,7 @@ from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import Size
+from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 from controlnext.windows import Window, clip_windows
@@ -73,6 +74,8 @@ class VideoPipeline(Pipeline, task="video"):
             conditional half alone.
         output_type: "pil", "np" or "latent".
         vae_tiling: not supported for clips; must be False.
+        cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
+            is faster (docs/fewer.md); 1: at every step.
         num_frames: number of frames of the result, at least 1 (those of the control clip).
         frames_per_batch, overlap: a longer clip is denoised in windows of ``frames_per_batch`` frames;
             neighbours share ``overlap`` frames.
@@ -109,6 +112,7 @@ class VideoPipeline(Pipeline, task="video"):
         guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -134,6 +138,7 @@ class VideoPipeline(Pipeline, task="video"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -162,6 +167,7 @@ class VideoPipeline(Pipeline, task="video"):
         guidance_end: float = 1.0,
         output_type: str = "pil",
         vae_tiling: bool = False,
+        cache_interval: int = 1,
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -191,6 +197,7 @@ class VideoPipeline(Pipeline, task="video"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
+            cache_interval=cache_interval,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -219,6 +226,8 @@ class VideoPipeline(Pipeline, task="video"):
         steps = len(sampler.timesteps)
         guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
         strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
+        sizes = [{"batch": 2 if guided else 1, "frames": window.stop - window.start} for window in windows]
+        open_step_cache(self.bundle, request.cache_interval, (height, width), sizes)
         image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
@@ -236,6 +245,7 @@ class VideoPipeline(Pipeline, task="video"):
             parts=parts,
             guided_steps=guided,
             guard=guard,
+            cache_interval=request.cache_interval,
             windows=windows,
             image=image,
             strengths=strengths,

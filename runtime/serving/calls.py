@@ -105,6 +105,9 @@ class CommonCall(BaseModel):
     guidance_end: Ratio | None = Field(
         None, description="Part of the run at which guidance ends; later steps take half the time."
     )
+    cache_interval: int | None = Field(
+        None, ge=1, description="The whole denoiser runs at every step of this number, a part of it between."
+    )
     user: Text | None = Field(None, description="Accepted for OpenAI's clients; not used.")
 
     @field_validator("*", mode="before")
@@ -171,7 +174,10 @@ class CommonCall(BaseModel):
         """Return the arguments of the pipeline's call that were given, and the number of steps."""
         given: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("seed", "sampler", "control_start", "control_end", "guidance_end")
+            for name in (
+                *("seed", "sampler", "control_start", "control_end"),
+                *("guidance_end", "cache_interval"),
+            )
             if getattr(self, name) is not None
         }
         if self.control_scale is not None:

@@ -27,6 +27,7 @@ PASSED_ON = (
     "control_end",
     "guidance_scale",
     "guidance_end",
+    "cache_interval",
     "sampler",
     *GIVEN_STEPS,
 )

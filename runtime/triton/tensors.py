@@ -40,6 +40,7 @@ INPUTS = (
     TensorField("control_scale", "FP64", several=True),
     TensorField("control_start", "FP64"),
     TensorField("control_end", "FP64"),
+    TensorField("cache_interval", "INT32"),
     TensorField("preprocess", "STRING"),
     TensorField("seed", "INT64"),
     TensorField("num_inference_steps", "INT32"),

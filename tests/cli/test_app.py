@@ -166,7 +166,8 @@ def test_verify_compares_and_reports(
     assert (done.status, done.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(done.out)["parity"]}
     outputs = ["unet: noise_pred", "vae_decoder: sample", "vae_encoder: latent_parameters"]
-    assert list(rows) == [*outputs, "latents, 2 steps 96x64", "image, 2 steps 96x64"]
+    cached = "latents, 2 steps 96x64, cache interval 2"
+    assert list(rows) == [*outputs, "latents, 2 steps 96x64", cached, "image, 2 steps 96x64"]
     assert 1e-5 < rows["unet: noise_pred"]["value"] <= rows["unet: noise_pred"]["limit"]
     content = page.read_text()
     assert content.count('src="data:image/png;base64,') == 4
@@ -192,7 +193,7 @@ def test_verify_fails_when_parity_is_missed(
     done = cli("verify", tiny_bundle, "--steps", 1, "--height", 64, "--width", 64)
     assert done.status == 1
     assert "MISSED" in done.out
-    assert done.err.startswith("controlnext: error: parity missed in 3 of 5 rows: unet: noise_pred")
+    assert done.err.startswith("controlnext: error: parity missed in 3 of 6 rows: unet: noise_pred")
 
 
 def test_export_that_misses_parity_keeps_the_old_bundle(

@@ -59,10 +59,12 @@ def test_every_graph_builds(variant: str, precision: str, tiny: Callable[..., Pa
 def test_other_denoisers_are_read(variant: str, precision: str, tiny: Callable[..., Path]) -> None:
     """Variants have what their families have but for the control, and SVD's int8 layers are those of other
     families: that operators are known will do."""
-    graph = tiny(variant, precision) / "unet" / "model.onnx"
     trt = RTX.polygraphy()
-    _builder, network, _parser = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)()
-    assert network.num_outputs == 1
+    # the whole with the feature for the step cache, and the shallow part
+    for name, outputs in (("model.onnx", 2), ("shallow.onnx", 1)):
+        graph = tiny(variant, precision) / "unet" / name
+        _builder, network, _parser = trt.NetworkFromOnnxPath(str(graph), strongly_typed=True)()
+        assert network.num_outputs == outputs
 
 
 def _attention(dtype: int, head: int) -> bytes:

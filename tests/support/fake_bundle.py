@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, TensorEntry, write_manifest
+from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, Shallow, TensorEntry, write_manifest
 from controlnext.families import Family, get_family
 from controlnext.tensor_spec import TensorSpec
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
 WORDS += ("toy", "toy_1")
 LENGTH = 8
+CACHED = "cached_hidden_states"
 SIZES: dict[str, dict[str, dict[str, int]]] = {
     "sd15": {
         "text_encoder": {"hidden_size": 6},
@@ -71,9 +74,11 @@ def write_fake_bundle(
     force_zeros: bool = True,
     controls: int = 1,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    shallow: bool = False,
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
-    encoders if ``text_encoders`` is false. ``added``: tokens added to the tokenizers."""
+    encoders if ``text_encoders`` is false. ``added``: tokens added to the tokenizers. ``shallow``: whether
+    the denoiser has a shallow part."""
     family, sizes = get_family(family_name), SIZES[family_name]
     graphs = {}
     for spec in family.graphs:
@@ -86,6 +91,8 @@ def write_fake_bundle(
         write_graph(directory / spec.name, _body(spec.name), inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
         graphs[spec.name] = Graph(spec.network, "fp32", *entries)
+        if shallow and spec.name == family.denoiser:
+            graphs[spec.name] = _with_shallow(directory / spec.name, graphs[spec.name])
         network = family.networks[spec.network]
         if network.tokenizer:
             path = directory / network.tokenizer / "tokenizer.json"
@@ -109,6 +116,19 @@ def write_fake_bundle(
     return directory
 
 
+def _with_shallow(directory: Path, graph: Graph) -> Graph:
+    """Cut the fake denoiser behind the only thing that it does to its latents."""
+    feature = replace(graph.outputs[0].spec(), name=CACHED)
+    inputs = [tensor.spec() for tensor in graph.inputs]
+    outputs = [tensor.spec() for tensor in graph.outputs]
+    (directory / "model.onnx").unlink()
+    write_graph(directory, _denoiser, inputs, [*outputs, feature])
+    reads = [spec for spec in inputs if spec.name != "sample"]
+    write_graph(directory, _denoiser, [*reads, feature], outputs, "shallow.onnx")
+    entry = Shallow([spec.name for spec in reads], [TensorEntry.of(feature)])
+    return msgspec.structs.replace(graph, shallow=entry)
+
+
 def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[str, dict[str, Any]]:
     """Return only the configuration keys that are read."""
     networks = {graph.network for graph in graphs.values()}
@@ -124,13 +144,15 @@ def table(width: int) -> np.ndarray:
 
 
 def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
-    """Compute the fake denoiser's graph in NumPy; every input changes the result."""
-    batch, _, height, width = feed["sample"].shape
+    """Compute the fake denoiser's graph, or its shallow part, in NumPy; every input changes the result."""
+    feed = dict(feed)
+    halved = feed.pop(CACHED) if CACHED in feed else 0.5 * feed["sample"]
+    batch, _, height, width = halved.shape
     rows = feed["timestep"] / 1000
     for name, array in feed.items():
         if name not in _PER_STEP and not name.startswith("control_"):
             rows = rows + array.mean(tuple(range(1, array.ndim))) / _divisor(name)
-    result = 0.5 * feed["sample"] + rows.reshape(batch, 1, 1, 1)
+    result = halved + rows.reshape(batch, 1, 1, 1)
     for suffix in _suffixes(feed):
         control = feed[f"control_image{suffix}"].mean(1, keepdims=True)
         control = control.reshape(len(control), 1, height, 8, width, 8).mean((3, 5))
@@ -138,7 +160,7 @@ def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
     return result
 
 
-_PER_STEP = ("sample", "timestep")
+_PER_STEP = ("sample", "timestep", CACHED)
 
 
 def _suffixes(names: Iterable[str]) -> list[str]:
@@ -169,7 +191,13 @@ def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) 
     tokenizer.save(str(path))
 
 
-def write_graph(directory: Path, body: Body, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+def write_graph(
+    directory: Path,
+    body: Body,
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    name: str = "model.onnx",
+) -> None:
     """Write the graph of a ``body``: a function of inputs and outputs that returns nodes and arrays."""
     nodes, initializers = body(inputs, outputs)
     graph = helper.make_graph(
@@ -181,10 +209,10 @@ def write_graph(directory: Path, body: Body, inputs: list[TensorSpec], outputs: 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     # only the tables of the text encoders are that large
     external = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 256}
-    onnx.save(model, directory / "model.onnx", **external)
+    onnx.save(model, directory / name, **external)
 
 
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
@@ -226,12 +254,15 @@ def vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
     return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
-def _denoiser(inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
+def _denoiser(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
     """Return the nodes of :func:`fake_denoiser`."""
     integers = {"per_row": [-1, 1, 1, 1], "channels": [1]}
     floats = {"thousand": 1000.0, "half": 0.5}
-    nodes = [("Div", ["timestep", "thousand"], ["time"], {}), ("Mul", ["sample", "half"], ["halved"], {})]
-    rows, terms = ["time"], ["halved", "offset"]
+    halved = CACHED if CACHED in [tensor.name for tensor in (*inputs, *outputs)] else "halved"
+    nodes = [("Div", ["timestep", "thousand"], ["time"], {})]
+    if any(tensor.name == "sample" for tensor in inputs):
+        nodes.append(("Mul", ["sample", "half"], [halved], {}))
+    rows, terms = ["time"], [halved, "offset"]
     for tensor in inputs:
         name = tensor.name
         if name not in _PER_STEP and not name.startswith("control_"):

@@ -28,8 +28,8 @@ from controlnext.engines.tensorrt.store import (
     new_engine,
     write_entry,
 )
-from controlnext.tensor_spec import bind
-from support.fake_bundle import fake_denoiser
+from controlnext.tensor_spec import TensorSpec, bind
+from support.fake_bundle import CACHED, fake_denoiser
 from support.host_cuda import ALIGNMENT, HostCuda
 
 GPU = Gpu("NVIDIA RTX 4000", "sm89")
@@ -44,13 +44,18 @@ ACTIVATION_SIZE = 1000
 class Machine:
     """The library, the GPU and the calls to them; attributes select failures.
 
-    ``compute`` is what the engine does, from inputs by name to its one output.
+    ``compute`` is what the engine does, from inputs by name to its one output; ``parts``: the inputs and
+    outputs of the engine of each part of the graph.
     """
 
     def __init__(self, manifest: Manifest, folder: str) -> None:
         self.compute: Compute = fake_denoiser
-        self.inputs = [tensor.spec() for tensor in manifest.graphs[folder].inputs]
-        (self.output,) = [tensor.spec() for tensor in manifest.graphs[folder].outputs]
+        self.parts: dict[bytes, tuple[list[TensorSpec], list[TensorSpec]]] = {}
+        for name in [name for name in manifest.parts if name.partition(".")[0] == folder]:
+            graph = manifest.graph(name)
+            outputs = [*graph.outputs, *(graph.shallow.features if graph.shallow else ())]
+            sides = [[tensor.spec() for tensor in side] for side in (graph.inputs, outputs)]
+            self.parts[_content(name)] = (sides[0], sides[1])
         self.cudas: list[HostCuda] = []
         self.config = SimpleNamespace()
         self.refitted: list[str] = []
@@ -94,32 +99,37 @@ class _Runtime:
 
     def deserialize_cuda_engine(self, content: Any) -> Any:
         self._log.log(_Logger.INFO, "loading")
-        if bytes(memoryview(content)) != b"an engine" or self._machine.fails_to == "load":
+        part = self._machine.parts.get(bytes(memoryview(content)))
+        if part is None or self._machine.fails_to == "load":
             self._log.log(_Logger.ERROR, "the magic tag does not match")
             return None
-        return _Engine(self._machine, self._log)
+        return _Engine(self._machine, self._log, *part)
 
 
 class _Engine:
     device_memory_size_v2 = ACTIVATION_SIZE
 
-    def __init__(self, machine: Machine, log: Any) -> None:
+    def __init__(
+        self, machine: Machine, log: Any, inputs: list[TensorSpec], outputs: list[TensorSpec]
+    ) -> None:
         self._machine, self._log = machine, log
+        self.inputs, self.outputs, self.cuda = inputs, outputs, machine.cuda
+        self._config: Any = None
 
     def create_runtime_config(self) -> Any:
         machine = self._machine
-        machine.config = config = SimpleNamespace(
+        machine.config = self._config = config = SimpleNamespace(
             create_runtime_cache=partial(_Cache, machine), set_runtime_cache=lambda _cache: True
         )
         config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
-        return machine.config
+        return self._config
 
     def create_execution_context(self, config: Any) -> Any:
         machine = self._machine
-        assert config is machine.config
+        assert config is self._config
         if machine.fails_to == "start" or len(machine.contexts) >= machine.most_contexts:
             return None
-        return _Context(machine, self._log, getattr(config, "strategy", None) != "user")
+        return _Context(machine, self._log, self, getattr(config, "strategy", None) != "user")
 
 
 class _Cache:
@@ -161,8 +171,10 @@ class _Context:
     at shapes at which it has not run, or beside another; a replay after it changed or is gone.
     """
 
-    def __init__(self, machine: Machine, log: Any, gives_memory: bool) -> None:
+    def __init__(self, machine: Machine, log: Any, engine: _Engine, gives_memory: bool) -> None:
         self._machine, self._log = machine, log
+        self._inputs, self._outputs = engine.inputs, {spec.name: spec for spec in engine.outputs}
+        self._cuda = engine.cuda
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._gives_memory, self._activations = gives_memory, 0
@@ -174,7 +186,7 @@ class _Context:
         assert not self._gives_memory
         assert size >= ACTIVATION_SIZE, "too little memory"
         assert address % ALIGNMENT == 0
-        assert len(self._machine.cuda.memory[address]) >= size
+        assert len(self._cuda.memory[address]) >= size
         self._activations = address
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -184,9 +196,8 @@ class _Context:
         return True
 
     def get_tensor_shape(self, name: str) -> list[int]:
-        assert name == self._machine.output.name
-        empty = {s.name: np.empty(self._shapes[s.name], s.dtype) for s in self._machine.inputs}
-        return list(self._machine.output.shape_at(bind(self._machine.inputs, empty, "engine")))
+        empty = {s.name: np.empty(self._shapes[s.name], s.dtype) for s in self._inputs}
+        return list(self._outputs[name].shape_at(bind(self._inputs, empty, "engine")))
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -194,17 +205,17 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         machine = self._machine
-        assert stream == machine.cuda.stream
+        assert stream == self._cuda.stream
         if machine.fails_to == "run":
             self._log.log(_Logger.ERROR, "misaligned address")
             return False
-        if machine.cuda.jobs is None:
+        if self._cuda.jobs is None:
             self._compute()
             self._ran = True
             return True
         assert self._ran, "recorded before the shapes were in use"
         assert not self._recording, "two recordings of a context"
-        self._recording = machine.cuda.jobs
+        self._recording = self._cuda.jobs
         self._recording.append(partial(_replay, ref(self), self._state()))
         return True
 
@@ -212,15 +223,16 @@ class _Context:
         return dict(self._shapes), dict(self._addresses), self._activations
 
     def _compute(self) -> None:
-        machine, cuda = self._machine, self._machine.cuda
+        machine, cuda = self._machine, self._cuda
         if not self._gives_memory:
             cuda.memory[self._activations][:ACTIVATION_SIZE] = 7
         feed = {
-            s.name: cuda.read(self._addresses[s.name], self._shapes[s.name], s.dtype) for s in machine.inputs
+            s.name: cuda.read(self._addresses[s.name], self._shapes[s.name], s.dtype) for s in self._inputs
         }
-        result = machine.compute(feed).astype(np.float32)
-        target = cuda.memory[self._addresses[machine.output.name]]
-        target[: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
+        for name in self._outputs:
+            result = (0.5 * feed["sample"] if name == CACHED else machine.compute(feed)).astype(np.float32)
+            target = cuda.memory[self._addresses[name]]
+            target[: result.nbytes] = np.frombuffer(result.tobytes(), np.uint8)
 
 
 def _replay(context: ref[_Context], recorded: tuple[Any, ...]) -> None:
@@ -241,6 +253,10 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch, bundle: Path, folder: str = "u
     return machine
 
 
+def _content(graph_name: str) -> bytes:
+    return b"a shallow engine" if "." in graph_name else b"an engine"
+
+
 def write_engine(
     bundle: Path,
     backend: str,
@@ -252,7 +268,7 @@ def write_engine(
     """Write an engine of this graph to the bundle's store and return its directory, with ``changes`` to its
     key."""
     manifest = read_manifest(bundle)
-    specs = [tensor.spec() for tensor in manifest.graphs[folder].inputs]
+    specs = [tensor.spec() for tensor in manifest.graph(folder).inputs]
     kinds = (smallest, smallest, largest)
     key = Key(
         **graph_key(manifest, folder),
@@ -265,6 +281,6 @@ def write_engine(
     key = msgspec.structs.replace(key, **changes)
     place = engine_directory(bundle, backend, key.hardware, folder)
     with new_engine(place) as made:
-        (made / ENGINE).write_bytes(b"an engine")
+        (made / ENGINE).write_bytes(_content(folder))
         write_entry(made, Entry(key, 1.0))
     return place

@@ -14,7 +14,7 @@ from support.image_calls import arguments
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    path = write_fake_bundle(tmp_path_factory.mktemp("batched") / "bundle")
+    path = write_fake_bundle(tmp_path_factory.mktemp("batched") / "bundle", shallow=True)
     with Pipeline.load(path, cache=False) as pipe:
         pipe(**arguments())
         yield pipe

@@ -34,6 +34,7 @@ def _random_request(number: int, pipe: Pipeline) -> dict[str, Any]:
         "control_start": chance.choice([0.0, 0.3]),
         "guidance_scale": chance.choice([1.0, 3.0, 7.5]),
         "guidance_end": chance.choice([1.0, 0.6, 0.2]),
+        "cache_interval": chance.choice([1, 1, 2, 3]),
         "num_images_per_prompt": chance.choice([1, 3]),
         "output_type": chance.choice(["np", "latent"]),
     }

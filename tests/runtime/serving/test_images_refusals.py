@@ -40,6 +40,8 @@ REFUSED = [
     ({"preprocess": "none"}, "preprocess", "unknown preprocessor 'none'; accepted: canny"),
     ({"control_scale": [1, 2]}, "control_scale", "control_scale has shape"),
     ({"control_start": 0.8, "control_end": 0.2}, "control_end", "give 0 <= control_start < control_end"),
+    ({"cache_interval": 0}, "cache_interval", "greater than or equal to 1"),
+    ({"cache_interval": 2}, "cache_interval", "the bundle has no shallow graph of unet"),
     ({"guidance_end": 1.5}, "guidance_end", "less than or equal to 1"),
     ({"control_image": [text_of(CONTROL)] * 2}, "control_image", "2 control images were given"),
     ({"response_format": "url"}, "response_format", "give b64_json"),
