@@ -31,6 +31,7 @@ from controlnext.evaluation.inputs import (
 from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec
+from controlnext.families.schema import PREVIEW_DECODER
 from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
@@ -105,10 +106,15 @@ def _rows(manifest: Manifest, run: SamplingRun, expected: _Outputs, found: _Outp
         for limit in [LIMITS[graph.precision].graph]
     ]
     limits = LIMITS[manifest.precision]
+    previews = [
+        _row(f"preview, {run}", "PSNR in dB", psnr(expected.previews, found.previews), limits.image, True)
+        for _ in range(PREVIEW_DECODER in manifest.graphs)
+    ]
     return [
         *rows,
         _row(f"latents, {run}", "relative L2", relative_l2(found.latents, expected.latents), limits.latents),
         _row(f"image, {run}", "PSNR in dB", psnr(expected.images, found.images), limits.image, True),
+        *previews,
     ]
 
 
@@ -117,6 +123,7 @@ class _Outputs:
     graphs: Feeds
     latents: np.ndarray
     images: np.ndarray
+    previews: np.ndarray
 
 
 @torch.no_grad()
@@ -133,7 +140,8 @@ def _pytorch(checkpoint: Checkpoint, feeds: Feeds, arguments: dict[str, Any], pr
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
     output = reference(**arguments)
-    return _Outputs(graphs, output.latents, _images(output))
+    previews = reference.preview(output.latents) if PREVIEW_DECODER in feeds else np.empty(0)
+    return _Outputs(graphs, output.latents, _images(output), previews)
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -158,7 +166,11 @@ def _engine(
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
         output = pipeline(**arguments, output_type="np")
-    return _Outputs(graphs, output.latents, _images(output))
+        previews = np.empty(0)
+        if PREVIEW_DECODER in feeds:
+            made = np.asarray(pipeline.preview(output.latents, "np"))
+            previews = made.reshape(-1, *made.shape[-3:])
+    return _Outputs(graphs, output.latents, _images(output), previews)
 
 
 def _images(output: Any) -> np.ndarray:

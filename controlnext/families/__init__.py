@@ -16,6 +16,7 @@ from controlnext.families.schema import (
     Family,
     GraphSpec,
     Injection,
+    LatentRgb,
     Network,
     Variant,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Family",
     "GraphSpec",
     "Injection",
+    "LatentRgb",
     "Network",
     "Variant",
     "get_family",

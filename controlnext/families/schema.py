@@ -14,6 +14,13 @@ from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
 
 Config = Mapping[str, Any]
 
+CLASS = "_class_name"
+"""The key of the class in configurations of diffusers."""
+VAE, PREVIEW_VAE = "vae", "preview_vae"
+"""Names of the network that decodes results, and of the tiny one that may decode previews."""
+VAE_DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
+"""Names of their graphs."""
+
 PER_STEP_INPUTS = ("sample", "timestep")
 """The denoiser's inputs that change at every step."""
 
@@ -95,12 +102,18 @@ class GraphSpec:
     sizes: Callable[[Config], dict[str, int]] = field(default=lambda _config: {})
     trace_sizes: Mapping[str, int] = field(default_factory=dict)
     optional: bool = False
+    of_class: Mapping[str, GraphSpec] = field(default_factory=dict)
+    """This graph of a network of another class, by the class."""
     runs: bool = True
     """Whether the runtime needs it; a graph that it does not need may be missing from a bundle."""
     float32: Mapping[str, str] = field(default_factory=dict)
     prologue: bool = False
     """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
     results stay in memory: for a clip these would be the features of every frame."""
+
+    def of(self, network: Config) -> GraphSpec:
+        """Return the graph of a network with this configuration."""
+        return self.of_class.get(network.get(CLASS, ""), self)
 
     def with_controls(self, count: int) -> GraphSpec:
         """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
@@ -139,6 +152,26 @@ class Network:
     traced: Config = field(default_factory=dict)
     """Configuration values that replace the checkpoint's for tracing: the same numbers by operators that
     engines run faster. Weights may differ in dimensions of 1."""
+    alternatives: tuple[Network, ...] = ()
+    """Networks of other classes that may take its place, such as a tiny VAE of the same latents."""
+
+    def of(self, config: Config) -> Network:
+        """Return the network that a configuration is of: an alternative if it names its class."""
+        return next((one for one in self.alternatives if one.cls == config.get(CLASS)), self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that the network may have."""
+        return (self.cls, *(one.cls for one in self.alternatives))
+
+
+@dataclass(frozen=True)
+class LatentRgb:
+    """A linear map of latents, scaled as the denoiser has them, to RGB in [-1, 1]: ``latents @ factors +
+    bias``, with a row of ``factors`` for each channel."""
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -210,10 +243,20 @@ class Family:
     """Whether the denoiser's tensors published beside the control module are increments."""
     float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
+    preview_vae: Network | None = None
+    """A tiny VAE that may be given beside the base, for previews."""
+    latent_rgb: LatentRgb | None = None
+    """The map of latents to the colours of previews where a bundle has no decoder for them."""
     controlnet: ControlNet | None = None
     """The ControlNet to compare with; None if diffusers has none."""
     note: str = ""
     """A note for users who choose this family."""
+
+    @property
+    def known_networks(self) -> Mapping[str, Network]:
+        """The networks that a bundle may have: the base's, and the VAE of previews."""
+        previews = {} if self.preview_vae is None else {PREVIEW_VAE: self.preview_vae}
+        return {**self.networks, **previews}
 
     def made_for(self, config: Config) -> tuple[int, int] | None:
         """Return height and width in pixels of the denoiser's training images, if its configuration has

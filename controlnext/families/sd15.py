@@ -12,7 +12,10 @@ from controlnext.families.parts import (
     NO_STATISTICS,
     OF_DENOISER,
     OF_VAE,
+    SD_RGB,
+    preview_vae,
     text_encoder,
+    tiny_vae,
     vae_graphs,
 )
 from controlnext.families.samplers import samplers_of
@@ -92,6 +95,7 @@ SD15 = Family(
             "AutoencoderKL",
             required={"latent_channels": 4, **NO_SHIFT, **NO_STATISTICS},
             read=OF_VAE,
+            alternatives=(tiny_vae(4),),
         ),
         "text_encoder": CLIP_L,
     },
@@ -127,5 +131,7 @@ SD15 = Family(
     # StableDiffusionPipeline fixes old configurations in which these options had another meaning
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
+    preview_vae=preview_vae(4),
+    latent_rgb=SD_RGB,
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
 )

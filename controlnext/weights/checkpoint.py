@@ -84,7 +84,7 @@ class Checkpoint:
     def graphs(self) -> list[GraphSpec]:
         """The graphs that an export of this checkpoint contains."""
         return [
-            spec.with_controls(len(self.controls))
+            spec.of(self.networks[spec.network].config).with_controls(len(self.controls))
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
         ]
