@@ -15,7 +15,8 @@ from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart, guide
 from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Prompt, Request, Scale, as_floats
 from controlnext.runtime.sizes import Size
