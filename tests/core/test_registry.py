@@ -30,7 +30,7 @@ def test_the_control_module_has_the_published_tensors(variant: Variant) -> None:
 @EVERY_FAMILY
 def test_what_an_entry_refers_to_exists(family: Family) -> None:
     folders = {graph.name for graph in family.graphs}
-    assert {graph.network for graph in family.graphs} <= set(family.networks)
+    assert {graph.network for graph in family.graphs} <= set(family.known_networks)
     assert {family.denoiser, *family.prompt_encoders} <= folders
     assert family.default_sampler in family.samplers
     for graph in family.graphs:

@@ -1,0 +1,58 @@
+"""Small VAEs of diffusers' AutoencoderTiny, in the layouts in which tiny VAEs are published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from support.recipe import fill
+
+SIZES: dict[str, Any] = {
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "decoder_block_out_channels": (8, 8, 8, 8),
+    "num_encoder_blocks": (0, 1, 1, 1),
+    "num_decoder_blocks": (2, 1, 1, 1),
+}
+
+
+def tiny_vae(channels: int = 4, seed: int = 21, **sizes: Any) -> Any:
+    """Return a small tiny VAE for latents of so many ``channels``."""
+    return fill(diffusers.AutoencoderTiny(latent_channels=channels, **(sizes or SIZES)), seed).eval()
+
+
+def save_tiny(vae: Any, directory: Path, **changes: Any) -> Path:
+    """Save it as diffusers does, with ``changes`` of its configuration."""
+    vae.save_pretrained(directory)
+    config = directory / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    return directory
+
+
+def original(vae: Any, half: str) -> dict[str, Tensor]:
+    """Return the tensors of its ``"encoder"`` or ``"decoder"`` under the original's names, in which the
+    decoder's layer 0 limits the latents."""
+    first = {"encoder": 0, "decoder": 1}[half]
+    renamed = {}
+    for name, tensor in getattr(vae, half).layers.state_dict().items():
+        layer, _, rest = name.partition(".")
+        renamed[f"{int(layer) + first}.{rest}"] = tensor
+    return renamed
+
+
+def save_originals(vae: Any, directory: Path, suffix: str = ".safetensors", config: bool = True) -> Path:
+    """Save it as ``taesd_encoder`` and ``taesd_decoder``, with its configuration beside; return the
+    decoder's file."""
+    directory.mkdir()
+    if config:
+        vae.save_config(directory)
+    for half in ("encoder", "decoder"):
+        file = directory / f"taesd_{half}{suffix}"
+        save = save_file if suffix == ".safetensors" else torch.save
+        save(original(vae, half), file)
+    return file
