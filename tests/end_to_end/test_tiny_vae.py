@@ -27,6 +27,8 @@ from support.exports import once
 from support.recipe import LATENTS, PIXELS, VARIANTS, drawing, rand
 from support.tiny_vaes import save_tiny, tiny_vae
 
+pytestmark = pytest.mark.export
+
 CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "svd": 4}
 SIZES = [(1, 5, 7), (2, 8, 6), (3, 16, 9)]
 
@@ -67,7 +69,7 @@ def vaes_alone(checkpoint: Checkpoint) -> Checkpoint:
 def test_graphs_equal_diffusers(
     checkpoint: Callable[..., Checkpoint], tmp_path: Path, variant: str, precision: Precision
 ) -> None:
-    """Decoders and encoder, at sizes that no graph was traced at; int8 leaves them in the compute precision."""
+    """At sizes that no graph was traced at; int8 leaves them in the compute precision."""
     loaded = vaes_alone(checkpoint(variant))
     manifest = export_bundle(loaded, precision, tmp_path / "bundle", sample=lambda _bundle, _denoise: None)
     plain = Precision.FP32 if precision == Precision.INT8 else precision
