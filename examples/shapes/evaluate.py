@@ -2,10 +2,11 @@
 
 python examples/shapes/evaluate.py --scales 0 1 --sheet sheet.png     # PyTorch
 python examples/shapes/evaluate.py --bundle build/shapes-fp16         # the engine
+python examples/shapes/evaluate.py --bundle build/shapes-fp16 --previews   # its previews too
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,15 @@ from controlnext.runtime.random import TorchGenerator
 BATCH = 16
 
 
-def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.ndarray:
+def sample(
+    pipeline: Any,
+    drawings: list[draw.Drawing],
+    seen: Callable[[np.ndarray], object] = lambda _latents: None,
+    **options: Any,
+) -> np.ndarray:
     """Sample an image per drawing with the seeds 0, 1, 2...; returns (N, H, W, 3) in [0, 1].
 
-    ``pipeline`` is the runtime's or the reference: both have the same arguments.
+    ``pipeline`` is the runtime's or the reference: both have the same arguments. ``seen`` gets the latents.
     """
     shape = (1, 4, draw.SIZE // 8, draw.SIZE // 8)
     noise = np.concatenate([TorchGenerator(seed).randn(shape) for seed in range(len(drawings))])
@@ -40,6 +46,7 @@ def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.nd
             **options,
         )
         made.append(np.asarray(output.images))
+        seen(output.latents)
     return np.concatenate(made)
 
 
@@ -70,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--previews", action="store_true", help="score the bundle's previews of them too")
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
     drawings, images = draw.held_out(options.count), {}
@@ -78,9 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:
-        images[scale] = sample(pipeline, drawings, control_scale=scale, **asked)
-        covered, colours = scores(images[scale], drawings)
-        print(f"scale {scale}: IoU {covered:.3f}, colours right {colours:.1%}", flush=True)
+        latents: list[np.ndarray] = []
+        images[scale] = sample(pipeline, drawings, latents.append, control_scale=scale, **asked)
+        shown = {"": images[scale]}
+        if options.previews:
+            shown[", previews"] = np.concatenate([pipeline.preview(some, "np") for some in latents])
+        for title, made in shown.items():
+            covered, colours = scores(made, drawings)
+            print(f"scale {scale}{title}: IoU {covered:.3f}, colours right {colours:.1%}", flush=True)
     if options.sheet:
         sheet(drawings, images).save(options.sheet)
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
+import msgspec
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
+from controlnext.export import export_bundle
 from support.recipe import fill
+
+if TYPE_CHECKING:
+    from controlnext.weights import Checkpoint
 
 SIZES: dict[str, Any] = {
     "encoder_block_out_channels": (8, 8, 8, 8),
@@ -56,3 +66,29 @@ def save_originals(vae: Any, directory: Path, suffix: str = ".safetensors", conf
         save = save_file if suffix == ".safetensors" else torch.save
         save(original(vae, half), file)
     return file
+
+
+def vaes_alone(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the same without graphs of other networks, which would have to be exported."""
+    graphs = tuple(graph for graph in checkpoint.family.graphs if "vae" in graph.network)
+    return replace(checkpoint, family=replace(checkpoint.family, graphs=graphs))
+
+
+def with_vaes(plain: Path, checkpoint: Checkpoint, directory: Path) -> Path:
+    """Return the bundle of ``checkpoint``, of which ``plain`` has all graphs but those of its VAEs: only
+    these are exported."""
+    manifest, vaes = (
+        read_manifest(plain),
+        export_bundle(vaes_alone(checkpoint), "fp32", directory.with_name("vaes")),
+    )
+    shutil.copytree(plain, directory)
+    for name in vaes.graphs:
+        shutil.copytree(directory.with_name("vaes") / name, directory / name, dirs_exist_ok=True)
+    merged = msgspec.structs.replace(
+        manifest,
+        graphs={**manifest.graphs, **vaes.graphs},
+        configs={**vaes.configs, **manifest.configs, **{n: vaes.configs[n] for n in ("vae", "preview_vae")}},
+        files=list_files(directory),
+    )
+    write_manifest(directory, merged)
+    return directory
