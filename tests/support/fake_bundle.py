@@ -70,11 +70,15 @@ def write_fake_bundle(
     leave_out: Sequence[str] = (),
     force_zeros: bool = True,
     controls: int = 1,
+    previews: bool = False,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
-    encoders if ``text_encoders`` is false. ``added``: tokens added to the tokenizers."""
-    family, sizes = get_family(family_name), SIZES[family_name]
+    encoders if ``text_encoders`` is false. ``previews``: whether it has a decoder for them. ``added``: tokens
+    added to the tokenizers."""
+    family, sizes = get_family(family_name), dict(SIZES[family_name])
+    if previews:
+        sizes["preview_decoder"] = sizes["vae_decoder"]
     graphs = {}
     for spec in family.graphs:
         if spec.name not in sizes or spec.name in leave_out or (spec.optional and not text_encoders):
@@ -86,7 +90,7 @@ def write_fake_bundle(
         _write_graph(directory / spec.name, inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
         graphs[spec.name] = Graph(spec.network, "fp32", *entries)
-        network = family.networks[spec.network]
+        network = family.known_networks[spec.network]
         if network.tokenizer:
             path = directory / network.tokenizer / "tokenizer.json"
             start, words = spec.name != family.sequence_encoder, added.get(network.tokenizer, ())
@@ -113,7 +117,9 @@ def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[st
     """Return only the configuration keys that are read."""
     networks = {graph.network for graph in graphs.values()}
     shift = {"shift_factor": 0.0} if "shift_factor" in family.networks["vae"].read else {}
-    known = {"vae": {**VAE_CONFIG, **shift}, family.denoiser: DENOISER_CONFIG}
+    channels = SIZES[family.name]["vae_decoder"]["latent_channels"]
+    tiny = {"latent_channels": channels, "scaling_factor": 0.25, "shift_factor": 0.0}
+    known = {"vae": {**VAE_CONFIG, **shift}, "preview_vae": tiny, family.denoiser: DENOISER_CONFIG}
     names = [f"control_{number}" if number > 1 else "control" for number in range(1, controls + 1)]
     return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in (*sorted(networks), *names)}
 
@@ -197,7 +203,7 @@ Body = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str
 def _body(graph_name: str) -> Callable[[list[TensorSpec], list[TensorSpec]], Body]:
     if graph_name.startswith("text_encoder"):
         return _text_encoder
-    return _vae_decoder if graph_name == "vae_decoder" else _denoiser
+    return _decoder if graph_name.endswith("_decoder") else _denoiser
 
 
 def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
@@ -214,7 +220,7 @@ def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Body:
     return nodes, {**arrays, **{name: np.array(value) for name, value in ends.items()}}
 
 
-def _vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
+def _decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Body:
     nodes = [
         ("Slice", ["latent_sample", "start", "end", "axis"], ["three"], {}),
         ("Resize", ["three", "", "scales"], ["sample"], {"mode": "nearest"}),
