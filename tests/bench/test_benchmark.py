@@ -26,6 +26,7 @@ from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
 from support.cli import Cli, assert_refused
+from support.fake_bundle import write_fake_bundle
 
 WORK = Work(height=64, width=64, steps=2)
 PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
@@ -43,9 +44,8 @@ def _targets(bundle: Path, made: Path) -> dict[str, Target]:
 
 
 def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    measures = [
-        f"--measure={name}" for name in ("step", "batch", "image", "first", "memory", "decode", "load")
-    ]
+    names = ("step", "batch", "image", "first", "memory", "decode", "load")
+    measures = [f"--measure={name}" for name in names]
     sizes = ["--height=64", "--batch=1", "--batch=2", "--steps=2", "--rounds=2", "--runs=1", "--threads=1"]
     done = cli("bench", bundle, *measures, *sizes, "--only=engine fp32", "--output", tmp_path, "--json")
     assert done.status == 0, done.err
