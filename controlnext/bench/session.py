@@ -77,7 +77,8 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
         ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
     _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log)
-    if decodes := [(name, "decode", main) for name in DECODES if name in settings.measures]:
+    decodes: list[Item] = [(name, "decode", main) for name in DECODES if name in settings.measures]
+    if decodes:
         ready = _prepared(_measured(targets, *DECODES), settings, decodes, report, log)
         run_warm(ready, "pipeline", decodes, plan, log)
     if "load" in settings.measures:

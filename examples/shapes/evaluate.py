@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
     drawings, images = draw.held_out(options.count), {}
-    pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
+    if options.previews and not options.bundle:
+        parser.error("--previews needs --bundle")
+    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference()
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     if options.bundle:
         asked["output_type"] = "np"
