@@ -1,4 +1,4 @@
-"""What all pipelines make of latents: results, and previews of them."""
+"""Decoding of latents, which all pipelines share: results, and previews of them."""
 
 from __future__ import annotations
 
