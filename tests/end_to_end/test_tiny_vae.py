@@ -30,7 +30,7 @@ from support.tiny_vaes import save_tiny, tiny_vae, vaes_alone, with_vaes
 pytestmark = pytest.mark.export
 
 CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "svd": 4}
-SCORED = 32
+SCORED = 64
 SIZES = [(1, 5, 7), (2, 8, 6), (3, 16, 9)]
 
 
