@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
-from controlnext.bench.targets import OFFLOADED, WITHOUT_CONTROL
+from controlnext.bench.targets import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
 from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"
@@ -135,6 +135,16 @@ GOALS = (
         for engine in ("engine fp32", f"engine fp32 {OFFLOADED}")
     ),
     _step("int8 engine against torch eager bfloat16", "engine int8", BFLOAT16, 0.6, "sdxl", 512),
+    *_engines(
+        lambda engine: Goal(
+            f"tiny decoder against the full one, {engine}",
+            Figure(f"{engine} {PREVIEWS}", "decode"),
+            Figure(engine, "decode"),
+            0.12,
+            family="sd15",
+            side=512,
+        )
+    ),
 )
 
 

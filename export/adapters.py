@@ -143,6 +143,20 @@ class VaeEncoder(nn.Module):
         return self.network.encode(sample).latent_dist.parameters
 
 
+class TinyVaeEncoder(nn.Module):
+    """Image in [-1, 1] -> its latents, which a tiny VAE gives without a variance."""
+
+    network: Any
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """Return the latents."""
+        return self.network.encode(sample).latents
+
+
 ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
     {
         "text_last": TextEncoder,
@@ -152,6 +166,7 @@ ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
         "vae_decoder": VaeDecoder,
         "temporal_vae_decoder": partial(VaeDecoder, temporal=True),
         "vae_encoder": VaeEncoder,
+        "tiny_vae_encoder": TinyVaeEncoder,
     }
 )
 """The values of ``wrapper`` in the registry, besides ``"denoiser"``."""

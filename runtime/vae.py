@@ -11,6 +11,7 @@ from PIL import Image
 
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
+from controlnext.families import LatentRgb
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.tiling import Tiles
 from controlnext.types import FloatArray
@@ -100,6 +101,12 @@ def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:
     elif config.get("shift_factor") is not None:
         latents = latents + np.float32(config["shift_factor"])
     return latents
+
+
+def latent_colours(rgb: LatentRgb, latents: FloatArray) -> FloatArray:
+    """Return latents (N, C, h, w) as images (N, h, w, 3) float32 in [0, 1], by a linear map."""
+    factors, bias = (np.array(values, np.float32) for values in (rgb.factors, rgb.bias))
+    return _pixels((latents.transpose(0, 2, 3, 1) @ factors + bias).transpose(0, 3, 1, 2))
 
 
 def _per_channel(values: Sequence[float]) -> FloatArray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
+from controlnext.families.schema import VAE_DECODER
 
 if TYPE_CHECKING:
     from controlnext.engines import Backend
@@ -19,7 +20,7 @@ class EngineRunner:
 
     ``backend``, ``device``, ``provider`` and ``offload`` are as for
     :meth:`controlnext.runtime.Pipeline.load`. ``cuda_graphs``: whether TensorRT may record steps as CUDA
-    graphs.
+    graphs. ``decoder``: name of the graph that decodes.
     """
 
     def __init__(
@@ -32,10 +33,11 @@ class EngineRunner:
         provider: str = "auto",
         cuda_graphs: bool = True,
         offload: bool = False,
+        decoder: str = VAE_DECODER,
     ) -> None:
         self.bundle, self.threads = bundle, threads
         self.device, self.backend, self.provider = device, backend, provider
-        self.cuda_graphs, self.offload = cuda_graphs, offload
+        self.cuda_graphs, self.offload, self.decoder = cuda_graphs, offload, decoder
         self._step = cache(self._bound_step)
 
     def begin(self, holds: Holds) -> Seconds:
@@ -68,13 +70,17 @@ class EngineRunner:
         return select_backend(self.backend, self.device, self.provider, self.threads)
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
-        """Time ``runs`` steps or images of the pipeline."""
-        from controlnext.bench.requests import image_arguments, seconds_of
+        """Time ``runs`` steps or images of the pipeline, or decoded latents."""
+        from controlnext.bench.requests import decoder_feed, image_arguments, seconds_of
         from controlnext.bench.timeline import image_timeline
 
         if task == "image":
             arguments = image_arguments(self.pipeline.bundle.manifest, work)
             return [image_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
+        if task == "decode":
+            feed = decoder_feed(self.bundle, self.decoder, work)
+            decode = partial(self.pipeline.bundle.engine(self.decoder).run, feed)
+            return [{"decode": seconds_of(decode)} for _ in range(runs)]
         step = self._step(work)
         return [{"step": seconds_of(step)} for _ in range(runs)]
 

@@ -13,7 +13,7 @@ Option = str | bool | None
 Holds = Literal["denoiser", "pipeline", "everything"]
 """The engines that a process opens first: the denoiser; a pipeline that opens engines when needed; every
 graph."""
-TurnKind = Literal["step", "image"]
+TurnKind = Literal["step", "image", "decode"]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from controlnext.bench.messages import Work
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
-from controlnext.evaluation.inputs import default_run, denoiser_feed, run_arguments
+from controlnext.evaluation.inputs import SEED, default_run, denoiser_feed, run_arguments
 from controlnext.families import get_family
 from controlnext.types import Feed
 
@@ -44,6 +46,16 @@ def step_feed(bundle: Path, work: Work) -> Feed:
     """Return inputs of the bundle's denoiser by name."""
     manifest = read_manifest(bundle)
     return denoiser_feed(bundle, manifest, work.height, work.width, work.rows, work.frames)
+
+
+def decoder_feed(bundle: Path, decoder: str, work: Work) -> Feed:
+    """Return random latents for the bundle's graph ``decoder``."""
+    manifest = read_manifest(bundle)
+    factor = get_family(manifest.family).vae_factor
+    (latents,) = manifest.graphs[decoder].inputs
+    sizes = {"height": work.height // factor, "width": work.width // factor}
+    shape = latents.spec().shape_at({**sizes, "batch": work.batch, "frames": work.frames})
+    return {latents.name: np.random.default_rng(SEED).standard_normal(shape, np.float32)}
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

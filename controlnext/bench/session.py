@@ -12,7 +12,7 @@ from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Target, TurnKind, Work
 from controlnext.bench.prepare import prepare
 from controlnext.bench.results import Missing, Results
-from controlnext.bench.targets import IMAGES, MEASURES, STEPS, all_targets
+from controlnext.bench.targets import DECODES, IMAGES, MEASURES, STEPS, all_targets
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
@@ -77,6 +77,10 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
         ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
     _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log)
+    decodes: list[Item] = [(name, "decode", main) for name in DECODES if name in settings.measures]
+    if decodes:
+        ready = _prepared(_measured(targets, *DECODES), settings, decodes, report, log)
+        run_warm(ready, "pipeline", decodes, plan, log)
     if "load" in settings.measures:
         run_loads(_measured(targets, "load"), made, plan, log)
     return _results(bundles, manifests[0], msgspec.structs.replace(settings, threads=plan.threads), log)
@@ -206,9 +210,9 @@ def _prepared(
 
 def _count_turns(targets: Sequence[Target], items: Sequence[Item], settings: Settings) -> int:
     asked, rounds = settings.measures, settings.rounds
-    images = len(_measured(targets, *IMAGES))
+    images, decodes = (len(_measured(targets, *some)) for some in (IMAGES, DECODES))
     count = len(items) * len(_measured(targets, *STEPS)) * rounds
-    count += images * rounds * ("image" in asked)
+    count += images * rounds * ("image" in asked) + decodes * rounds * ("decode" in asked)
     count += images * (1 + rounds) * (not {"first", "memory"}.isdisjoint(asked))
     return count + len(_measured(targets, "load")) * (1 + rounds) * ("load" in asked)
 

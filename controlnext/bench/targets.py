@@ -15,14 +15,17 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import registry
 from controlnext.families import get_family
+from controlnext.families.schema import PREVIEW_DECODER
 
 STEPS = ("step", "batch", "size", "frames")
 IMAGES = ("image", "first", "memory")
-MEASURES = (*STEPS, *IMAGES, "load")
+DECODES = ("decode",)
+MEASURES = (*STEPS, *IMAGES, *DECODES, "load")
 DEFAULT_MEASURES = ("step", "image", "first", "load", "memory")
 
 WITHOUT_CONTROL = "without control"
 OFFLOADED = "offloaded"
+PREVIEWS = "preview decoder"
 
 _DTYPES: Mapping[str, int] = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
 """Bytes per weight of the torch dtypes that are measured."""
@@ -49,6 +52,10 @@ def all_targets(bundles: Sequence[Path], made: Path, device: str, gpu: bool, opt
         ours.append(replace(_engine(path, f"{name} {OFFLOADED}", device, offload=True), measures=IMAGES))
     for path, name in _names(manifests).items():
         ours += _variants(path, name, device, "cuda" if gpu else "cpu")
+    for path, name in _names(manifests).items():
+        if PREVIEW_DECODER in manifests[path].graphs:
+            engine = _engine(path, f"{name} {PREVIEWS}", device, decoder=PREVIEW_DECODER)
+            ours.append(replace(engine, measures=DECODES))
     return [*ours, *_theirs(bundles[0], made, device, optimum)]
 
 

@@ -40,8 +40,7 @@ def check_complete(manifest: Manifest, family: Family) -> None:
             continue
         if spec.name not in manifest.graphs:
             raise BundleError(f"graphs has no {spec.name}, which {family.title} needs")
-        graph = manifest.graphs[spec.name]
-        _check_tensors(spec.with_config(manifest.configs[graph.network]), graph)
+        _check_tensors(spec.of(manifest.configs[spec.network]), manifest.graphs[spec.name])
     for name, default in family.checkpoint_options.items():
         if name not in manifest.options:
             raise BundleError(f"options has no {name}, which {family.title} needs")
@@ -58,7 +57,7 @@ def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name
     if name not in configs:
         present = ", ".join(configs) or "none"
         raise BundleError(f"configs has no {name}, which {family.title} needs; it has {present}")
-    for key, kind in family.networks[name].read.items():
+    for key, kind in family.known_networks[name].of(configs[name]).read.items():
         if key not in configs[name]:
             raise BundleError(f"configs.{name} has no {key}, which {family.title} needs")
         value = configs[name][key]
@@ -68,7 +67,7 @@ def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name
 
 def _check_controls(manifest: Manifest, family: Family) -> None:
     denoiser = manifest.graphs.get(family.denoiser)
-    given = manifest.configs.keys() - family.networks.keys()
+    given = manifest.configs.keys() - family.known_networks.keys()
     # a bundle without a denoiser does not tell their number
     count = len(given) if denoiser is None else len(control_inputs(t.name for t in denoiser.inputs))
     expected = [control.network for control in numbered_controls(count)]

@@ -56,6 +56,14 @@ Vae = Annotated[
     str | None,
     typer.Option(metavar="PATH_OR_ID", help="Path or hub id of a VAE to use instead of the base's."),
 ]
+PreviewVae = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Path or hub id of a tiny VAE (AutoencoderTiny) to decode previews with.",
+        show_default=False,
+    ),
+]
 Lora = Annotated[
     list[str] | None,
     typer.Option(

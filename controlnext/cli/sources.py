@@ -28,6 +28,7 @@ class Sources:
     unet_weights: options.UnetWeights = None
     unet_increments: options.UnetIncrements = False
     vae: options.Vae = None
+    preview_vae: options.PreviewVae = None
     lora: options.Lora = None
     no_t5: options.NoT5 = False
     scheduler: options.Scheduler = None
@@ -58,6 +59,7 @@ class Sources:
             unet_weights=self.unet_weights or (),
             unet_increments=self.unet_increments,
             vae=self.vae,
+            preview_vae=self.preview_vae,
             lora=self.lora or (),
             leave_out=(family.sequence_encoder,) if self.no_t5 else (),
             scheduler=parse_settings(self.scheduler or ()),

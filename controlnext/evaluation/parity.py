@@ -31,6 +31,7 @@ from controlnext.evaluation.inputs import (
 from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec, get_family
+from controlnext.families.schema import PREVIEW_DECODER
 from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
@@ -121,8 +122,14 @@ def _rows(
         _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)
         for run, own, wanted in zip(runs, found.latents, expected.latents, strict=False)
     ]
-    image = psnr(expected.images, found.images)
-    return [*rows, *latents, _row(f"image, {runs[0]}", "PSNR in dB", image, limits.image, True)]
+    decoded = {"image": (expected.images, found.images)}
+    if PREVIEW_DECODER in manifest.graphs:
+        decoded["preview"] = (expected.previews, found.previews)
+    images = [
+        _row(f"{name}, {runs[0]}", "PSNR in dB", psnr(*pair), limits.image, True)
+        for name, pair in decoded.items()
+    ]
+    return [*rows, *latents, *images]
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class _Outputs:
     graphs: Feeds
     latents: list[np.ndarray]
     images: np.ndarray
+    previews: np.ndarray
 
 
 @torch.no_grad()
@@ -150,7 +158,9 @@ def _pytorch(
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
     outputs = [reference(**given) for given in arguments]
-    return _Outputs(graphs, [output.latents for output in outputs], _images(outputs[0]))
+    latents = [output.latents for output in outputs]
+    previews = reference.preview(latents[0]) if PREVIEW_DECODER in feeds else np.empty(0)
+    return _Outputs(graphs, latents, _images(outputs[0]), previews)
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -177,7 +187,11 @@ def _engine(
         first, *others = arguments if backend.can_cut(pipeline.family.denoiser) else arguments[:1]
         output = pipeline(**first, output_type="np")
         latents = [pipeline(**given, output_type="latent").latents for given in others]
-    return _Outputs(graphs, [output.latents, *latents], _images(output))
+        previews = np.empty(0)
+        if PREVIEW_DECODER in feeds:
+            made = np.asarray(pipeline.preview(output.latents, "np"))
+            previews = made.reshape(-1, *made.shape[-3:])
+    return _Outputs(graphs, [output.latents, *latents], _images(output), previews)
 
 
 def _images(output: Any) -> np.ndarray:

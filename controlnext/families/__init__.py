@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from controlnext.errors import InputError
+from controlnext.families.graph_spec import PER_STEP_INPUTS, CachedFeature, GraphSpec
 from controlnext.families.schema import (
-    PER_STEP_INPUTS,
-    CachedFeature,
     ControlNet,
     ControlSpec,
     Family,
-    GraphSpec,
     Injection,
+    LatentRgb,
     Network,
     Variant,
 )
@@ -34,6 +33,7 @@ __all__ = [
     "Family",
     "GraphSpec",
     "Injection",
+    "LatentRgb",
     "Network",
     "Variant",
     "get_family",

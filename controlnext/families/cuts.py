@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from controlnext.families.schema import CachedFeature, Config
+from controlnext.families.graph_spec import CachedFeature, Config
 from controlnext.tensor_spec import Dim, TensorSpec
 
 HIDDEN, CONTEXT = "cached_hidden_states", "cached_encoder_hidden_states"

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from controlnext.families.schema import Config, GraphSpec, Network
+from controlnext.families.graph_spec import Config, GraphSpec
+from controlnext.families.schema import PREVIEW_DECODER, PREVIEW_VAE, VAE, VAE_DECODER, LatentRgb, Network
 from controlnext.tensor_spec import TensorSpec
 
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
@@ -24,6 +25,22 @@ OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
 NO_SHIFT: Config = MappingProxyType({"shift_factor": None})
 NO_STATISTICS: Config = MappingProxyType({"latents_mean": None, "latents_std": None})
 """For VAEs of families whose stock pipeline ignores these keys when it decodes latents."""
+
+TINY_VAE = "AutoencoderTiny"
+"""Diffusers' class of tiny VAEs (https://github.com/madebyollin/taesd)."""
+_UNSHIFTED: Config = MappingProxyType({"shift_factor": 0.0})
+"""The same as :data:`NO_SHIFT` for this class."""
+
+SD_RGB = LatentRgb(
+    factors=(
+        (0.3512, 0.2297, 0.3227),
+        (0.3250, 0.4974, 0.2350),
+        (-0.2829, 0.1762, 0.2721),
+        (-0.2120, -0.2616, -0.7177),
+    )
+)
+"""Of the VAE that SD1.5 and SVD share; published in ComfyUI, ``comfy/latent_formats.py``, as those of the
+other families."""
 
 CLIP_L = Network("text_encoder", "transformers", "CLIPTextModel", True, "tokenizer", read=OF_TEXT)
 """The text encoder of SD1.5, and SDXL's first one."""
@@ -76,23 +93,60 @@ def _text_sizes(config: Config) -> dict[str, int]:
     return {name: config[name] for name in ("hidden_size", "projection_dim") if name in config}
 
 
-def vae_graphs() -> tuple[GraphSpec, GraphSpec]:
-    """Return the VAE's decoder and encoder graphs, with the names of Optimum's exports."""
-    return (
-        GraphSpec(
-            name="vae_decoder",
-            network="vae",
-            wrapper="vae_decoder",
-            inputs=(
-                TensorSpec("latent_sample", "float32", ("batch", "@latent_channels", "height", "width")),
-            ),
-            outputs=(_image("sample"),),
-            sizes=lambda config: {"latent_channels": config["latent_channels"]},
-            trace_sizes=_VAE_TRACE,
-        ),
-        # these families' sampling does not need it
-        replace(vae_encoder(), runs=False),
+def tiny_vae(channels: int, *, shifted: bool = False, network: str = VAE) -> Network:
+    """Return the tiny VAE for latents of so many ``channels``; ``shifted``: whether the family's stock
+    pipeline shifts the latents that it decodes."""
+    return Network(
+        network,
+        "diffusers",
+        TINY_VAE,
+        required={"latent_channels": channels, **({} if shifted else _UNSHIFTED)},
+        read={**OF_VAE, **({"shift_factor": NUMBER} if shifted else {})},
     )
+
+
+def preview_vae(channels: int, *, shifted: bool = False) -> Network:
+    """Return the tiny VAE that decodes previews; for the arguments see :func:`tiny_vae`."""
+    return tiny_vae(channels, shifted=shifted, network=PREVIEW_VAE)
+
+
+def vae_graphs() -> tuple[GraphSpec, ...]:
+    """Return the VAE's decoder and encoder graphs, with the names of Optimum's exports, and the decoder of
+    previews."""
+    # these families' sampling does not need the encoder
+    encoder = replace(vae_encoder(), runs=False)
+    tiny = replace(
+        encoder,
+        wrapper="tiny_vae_encoder",
+        outputs=(TensorSpec("latents", "float32", ("batch", "@latent_channels", "height", "width")),),
+        sizes=_latent_sizes,
+    )
+    return (
+        _decoder(VAE_DECODER, VAE),
+        replace(encoder, of_class=MappingProxyType({TINY_VAE: tiny})),
+        preview_decoder(),
+    )
+
+
+def _decoder(name: str, network: str, batch: str = "batch") -> GraphSpec:
+    return GraphSpec(
+        name=name,
+        network=network,
+        wrapper="vae_decoder",
+        inputs=(TensorSpec("latent_sample", "float32", (batch, "@latent_channels", "height", "width")),),
+        outputs=(TensorSpec("sample", "float32", (batch, 3, "8*height", "8*width")),),
+        sizes=_latent_sizes,
+        trace_sizes={batch: 2, "height": 6, "width": 10},
+    )
+
+
+def preview_decoder(batch: str = "batch") -> GraphSpec:
+    """Return the graph of the decoder of previews; ``batch``: name of its batch dimension."""
+    return replace(_decoder(PREVIEW_DECODER, PREVIEW_VAE, batch), optional=True)
+
+
+def _latent_sizes(config: Config) -> dict[str, int]:
+    return {"latent_channels": config["latent_channels"]}
 
 
 def vae_encoder() -> GraphSpec:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Literal
 
 from controlnext.errors import InputError
+from controlnext.families.graph_spec import CLASS, Config, GraphSpec
 from controlnext.families.samplers import NOISE_SCHEDULERS
-from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
 
-Config = Mapping[str, Any]
-
-PER_STEP_INPUTS = ("sample", "timestep")
-"""The denoiser's inputs that change at every step."""
+VAE, PREVIEW_VAE = "vae", "preview_vae"
+"""Names of the network that decodes results, and of the tiny one that may decode previews."""
+VAE_DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
+"""Names of their graphs."""
 
 
 @dataclass(frozen=True)
@@ -78,78 +78,6 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class CachedFeature:
-    """A feature of a denoiser that the step cache keeps: full steps compute it, shallow steps take it over.
-
-    ``spec`` is its name and shape as an output of the graph; its first axis has the rows of the batch, for a
-    clip those of each frame. It is an output of ``module``, a dotted path in the denoiser: of several the
-    one with index ``output``. With ``since`` it is the difference between that output and what enters the
-    module ``since`` as ``argument``: a shallow step adds it to its own.
-    """
-
-    spec: TensorSpec
-    module: str
-    output: int = 0
-    since: str = ""
-    argument: str = ""
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One exported graph: its name (also its directory's in the bundle), its network, inputs and outputs.
-
-    ``wrapper`` names the adapter in :mod:`controlnext.export.adapters` that gives the network this graph's
-    signature. ``float32``: what stays in float32 at lower precision, each with its reason: everything within
-    modules of a name (``"wo"``), or nodes by a pattern of their module's path and operator
-    (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
-    """
-
-    name: str
-    network: str
-    wrapper: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    sizes: Callable[[Config], dict[str, int]] = field(default=lambda _config: {})
-    trace_sizes: Mapping[str, int] = field(default_factory=dict)
-    optional: bool = False
-    runs: bool = True
-    """Whether the runtime needs it; a graph that it does not need may be missing from a bundle."""
-    float32: Mapping[str, str] = field(default_factory=dict)
-    prologue: bool = False
-    """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
-    results stay in memory: for a clip these would be the features of every frame."""
-    cached: Callable[[Config], tuple[CachedFeature, ...]] = field(default=lambda _config: ())
-    """The features between a denoiser's deep and its shallow part, from its configuration; none if it cannot
-    be cut."""
-
-    def with_features(self, config: Config) -> GraphSpec:
-        """Return the graph with the features for the step cache as further outputs."""
-        return replace(self, outputs=(*self.outputs, *(one.spec for one in self.cached(config))))
-
-    def with_config(self, config: Config) -> GraphSpec:
-        """Return the graph of a network of this configuration, without the inputs that it does not need."""
-        inputs = [spec for spec in self.inputs if not spec.needs or config.get(spec.needs) is not None]
-        return replace(self, inputs=tuple(inputs))
-
-    def with_controls(self, count: int) -> GraphSpec:
-        """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
-        ...
-
-        Each image has its own batch size. A graph without a control image is returned unchanged. With a
-        count of 0 the denoiser's graph is that of the base model.
-        """
-        first, further = ControlInputs(), numbered_controls(count)[1:]
-        controls = [spec for spec in self.inputs if spec.name in (first.image, first.scale)]
-        inputs = [spec for spec in self.inputs if count or spec not in controls]
-        for spec in controls:
-            inputs += [spec.for_control(control) for control in further]
-        trace = dict(self.trace_sizes)
-        if first.batch in trace:
-            trace |= dict.fromkeys((control.batch for control in further), trace[first.batch])
-        return replace(self, inputs=tuple(inputs), trace_sizes=trace)
-
-
-@dataclass(frozen=True)
 class Network:
     """One PyTorch network: its directory in a diffusers checkpoint and the class of its weights."""
 
@@ -168,6 +96,26 @@ class Network:
     traced: Config = field(default_factory=dict)
     """Configuration values that replace the checkpoint's for tracing: the same numbers by operators that
     engines run faster. Weights may differ in dimensions of 1."""
+    alternatives: tuple[Network, ...] = ()
+    """Networks of other classes that may take its place, such as a tiny VAE of the same latents."""
+
+    def of(self, config: Config) -> Network:
+        """Return the network that a configuration is of: an alternative if it names its class."""
+        return next((one for one in self.alternatives if one.cls == config.get(CLASS)), self)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that the network may have."""
+        return (self.cls, *(one.cls for one in self.alternatives))
+
+
+@dataclass(frozen=True)
+class LatentRgb:
+    """A linear map of latents, scaled as the denoiser has them, to RGB in [-1, 1]: ``latents @ factors +
+    bias``, with a row of ``factors`` for each channel."""
+
+    factors: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -239,10 +187,20 @@ class Family:
     """Whether the denoiser's tensors published beside the control module are increments."""
     float32_vae: Callable[[Config], bool] = field(default=lambda _config: False)
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
+    preview_vae: Network | None = None
+    """A tiny VAE that may be given beside the base, for previews."""
+    latent_rgb: LatentRgb | None = None
+    """The map of latents to the colours of previews where a bundle has no decoder for them."""
     controlnet: ControlNet | None = None
     """The ControlNet to compare with; None if diffusers has none."""
     note: str = ""
     """A note for users who choose this family."""
+
+    @property
+    def known_networks(self) -> Mapping[str, Network]:
+        """The networks that a bundle may have: the base's, and the VAE of previews."""
+        previews = {} if self.preview_vae is None else {PREVIEW_VAE: self.preview_vae}
+        return {**self.networks, **previews}
 
     def made_for(self, config: Config) -> tuple[int, int] | None:
         """Return height and width in pixels of the denoiser's training images, if its configuration has

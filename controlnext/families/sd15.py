@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlnext.families.cuts import unet_cut
+from controlnext.families.graph_spec import GraphSpec
 from controlnext.families.parts import (
     CLIP_L,
     CONTROL,
@@ -14,20 +15,15 @@ from controlnext.families.parts import (
     NO_STATISTICS,
     OF_DENOISER,
     OF_VAE,
+    SD_RGB,
     guidance_size,
+    preview_vae,
     text_encoder,
+    tiny_vae,
     vae_graphs,
 )
 from controlnext.families.samplers import samplers_of
-from controlnext.families.schema import (
-    ControlNet,
-    ControlSpec,
-    Family,
-    GraphSpec,
-    Injection,
-    Network,
-    Variant,
-)
+from controlnext.families.schema import ControlNet, ControlSpec, Family, Injection, Network, Variant
 from controlnext.tensor_spec import TensorSpec
 
 SD15 = Family(
@@ -96,6 +92,7 @@ SD15 = Family(
             "AutoencoderKL",
             required={"latent_channels": 4, **NO_SHIFT, **NO_STATISTICS},
             read=OF_VAE,
+            alternatives=(tiny_vae(4),),
         ),
         "text_encoder": CLIP_L,
     },
@@ -137,5 +134,7 @@ SD15 = Family(
     # StableDiffusionPipeline fixes old configurations in which these options had another meaning
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
+    preview_vae=preview_vae(4),
+    latent_rgb=SD_RGB,
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlnext.families.cuts import transformer_cut
+from controlnext.families.graph_spec import Config, GraphSpec
 from controlnext.families.parts import (
     CLIP_G,
     FLOAT32,
@@ -13,17 +14,18 @@ from controlnext.families.parts import (
     OF_TEXT,
     OF_VAE,
     POOLED,
+    preview_vae,
     text_encoder,
+    tiny_vae,
     vae_graphs,
 )
 from controlnext.families.samplers import FLOW_SCHEDULERS, samplers_of
 from controlnext.families.schema import (
-    Config,
     ControlNet,
     ControlSpec,
     Family,
-    GraphSpec,
     Injection,
+    LatentRgb,
     Network,
     Variant,
 )
@@ -85,6 +87,7 @@ SD3 = Family(
             "AutoencoderKL",
             required={"latent_channels": 16, **NO_STATISTICS},
             read={**OF_VAE, "shift_factor": NUMBER},
+            alternatives=(tiny_vae(16, shifted=True),),
         ),
         "text_encoder": Network(
             "text_encoder",
@@ -155,6 +158,28 @@ SD3 = Family(
     multi_vector_tokens=False,
     pooled_input="pooled_projections",
     join_pooled=True,
+    preview_vae=preview_vae(16, shifted=True),
+    latent_rgb=LatentRgb(
+        factors=(
+            (-0.0922, -0.0175, 0.0749),
+            (0.0311, 0.0633, 0.0954),
+            (0.1994, 0.0927, 0.0458),
+            (0.0856, 0.0339, 0.0902),
+            (0.0587, 0.0272, -0.0496),
+            (-0.0006, 0.1104, 0.0309),
+            (0.0978, 0.0306, 0.0427),
+            (-0.0042, 0.1038, 0.1358),
+            (-0.0194, 0.0020, 0.0669),
+            (-0.0488, 0.0130, -0.0268),
+            (0.0922, 0.0988, 0.0951),
+            (-0.0278, 0.0524, -0.0542),
+            (0.0332, 0.0456, 0.0895),
+            (-0.0069, -0.0030, -0.0810),
+            (-0.0596, -0.0465, -0.0293),
+            (-0.1448, -0.1463, -0.1189),
+        ),
+        bias=(0.2394, 0.2135, 0.1925),
+    ),
     controlnet=ControlNet(
         "SD3ControlNetModel",
         "StableDiffusion3ControlNetPipeline",

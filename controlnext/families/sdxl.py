@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controlnext.families.cuts import unet_cut
+from controlnext.families.graph_spec import Config, GraphSpec
 from controlnext.families.parts import (
     ADDED_TIME,
     CLIP_G,
@@ -17,17 +18,18 @@ from controlnext.families.parts import (
     OF_VAE,
     POOLED,
     guidance_size,
+    preview_vae,
     text_encoder,
+    tiny_vae,
     vae_graphs,
 )
 from controlnext.families.samplers import samplers_of
 from controlnext.families.schema import (
-    Config,
     ControlNet,
     ControlSpec,
     Family,
-    GraphSpec,
     Injection,
+    LatentRgb,
     Network,
     Variant,
 )
@@ -78,7 +80,12 @@ SDXL = Family(
             read=OF_DENOISER,
         ),
         "vae": Network(
-            "vae", "diffusers", "AutoencoderKL", required={"latent_channels": 4, **NO_SHIFT}, read=OF_VAE
+            "vae",
+            "diffusers",
+            "AutoencoderKL",
+            required={"latent_channels": 4, **NO_SHIFT},
+            read=OF_VAE,
+            alternatives=(tiny_vae(4),),
         ),
         "text_encoder": CLIP_L,
         "text_encoder_2": CLIP_G,
@@ -121,5 +128,15 @@ SDXL = Family(
     conditioning={"time_ids": _time_ids},
     # true in the original SDXL VAE's configuration, false in the fp16-fix VAE's
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
+    preview_vae=preview_vae(4),
+    latent_rgb=LatentRgb(
+        factors=(
+            (0.3651, 0.4232, 0.4341),
+            (-0.2533, -0.0042, 0.1068),
+            (0.1076, 0.1111, -0.0362),
+            (-0.3165, -0.2492, -0.2188),
+        ),
+        bias=(0.1084, -0.0175, -0.0011),
+    ),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionXLControlNetPipeline"),
 )

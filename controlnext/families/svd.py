@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from controlnext.families.cuts import unet_cut
-from controlnext.families.parts import ADDED_TIME, FLOAT32, OF_DENOISER, OF_VAE, vae_encoder
-from controlnext.families.schema import (
-    Config,
-    ControlSpec,
-    Family,
-    GraphSpec,
-    Injection,
-    Network,
-    Variant,
+from controlnext.families.graph_spec import Config, GraphSpec
+from controlnext.families.parts import (
+    ADDED_TIME,
+    FLOAT32,
+    OF_DENOISER,
+    OF_VAE,
+    SD_RGB,
+    preview_decoder,
+    preview_vae,
+    vae_encoder,
 )
+from controlnext.families.schema import ControlSpec, Family, Injection, Network, Variant
 from controlnext.tensor_spec import TensorSpec
 
 
@@ -114,6 +116,7 @@ SVD = Family(
             trace_sizes={"frames": 3, "height": 6, "width": 10},
         ),
         vae_encoder(),
+        preview_decoder("frames"),
         GraphSpec(
             name="unet",
             network="unet",
@@ -145,6 +148,8 @@ SVD = Family(
     default_steps=25,
     default_guidance=3.0,
     vae_tiling=False,
+    preview_vae=preview_vae(4),
+    latent_rgb=SD_RGB,
     conditioning={"added_time_ids": _added_time_ids},
     checkpoint_options={
         "image_mean": [0.48145466, 0.4578275, 0.40821073],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from controlnext.families import Family, Variant
 from controlnext.families.samplers import SAMPLER_SPECS
+from controlnext.families.schema import PREVIEW_VAE
 from controlnext.image_input import ImageReader
 from controlnext.reference.injection import ControlInput, StepCache, with_control
 from controlnext.reference.tokens import stock_tokenizers
@@ -30,10 +32,9 @@ SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 
 
 class StockPipeline:
-    """A stock diffusers ``pipeline`` with control modules.
+    """A stock diffusers ``pipeline`` with control modules, and the tiny VAE of previews if there is one.
 
-    ``modules``: its networks and the control modules by name; ``scheduler``: the scheduler configuration for
-    all samplers.
+    ``modules``: all networks by name; ``scheduler``: the scheduler configuration for all samplers.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class StockPipeline:
         pipeline: Any,
         controls: Mapping[str, nn.Module],
         scheduler: Mapping[str, Any],
+        preview_vae: nn.Module | None = None,
     ) -> None:
         self.family, self.variant, self.pipeline = family, variant, pipeline
         networks = {name: getattr(pipeline, name) for name in family.networks}
         self.modules = {name: module for name, module in networks.items() if module is not None}
         self.denoiser = self.modules[family.denoiser]
         self.modules |= controls
+        if preview_vae is not None:
+            self.modules[PREVIEW_VAE] = preview_vae
         self.controls = list(controls.values())
         self._config = scheduler
         pipeline.set_progress_bar_config(disable=True)
@@ -73,7 +77,7 @@ class StockPipeline:
         if checkpoint.directory is not None:
             # the pipeline's version of the base's configuration, then the settings that the export was given
             config = _with_given(pipeline.scheduler.config, checkpoint)
-        return cls(family, checkpoint.variant, pipeline, controls, config)
+        return cls(family, checkpoint.variant, pipeline, controls, config, modules.get(PREVIEW_VAE))
 
     @classmethod
     def from_folder(
@@ -100,6 +104,16 @@ class StockPipeline:
     def parts(_checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the pipeline's components besides networks, tokenizers and scheduler."""
         return {}
+
+    @torch.no_grad()
+    def preview(self, latents: np.ndarray) -> np.ndarray:
+        """Return the images (N, H, W, 3) float32 in [0, 1] of the tiny VAE of previews, for latents
+        (..., C, h, w) as a run has them."""
+        vae: Any = self.modules[PREVIEW_VAE]
+        rows = self.placed(torch.from_numpy(latents.reshape(-1, *latents.shape[-3:])))
+        scaled = rows / vae.config.scaling_factor + vae.config.shift_factor
+        images: np.ndarray = VaeImageProcessor().postprocess(vae.decode(scaled).sample, output_type="np")
+        return images
 
     def placed(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with the networks' device and dtype."""

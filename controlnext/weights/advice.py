@@ -8,14 +8,13 @@ from pathlib import Path
 from controlnext import families as registry
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
+from controlnext.families.schema import VAE
 from controlnext.weights.json_files import read_json
 from controlnext.weights.layouts import argument_for, looks_like
 from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import complete_config
 from controlnext.weights.shipped import section
 
-VAE = "vae"
-"""Name of the network that may be given separately from the base."""
 GIVE_VAE = "; give another with `vae`: a directory, a file or a hub id"
 
 # UNets of models that are not supported, recognized by their configurations
@@ -57,7 +56,7 @@ def network_alone(family: Family, directory: Path) -> str:
     config = directory / "config.json"
     cls = read_json(config).get("_class_name") if config.is_file() else None
     for name, argument in ((family.denoiser, "unet_weights"), (VAE, "vae")):
-        if name in family.networks and cls == family.networks[name].cls:
+        if name in family.networks and cls in family.networks[name].classes:
             return (
                 f"; it is only a {name}: give it with `{argument}`, and with `base` a base that has the rest"
             )

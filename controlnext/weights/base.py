@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,28 +13,19 @@ from typing import Any
 from controlnext.bundle.manifest import Setting, Source
 from controlnext.errors import CheckpointError, blames
 from controlnext.families import Family, Network
-from controlnext.families.schema import Config
-from controlnext.weights.advice import GIVE_VAE, VAE, lacking, network_alone, other_base
-from controlnext.weights.choices import STEMS, beside_vae, choose_base, choose_vae
+from controlnext.families.graph_spec import Config
+from controlnext.families.schema import PREVIEW_VAE, VAE
+from controlnext.weights.advice import GIVE_VAE, lacking, network_alone, other_base
+from controlnext.weights.choices import choose_base
 from controlnext.weights.json_files import INDEX, read_json, read_json_if_there
-from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.markers import marked_settings
 from controlnext.weights.model_index import part_names
-from controlnext.weights.networks import (
-    complete_config,
-    computed_tensors,
-    empty_module,
-    match,
-    named_today,
-    shapes_of,
-)
-from controlnext.weights.original import from_original
+from controlnext.weights.networks import computed_tensors, empty_module, shapes_of
+from controlnext.weights.parts import Part, convert, read_network
 from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.scheduler import Scheduler, checked_scheduler, read_scheduler
 from controlnext.weights.shipped import (
     SCHEDULER,
-    original_layout,
     read_options,
     section,
     shipped_config,
@@ -42,17 +33,10 @@ from controlnext.weights.shipped import (
     shipped_tokenizer,
 )
 from controlnext.weights.tokenizers import check_lengths, read_tokenizer, stand_in_tokenizer
+from controlnext.weights.vae import published_tiny, read_preview_vae, read_vae
 from controlnext.weights.weight_source import WeightSource, read_weights, resolve
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Part:
-    """One network of the base: its configuration, and its tensors by state-dict name."""
-
-    config: dict[str, Any]
-    tensors: dict[str, LazyTensor]
 
 
 @dataclass
@@ -73,8 +57,10 @@ def read_base(
     vae: str | Path | None,
     leave_out: Collection[str] = (),
     scheduler: Config = MappingProxyType({}),
+    preview_vae: str | Path | None = None,
 ) -> Base:
-    """Read the base model; ``vae`` replaces its VAE, ``scheduler`` settings of its scheduler.
+    """Read the base model; ``vae`` replaces its VAE, ``scheduler`` settings of its scheduler,
+    ``preview_vae`` is a tiny VAE beside it.
 
     The optional networks in ``leave_out`` are neither downloaded nor read. Raises :class:`CheckpointError`
     for a base with settings that the family's graphs and samplers do not support.
@@ -89,9 +75,13 @@ def read_base(
         base = _read_directory(own, weight_source, scheduler, parts)
     if vae is not None:
         with blames("vae"):
-            base.parts[VAE], sources = _read_vae(family, vae, weight_source)
+            base.parts[VAE], sources = read_vae(family, vae, weight_source)
         base.sources += sources
         base.parts = {name: base.parts[name] for name in family.networks if name in base.parts}
+    if preview_vae is not None:
+        with blames("preview_vae"):
+            base.parts[PREVIEW_VAE], sources = read_preview_vae(family, preview_vae)
+        base.sources += sources
     return base
 
 
@@ -109,8 +99,8 @@ def random_base(
     family = _without(family, leave_out)
     base = _shipped_base(family)
     base.scheduler = base.scheduler.given(family, scheduler).checked(family, "random weights")
-    for name, network in family.networks.items():
-        config = shipped_config(family, network)
+    for name, network in family.known_networks.items():
+        config = _random_config(family, name, network)
         module = empty_module(network, config)
         tensors = random_tensors(shapes_of(module), name, seed) | computed_tensors(module)
         base.parts[name] = Part(config, tensors)
@@ -118,6 +108,12 @@ def random_base(
             content = shipped_tokenizer(family, network, config) or stand_in_tokenizer(network)
             base.tokenizers[network.tokenizer] = content
     return base
+
+
+def _random_config(family: Family, name: str, network: Network) -> dict[str, Any]:
+    if name == PREVIEW_VAE:
+        return published_tiny(network)
+    return shipped_config(family, network)
 
 
 def _without(family: Family, leave_out: Collection[str]) -> Family:
@@ -147,8 +143,9 @@ def _read_directory(
         if network.tokenizer and not (directory / network.tokenizer).is_dir():
             log.warning("%s has no %s: %s is left out", weight_source.name, network.tokenizer, network.folder)
             continue
+        network = network.of(read_json_if_there(inside / "config.json"))
         try:
-            base.parts[name], sources = _read_network(network, weight_source, inside)
+            base.parts[name], sources = read_network(network, weight_source, inside)
         except CheckpointError as error:
             hint = other_base(family, directory) or (GIVE_VAE if name == VAE else "")
             raise CheckpointError(f"{error}{hint}", argument=error.argument) from error
@@ -197,20 +194,6 @@ def _give_scheduler(family: Family) -> str:
     )
 
 
-def _read_network(
-    network: Network, weight_source: WeightSource, directory: Path, warn: bool = False
-) -> tuple[Part, list[Source]]:
-    """Read a network of a diffusers checkpoint from its own ``directory``, which is ``weight_source`` or in
-    it; ``warn`` of unknown keys if that was not done before."""
-    try:
-        config = complete_config(network, read_json(directory / "config.json"), warn)
-    except CheckpointError as error:
-        raise CheckpointError(f"{weight_source.name}: {error}", argument=error.argument) from error
-    found, sources = read_weights(weight_source, directory, STEMS[network.library], network.folder)
-    expected = shapes_of(empty_module(network, config))
-    return Part(config, match(found, expected, f"{weight_source.name}: {network.folder}")), sources
-
-
 def _read_single_file(family: Family, weight_source: WeightSource, settings: Config) -> Base:
     base = _shipped_base(family)
     found, base.sources = read_weights(weight_source, weight_source.path, (), "base")
@@ -231,51 +214,7 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
                 name,
             )
             continue
-        base.parts[name] = Part(config, _convert(family, name, config, found, weight_source.name))
+        base.parts[name] = Part(config, convert(family, name, config, found, weight_source.name))
         if tokenizer:
             base.tokenizers[network.tokenizer] = tokenizer
     return base
-
-
-def _convert(
-    family: Family, name: str, config: Mapping[str, Any], found: Mapping[str, LazyTensor], what: str
-) -> dict[str, LazyTensor]:
-    """Take one network from a checkpoint or a file of its own, rename its tensors to today's names and match
-    them strictly."""
-    expected = shapes_of(empty_module(family.networks[name], config))
-    converted = found
-    if not named_today(found, expected):
-        inside = section(family, name, found) or found
-        converted = from_original(inside, original_layout(family, name, config), expected)
-    try:
-        return match(converted, expected, f"{what}: {name}")
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}; the file looks like {looks_like(found)}", argument=error.argument
-        ) from error
-
-
-def _read_vae(family: Family, given: str | Path, base: WeightSource) -> tuple[Part, list[Source]]:
-    """Read a VAE from its directory, a diffusers directory that contains one, a hub id of either, or a file.
-
-    A file with a ``config.json`` beside it is read with that; any other file with the configuration of the
-    VAE of ``base``, or of the family's default one if the base has none.
-    """
-    network = family.networks[VAE]
-    weight_source = resolve(given, partial(choose_vae, network), beside_vae)
-    if weight_source.path.is_dir():
-        alone = (weight_source.path / "config.json").is_file()
-        directory = weight_source.path if alone else weight_source.path / network.folder
-        return _read_network(network, weight_source, directory, warn=True)
-    found, sources = read_weights(weight_source, weight_source.path, (), VAE)
-    of_base = base.path / network.folder / "config.json"
-    # beside a link, then beside its target
-    files = [file.with_name("config.json") for file in (weight_source.path, weight_source.path.resolve())]
-    beside = [config for config in map(read_json_if_there, files) if config.get("_class_name") == network.cls]
-    if beside:
-        config = complete_config(network, beside[0], warn=True)
-    elif of_base.is_file():
-        config = complete_config(network, read_json(of_base))
-    else:
-        config = shipped_config(family, network)
-    return Part(config, _convert(family, VAE, config, found, weight_source.name)), sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controlnext.weights.config_keys import Rules, harmless, keys, only
+from controlnext.weights.config_rules import Rules, harmless, keys, only
 
 _SOLVER = harmless("a setting of one solver; the sampler chooses the solver")
 SCHEDULER: Rules = {

@@ -42,13 +42,13 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
     for name in manifest.files:
         check_file(bundle, manifest, name)
     family = get_family(manifest.family)
-    count = len(manifest.configs.keys() - family.networks.keys())
+    known = family.known_networks
+    count = len(manifest.configs.keys() - known.keys())
     controls = [control.network for control in numbered_controls(count)]
     found = _initializers(bundle, manifest, controls)
-    names = [name for name in family.networks if name in manifest.configs] + controls
+    names = [name for name in known if name in manifest.configs] + controls
     networks = {
-        name: _network(bundle, name, family.networks.get(name), manifest.configs[name], found[name])
-        for name in names
+        name: _network(bundle, name, known.get(name), manifest.configs[name], found[name]) for name in names
     }
     tokenizers = sorted({network.spec.tokenizer for network in networks.values() if network.spec} - {""})
     return Checkpoint(
@@ -109,6 +109,7 @@ def _read(tensor: ir.TensorProtocol) -> Tensor:
 def _network(
     bundle: Path, name: str, spec: Network | None, config: dict[str, Any], found: Mapping[str, LazyTensor]
 ) -> NetworkWeights:
+    spec = spec and spec.of(config)
     expected = shapes_of(
         empty_module(spec, config) if spec else empty_control(msgspec.convert(config, ControlSpec))
     )

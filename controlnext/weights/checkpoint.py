@@ -83,8 +83,9 @@ class Checkpoint:
     @property
     def graphs(self) -> list[GraphSpec]:
         """The graphs that an export of this checkpoint contains."""
+        configs = {name: network.config for name, network in self.networks.items()}
         return [
-            spec.with_config(self.networks[spec.network].config).with_controls(len(self.controls))
+            spec.of(configs.get(spec.network, {})).with_controls(len(self.controls))
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
         ]

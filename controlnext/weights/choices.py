@@ -11,6 +11,7 @@ from controlnext.weights import control, trained
 from controlnext.weights.json_files import INDEX
 from controlnext.weights.lazy import is_weight_file
 from controlnext.weights.shipped import PREPROCESSOR, SCHEDULER
+from controlnext.weights.tiny_vae import counterpart
 from controlnext.weights.weight_source import choose_weights
 
 STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
@@ -47,9 +48,10 @@ def choose_vae(network: Network, names: Sequence[str]) -> list[str]:
     return _choose_network(network, names)
 
 
-def beside_vae(_file: str, names: Sequence[str]) -> list[str]:
-    """Return the files to read together with a VAE's file: its configuration."""
-    return [name for name in names if name == _CONFIG]
+def beside_vae(file: str, names: Sequence[str]) -> list[str]:
+    """Return the files to read together with a VAE's file: its configuration, and the encoder that belongs to
+    a decoder, or the reverse."""
+    return [name for name in names if name in (_CONFIG, counterpart(file.rpartition("/")[2]))]
 
 
 def choose_control(family: Family, names: Sequence[str]) -> list[str]:

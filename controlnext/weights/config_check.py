@@ -16,7 +16,8 @@ from packaging.version import InvalidVersion, Version
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.families.values import did_you_mean, in_words, is_integer, takes
-from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS, Rules
+from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS
+from controlnext.weights.config_rules import Rules
 
 log = logging.getLogger(__name__)
 

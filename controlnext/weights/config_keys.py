@@ -7,61 +7,21 @@ given reason) or limited: values that no graph implements raise an error naming 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
 
-from controlnext.families.values import is_integer, is_number
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The treatment of a key: all of its values are ``supported`` or ``harmless``, or only those that
-    ``accepts`` admits; ``why``: what uses the key, why it is harmless, or what other values would ask for."""
-
-    kind: Literal["supported", "harmless", "limited"]
-    why: str
-    accepts: Callable[[Any], bool] = lambda _value: True
-    accepted: str = ""
-
-
-Rules = Mapping[str, Rule]
-
-
-def harmless(why: str) -> Rule:
-    """Return the rule for a key that changes no number here, with the reason."""
-    return Rule("harmless", why)
-
-
-def only(*values: Any, why: str) -> Rule:
-    """Return the rule for a key that takes only these values, which mean the same to the graph; null counts
-    as the library's default."""
-    words = ", ".join("null" if value is None else str(value) for value in values)
-
-    def accepts(value: Any) -> bool:
-        # in Python 1 == True
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
-
-    return Rule("limited", why, accepts, words)
-
-
-def _blocks(*names: str) -> Rule:
-    return Rule(
-        "limited",
-        "other blocks take inputs that the graph does not have, or were never compared with PyTorch",
-        lambda value: all(name in names for name in value),
-        ", ".join(names),
-    )
-
-
-def keys(rule: Rule, *names: str) -> Rules:
-    """Return the same ``rule`` for every one of ``names``."""
-    return dict.fromkeys(names, rule)
-
-
-_TRACED = Rule("supported", "built into the network that is traced")
-_RUNTIME = Rule("supported", "read from the manifest by the runtime")
-_TRAINING = harmless("acts in training alone")
+from controlnext.families.values import is_integer
+from controlnext.weights.config_rules import (
+    RUNTIME,
+    TRACED,
+    TRAINING,
+    Rule,
+    Rules,
+    blocks,
+    harmless,
+    keys,
+    only,
+)
+from controlnext.weights.vae_keys import KL_VAE, TINY_VAE, VAE
 
 _SIZE = Rule(
     "limited",
@@ -73,7 +33,7 @@ _WIDTH = Rule("limited", "blocks that read embeddings of different widths", is_i
 
 UNET: Rules = {
     **keys(
-        _TRACED,
+        TRACED,
         "in_channels",
         "out_channels",
         "center_input_sample",
@@ -102,14 +62,14 @@ UNET: Rules = {
         "projection_class_embeddings_input_dim",
     ),
     "sample_size": _SIZE,
-    "dropout": _TRAINING,
+    "dropout": TRAINING,
     "cross_attention_dim": _WIDTH,
     "addition_embed_type_num_heads": harmless("of addition_embed_type text alone, which is refused"),
-    "down_block_types": _blocks("CrossAttnDownBlock2D", "DownBlock2D"),
+    "down_block_types": blocks("CrossAttnDownBlock2D", "DownBlock2D"),
     "mid_block_type": only(
         "UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None, why="another middle was never compared"
     ),
-    "up_block_types": _blocks("CrossAttnUpBlock2D", "UpBlock2D"),
+    "up_block_types": blocks("CrossAttnUpBlock2D", "UpBlock2D"),
     "num_attention_heads": only(None, why="diffusers itself refuses it: attention_head_dim counts heads"),
     "time_cond_proj_dim": Rule(
         "limited",
@@ -138,7 +98,7 @@ UNET: Rules = {
 
 SPATIO_TEMPORAL_UNET: Rules = {
     **keys(
-        _TRACED,
+        TRACED,
         "in_channels",
         "out_channels",
         "block_out_channels",
@@ -150,14 +110,14 @@ SPATIO_TEMPORAL_UNET: Rules = {
     ),
     "cross_attention_dim": _WIDTH,
     "sample_size": _SIZE,
-    "num_frames": _RUNTIME,
-    "down_block_types": _blocks("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-    "up_block_types": _blocks("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "num_frames": RUNTIME,
+    "down_block_types": blocks("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+    "up_block_types": blocks("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
 }
 
 SD3_TRANSFORMER: Rules = {
     **keys(
-        _TRACED,
+        TRACED,
         "in_channels",
         "num_layers",
         "attention_head_dim",
@@ -168,42 +128,17 @@ SD3_TRANSFORMER: Rules = {
         "dual_attention_layers",
         "qk_norm",
     ),
-    "patch_size": _RUNTIME,
-    "pos_embed_max_size": _RUNTIME,
+    "patch_size": RUNTIME,
+    "pos_embed_max_size": RUNTIME,
     "sample_size": _SIZE,
     "out_channels": only(16, None, why="the graph gives noise of the latents' 16 channels"),
-}
-
-_VAE: Rules = {
-    **keys(_TRACED, "layers_per_block", "block_out_channels", "latent_channels"),
-    "in_channels": only(3, why="the graph takes RGB images"),
-    "out_channels": only(3, why="the graph gives RGB images"),
-    "down_block_types": _blocks("DownEncoderBlock2D"),
-    "sample_size": _RUNTIME,
-    "scaling_factor": Rule(
-        "limited", "latents are divided by it", lambda v: is_number(v) and v > 0, "a number above 0"
-    ),
-    "force_upcast": Rule("supported", "keeps the VAE's graphs in float32"),
-}
-VAE: Rules = {
-    **_VAE,
-    **keys(
-        _TRACED,
-        "act_fn",
-        "norm_num_groups",
-        "use_quant_conv",
-        "use_post_quant_conv",
-        "mid_block_add_attention",
-    ),
-    **keys(_RUNTIME, "shift_factor", "latents_mean", "latents_std"),
-    "up_block_types": _blocks("UpDecoderBlock2D"),
 }
 
 _TRANSFORMERS: Rules = {
     "return_dict": only(True, None, why="outputs by number, which the graph's adapter does not read"),
     "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
-    "initializer_range": _TRAINING,
-    "initializer_factor": _TRAINING,
+    "initializer_range": TRAINING,
+    "initializer_factor": TRAINING,
 }
 """Rules for every network of transformers. Other keys are not read by these classes: transformers keeps any
 key, and old releases wrote dozens about the generation of text."""
@@ -211,7 +146,7 @@ key, and old releases wrote dozens about the generation of text."""
 _CLIP: Rules = {
     **_TRANSFORMERS,
     **keys(
-        _TRACED,
+        TRACED,
         "hidden_size",
         "intermediate_size",
         "projection_dim",
@@ -220,25 +155,25 @@ _CLIP: Rules = {
         "hidden_act",
         "layer_norm_eps",
     ),
-    "attention_dropout": _TRAINING,
+    "attention_dropout": TRAINING,
 }
 CLIP_TEXT: Rules = {
     **_CLIP,
-    **keys(_TRACED, "vocab_size", "max_position_embeddings", "eos_token_id"),
+    **keys(TRACED, "vocab_size", "max_position_embeddings", "eos_token_id"),
     "pad_token_id": harmless("prompts are padded by the tokenizer"),
     "bos_token_id": harmless("the tokenizer puts it in"),
     "model_type": only("clip_text_model", None, why="another encoder than CLIP's of text"),
 }
 CLIP_VISION: Rules = {
     **_CLIP,
-    **keys(_TRACED, "image_size", "patch_size"),
+    **keys(TRACED, "image_size", "patch_size"),
     "num_channels": only(3, why="the graph takes RGB images"),
     "model_type": only("clip_vision_model", None, why="another encoder than CLIP's of images"),
 }
 T5: Rules = {
     **_TRANSFORMERS,
     **keys(
-        _TRACED,
+        TRACED,
         "vocab_size",
         "d_model",
         "d_kv",
@@ -252,7 +187,7 @@ T5: Rules = {
         "dense_act_fn",
         "is_gated_act",
     ),
-    **keys(_TRAINING, "dropout_rate", "classifier_dropout"),
+    **keys(TRAINING, "dropout_rate", "classifier_dropout"),
     **keys(
         harmless("of the decoder, which is not used"),
         "num_decoder_layers",
@@ -272,7 +207,8 @@ NETWORKS: Mapping[str, Rules] = {
     "UNetSpatioTemporalConditionModel": SPATIO_TEMPORAL_UNET,
     "SD3Transformer2DModel": SD3_TRANSFORMER,
     "AutoencoderKL": VAE,
-    "AutoencoderKLTemporalDecoder": _VAE,
+    "AutoencoderKLTemporalDecoder": KL_VAE,
+    "AutoencoderTiny": TINY_VAE,
     "CLIPTextModel": CLIP_TEXT,
     "CLIPTextModelWithProjection": CLIP_TEXT,
     "CLIPVisionModelWithProjection": CLIP_VISION,
@@ -285,7 +221,7 @@ OF_NETWORKS: Rules = {
     "quantization_config": only(None, why="quantized weights; get them in float32, float16 or bfloat16"),
     # diffusers' EMAModel saves these among the network's
     **keys(
-        _TRAINING,
+        TRAINING,
         "decay",
         "min_decay",
         "inv_gamma",

@@ -33,6 +33,7 @@ _LAYOUTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("an SDXL UNet under its original names", (r"(^|\.)input_blocks\.", r"(^|\.)label_emb\.")),
     ("a UNet under its original names", (r"(^|\.)(input|output)_blocks\.",)),
     ("tensors of a UNet", (r"^(unet\.)?(up_blocks|mid_block)\.", r"!^(en|de)coder\.")),
+    ("a tiny VAE", (r"^((taesd_)?(encoder|decoder)\.)?(layers\.)?\d+\.(conv\.\d+\.)?weight$",)),
     ("a VAE", (r"^(first_stage_model\.)?(encoder|decoder)\.(conv_in|conv_out|mid)",)),
     ("a text or image encoder", (r"encoder\.(layers|block)\.\d|resblocks\.\d",)),
 )

@@ -47,6 +47,7 @@ def load_checkpoint(
     unet_weights: Given | Sequence[Given] | None = None,
     unet_increments: bool = False,
     vae: Given | None = None,
+    preview_vae: Given | None = None,
     lora: Sequence[str] = (),
     leave_out: Collection[str] = (),
     scheduler: Mapping[str, Any] = MappingProxyType({}),
@@ -56,7 +57,8 @@ def load_checkpoint(
 
     ``base``: diffusers directory, single-file checkpoint or hub id (default: the family's).
     ``control``, ``unet_weights``, ``vae``: file, directory or hub id (``owner/name[@revision][/inside]``);
-    several of the first two may be given. ``variant``: of all controls; ``"auto"`` reads it off them.
+    several of the first two may be given. ``preview_vae``: likewise, a tiny VAE to decode previews with.
+    ``variant``: of all controls; ``"auto"`` reads it off them.
     ``unet_weights``: trained tensors of the denoiser, under diffusers' or the original names; values, or
     with ``unet_increments`` differences to add. Where they are not given, those in the directory of a
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
@@ -69,7 +71,8 @@ def load_checkpoint(
     Raises :class:`CheckpointError` naming the files or tensors that are missing or do not fit.
     """
     if random_seed is not None:
-        given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae, "lora": lora}
+        given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
+        given |= {"preview_vae": preview_vae, "lora": lora}
         _refuse_files([key for key, value in given.items() if value])
         return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
@@ -77,7 +80,7 @@ def load_checkpoint(
         weight_sources = [resolve(one, *choices) for one in _each(control)]
         controls, sources = _read_controls(family, variant, weight_sources)
     with blames("base"):
-        loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler)
+        loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler, preview_vae)
     with blames("control"):
         for one in controls:
             check_width(one, family, loaded.parts[family.denoiser].config)
@@ -177,8 +180,9 @@ def _apply_trained(
 def _assemble(
     family: Family, base: Base, controls: Sequence[ControlWeights], sources: list[Source], random: bool
 ) -> Checkpoint:
+    known = family.known_networks
     networks = {
-        name: NetworkWeights(family.networks[name], part.config, LazyTensors(part.tensors, name))
+        name: NetworkWeights(known[name].of(part.config), part.config, LazyTensors(part.tensors, name))
         for name, part in base.parts.items()
     }
     for control, names in zip(controls, numbered_controls(len(controls)), strict=True):

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family, Network
-from controlnext.weights.base import Base, Part
+from controlnext.weights.base import Base
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
 from controlnext.weights.networks import canonical, empty_module, listing
+from controlnext.weights.parts import Part
 from controlnext.weights.weight_source import WeightSource, choose_weights, resolve
 
 log = logging.getLogger(__name__)

@@ -54,7 +54,7 @@ def _check_component(family: Family, what: str, name: str, cls: str, parts: Coll
     if name == "scheduler":
         accepted: tuple[str, ...] = family.schedulers
     elif name in family.networks:
-        accepted = (family.networks[name].cls,)
+        accepted = family.networks[name].classes
     elif name in COMPONENTS or name in parts:
         return
     else:

@@ -160,8 +160,8 @@ def checked_scheduler(
     for network in family.networks.values():
         file = weight_source.path / network.folder / "config.json"
         config = read_json(file) if file.is_file() else {}
-        if config.get(CLASS, network.cls) == network.cls:
-            checks.append(partial(check_network, network, config, weight_source.name))
+        if config.get(CLASS, network.cls) in network.classes:
+            checks.append(partial(check_network, network.of(config), config, weight_source.name))
     problems: list[str] = []
     for check in checks:
         try:

@@ -3,10 +3,11 @@
 python examples/shapes/evaluate.py --scales 0 1 --sheet sheet.png     # PyTorch
 python examples/shapes/evaluate.py --bundle build/shapes-fp16         # the engine
 python examples/shapes/evaluate.py --scales 1 --cache-intervals 1 2 3 # the step cache
+python examples/shapes/evaluate.py --bundle build/shapes-fp16 --previews   # its previews too
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ from controlnext.runtime.random import TorchGenerator
 BATCH = 16
 
 
-def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.ndarray:
+def sample(
+    pipeline: Any,
+    drawings: list[draw.Drawing],
+    seen: Callable[[np.ndarray], object] = lambda _latents: None,
+    **options: Any,
+) -> np.ndarray:
     """Sample an image per drawing with the seeds 0, 1, 2...; returns (N, H, W, 3) in [0, 1].
 
-    ``pipeline`` is the runtime's or the reference: both have the same arguments.
+    ``pipeline`` is the runtime's or the reference: both have the same arguments. ``seen`` gets the latents.
     """
     shape = (1, 4, draw.SIZE // 8, draw.SIZE // 8)
     noise = np.concatenate([TorchGenerator(seed).randn(shape) for seed in range(len(drawings))])
@@ -42,6 +48,7 @@ def sample(pipeline: Any, drawings: list[draw.Drawing], **options: Any) -> np.nd
             **options,
         )
         made.append(np.asarray(output.images))
+        seen(output.latents)
     return np.concatenate(made)
 
 
@@ -50,6 +57,11 @@ def scores(images: np.ndarray, drawings: list[draw.Drawing]) -> tuple[float, flo
     pairs = list(zip(images, drawings, strict=True))
     covered = [overlap(*pair) for pair in pairs]
     return float(np.mean(covered)), float(np.mean([colours_right(*pair) for pair in pairs]))
+
+
+def _told(images: np.ndarray, drawings: list[draw.Drawing]) -> str:
+    covered, colours = scores(images, drawings)
+    return f"IoU {covered:.3f}, colours right {colours:.1%}"
 
 
 def sheet(drawings: list[draw.Drawing], images: dict[float, np.ndarray], columns: int = 16) -> Image.Image:
@@ -74,23 +86,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--guidance-end", type=float, default=1.0)
+    parser.add_argument("--previews", action="store_true", help="score the bundle's previews of them too")
     parser.add_argument("--sheet", type=Path)
     options = parser.parse_args(arguments)
+    if options.previews and not options.bundle:
+        parser.error("--previews needs --bundle")
     drawings = draw.held_out(options.count)
     images: dict[float, np.ndarray] = {}
-    pipeline = Pipeline.load(options.bundle) if options.bundle else reference()
+    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference()
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     asked |= {"guidance_end": options.guidance_end}
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:
         for interval in options.cache_intervals:
-            made = sample(pipeline, drawings, control_scale=scale, cache_interval=interval, **asked)
-            covered, colours = scores(made, drawings)
-            told = f"scale {scale}: IoU {covered:.3f}, colours right {colours:.1%}"
+            latents: list[np.ndarray] = []
+            asked |= {"control_scale": scale, "cache_interval": interval}
+            made = sample(pipeline, drawings, latents.append, **asked)
+            told = _told(made, drawings)
             if scale in images:
                 told += f", cache interval {interval}: PSNR {psnr(images[scale], made):.1f} dB"
-            print(told, flush=True)
+            print(f"scale {scale}: {told}", flush=True)
+            if options.previews:
+                previews = np.concatenate([pipeline.preview(some, "np") for some in latents])
+                print(f"scale {scale}, previews: {_told(previews, drawings)}", flush=True)
             images.setdefault(scale, made)
     if options.sheet:
         sheet(drawings, images).save(options.sheet)

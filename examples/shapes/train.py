@@ -1,9 +1,12 @@
 """Train the small model from scratch: VAE, base (UNet and text encoders), then control on a frozen base.
 
+A tiny VAE is distilled from the VAE.
+
     python examples/shapes/train.py --stage vae       # 0.3 hours
     python examples/shapes/train.py --stage decoder   # 0.1 hours
     python examples/shapes/train.py --stage base      # 0.5 hours
     python examples/shapes/train.py --stage control   # 0.3 hours
+    python examples/shapes/train.py --stage tiny      # 0.3 hours
 
 The times are of two CPU cores shared with other work, on which the shipped files were trained. Nothing is
 downloaded. Each stage reads the previous stage's files from `model/`, next to this file, in float16.
@@ -20,13 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import Drawings, encode, training_drawings
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, StableDiffusionXLPipeline
 from draw import SIZE
 from fit import TrainingPlan, fit
 from networks import (
     VARIANT,
     build_scheduler,
     build_text_encoders,
+    build_tiny_vae,
     build_tokenizers,
     build_unet,
     build_vae,
@@ -48,6 +52,7 @@ VAE_PLAN = TrainingPlan(steps=1250, batch=16, rate=2e-3, drawings=40_000, cool_d
 DECODER_PLAN = TrainingPlan(steps=450, batch=16, rate=1.5e-3, drawings=16_000, averaging=0.98, cool_down=0.9)
 BASE_PLAN = TrainingPlan(steps=1900, batch=32, rate=1e-3, drawings=40_000, averaging=0.99)
 CONTROL_PLAN = TrainingPlan(steps=1500, batch=16, rate=1e-3, drawings=16_000, averaging=0.99, cool_down=0.4)
+TINY_PLAN = TrainingPlan(steps=5000, batch=8, rate=3e-3, drawings=4000, averaging=0.98, cool_down=0.95)
 EMPTY_PROMPTS = 0.1
 NOISE_OFFSET = 0.3
 """Offset noise, as for SDXL: without it the mean colour shows through the noise, and prompts are ignored."""
@@ -161,6 +166,27 @@ def train_control(data: Drawings, plan: TrainingPlan, model: Path) -> None:
     fit([*control.parameters(), *trained.values()], loss, plan, save)
 
 
+def train_tiny(data: Drawings, plan: TrainingPlan, model: Path) -> None:
+    """Train a tiny VAE to give the VAE's images, of slightly noisy latents like sampled ones, and its
+    latents."""
+    vae = AutoencoderKL.from_pretrained(model / "base" / "vae", torch_dtype=torch.float32)
+    vae.to(memory_format=torch.channels_last).requires_grad_(False)
+    tiny = build_tiny_vae().to(memory_format=torch.channels_last)
+    latents = encode(vae, data)
+    batches = data.batches(plan.batch, plan.steps, seed=0)
+
+    def loss() -> Tensor:
+        indices = next(batches)
+        sampled = latents[indices] + LATENT_ERROR * torch.randn_like(latents[indices])
+        wanted = vae.decode(sampled / vae.config.scaling_factor).sample
+        decoded, encoded = tiny.decode(sampled).sample, tiny.encode(data.images(indices)).latents
+        # the absolute error keeps edges where they are
+        distance = F.mse_loss(decoded, wanted) + 0.5 * F.l1_loss(decoded, wanted)
+        return distance + 0.1 * F.mse_loss(encoded, latents[indices])
+
+    fit(list(tiny.parameters()), loss, plan, lambda: save_half(tiny, model / "tiny_vae"))
+
+
 class Noising:
     """The diffusion loss: predict the noise of latents noised to random timesteps."""
 
@@ -212,7 +238,7 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 
-def save_half(network: AutoencoderKL | StableDiffusionXLPipeline, directory: Path) -> None:
+def save_half(network: AutoencoderKL | AutoencoderTiny | StableDiffusionXLPipeline, directory: Path) -> None:
     """Save a float16 copy; the trained network is unchanged."""
     copy.deepcopy(network).to(dtype=torch.float16).save_pretrained(directory)
     for path in directory.rglob("config.json"):
@@ -227,6 +253,7 @@ STAGES = {
     "decoder": (train_decoder, DECODER_PLAN),
     "base": (train_base, BASE_PLAN),
     "control": (train_control, CONTROL_PLAN),
+    "tiny": (train_tiny, TINY_PLAN),
 }
 
 

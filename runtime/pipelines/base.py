@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from PIL import Image
 
-from controlnext.closeable import Closeable
 from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
@@ -20,18 +18,15 @@ from controlnext.runtime.denoise import Denoising, Step, denoise
 from controlnext.runtime.guidance import guided_steps
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
+from controlnext.runtime.pipelines.decoding import LatentDecoder
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import CommonRequest, is_integer
+from controlnext.runtime.request import CommonRequest
 from controlnext.runtime.samplers import Sampler, make_sampler
 from controlnext.runtime.sizes import Size, choose_size, warn_if_large
-from controlnext.runtime.tiling import Tiles
-from controlnext.runtime.vae import decode_latents, to_pil
 from controlnext.types import Feed, FloatArray
 
-Images = list[Image.Image] | list[list[Image.Image]] | FloatArray
 
-
-class Pipeline(Closeable):
+class Pipeline(LatentDecoder):
     """A bundle ready to make images or clips. A context manager: leaving it closes the engines.
 
     An engine is opened when it is first needed and stays open until then. :meth:`load` returns an
@@ -39,10 +34,6 @@ class Pipeline(Closeable):
     one of these classes to let editors and type checkers see the arguments of the call.
     """
 
-    request: ClassVar[type[CommonRequest]]
-    """The class that holds the arguments of a call and checks them."""
-    memory_savers: ClassVar[tuple[str, ...]]
-    """The arguments that reduce the memory of a run."""
     _of_task: ClassVar[dict[str, type[Pipeline]]] = {}
 
     def __init_subclass__(cls, task: str | None = None) -> None:
@@ -172,55 +163,9 @@ class Pipeline(Closeable):
     ) -> Denoising:
         """Return the run of a checked request at this size."""
 
-    @abstractmethod
-    def _arrange(self, images: Any) -> Images:
-        """Return PIL images, or an array (N, H, W, 3), in the form in which a call returns them."""
-
-    def decode(
-        self,
-        latents: FloatArray,
-        output_type: str = "pil",
-        chunk: int | None = None,
-        vae_tiling: bool = False,
-    ) -> Images:
-        """Return the images of a step's latents as a call does for ``output_type`` "pil" or "np".
-
-        ``chunk``: number of frames of a clip decoded at a time (default: those of a window of default size).
-        ``vae_tiling``: as in a call.
-        """
-        if output_type not in ("pil", "np"):
-            raise InputError(
-                f"unknown output_type {output_type!r} for images; accepted: pil, np", argument="output_type"
-            )
-        images = list(self._decoded(latents, chunk, vae_tiling))
-        if output_type == "np":
-            return self._arrange(np.concatenate(images))
-        return self._arrange([image for some in images for image in to_pil(some)])
-
-    def images(
-        self, latents: FloatArray, chunk: int | None = None, vae_tiling: bool = False
-    ) -> Iterator[Image.Image]:
-        """Yield the PIL images of a step's latents one by one: a long clip is never in memory as a whole."""
-        return (image for some in self._decoded(latents, chunk, vae_tiling) for image in to_pil(some))
-
-    def _decoded(self, latents: FloatArray, chunk: int | None, vae_tiling: bool) -> Iterator[FloatArray]:
-        size = self.request.default_chunk if chunk is None else chunk
-        if not is_integer(size) or size < 1:
-            raise InputError(f"chunk is {chunk!r}; it must be a positive integer", argument="chunk")
-        rows = latents.reshape(-1, *latents.shape[-3:])
-        config = self.bundle.manifest.configs["vae"]
-        tiles = self.tiles(vae_tiling)
-        guard = self._guard(*(self.family.vae_factor * side for side in rows.shape[2:]))
-        with guard.watch():
-            return guard.each(decode_latents(self.bundle.engine("vae_decoder"), config, rows, size, tiles))
-
     def close(self) -> None:
         """Release resources: close all engines."""
         self.bundle.close()
-
-    def _guard(self, height: int, width: int) -> MemoryGuard:
-        """Return the guard that reports running out of memory at this size in pixels."""
-        return MemoryGuard(height, width, self.memory_savers)
 
     def denoiser(self, constants: Feed) -> BoundEngine:
         """Return the denoiser with the inputs bound that are constant over a run; its prologue has run."""
@@ -255,23 +200,6 @@ class Pipeline(Closeable):
                 argument="guidance_end",
             )
         return guided
-
-    def tiles(self, vae_tiling: bool) -> Tiles | None:
-        """Return the tiles for decoding, or None without ``vae_tiling``.
-
-        Raises :class:`InputError` if the VAE cannot decode in tiles.
-        """
-        if not isinstance(vae_tiling, (bool, np.bool_)):
-            raise InputError(f"vae_tiling is {vae_tiling!r}; it must be True or False", argument="vae_tiling")
-        if not vae_tiling:
-            return None
-        if not self.family.vae_tiling:
-            raise InputError(
-                f"vae_tiling was given, but is not supported by the VAE of {self.family.title}; remove"
-                " `vae_tiling`",
-                argument="vae_tiling",
-            )
-        return Tiles.of(self.bundle.manifest.configs["vae"].get("sample_size"), self.family.vae_factor)
 
     def noise(self, request: CommonRequest, shape: tuple[int, ...], generator: TorchGenerator) -> FloatArray:
         """Return latents of unit variance: those of the request, else the next numbers of the generator."""

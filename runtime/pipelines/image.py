@@ -14,7 +14,8 @@ from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
 from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
 from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator

@@ -15,9 +15,10 @@ from controlnext.image_input import ImageReader
 from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.pipelines.base import Images, Pipeline
+from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.pipelines.clip import Clip, frame_count, read_one
 from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
+from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import Size

@@ -124,7 +124,7 @@ class ImageWork:
         self._events.put_nowait(events)
 
     def _unfinished(self, pipe: Pipeline, latents: FloatArray, number: int) -> list[ImageEvent]:
-        return self._made(pipe.decode(latents), "partial_image", number)
+        return self._made(pipe.unfinished(latents), "partial_image", number)
 
     def _made(self, images: Any, what: str, number: int | None = None) -> list[ImageEvent]:
         return [

@@ -107,7 +107,7 @@ class _TritonJob:
     def _show(self, latents: FloatArray) -> None:
         try:
             if not self._reply.is_cancelled():
-                self._send(self._pipe.decode(latents), partial=True)
+                self._send(self._pipe.unfinished(latents), partial=True)
         except ControlNeXtError as error:
             logger.warning("an unfinished image could not be decoded: %s", error)
         except Exception:

@@ -26,6 +26,7 @@ from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
 from support.cli import Cli, assert_refused
+from support.fake_bundle import write_fake_bundle
 
 WORK = Work(height=64, width=64, steps=2)
 PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
@@ -43,7 +44,8 @@ def _targets(bundle: Path, made: Path) -> dict[str, Target]:
 
 
 def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: Path) -> None:
-    measures = [f"--measure={name}" for name in ("step", "batch", "image", "first", "memory", "load")]
+    names = ("step", "batch", "image", "first", "memory", "decode", "load")
+    measures = [f"--measure={name}" for name in names]
     sizes = ["--height=64", "--batch=1", "--batch=2", "--steps=2", "--rounds=2", "--runs=1", "--threads=1"]
     done = cli("bench", bundle, *measures, *sizes, "--only=engine fp32", "--output", tmp_path, "--json")
     assert done.status == 0, done.err
@@ -51,7 +53,7 @@ def test_the_command_writes_what_it_measured(cli: Cli, bundle: Path, tmp_path: P
     assert results == json.loads((tmp_path / "bench.json").read_text())
     found = [(m["measure"], m["work"] and m["work"]["batch"]) for m in results["measurements"]]
     warm, cold = [("step", 1), ("batch", 1), ("batch", 2), ("image", 1)], [("first", 1), ("memory", 1)]
-    assert found == [*warm, *cold, ("load first", None), ("load again", None)]
+    assert found == [*warm, *cold, ("decode", 1), ("load first", None), ("load again", None)]
     assert not results["missing"]
     assert all(m["contestant"] == "engine fp32" and len(m["samples"]) == 2 for m in results["measurements"])
     by_name = {m["measure"]: m for m in results["measurements"]}
@@ -147,6 +149,18 @@ def test_all_targets_are_listed(bundle: Path, tmp_path: Path) -> None:
     } == set(_targets(bundle, tmp_path))
     on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
     assert "engine fp32, ONNX Runtime cuda" in on_gpu
+
+
+def test_a_preview_decoder_is_a_target_of_its_own(tmp_path: Path) -> None:
+    """It decodes, and is compared with the full decoder."""
+    bundle = write_fake_bundle(tmp_path / "fake", "sd15", previews=True)
+    runners = [_targets(bundle, tmp_path)[f"engine fp32{name}"] for name in ("", " preview decoder")]
+    assert (runners[1].measures, runners[1].options["decoder"]) == (("decode",), "preview_decoder")
+    log = Log()
+    run_warm(runners, "pipeline", [("decode", "decode", WORK)], PLAN, log)
+    assert [m.target for m in log.measurements] == ["engine fp32", "engine fp32 preview decoder"]
+    (ratio,) = ratios(_results(engine_fp32__decode=1.0, engine_fp32_preview_decoder__decode=0.1))
+    assert (ratio.goal.at_most, ratio.value) == (0.12, 0.1)
 
 
 def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -> None:

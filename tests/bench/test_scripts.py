@@ -54,6 +54,7 @@ def test_every_stage_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         control=tmp_path / "controlnet.safetensors",
         unet_weights=tmp_path / "unet.safetensors",
         unet_increments=True,
+        preview_vae=tmp_path / "tiny_vae",
     )
 
 

@@ -30,9 +30,10 @@ def test_the_control_module_has_the_published_tensors(variant: Variant) -> None:
 @EVERY_FAMILY
 def test_what_an_entry_refers_to_exists(family: Family) -> None:
     folders = {graph.name for graph in family.graphs}
-    assert {graph.network for graph in family.graphs} <= set(family.networks)
+    assert {graph.network for graph in family.graphs} <= set(family.known_networks)
     assert {family.denoiser, *family.prompt_encoders} <= folders
     assert family.default_sampler in family.samplers
+    assert len(family.latent_rgb.factors) == family.networks["vae"].required["latent_channels"]
     for graph in family.graphs:
         symbols = set().union(*(spec.symbols() for spec in (*graph.inputs, *graph.outputs)))
         assert {symbol for symbol in symbols if not symbol.startswith("@")} == set(graph.trace_sizes)

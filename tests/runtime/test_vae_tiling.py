@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,7 +22,7 @@ from controlnext.errors import InputError, WorkError
 from controlnext.families import get_family
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
-from controlnext.runtime.tiling import Tiles
+from controlnext.runtime.tiling import Tiles, TinyTiles
 from controlnext.runtime.vae import decode_latents
 from controlnext.weights import load_checkpoint
 from support.cli import Cli, assert_refused
@@ -89,6 +89,23 @@ def test_tiles_are_those_of_diffusers(height: int, width: int) -> None:
     tiles = Tiles.of(TILE * FACTOR, FACTOR)
     (got,) = decode_latents(decoder, {"scaling_factor": 1.0}, latents, 2, tiles)
     np.testing.assert_array_equal(got, _diffusers_image(latents))
+    assert all(max(shape[2:]) <= TILE for shape in decoder.seen), "never more than a tile"
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+@pytest.mark.export
+def test_tiles_of_a_tiny_vae_are_those_of_diffusers(height: int, width: int) -> None:
+    """Others than a VAE's: an eighth is shared, and blended in both directions at once."""
+    vae = AutoencoderTiny(encoder_block_out_channels=(1,) * 4, decoder_block_out_channels=(1,) * 4)
+    vae.tile_latent_min_size = TILE
+    vae.enable_tiling()
+    vae.decoder.forward = _decoded
+    latents, decoder = rand(height, 2, 4, height, width), _Decoder()
+    (got,) = decode_latents(decoder, {"scaling_factor": 1.0}, latents, 2, TinyTiles(TILE, FACTOR))
+    with torch.no_grad():
+        samples = vae.decode(torch.from_numpy(latents)).sample
+    wanted = (samples / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6)
     assert all(max(shape[2:]) <= TILE for shape in decoder.seen), "never more than a tile"
 
 

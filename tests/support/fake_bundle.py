@@ -73,18 +73,21 @@ def write_fake_bundle(
     leave_out: Sequence[str] = (),
     force_zeros: bool = True,
     controls: int = 1,
+    previews: bool = False,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     shallow: bool = False,
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
-    encoders if ``text_encoders`` is false. ``added``: tokens added to the tokenizers. ``shallow``: whether
-    the denoiser has a shallow part."""
-    family, sizes = get_family(family_name), SIZES[family_name]
+    encoders if ``text_encoders`` is false. ``previews``: whether it has a decoder for them. ``added``: tokens
+    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part."""
+    family, sizes = get_family(family_name), dict(SIZES[family_name])
+    if previews:
+        sizes["preview_decoder"] = sizes["vae_decoder"]
     graphs = {}
     for spec in family.graphs:
         if spec.name not in sizes or spec.name in leave_out or (spec.optional and not text_encoders):
             continue
-        spec = spec.with_config(DENOISER_CONFIG).with_controls(controls)
+        spec = spec.of(DENOISER_CONFIG).with_controls(controls)
         inputs, outputs = (
             [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )
@@ -93,7 +96,7 @@ def write_fake_bundle(
         graphs[spec.name] = Graph(spec.network, "fp32", *entries)
         if shallow and spec.name == family.denoiser:
             graphs[spec.name] = _with_shallow(directory / spec.name, graphs[spec.name])
-        network = family.networks[spec.network]
+        network = family.known_networks[spec.network]
         if network.tokenizer:
             path = directory / network.tokenizer / "tokenizer.json"
             start, words = spec.name != family.sequence_encoder, added.get(network.tokenizer, ())
@@ -133,7 +136,9 @@ def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[st
     """Return only the configuration keys that are read."""
     networks = {graph.network for graph in graphs.values()}
     shift = {"shift_factor": 0.0} if "shift_factor" in family.networks["vae"].read else {}
-    known = {"vae": {**VAE_CONFIG, **shift}, family.denoiser: DENOISER_CONFIG}
+    channels = SIZES[family.name]["vae_decoder"]["latent_channels"]
+    tiny = {"latent_channels": channels, "scaling_factor": 0.25, "shift_factor": 0.0}
+    known = {"vae": {**VAE_CONFIG, **shift}, "preview_vae": tiny, family.denoiser: DENOISER_CONFIG}
     names = [f"control_{number}" if number > 1 else "control" for number in range(1, controls + 1)]
     return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in (*sorted(networks), *names)}
 
@@ -227,7 +232,7 @@ Body = Callable[[list[TensorSpec], list[TensorSpec]], Nodes]
 def _body(graph_name: str) -> Body:
     if graph_name.startswith("text_encoder"):
         return _text_encoder
-    return vae_decoder if graph_name == "vae_decoder" else _denoiser
+    return vae_decoder if graph_name.endswith("_decoder") else _denoiser
 
 
 def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:

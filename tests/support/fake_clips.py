@@ -21,7 +21,8 @@ def write_fake_clips(directory: Path) -> Path:
         "unet": _denoiser,
     }
     for spec in get_family("svd").graphs:
-        write_graph(directory / spec.name, bodies[spec.name], *clip_tensors(spec))
+        if not spec.optional:
+            write_graph(directory / spec.name, bodies[spec.name], *clip_tensors(spec))
     write_clip_manifest(directory)
     return directory
 

@@ -12,7 +12,7 @@ from controlnext.bundle.format import list_files
 from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, TensorEntry, write_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.families import get_family
-from controlnext.families.schema import GraphSpec
+from controlnext.families.graph_spec import GraphSpec
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.tensor_spec import TensorSpec, bind
@@ -77,6 +77,8 @@ def write_clip_manifest(directory: Path, variant: str = "v2") -> None:
     family = get_family("svd")
     graphs = {}
     for spec in family.graphs:
+        if spec.optional:
+            continue
         sides = [[TensorEntry.of(tensor) for tensor in side] for side in clip_tensors(spec)]
         graphs[spec.name] = Graph(spec.network, "fp32", *sides)
     (directory / "scheduler").mkdir(parents=True)

@@ -31,11 +31,13 @@ def test_the_architecture_has_its_full_size(checkpoint: Checkpoint) -> None:
     assert counts == {
         "unet": 2_567_463_684,
         "vae": 83_653_863,
+        # TAESD's README: 1,222,532 in the encoder, 1,222,531 in the decoder
+        "preview_vae": 2_445_063,
         "text_encoder": 123_060_480,
         "text_encoder_2": 694_659_840,
         "control": 3_526_400,
     }
-    assert set(checkpoint.networks) == {*NETWORKS, "control"}
+    assert set(checkpoint.networks) == {*NETWORKS, "preview_vae", "control"}
     assert set(checkpoint.tokenizers) == {"tokenizer", "tokenizer_2"}
     assert checkpoint.random
     assert [(source.role, source.name) for source in checkpoint.sources] == [("random", "seed 0")]
@@ -95,7 +97,7 @@ def test_sd3_has_its_own_positions_and_a_stand_in_for_t5s_vocabulary() -> None:
     drawn = base.parts["transformer"].tensors["pos_embed.pos_embed"].read()
     assert drawn.shape == (1, 192 * 192, 1536)
     assert torch.equal(drawn[:, ::97], positions[:, ::97])
-    assert set(base.parts) == {"transformer", "vae", "text_encoder_2", "text_encoder_3"}
+    assert set(base.parts) == {"transformer", "vae", "text_encoder_2", "text_encoder_3", "preview_vae"}
     assert set(base.tokenizers) == {"tokenizer_2", "tokenizer_3"}
     assert base.tokenizers["tokenizer_3"] == stand_in_tokenizer(SD3.networks["text_encoder_3"])
     assert base.scheduler.config["shift"] == 3.0

@@ -1,0 +1,93 @@
+"""What a family's entry says of each exported graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
+
+Config = Mapping[str, Any]
+
+CLASS = "_class_name"
+"""The key of the class in configurations of diffusers."""
+
+PER_STEP_INPUTS = ("sample", "timestep")
+"""The denoiser's inputs that change at every step."""
+
+
+@dataclass(frozen=True)
+class CachedFeature:
+    """A feature of a denoiser that the step cache keeps: full steps compute it, shallow steps take it over.
+
+    ``spec`` is its name and shape as an output of the graph; its first axis has the rows of the batch, for a
+    clip those of each frame. It is an output of ``module``, a dotted path in the denoiser: of several the
+    one with index ``output``. With ``since`` it is the difference between that output and what enters the
+    module ``since`` as ``argument``: a shallow step adds it to its own.
+    """
+
+    spec: TensorSpec
+    module: str
+    output: int = 0
+    since: str = ""
+    argument: str = ""
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One exported graph: its name (also its directory's in the bundle), its network, inputs and outputs.
+
+    ``wrapper`` names the adapter in :mod:`controlnext.export.adapters` that gives the network this graph's
+    signature. ``float32``: what stays in float32 at lower precision, each with its reason: everything within
+    modules of a name (``"wo"``), or nodes by a pattern of their module's path and operator
+    (``"*.layer.[01]/Add"``, in the rules of :mod:`fnmatch`).
+    """
+
+    name: str
+    network: str
+    wrapper: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    sizes: Callable[[Config], dict[str, int]] = field(default=lambda _config: {})
+    trace_sizes: Mapping[str, int] = field(default_factory=dict)
+    optional: bool = False
+    of_class: Mapping[str, GraphSpec] = field(default_factory=dict)
+    """This graph of a network of another class, by the class."""
+    runs: bool = True
+    """Whether the runtime needs it; a graph that it does not need may be missing from a bundle."""
+    float32: Mapping[str, str] = field(default_factory=dict)
+    prologue: bool = False
+    """Whether ONNX Runtime computes what does not depend on :data:`PER_STEP_INPUTS` once for each image. The
+    results stay in memory: for a clip these would be the features of every frame."""
+    cached: Callable[[Config], tuple[CachedFeature, ...]] = field(default=lambda _config: ())
+    """The features between a denoiser's deep and its shallow part, from its configuration; none if it cannot
+    be cut."""
+
+    def with_features(self, config: Config) -> GraphSpec:
+        """Return the graph with the features for the step cache as further outputs."""
+        return replace(self, outputs=(*self.outputs, *(one.spec for one in self.cached(config))))
+
+    def of(self, config: Config) -> GraphSpec:
+        """Return the graph of a network with this configuration: that of its class, without the inputs that
+        it does not need."""
+        own = self.of_class.get(config.get(CLASS, ""), self)
+        inputs = [spec for spec in own.inputs if not spec.needs or config.get(spec.needs) is not None]
+        return replace(own, inputs=tuple(inputs))
+
+    def with_controls(self, count: int) -> GraphSpec:
+        """Return the graph with ``count`` control images and scales: ``control_image``, ``control_image_2``,
+        ...
+
+        Each image has its own batch size. A graph without a control image is returned unchanged. With a
+        count of 0 the denoiser's graph is that of the base model.
+        """
+        first, further = ControlInputs(), numbered_controls(count)[1:]
+        controls = [spec for spec in self.inputs if spec.name in (first.image, first.scale)]
+        inputs = [spec for spec in self.inputs if count or spec not in controls]
+        for spec in controls:
+            inputs += [spec.for_control(control) for control in further]
+        trace = dict(self.trace_sizes)
+        if first.batch in trace:
+            trace |= dict.fromkeys((control.batch for control in further), trace[first.batch])
+        return replace(self, inputs=tuple(inputs), trace_sizes=trace)

@@ -1,0 +1,57 @@
+"""Rules for keys of configurations: what a key's values are, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The treatment of a key: all of its values are ``supported`` or ``harmless``, or only those that
+    ``accepts`` admits; ``why``: what uses the key, why it is harmless, or what other values would ask for."""
+
+    kind: Literal["supported", "harmless", "limited"]
+    why: str
+    accepts: Callable[[Any], bool] = lambda _value: True
+    accepted: str = ""
+
+
+Rules = Mapping[str, Rule]
+
+
+def harmless(why: str) -> Rule:
+    """Return the rule for a key that changes no number here, with the reason."""
+    return Rule("harmless", why)
+
+
+def only(*values: Any, why: str) -> Rule:
+    """Return the rule for a key that takes only these values, which mean the same to the graph; null counts
+    as the library's default."""
+    words = ", ".join("null" if value is None else str(value) for value in values)
+
+    def accepts(value: Any) -> bool:
+        # in Python 1 == True
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+    return Rule("limited", why, accepts, words)
+
+
+def blocks(*names: str) -> Rule:
+    return Rule(
+        "limited",
+        "other blocks take inputs that the graph does not have, or were never compared with PyTorch",
+        lambda value: all(name in names for name in value),
+        ", ".join(names),
+    )
+
+
+def keys(rule: Rule, *names: str) -> Rules:
+    """Return the same ``rule`` for every one of ``names``."""
+    return dict.fromkeys(names, rule)
+
+
+TRACED = Rule("supported", "built into the network that is traced")
+RUNTIME = Rule("supported", "read from the manifest by the runtime")
+TRAINING = harmless("acts in training alone")
