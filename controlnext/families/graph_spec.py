@@ -1,4 +1,4 @@
-"""What a family's entry says of each exported graph."""
+"""Graphs as a family's entry has them: inputs, outputs, and what else an export needs to know."""
 
 from __future__ import annotations
 

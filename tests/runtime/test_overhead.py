@@ -38,7 +38,7 @@ class _Bundle:
 
     def __init__(self, folder: Path) -> None:
         self.family = get_family("sdxl")
-        (spec,) = (graph for graph in self.family.graphs if graph.name == "unet")
+        (spec,) = (graph.of({}) for graph in self.family.graphs if graph.name == "unet")
         sizes = {"cross_attention_dim": 2048, "pooled": 1280, "ids": 6}
         sides = [
             [TensorEntry.of(tensor.resolve(sizes)) for tensor in side] for side in (spec.inputs, spec.outputs)

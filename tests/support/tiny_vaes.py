@@ -18,6 +18,7 @@ from controlnext.bundle.format import list_files
 from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.export import export_bundle
+from controlnext.families.parts import TINY_VAE
 from support.recipe import fill
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def save_originals(vae: Any, directory: Path, suffix: str = ".safetensors", conf
 
 
 def vaes_alone(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the same without graphs of other networks, which would have to be exported."""
-    graphs = tuple(graph for graph in checkpoint.family.graphs if "vae" in graph.network)
-    return replace(checkpoint, family=replace(checkpoint.family, graphs=graphs))
+    """Return the same with the graphs of its tiny VAEs alone: others would have to be exported."""
+    family = checkpoint.family
+    tiny = [name for name, network in family.known_networks.items() if TINY_VAE in network.classes]
+    graphs = tuple(graph for graph in family.graphs if graph.network in tiny)
+    return replace(checkpoint, family=replace(family, graphs=graphs))
 
 
 def with_vaes(plain: Path, checkpoint: Checkpoint, directory: Path) -> Path:
@@ -82,12 +85,16 @@ def with_vaes(plain: Path, checkpoint: Checkpoint, directory: Path) -> Path:
         export_bundle(vaes_alone(checkpoint), "fp32", directory.with_name("vaes")),
     )
     shutil.copytree(plain, directory)
+    networks = {graph.network for graph in vaes.graphs.values()}
     for name in vaes.graphs:
         shutil.copytree(directory.with_name("vaes") / name, directory / name, dirs_exist_ok=True)
     merged = msgspec.structs.replace(
         manifest,
         graphs={**manifest.graphs, **vaes.graphs},
-        configs={**vaes.configs, **manifest.configs, **{n: vaes.configs[n] for n in ("vae", "preview_vae")}},
+        configs={
+            **manifest.configs,
+            **{graph.network: vaes.configs[graph.network] for graph in vaes.graphs.values()},
+        },
         files=list_files(directory),
     )
     write_manifest(directory, merged)
