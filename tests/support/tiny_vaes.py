@@ -91,10 +91,7 @@ def with_vaes(plain: Path, checkpoint: Checkpoint, directory: Path) -> Path:
     merged = msgspec.structs.replace(
         manifest,
         graphs={**manifest.graphs, **vaes.graphs},
-        configs={
-            **manifest.configs,
-            **{graph.network: vaes.configs[graph.network] for graph in vaes.graphs.values()},
-        },
+        configs={**manifest.configs, **{name: vaes.configs[name] for name in networks}},
         files=list_files(directory),
     )
     write_manifest(directory, merged)
