@@ -94,12 +94,14 @@ class Denoising(ABC):
     @property
     def kind(self) -> StepKind:
         """The kind of the next step."""
+        if self.cache_interval == 1:
+            return StepKind.PLAIN
         return step_kind(self.index, self.total, self.cache_interval)
 
     @property
     def shallow(self) -> bool:
         """Whether the next step is shallow."""
-        return self.kind is StepKind.SHALLOW
+        return self.index % self.cache_interval > 0
 
     @property
     def timestep(self) -> float:
