@@ -15,7 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from controlnext.runtime.cluster.exchange import Answer, carried
+from controlnext.runtime.cluster.exchange import WholeAnswer, carried
 from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.errors import HttpError
 from controlnext.runtime.serving.request_ids import send_refusal
@@ -69,7 +69,7 @@ class Elsewhere:
         self._app, self._replicas = app, replicas or Replicas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
+        """WholeAnswer a request, or pass it on."""
         join = _joined_by(scope) if scope["type"] == "http" else None
         answers = await self._answers(scope) if join else None
         if join is None or answers is None:
@@ -79,7 +79,7 @@ class Elsewhere:
         else:
             await send_refusal(send, unavailable())
 
-    async def _answers(self, scope: Scope) -> list[Answer] | None:
+    async def _answers(self, scope: Scope) -> list[WholeAnswer] | None:
         """Return the answers of all replicas; to a request for the list of clips those of all are given."""
         request = carried(scope)
         if _LIST.fullmatch(_line(scope)):
@@ -103,23 +103,23 @@ def _line(scope: Scope) -> str:
     return f"{scope['method']} {scope['path']}"
 
 
-def _joined_by(scope: Scope) -> Callable[[Sequence[Answer]], Answer] | None:
+def _joined_by(scope: Scope) -> Callable[[Sequence[WholeAnswer]], WholeAnswer] | None:
     """Return what makes one answer of several, if all replicas have to be asked."""
     return next((join for lines, join in _ROUTES.items() if lines.fullmatch(_line(scope))), None)
 
 
-def _any_that(status: Callable[[int], bool]) -> Callable[[Sequence[Answer]], Answer]:
+def _any_that(status: Callable[[int], bool]) -> Callable[[Sequence[WholeAnswer]], WholeAnswer]:
     """Return what takes the first answer of such a status, or else the first of all."""
     return lambda answers: next((one for one in answers if status(one.status)), answers[0])
 
 
-def _sums(answers: Sequence[Answer]) -> Answer:
+def _sums(answers: Sequence[WholeAnswer]) -> WholeAnswer:
     """Return the sums of metrics, or the refusal of the request."""
     first = answers[0]
     if first.status != 200:
         return first
     headers = [(name, value) for name, value in first.headers if name.lower() != b"content-length"]
-    return Answer(200, headers, merged([one.body for one in answers if one.status == 200]))
+    return WholeAnswer(200, headers, merged([one.body for one in answers if one.status == 200]))
 
 
 _LIST = re.compile("GET /v1/videos")

@@ -22,7 +22,7 @@ _CARRIED = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class WholeAnswer:
     """The answer to a request, whole."""
 
     status: int
@@ -40,7 +40,7 @@ def carried(scope: Scope) -> dict[str, Any]:
     return {**{name: scope[name] for name in _CARRIED if name in scope}, "headers": list(scope["headers"])}
 
 
-async def answer_of(app: ASGIApp, scope: Scope) -> Answer:
+async def answer_of(app: ASGIApp, scope: Scope) -> WholeAnswer:
     """Return the answer of an application to a request that :func:`carried` made data, without a body."""
     sent: list[Message] = []
     unread: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -56,4 +56,4 @@ async def answer_of(app: ASGIApp, scope: Scope) -> Answer:
     await app(scope, receive, send)
     begin, *parts = sent
     headers = [(bytes(name), bytes(value)) for name, value in begin["headers"]]
-    return Answer(begin["status"], headers, b"".join(part.get("body", b"") for part in parts))
+    return WholeAnswer(begin["status"], headers, b"".join(part.get("body", b"") for part in parts))

@@ -1,4 +1,4 @@
-"""What stands before Serve's proxies: requests whose replica died are given to another one.
+"""The middlewares before Serve's proxies: requests whose replica died are given to another one.
 
 Serve's proxies load :func:`middlewares` where an environment variable named it when Ray was started
 (``SETTINGS`` in ``ray_cluster.py``). Without it the application works too, with Serve's own errors.

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controlnext.bundle.remote import local_copy
 from controlnext.errors import ControlNeXtError
 from controlnext.runtime.cluster.elsewhere import Elsewhere
-from controlnext.runtime.cluster.exchange import Answer, answer_of
+from controlnext.runtime.cluster.exchange import WholeAnswer, answer_of
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.app import make_app
@@ -57,14 +57,14 @@ class Replica:
         return Elsewhere(self._holding)
 
     async def _holding(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, with the model of which Serve says that this replica is to have it."""
+        """WholeAnswer a request, with the model of which Serve says that this replica is to have it."""
         if scope["type"] == "http" and (name := serve.get_multiplexed_model_id()) in self._models.names():
             # what is wrong with a model, the application tells
             with suppress(ControlNeXtError):
                 await self._hold(name)
         await self._logged(scope, receive, _without_request_id(send))
 
-    async def answer(self, scope: dict[str, Any]) -> Answer:
+    async def answer(self, scope: dict[str, Any]) -> WholeAnswer:
         """Return the answer to a request that all replicas get."""
         return await answer_of(self._asked, scope)
 

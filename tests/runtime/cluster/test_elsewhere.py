@@ -10,19 +10,19 @@ import httpx
 import pytest
 
 from controlnext.runtime.cluster.elsewhere import Elsewhere
-from controlnext.runtime.cluster.exchange import Answer
+from controlnext.runtime.cluster.exchange import WholeAnswer
 from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.videos import CLIPS
 from support.asgi import OWN, own
 
 
-def answer(status: int, body: bytes = b"") -> Answer:
-    return Answer(status, [(b"content-type", b"text/plain")], body or b"%d" % status)
+def answer(status: int, body: bytes = b"") -> WholeAnswer:
+    return WholeAnswer(status, [(b"content-type", b"text/plain")], body or b"%d" % status)
 
 
-def answered(path: str, answers: list[Answer] | None, method: str = "GET") -> httpx.Response:
-    async def ask_all(asked: str, scope: dict[str, Any]) -> list[Answer] | None:
+def answered(path: str, answers: list[WholeAnswer] | None, method: str = "GET") -> httpx.Response:
+    async def ask_all(asked: str, scope: dict[str, Any]) -> list[WholeAnswer] | None:
         assert (asked, scope["path"], scope["method"]) == ("answer", path, method)
         return answers
 
