@@ -132,6 +132,45 @@ def device_on(ray: Any, device: str) -> str:
     return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
 
+def check_room(ray: Any, threads: int, device: str, least: int, *, local: bool) -> None:
+    """Raise :class:`InputError` if no node has what one of ``least`` replicas needs: it would wait for ever.
+
+    ``local``: the cluster is this machine, and has to have cores for all replicas.
+    """
+    nodes = [*(node["Resources"] for node in ray.nodes() if node["Alive"]), *_nodes_to_come()]
+    if takes_gpu(device):
+        nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+        if not nodes:
+            raise InputError(
+                f"device is {device} and no node of this cluster has a GPU; give cpu", argument="device"
+            )
+    cores_of = [int(node.get("CPU", 0)) for node in nodes]
+    largest, cores = max(cores_of, default=0), sum(cores_of)
+    if local and least * threads > cores:
+        raise InputError(
+            f"threads is {threads} for {least} replicas and this machine has {cores} cores; give"
+            f" {max(1, cores // least)} or fewer `replicas`",
+            argument="threads",
+        )
+    if threads > largest:
+        raise InputError(
+            f"threads is {threads} and the largest node of this cluster has {largest} cores for its work;"
+            " give at most as many, or add a node",
+            argument="threads",
+        )
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Return what the nodes have that a cluster's autoscaler may add, as far as it tells."""
+    from ray._private.state import state
+
+    try:
+        config = state.get_cluster_config()
+    except Exception:  # a client of a cluster (ray://) cannot ask
+        return []
+    return [dict(group.resources) for group in config.node_group_configs] if config else []
+
+
 def takes_gpu(device: str) -> bool:
     """Return whether a replica on this device takes a GPU."""
     return device.startswith("cuda")

@@ -21,7 +21,14 @@ from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
 from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
-from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, device_on, join_cluster, threads_of_replica
+from controlnext.runtime.ray_cluster import (
+    LOCAL,
+    ReplicaRange,
+    check_room,
+    device_on,
+    join_cluster,
+    threads_of_replica,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +136,11 @@ def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator
 def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Record]:
     """Do the jobs on a cluster, whose actors write the ledger."""
     ray = join_cluster(address)
-    from controlnext.runtime.bulk.ray_data import check_room, do_on_ray
+    from controlnext.runtime.bulk.ray_data import do_on_ray
 
     try:
         spec = replace(spec, device=device_on(ray, spec.device))
-        check_room(ray, spec, local=address == LOCAL)
+        check_room(ray, spec.threads or 1, spec.device, spec.actors.least, local=address == LOCAL)
         yield from do_on_ray(jobs, spec)
     finally:
         ray.shutdown()

@@ -44,7 +44,8 @@ def replica_options(spec: ClusterSpec) -> dict[str, Any]:
     ahead = min(settings.max_rows, settings.max_waiting)
     options: dict[str, Any] = {
         "max_ongoing_requests": settings.max_rows + ahead,
-        "max_queued_requests": max(1, settings.max_waiting - ahead),
+        # Serve counts those that it is just giving to a replica too, which may be idle
+        "max_queued_requests": max(settings.max_rows, settings.max_waiting - ahead),
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER),
         "ray_actor_options": {"num_cpus": spec.threads, "num_gpus": int(spec.on_gpu)},
         "health_check_period_s": _PERIOD,

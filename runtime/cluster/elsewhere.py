@@ -69,7 +69,7 @@ class Elsewhere:
         self._app, self._replicas = app, replicas or Replicas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
+        """WholeAnswer a request, or pass it on."""
         join = _joined_by(scope) if scope["type"] == "http" else None
         answers = await self._answers(scope) if join else None
         if join is None or answers is None:

@@ -1,4 +1,4 @@
-"""Middlewares before Serve's proxies: requests whose replica died are given to another one.
+"""The middlewares before Serve's proxies: requests whose replica died are given to another one.
 
 Serve's proxies load :func:`middlewares` where an environment variable named it when Ray was started
 (``SETTINGS`` in ``ray_cluster.py``). Without it the application works too, with Serve's own errors.
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controlnext.errors import QueueFullError
 from controlnext.runtime.cluster.elsewhere import Elsewhere, Replicas, unavailable
 from controlnext.runtime.serving.errors import too_busy
-from controlnext.runtime.serving.request_ids import send_refusal
+from controlnext.runtime.serving.request_ids import HEADER, RequestIds, request_id, send_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +37,34 @@ _PAUSES = (0.2, 1.0, 3.0)
 """Seconds before a request whose replica died is given to another one."""
 _FRESH = 10.0
 """Seconds for which the names of the models are taken as known."""
+_REFUSALS = (404, 429, 503)
+"""Statuses of Serve's own answers: an application that is not there (it stops), a full queue, no replica."""
 _WAITING = re.compile(rb"num_queued_requests=(\d+)")
 
 
 def middlewares() -> list[Middleware]:
     """Return what the proxies put before Serve's own application."""
     replicas = Replicas()
-    return [Middleware(Retries, replicas=replicas), Middleware(Elsewhere, replicas=replicas)]
+    # the last one is the first that a request passes
+    return [
+        Middleware(Retries, replicas=replicas),
+        Middleware(Elsewhere, replicas=replicas),
+        Middleware(_KnownId),
+        Middleware(RequestIds),
+    ]
+
+
+class _KnownId:
+    """An ASGI middleware that gives Serve and the replicas the id that :class:`RequestIds` chose."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != HEADER.encode()]
+            scope = {**scope, "headers": [*headers, (HEADER.encode(), request_id(scope).encode())]}
+        await self._app(scope, receive, send)
 
 
 class Retries:
@@ -147,7 +168,7 @@ class _Reply:
         if message["type"] == "http.response.start":
             headers = Headers(raw=list(message["headers"]))
             kind = headers.get("content-type", "")
-            if message["status"] in (429, 503) and kind.startswith("text/plain"):
+            if message["status"] in _REFUSALS and kind.startswith("text/plain"):
                 self._refusal = message
                 return
             self.begun, self._is_stream = True, kind.startswith("text/event-stream")

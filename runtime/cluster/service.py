@@ -19,7 +19,7 @@ from controlnext.errors import InputError, WorkError
 from controlnext.runtime.cluster.deployment import BUILDER, application
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import LOCAL, device_on, join_cluster, leave_cluster
+from controlnext.runtime.ray_cluster import LOCAL, check_room, device_on, join_cluster, leave_cluster
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.server import is_local, open_listener, url_of, warn_if_open
 
@@ -53,6 +53,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     try:
         with _interrupted_by_sigterm():
             spec = replace(spec, device=device_on(ray, spec.device), local=local)
+            check_room(ray, spec.threads, spec.device, spec.replicas.least, local=address == LOCAL)
             where = "HeadOnly" if address == LOCAL else "EveryNode"
             http = {"host": host, "port": port}
             serve.start(proxy_location=where, http_options=http, logging_config=_QUIET)

@@ -19,11 +19,10 @@ from controlnext.errors import InputError, WorkError
 from controlnext.runtime.bulk import results as module
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.ray_data import check_room
 from controlnext.runtime.bulk.results import LEDGER, JobResults, Ledger, open_results
 from controlnext.runtime.bulk.table import write_table
 from controlnext.runtime.bulk.work import BulkSpec
-from controlnext.runtime.ray_cluster import ReplicaRange
+from controlnext.runtime.ray_cluster import ReplicaRange, check_room
 from support.fake_bundle import write_fake_bundle
 
 
@@ -211,12 +210,14 @@ def test_an_actor_has_to_fit_on_a_node(threads: int, device: str, error: str | N
     """With its cores and its GPU on the same one."""
     nodes = [{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}, {"CPU": 9.0, "GPU": 1.0}]
     alive = [{"Alive": number < 2, "Resources": node} for number, node in enumerate(nodes)]
-    spec = BulkSpec("b", "r", "o", "auto", device, threads, 1, ReplicaRange(9, 9))
+    ray = SimpleNamespace(nodes=lambda: alive)
     if error is None:
-        check_room(SimpleNamespace(nodes=lambda: alive), spec, local=False)
+        check_room(ray, threads, device, 9, local=False)
         return
     with pytest.raises(InputError, match=error) as caught:
-        check_room(SimpleNamespace(nodes=lambda: alive), spec, local=False)
+        check_room(ray, threads, device, 9, local=False)
     assert caught.value.argument == "threads"
     with pytest.raises(InputError, match="no node of this cluster has a GPU"):
-        check_room(SimpleNamespace(nodes=lambda: alive[:1]), BulkSpec(*"broa", "cuda", 1, 1), local=False)
+        check_room(SimpleNamespace(nodes=lambda: alive[:1]), 1, "cuda", 1, local=False)
+    with pytest.raises(InputError, match="threads is 2 for 3 replicas and this machine has 4 cores; give 1"):
+        check_room(SimpleNamespace(nodes=lambda: alive[:1]), 2, "cpu", 3, local=True)

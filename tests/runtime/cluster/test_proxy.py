@@ -78,7 +78,7 @@ def test_an_answer_is_passed_on() -> None:
     assert app.bodies == [b"{}"]
 
 
-@pytest.mark.parametrize("outcome", [DIED, of_serve(503, b"no replica")])
+@pytest.mark.parametrize("outcome", [DIED, of_serve(503, b"no replica"), of_serve(404, b"Path not found")])
 def test_a_request_whose_replica_died_is_given_to_another(outcome: list[Message]) -> None:
     app = Proxy(outcome, [BEGIN, END])
     assert answered(before(app), content=b"{}").content == b"data: 2\n\n"
@@ -124,7 +124,25 @@ def test_a_full_queue() -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-@pytest.mark.parametrize("status", [400, 429, 500, 503])
+@pytest.mark.parametrize("given", [b"mine-1", b"abc\xe9", b""])
+def test_every_answer_has_an_id(given: bytes) -> None:
+    """One that Serve, too, can read: it fails where a header is not text."""
+    seen = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == b"x-request-id")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"serve")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    whole: Any = app
+    for one in proxy.middlewares():
+        whole = one.cls(whole, *one.args, **one.kwargs)
+    answer = answered(whole, method="GET", headers={b"x-request-id": given})
+    assert [answer.headers["x-request-id"].encode()] == seen
+    assert (seen == [given]) == (given == b"mine-1")
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
 def test_refusals_of_the_application_stay(status: int) -> None:
     begin = {**BEGIN, "status": status, "headers": [(b"content-type", b"application/json")]}
     assert answered(before(Proxy([begin, END])), content=b"{}").status_code == status

@@ -42,7 +42,7 @@ class Serve:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Return the Ray Serve of a cluster that is not there."""
     found = Serve()
-    own = SimpleNamespace(nodes=lambda: [{"Alive": True}], cluster_resources=dict)
+    own = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}], cluster_resources=dict)
     monkeypatch.setattr(service, "join_cluster", lambda _: own)
     monkeypatch.setattr(service, "leave_cluster", lambda _: found.calls.append("leave"))
     monkeypatch.setattr(ray, "serve", found)
