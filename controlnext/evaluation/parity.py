@@ -40,7 +40,7 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
-_CACHED_STEPS = 4
+_CACHED_STEPS = 6
 
 
 @dataclass(frozen=True)
