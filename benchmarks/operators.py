@@ -77,7 +77,7 @@ def profile(bundle: Path, work: Work, runs: int) -> list[dict[str, Any]]:
     manifest = read_manifest(bundle)
     directory = bundle / get_family(manifest.family).denoiser
     feed = dict(step_feed(bundle, work))
-    prologue, step = (directory / name for name in parts_for(manifest.precision))
+    prologue, step, *_ = (directory / name for name in parts_for(manifest.precision))
     if prologue.exists():
         once = onnxruntime.InferenceSession(prologue)
         feed |= zip((value.name for value in once.get_outputs()), run(once, feed), strict=True)

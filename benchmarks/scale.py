@@ -140,7 +140,8 @@ def measure_lost_node(bundle: Path, side: int, count: int) -> str:
 def hold_to(process: psutil.Process, core: int) -> None:
     """Have all threads of a process run on one core."""
     for thread in process.threads():
-        psutil.Process(thread.id).cpu_affinity([core])
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(thread.id).cpu_affinity([core])
 
 
 def actors(process: psutil.Process, name: str) -> list[psutil.Process]:
