@@ -146,11 +146,8 @@ def hold_to(process: psutil.Process, core: int) -> None:
 
 def actors(process: psutil.Process, name: str) -> list[psutil.Process]:
     """Return the processes of the actors of this name in the cluster that a server started."""
-    found = []
-    for one in psutil.process_iter(["cmdline", "create_time"]):
-        if name in " ".join(one.info["cmdline"] or ()) and one.info["create_time"] > process.create_time():
-            found.append(one)
-    return found
+    children = process.children(recursive=True)
+    return [one for one in children if name in " ".join(one.cmdline())]
 
 
 def under_load(bundle: Path, address: str, side: int, count: int, strike: Callable[[], object]) -> str:
