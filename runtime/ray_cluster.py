@@ -80,7 +80,7 @@ def join_cluster(address: str) -> Any:
             address=address, namespace="controlnext", logging_level=logging.WARNING, include_dashboard=None
         )
     except (SystemExit, KeyboardInterrupt) as error:
-        leave_cluster(ray)
+        leave_cluster(ray, address)
         # Ray makes the other one of SIGTERM
         raise KeyboardInterrupt from error
     except Exception as error:  # of many classes, those of gRPC and of the raylet's start among them
@@ -95,11 +95,15 @@ def join_cluster(address: str) -> Any:
     return ray
 
 
-def leave_cluster(ray: Any) -> None:
-    """Leave the cluster that was joined; one that was started here ends, with all of its processes.
+def leave_cluster(ray: Any, address: str) -> None:
+    """Leave the cluster that was joined at ``address``; one that was started for that ends, with all of its
+    processes.
 
     Where Ray kills its raylet, because a worker did not end in time, the raylet's agents go on for a minute.
     """
+    if address != LOCAL:
+        ray.shutdown()
+        return
     import psutil
 
     started = [child for child in psutil.Process().children() if child.name() in _PARENTS]

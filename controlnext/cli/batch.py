@@ -27,6 +27,7 @@ from controlnext.runtime.ray_cluster import (
     check_room,
     device_on,
     join_cluster,
+    leave_cluster,
     threads_of_replica,
 )
 
@@ -143,7 +144,7 @@ def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Reco
         check_room(ray, spec.threads or 1, spec.device, spec.actors.least, local=address == LOCAL)
         yield from do_on_ray(jobs, spec)
     finally:
-        ray.shutdown()
+        leave_cluster(ray, address)
 
 
 def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: bool) -> None:

@@ -37,7 +37,8 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     they do. ``load``: opens the pipelines in place of the spec's own.
 
     Raises:
-        InputError: there is no such cluster, the address cannot be had, or the device is not known.
+        InputError: there is no such cluster, the address cannot be had, the device is not known, or the
+            replicas do not fit.
         WorkError: the replicas do not start.
         KeyboardInterrupt: SIGTERM or Ctrl-C came before the block.
     """
@@ -64,7 +65,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
         try:
             _take_away(serve, address, started)
         finally:
-            leave_cluster(ray)
+            leave_cluster(ray, address)
 
 
 @contextmanager

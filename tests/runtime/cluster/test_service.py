@@ -44,7 +44,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Serve:
     found = Serve()
     own = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}], cluster_resources=dict)
     monkeypatch.setattr(service, "join_cluster", lambda _: own)
-    monkeypatch.setattr(service, "leave_cluster", lambda _: found.calls.append("leave"))
+    monkeypatch.setattr(service, "leave_cluster", lambda *_: found.calls.append("leave"))
     monkeypatch.setattr(ray, "serve", found)
     return found
 
@@ -68,11 +68,11 @@ def test_ray_makes_sigterm_another_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
     left = []
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray_cluster, "leave_cluster", left.append)
+    monkeypatch.setattr(ray_cluster, "leave_cluster", lambda *given: left.append(given))
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(KeyboardInterrupt):
         join_cluster(LOCAL)
-    assert left == [ray]
+    assert left == [(ray, LOCAL)]
 
 
 def test_no_process_outlives_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +80,12 @@ def test_no_process_outlives_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_LAST_WORDS", 0.1)
     monkeypatch.setattr(ray_cluster, "_PARENTS", ("sleep",))
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    own = SimpleNamespace(shutdown=lambda: None)
     with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(command) as other:
-        leave_cluster(SimpleNamespace(shutdown=lambda: None))
+        # a cluster that was there before goes on, also one that this process started
+        leave_cluster(own, "127.0.0.1:6379")
+        assert one.poll() is None
+        leave_cluster(own, LOCAL)
         assert one.wait(10) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()
