@@ -16,7 +16,7 @@ from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
-from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
+from controlnext.runtime.step_cache import conditional_rows, join_rows
 from controlnext.types import Feed, FloatArray
 
 
@@ -96,7 +96,10 @@ class Denoising(ABC):
         """The kind of the next step."""
         if self.cache_interval == 1:
             return StepKind.PLAIN
-        return step_kind(self.index, self.total, self.cache_interval)
+        if self.shallow:
+            return StepKind.SHALLOW
+        # the last step has none after it that could take over features
+        return StepKind.FULL if self.index + 1 < self.total else StepKind.PLAIN
 
     @property
     def shallow(self) -> bool:

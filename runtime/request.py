@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from controlnext.errors import InputError
-from controlnext.runtime.samplers.steps import read_steps
+from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
 from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -79,7 +79,7 @@ class CommonRequest:
     @property
     def steps(self) -> dict[str, Any]:
         """The arguments that say which steps to take; at most one of them is not None."""
-        return {name: getattr(self, name, None) for name in ("num_inference_steps", "timesteps", "sigmas")}
+        return {name: getattr(self, name, None) for name in ("num_inference_steps", *GIVEN_STEPS)}
 
     @property
     def chunk(self) -> int:

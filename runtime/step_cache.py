@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from controlnext.engines import Engine
-from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed
@@ -47,14 +46,6 @@ def open_step_cache(
 def feature_bytes(engine: Engine, sizes: Mapping[str, int]) -> int:
     """Return the bytes of the features of a batch of these ``sizes``."""
     return sum(math.prod(spec.shape_at(sizes)) * np.dtype(spec.dtype).itemsize for spec in engine.features)
-
-
-def step_kind(index: int, total: int, interval: int) -> StepKind:
-    """Return what step ``index`` of ``total`` computes, counted from 0."""
-    if index % interval:
-        return StepKind.SHALLOW
-    # the last step has none after it that could take over features
-    return StepKind.FULL if interval > 1 and index + 1 < total else StepKind.PLAIN
 
 
 def conditional_rows(features: Feed) -> Feed:

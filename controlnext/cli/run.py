@@ -22,6 +22,7 @@ from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime.media.image_files import Change, unchanged
 from controlnext.runtime.media.kinds import FILES, Files
 from controlnext.runtime.pipelines.controls import one_or_all
+from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.types import Progress
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 OWN = ("preprocess", "output")
 """Options that every bundle accepts and no pipeline has as an argument."""
-NUMBERS = {"timesteps", "sigmas"}
-"""Options whose values are numbers with commas."""
 
 
 def run(
@@ -186,8 +185,9 @@ def _request(
         values["scale"] = one_or_all(given["scale"])
     if "image" in given:
         values["image"] = open_image(given["image"])
-    for name in NUMBERS & values.keys():
-        values[name] = _numbers(name, values[name])
+    for name in GIVEN_STEPS:
+        if name in values:
+            values[name] = _numbers(name, values[name])
     named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
     return pipeline.request(**named)
 

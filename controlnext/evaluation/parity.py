@@ -41,6 +41,7 @@ from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
 _CACHED_STEPS = 6
+"""Most steps of the run with the step cache; fewer than these enlarge the rounding of int8."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Pr
 
 
 def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return a shorter run with the step cache, if the denoiser can be cut."""
+    """Return a run with the step cache, of few steps, if the denoiser can be cut."""
     if manifest.graphs[get_family(manifest.family).denoiser].shallow is None:
         return []
     return [dataclasses.replace(run, steps=min(run.steps, _CACHED_STEPS), cache_interval=2)]

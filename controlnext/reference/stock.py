@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from controlnext.families import Family, Variant
+from controlnext.families.graph_spec import CLASS
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.families.schema import PREVIEW_VAE
 from controlnext.image_input import ImageReader
@@ -166,7 +167,7 @@ def _stock_scheduler(checkpoint: Checkpoint) -> Any:
     if checkpoint.directory is None:
         return make_scheduler(checkpoint.family.default_sampler, checkpoint.scheduler)
     default = SCHEDULERS[checkpoint.family.default_sampler]
-    named = checkpoint.scheduler.get("_class_name", default)
+    named = checkpoint.scheduler.get(CLASS, default)
     try:
         return getattr(diffusers, named).from_pretrained(checkpoint.directory, subfolder="scheduler")
     except ImportError:  # a class of a package that is not installed, such as LMS's

@@ -8,6 +8,7 @@ from pathlib import Path
 from controlnext import families as registry
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
+from controlnext.families.graph_spec import CLASS
 from controlnext.families.schema import VAE
 from controlnext.weights.json_files import read_json
 from controlnext.weights.layouts import argument_for, looks_like
@@ -54,7 +55,7 @@ def _has_denoiser(family: Family, directory: Path) -> bool:
 def network_alone(family: Family, directory: Path) -> str:
     """Return a hint if a base's directory is the denoiser's or VAE's own; empty if it is not."""
     config = directory / "config.json"
-    cls = read_json(config).get("_class_name") if config.is_file() else None
+    cls = read_json(config).get(CLASS) if config.is_file() else None
     for name, argument in ((family.denoiser, "unet_weights"), (VAE, "vae")):
         if name in family.networks and cls in family.networks[name].classes:
             return (

@@ -8,6 +8,7 @@ from typing import Any
 
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
+from controlnext.families.graph_spec import CLASS
 from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
 from controlnext.weights.config_check import check_unknown, check_values
 from controlnext.weights.json_files import INDEX, read_json
@@ -28,7 +29,7 @@ def check_index(family: Family, directory: Path, parts: Collection[str]) -> None
     what = f"{directory.name}: its {INDEX}"
     _check_pipeline(family, what, index)
     components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
-    scheduler = read_json(directory / SCHEDULER).get("_class_name")
+    scheduler = read_json(directory / SCHEDULER).get(CLASS)
     for name, (_, cls) in components.items():
         # the scheduler's own file is checked separately
         if cls is not None and not name.startswith("_") and (name, cls) != ("scheduler", scheduler):
@@ -40,7 +41,7 @@ def check_index(family: Family, directory: Path, parts: Collection[str]) -> None
 
 
 def _check_pipeline(family: Family, what: str, index: Mapping[str, Any]) -> None:
-    name = index.get("_class_name")
+    name = index.get(CLASS)
     cls = name[-1] if isinstance(name, list) and name else name  # a custom pipeline's file and class
     accepted = (family.pipeline_class, *family.pipelines)
     if cls is not None and cls not in accepted:

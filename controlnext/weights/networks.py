@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
+from controlnext.families.graph_spec import CLASS
 from controlnext.weights.config_check import check_network
 from controlnext.weights.lazy import LazyTensor, first_line
 
@@ -65,7 +66,7 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
     ``warn`` of unknown keys if that was not done before. Raises :class:`CheckpointError` for a configuration
     of another class or family, and for settings that the network's graphs do not support.
     """
-    cls = config.get("_class_name", network.cls)
+    cls = config.get(CLASS, network.cls)
     if cls != network.cls:
         raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")
     _check_family(network, {key: config[key] for key in network.required if key in config})
@@ -104,7 +105,7 @@ def _check_read(network: Network, found: Mapping[str, Any]) -> None:
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without private entries, which name paths and versions; the class stays."""
-    return {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
+    return {key: value for key, value in config.items() if not key.startswith("_") or key == CLASS}
 
 
 def shapes_of(module: nn.Module) -> dict[str, Shape]:

@@ -14,6 +14,7 @@ from typing import Any
 from controlnext.bundle.manifest import Setting
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family
+from controlnext.families.graph_spec import CLASS
 from controlnext.families.options import Option, read_options
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.families.values import did_you_mean
@@ -24,8 +25,6 @@ from controlnext.weights.model_index import check_index
 from controlnext.weights.networks import public
 from controlnext.weights.shipped import SCHEDULER
 from controlnext.weights.weight_source import WeightSource
-
-CLASS = "_class_name"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -20,8 +19,6 @@ from controlnext.runtime.cluster.merged_metrics import merged
 from controlnext.runtime.serving.errors import HttpError
 from controlnext.runtime.serving.request_ids import send_refusal
 from controlnext.runtime.serving.videos import CLIPS
-
-logger = logging.getLogger(__name__)
 
 APPLICATION, REPLICA = "controlnext", "Replica"
 """Names of the application and of its deployment."""
@@ -69,7 +66,7 @@ class Elsewhere:
         self._app, self._replicas = app, replicas or Replicas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """WholeAnswer a request, or pass it on."""
+        """Answer a request, or pass it on."""
         join = _joined_by(scope) if scope["type"] == "http" else None
         answers = await self._answers(scope) if join else None
         if join is None or answers is None:

@@ -57,7 +57,7 @@ class Replica:
         return Elsewhere(self._holding)
 
     async def _holding(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """WholeAnswer a request, with the model of which Serve says that this replica is to have it."""
+        """Answer a request, with the model of which Serve says that this replica is to have it."""
         if scope["type"] == "http" and (name := serve.get_multiplexed_model_id()) in self._models.names():
             # what is wrong with a model, the application tells
             with suppress(ControlNeXtError):

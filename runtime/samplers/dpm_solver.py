@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,9 +70,20 @@ class DPMSolver(MultistepSampler):
             noise=self._stds[end] * np.sqrt(-decay) if stochastic else np.float32(0),
         )
 
-    def _refuse_infinite(self, updates: list[Update]) -> None:
-        for update in updates:
+    def _set_updates(self, starts: Sequence[int], *, stochastic: bool) -> None:
+        """Set the update of each step, which goes on from the noise level in ``starts``."""
+        with np.errstate(all="ignore"):  # what is not finite is refused
+            weights = [self._weights(start, i + 1, stochastic=stochastic) for i, start in enumerate(starts)]
+            self._updates = [self._update(i, step) for i, step in enumerate(weights)]
+        for update in self._updates:
             self._require_finite(update.sample, update.base, update.differences)
+        if stochastic:
+            self._noise_scales = {i: step.noise for i, step in enumerate(weights)}
+            self._require_finite(list(self._noise_scales.values()))
+
+    @abstractmethod
+    def _update(self, i: int, step: StepWeights) -> Update:
+        """Return the update of step `i` on the outputs that it uses."""
 
 
 class DPMMultistepSampler(DPMSolver):
@@ -85,14 +97,7 @@ class DPMMultistepSampler(DPMSolver):
 
     def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
         super().__init__(config, asked)
-        steps = range(len(self.timesteps))
-        with np.errstate(all="ignore"):  # what is not finite is refused
-            weights = [self._weights(i, i + 1, stochastic=self.stochastic) for i in steps]
-            self._updates = [self._update(i, step) for i, step in enumerate(weights)]
-        self._refuse_infinite(self._updates)
-        if self.stochastic:
-            self._noise_scales = {i: step.noise for i, step in enumerate(weights)}
-            self._require_finite(list(self._noise_scales.values()))
+        self._set_updates(range(len(self.timesteps)), stochastic=self.stochastic)
 
     def _rounds_timesteps(self) -> bool:
         return super()._rounds_timesteps() and self.options["beta_schedule"] != "squaredcos_cap_v2"

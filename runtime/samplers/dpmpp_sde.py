@@ -27,16 +27,8 @@ class DPMPPSDESampler(DPMSolver):
         super().__init__(config, asked)
         stochastic = self.options["algorithm_type"] == "sde-dpmsolver++"
         self._orders = self._grouped(len(self.timesteps))
-        with np.errstate(all="ignore"):  # what is not finite is refused
-            weights = [
-                self._weights(i + 1 - order, i + 1, stochastic=stochastic)
-                for i, order in enumerate(self._orders)
-            ]
-            self._updates = [self._update(i, step) for i, step in enumerate(weights)]
-        self._refuse_infinite(self._updates)
-        if stochastic:
-            self._noise_scales = {i: step.noise for i, step in enumerate(weights)}
-            self._require_finite(list(self._noise_scales.values()))
+        starts = [i + 1 - order for i, order in enumerate(self._orders)]
+        self._set_updates(starts, stochastic=stochastic)
 
     def _grouped(self, steps: int) -> list[int]:
         """Return the order of each step: 1 to solver_order in turn, lower towards the end."""

@@ -15,6 +15,8 @@ from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.families.values import is_integer, is_number
 
 Given = NDArray[np.float64]
+GIVEN_STEPS = ("timesteps", "sigmas")
+"""Arguments that list the steps, in place of their number."""
 MOST_STEPS, LARGEST = 10_000, 10**9
 """More values, and a larger value, than any schedule has."""
 _LONGEST = 80

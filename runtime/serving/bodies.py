@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
+from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.runtime.serving.errors import HttpError, of_validation, shortened
 from controlnext.runtime.serving.form_parser import FormParser
 
@@ -21,7 +22,7 @@ _MOST_FIELDS = 100
 _EMPTY = ("prompt", "negative_prompt")
 """Fields that may be empty; browsers send the others empty where they were not filled in."""
 
-_LISTS = ("control_scale", "timesteps", "sigmas")
+_LISTS = ("control_scale", *GIVEN_STEPS)
 """Fields that may be lists."""
 
 

@@ -19,6 +19,7 @@ from controlnext.errors import InputError
 from controlnext.families import Family
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.random import random_seed
+from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.runtime.serving.settings import ServerSettings
 
 MOST_CONTROLS = 8
@@ -150,7 +151,7 @@ class CommonCall(BaseModel):
 
     def given_steps(self) -> dict[str, list[Any]]:
         """Return the fields that list the steps, by name."""
-        lists = {name: getattr(self, name, None) for name in ("timesteps", "sigmas")}
+        lists = {name: getattr(self, name, None) for name in GIVEN_STEPS}
         return {name: values for name, values in lists.items() if values}
 
     def check(self, settings: ServerSettings) -> None:

@@ -16,10 +16,9 @@ from controlnext.runtime.media.inline_images import decode_image, decode_text, e
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.random import random_seed
+from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.runtime.triton.tensors import read_inputs
 
-GIVEN_STEPS = ("timesteps", "sigmas")
-"""Inputs that list the steps, in place of their number."""
 PASSED_ON = (
     "prompt",
     "negative_prompt",
