@@ -62,7 +62,8 @@ class _Others:
         for dtype, name in eager.items():
             yield self._images(name, dtype)
         for dtype in _FAST:
-            yield from changed(self._images(eager[dtype], dtype), self.manifest, self.around.less)
+            plain = self._images(eager[dtype], dtype)
+            yield from changed(plain, self.manifest, _uncached(self.around.less))
         yield self._torch(f"torch eager float32 {WITHOUT_CONTROL}", "float32", controlled=False)
         yield from (self._torch(f"torch compiled {dtype}", dtype, compiled=True) for dtype in _FAST)
 
@@ -120,6 +121,12 @@ class _Others:
         stock = own_directory(self.path, self.around.made) / "diffusers"
         plain = replace(self._torch(name, dtype, stock=str(stock)), runner="pipeline", measures=IMAGES)
         return replace(plain, maker="stock", origin=str(self.path))
+
+
+def _uncached(less: Iterable[Changes]) -> list[Changes]:
+    """Return the changes ``less`` but for the step cache: the reference computes what it leaves out."""
+    others = [{name: value for name, value in changes.items() if name != CACHE} for changes in less]
+    return [one for number, one in enumerate(others) if one and one not in others[:number]]
 
 
 def _cached_alone(less: Iterable[Changes]) -> list[Changes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from controlnext.types import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_CLIP = re.compile(r"^(embeddings|encoder|final_layer_norm)\.")
+"""Tensors whose prefix in the original files transformers 5 has no more."""
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
@@ -135,6 +140,8 @@ def save_single_file(bundle: Path, destination: Path) -> None:
                 raise WorkError(f"{family.title} is not written as a single file: {key} is joined there")
             prefix = next(p for p, inside in prefixes.items() if origin.name.startswith(inside))
             inside = origin.name.removeprefix(prefixes[prefix])
+            if weights.spec and weights.spec.library == "transformers":
+                inside = _CLIP.sub(r"text_model.\1.", inside)
             tensors[prefix + inside] = _of_original(origin.name, tensor.half())
     with new_file(destination) as aside:
         save_file(tensors, aside)
