@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
+from controlnext.bench.choices import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
-from controlnext.bench.targets import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
 from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"

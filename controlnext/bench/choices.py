@@ -1,4 +1,4 @@
-"""What can be chosen to be measured: the measurements, and ways of multiplying less."""
+"""Choices of a benchmark: the measurements, and ways of multiplying less."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _TITLES: Mapping[str, Callable[[Any], str]] = MappingProxyType(
         TINY: lambda _: "tiny decoder",
     }
 )
-"""What the name of a target says of its changes."""
+"""How the name of a target tells its changes."""
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What targets are made for.
+    """The circumstances that targets are made for.
 
     ``made``: directory of exports that targets need. ``device``, and whether it is a ``gpu``. ``optimum``,
     ``sdcpp``: Python interpreters with optimum's exporter and with stable-diffusion.cpp; None if there is
@@ -82,7 +82,7 @@ def changed(target: Target, manifest: Manifest, less: Sequence[Changes]) -> Iter
 
 
 def titles(changes: Changes) -> list[str]:
-    """Return what the name of a target says of its changes."""
+    """Return how the name of a target tells its changes."""
     return [_TITLES[name](value) for name, value in changes.items() if name in _TITLES]
 
 

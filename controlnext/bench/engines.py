@@ -97,12 +97,12 @@ class EngineRunner:
         return seconds
 
     def draw(self, work: Work, calls: str) -> np.ndarray:
-        """Return the images of a trial; see :meth:`controlnext.bench.worker.Artist.draw`."""
-        from controlnext.bench.requests import trial_calls
+        """Return the images of an exam; see :meth:`controlnext.bench.worker.Artist.draw`."""
+        from controlnext.bench.requests import exam_calls
         from controlnext.bench.timeline import drawn_images
 
         drawn: list[Any] = []
-        for call in trial_calls(calls, self.pipeline.bundle.manifest, work):
+        for call in exam_calls(calls, self.pipeline.bundle.manifest, work):
             latents = self.pipeline(**call, output_type="latent").latents
             drawn += drawn_images(self.pipeline, latents, tiny=work.tiny)
         return as_bytes(drawn)

@@ -46,7 +46,7 @@ class Target:
 
 
 class Work(msgspec.Struct, frozen=True):
-    """What a run is asked for: pixels, images per batch, frames of a clip; and of an image its denoising
+    """The request of a run: pixels, images per batch, frames of a clip; and of an image its denoising
     steps, sampler and guidance scale (None: the family's), and how it multiplies less.
 
     ``guidance_end``, ``cache_interval``: as in a call of the runtime's pipeline. ``tiny``: whether the tiny
@@ -93,7 +93,7 @@ class Turn(msgspec.Struct, frozen=True, tag=True):
 
     The answer has a sample for each run but the warm-up. ``keep``: path of a file for the last image, an
     array (N, height, width, 3) of uint8; empty for none. ``calls``: path of a file with the calls of
-    :class:`~controlnext.bench.quality.Trial`, whose images are kept in place of those of runs.
+    :class:`~controlnext.bench.quality.Exam`, whose images are kept in place of those of runs.
     """
 
     task: TurnKind

@@ -1,4 +1,4 @@
-"""Quality of the images that targets make: nearness to the float32 engine's, and scores of a trial."""
+"""Quality of the images that targets make: nearness to the float32 engine's, and scores of an exam."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STANDARD = "engine fp32"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Exam:
     """Images that a model is judged by.
 
     ``calls``: arguments of the pipeline's calls that make them, with ``height`` and ``width``; steps, sampler
@@ -33,22 +33,22 @@ class Trial:
 
 
 class Gallery:
-    """The images of the targets, in ``directory``: those of a ``trial`` where there is one, else those of the
+    """The images of the targets, in ``directory``: those of an ``exam`` where there is one, else those of the
     measured runs."""
 
-    def __init__(self, directory: Path, trial: Trial | None) -> None:
-        self._directory, self._trial = directory, trial
+    def __init__(self, directory: Path, exam: Exam | None) -> None:
+        self._directory, self._exam = directory, exam
         self._calls = directory / "calls"
-        if trial is not None:
-            self._calls.write_bytes(pickle.dumps([dict(call) for call in trial.calls]))
+        if exam is not None:
+            self._calls.write_bytes(pickle.dumps([dict(call) for call in exam.calls]))
 
     def path(self, target: str) -> str:
         """Return the path for the images of a target."""
         return str(self._directory / f"{target}.npy")
 
     def turn(self, target: Target, work: Work) -> Turn | None:
-        """Return the request to make the images of the trial; None without one."""
-        if self._trial is None:
+        """Return the request to make the images of the exam; None without one."""
+        if self._exam is None:
             return None
         keep, calls = self.path(target.name), str(self._calls)
         return Turn("image", target.own(work), 0, cold=True, keep=keep, calls=calls)
@@ -59,7 +59,7 @@ class Gallery:
         if found.measure != "image" or not own.is_file():
             return found
         images = np.load(own) / 255.0
-        quality = dict(self._trial.score(images)) if self._trial is not None else {}
+        quality = dict(self._exam.score(images)) if self._exam is not None else {}
         if found.target != STANDARD and standard.is_file():
             expected = np.load(standard) / 255.0
             if expected.shape == images.shape:

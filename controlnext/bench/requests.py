@@ -48,8 +48,8 @@ def image_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
     return {**run_arguments(manifest, run), **several, **_less(work)}
 
 
-def trial_calls(file: str, manifest: Manifest, work: Work) -> list[dict[str, Any]]:
-    """Return the calls of a trial in ``file``, each with the steps, sampler and guidance of ``work``."""
+def exam_calls(file: str, manifest: Manifest, work: Work) -> list[dict[str, Any]]:
+    """Return the calls of an exam in ``file``, each with the steps, sampler and guidance of ``work``."""
     asked = image_arguments(manifest, work)
     names = ("num_inference_steps", "guidance_scale", *_less(work))
     common = {name: asked[name] for name in names if name in asked}

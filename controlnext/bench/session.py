@@ -15,7 +15,7 @@ from controlnext.bench.choices import DECODES, IMAGES, STEPS, Surroundings, ways
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Target, TurnKind, Work
 from controlnext.bench.prepare import prepare
-from controlnext.bench.quality import Gallery, Trial
+from controlnext.bench.quality import Exam, Gallery
 from controlnext.bench.results import Missing, Results
 from controlnext.bench.settings import BATCHES, FRAMES, IMAGE_STEPS, SIZES, Settings
 from controlnext.bench.targets import all_targets
@@ -35,11 +35,11 @@ _FREE = 0.9
 
 
 def measure(
-    bundles: Sequence[Path], settings: Settings, made: Path, report: Progress, trial: Trial | None = None
+    bundles: Sequence[Path], settings: Settings, made: Path, report: Progress, exam: Exam | None = None
 ) -> Results:
     """Measure ``bundles``, all of one model, and the targets that they are compared with.
 
-    Exports that targets need are made in the directory ``made``. Images are judged by ``trial``, and by how
+    Exports that targets need are made in the directory ``made``. Images are judged by ``exam``, and by how
     near they are to those of the float32 engine. Raises :class:`~controlnext.errors.InputError` for bundles
     of different models, unknown names, sizes that the model does not accept, and settings without effect.
     """
@@ -59,7 +59,7 @@ def measure(
     if items:
         ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log, trial)
+    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log, exam)
     decodes: list[Item] = [(name, "decode", main) for name in DECODES if name in settings.measures]
     if decodes:
         ready = _prepared(_measured(targets, *DECODES), settings, decodes, report, log)
@@ -76,7 +76,7 @@ def _run_images(
     plan: TurnPlan,
     report: Progress,
     log: Log,
-    trial: Trial | None,
+    exam: Exam | None,
 ) -> None:
     asked = {"sampler": settings.sampler, "guidance": settings.guidance}
     image = msgspec.structs.replace(main, steps=settings.steps or IMAGE_STEPS, **asked)
@@ -86,7 +86,7 @@ def _run_images(
     ready = _prepared(targets, settings, images, report, log)
     if "image" in settings.measures:
         with tempfile.TemporaryDirectory(prefix="controlnext-bench-") as kept:
-            gallery = Gallery(Path(kept), trial)
+            gallery = Gallery(Path(kept), exam)
             run_warm(ready, "pipeline", images[:1], replace(plan, gallery=gallery), log)
             log.measurements = [gallery.judged(found) for found in log.measurements]
     if cold := [name for name, _, _ in images if name != "image"]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class StockRunner:
-    """What all runners of the stock diffusers pipeline have in common.
+    """The base of all runners of the stock diffusers pipeline.
 
     ``stock``: directory that :func:`controlnext.bench.prepare.save_stock_pipeline` saved.
     """
@@ -129,13 +129,13 @@ class PipelineRunner(StockRunner):
         return [self.clock.split(run) for _ in range(runs)]
 
     def draw(self, work: Work, calls: str) -> np.ndarray:
-        """Return the images of a trial; see :meth:`controlnext.bench.worker.Artist.draw`."""
+        """Return the images of an exam; see :meth:`controlnext.bench.worker.Artist.draw`."""
         import numpy as np
 
-        from controlnext.bench.requests import trial_calls
+        from controlnext.bench.requests import exam_calls
 
         self.place_decoder(tiny=work.tiny)
-        outputs: list[Any] = [self.reference(**call) for call in trial_calls(calls, self.manifest, work)]
+        outputs: list[Any] = [self.reference(**call) for call in exam_calls(calls, self.manifest, work)]
         return as_bytes(np.concatenate([output.images for output in outputs]))
 
 

@@ -160,10 +160,10 @@ def run_warm(
             for measure, task, work in items:
                 _take_turns(children, measure, Turn(task, work, plan.runs), plan, log)
                 if plan.gallery is not None and task == "image":
-                    _make_trials(children, work, plan.gallery, log)
+                    _sit_exams(children, work, plan.gallery, log)
 
 
-def _make_trials(children: Sequence[Child], work: Work, gallery: Gallery, log: Log) -> None:
+def _sit_exams(children: Sequence[Child], work: Work, gallery: Gallery, log: Log) -> None:
     """Have the targets that were measured make the images that they are judged by."""
     measured = {found.target for found in log.measurements if found.measure == "image"}
     for child in children:

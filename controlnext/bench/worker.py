@@ -63,7 +63,7 @@ class Artist(Protocol):
     images: np.ndarray | None
 
     def draw(self, work: Work, calls: str) -> np.ndarray:
-        """Return the images of a trial's ``calls``, a file as of :class:`~controlnext.bench.messages.Turn`,
+        """Return the images of an exam's ``calls``, a file as of :class:`~controlnext.bench.messages.Turn`,
         with the steps, sampler and guidance of ``work``."""
 
 

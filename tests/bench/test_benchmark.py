@@ -15,11 +15,12 @@ import pytest
 from goals import GOALS, ratios
 from PIL import Image
 
+from controlnext.bench.choices import MEASURES, Surroundings
 from controlnext.bench.hardware import find_hardware
 from controlnext.bench.messages import Target, Turn, Work
 from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
-from controlnext.bench.targets import MEASURES, all_targets
+from controlnext.bench.targets import all_targets
 from controlnext.bench.timeline import PARTS
 from controlnext.bench.turns import Child, Log, TurnPlan, in_groups, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import write_manifest
@@ -39,7 +40,7 @@ def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _targets(bundle: Path, made: Path) -> dict[str, Target]:
-    found = all_targets([bundle], made, "cpu", gpu=False, optimum=True)
+    found = all_targets([bundle], Surroundings(made, "cpu", optimum="python"))
     return {one.name: one for one in reversed(found)}
 
 
@@ -146,8 +147,10 @@ def test_all_targets_are_listed(bundle: Path, tmp_path: Path) -> None:
         "torch compiled bfloat16",
         "diffusers ControlNet float32",
         "optimum float32 without control",
+        "openvino float32 without control",
+        "openvino bfloat16 without control",
     } == set(_targets(bundle, tmp_path))
-    on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    on_gpu = {one.name for one in all_targets([bundle], Surroundings(tmp_path, "cuda:0", gpu=True))}
     assert "engine fp32, ONNX Runtime cuda" in on_gpu
 
 
@@ -165,7 +168,7 @@ def test_a_preview_decoder_is_a_target_of_its_own(tmp_path: Path) -> None:
 
 def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
-    names = [one.name for one in all_targets([bundle, other], tmp_path, "cpu", gpu=False, optimum=False)]
+    names = [one.name for one in all_targets([bundle, other], Surroundings(tmp_path, "cpu"))]
     assert {"engine fp32 fp32", "engine fp32 other"} < set(names)
 
 
