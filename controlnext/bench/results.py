@@ -69,10 +69,6 @@ class Results(msgspec.Struct, frozen=True):
     groups: dict[str, list[list[str]]]
     turns: list[str]
 
-    def find(self, target: str, measure: str) -> Measurement | None:
-        """Return the first such measurement, which is the one at the main size, or None."""
-        return next((m for m in self.measurements if (m.target, m.measure) == (target, measure)), None)
-
 
 def summarize(
     target: str,
