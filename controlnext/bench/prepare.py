@@ -147,7 +147,7 @@ def save_single_file(bundle: Path, destination: Path) -> None:
 
 
 def clip_name(name: str) -> str:
-    """Return the name of a tensor of CLIP in original files, which have a prefix that transformers 5 dropped."""
+    """Return the name of a tensor of CLIP in original files, with a prefix that transformers 5 dropped."""
     return _CLIP.sub(r"text_model.\1.", name)
 
 
