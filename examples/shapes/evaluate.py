@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5])
     parser.add_argument("--cache-intervals", type=int, nargs="+", default=[1])
+    parser.add_argument("--lora", nargs="+", default=[], help="LoRAs for PyTorch; a bundle has its own")
+    parser.add_argument("--sampler", help="default: unipc")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--guidance-end", type=float, default=1.0)
@@ -91,11 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.previews and not options.bundle:
         parser.error("--previews needs --bundle")
+    if options.lora and options.bundle:
+        parser.error("--lora is for PyTorch: export the bundle with it")
     drawings = draw.held_out(options.count)
     images: dict[float, np.ndarray] = {}
-    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference()
+    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference(lora=options.lora)
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-    asked |= {"guidance_end": options.guidance_end}
+    asked |= {"guidance_end": options.guidance_end, "sampler": options.sampler}
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:
