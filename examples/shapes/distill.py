@@ -4,9 +4,9 @@
 
 The teacher is the model itself, with control and guidance, in 10 UniPC steps: it turns the noise of each
 drawing into latents. The student runs as the sampler will, from the same noise, in 2, 4 or 8 steps without
-guidance, and at every step its clean sample is drawn to the teacher's latents. It thus sees its own errors of
-the steps before. The LoRA has the layers of the published LCM-LoRAs. The files of `model/` are read, and
-`model/lcm_lora.safetensors` is written in float16.
+guidance, and at every step its clean sample is drawn to the middle of the teacher's latents and the drawing's
+own. It thus sees its own errors of the steps before. The LoRA has the layers of the published LCM-LoRAs. The
+files of `model/` are read, and `model/lcm_lora.safetensors` is written in float16.
 
 `--steps`, `--batch`, `--drawings` and `--output` make a shorter trial.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import Drawings, training_drawings
+from data import Drawings, encode, training_drawings
 from demo import GUIDANCE, MODEL, reference
 from draw import SIZE
 from fit import TrainingPlan, fit
@@ -33,7 +33,7 @@ from controlnext.models.cross_normalization import Control, CrossNormalization, 
 from controlnext.reference import ImageReference
 
 LORA = MODEL / "lcm_lora.safetensors"
-PLAN = TrainingPlan(steps=600, batch=8, rate=1.5e-3, drawings=1024, averaging=0.98, cool_down=0.7)
+PLAN = TrainingPlan(steps=400, batch=8, rate=1.5e-3, drawings=1024, averaging=0.98, cool_down=0.7)
 SEED = 0
 RANK = 16
 LAYERS = (
@@ -44,6 +44,9 @@ LAYERS = (
 TEACHER_STEPS, TEACHER_BATCH = 10, 32
 RUNS = (2, 4, 4, 8)
 """Numbers of steps of the student's runs, one drawn at a time."""
+TRUTH = 0.5
+"""Share of the drawing's own latents in the wanted ones. Decoded, they overlap with the asked shape by 0.940
+over the first 64 training drawings; the teacher's by 0.909."""
 HUBER = 0.1
 """Error, in units of the latents, from which on the loss is linear."""
 
@@ -68,7 +71,7 @@ class Denoiser:
             feature = self.control(self.data.outlines(indices), timestep.expand(len(indices)))
         row, halves = self.rows[indices], 2 if guidance > 1 else 1
         texts = [self.embeds[row], self.pooled[row]]
-        embeds, pooled = (torch.cat([torch.zeros_like(text), text]) if halves == 2 else text for text in texts)
+        embeds, pooled = (torch.cat([torch.zeros_like(text), text][-halves:]) for text in texts)
         rows = latents.repeat(halves, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         extra = {"text_embeds": pooled, "time_ids": torch.tensor([TIME_IDS] * len(rows)).float()}
         controls = [Control(feature.repeat(halves, 1, 1, 1), torch.ones(()))]
@@ -97,7 +100,7 @@ def teach(denoiser: Denoiser, scheduler: Any, noise: Tensor) -> Tensor:
 def distil(
     denoiser: Denoiser, scheduler: Any, pairs: tuple[Tensor, Tensor], plan: TrainingPlan, output: Path
 ) -> None:
-    """Train the LoRA on ``pairs`` of noise and the teacher's latents, and write it to ``output``.
+    """Train the LoRA on ``pairs`` of noise and wanted latents, and write it to ``output``.
 
     An error counts by the fourth root of the timestep's share of the signal, between an error of the clean
     sample (1) and one of the noise (the square root): the colours are found at the first step, the edge at
@@ -137,12 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = replace(PLAN, **changed)
     torch.manual_seed(SEED)
     start = time.monotonic()
-    model = reference(given.model)
-    denoiser = Denoiser(model, training_drawings(plan.drawings))
+    model, data = reference(given.model), training_drawings(plan.drawings)
+    denoiser = Denoiser(model, data)
     noise = torch.randn(plan.drawings, 4, SIZE // 8, SIZE // 8)
-    pairs = noise, teach(denoiser, model.scheduler("unipc"), noise)
+    taught = teach(denoiser, model.scheduler("unipc"), noise)
     print(f"the teacher's latents of {plan.drawings} drawings: {time.monotonic() - start:.0f} s", flush=True)
-    distil(denoiser, model.scheduler("lcm"), pairs, plan, given.output)
+    wanted = torch.lerp(taught, encode(model.pipeline.vae, data), TRUTH)
+    distil(denoiser, model.scheduler("lcm"), (noise, wanted), plan, given.output)
     print(f"{given.output}: {time.monotonic() - start:.0f} s")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import data
 import demo
+import distill
 import evaluate
 import full_size
 import full_size_engines
@@ -56,6 +57,21 @@ def test_every_stage_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         unet_increments=True,
         preview_vae=tmp_path / "tiny_vae",
     )
+
+
+@pytest.mark.export
+def test_the_distillation_writes_a_lora_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps change every layer that the script names."""
+    monkeypatch.setattr(data, "Pool", ThreadPool)
+    monkeypatch.setattr(distill, "TEACHER_STEPS", 1)
+    monkeypatch.setattr(distill, "RUNS", (2,))
+    file = tmp_path / "lora.safetensors"
+    distill.main(["--output", str(file), "--steps", "2", "--batch", "2", "--drawings", "4"])
+    plain, distilled = (demo.reference(lora=lora).denoiser.state_dict() for lora in ([], [str(file)]))
+    changed = {name for name, tensor in plain.items() if not tensor.equal(distilled[name])}
+    assert changed == {
+        name for name in plain if name.endswith(tuple(f"{end}.weight" for end in distill.LAYERS))
+    }
 
 
 def test_the_demo_writes_a_strip_for_each_outline(
