@@ -1,6 +1,6 @@
 """Distil the small model to few steps: a LoRA of its UNet for the sampler `lcm`, without guidance.
 
-    python examples/shapes/distill.py   # TIME hours
+    python examples/shapes/distill.py   # 8 minutes on two CPU cores
 
 The teacher is the model itself, with control and guidance, in 10 UniPC steps: it turns the noise of each
 drawing into latents. The student runs as the sampler will, from the same noise, in 2, 4 or 8 steps without

@@ -94,6 +94,20 @@ def test_the_evaluation_scores_each_scale(
     assert Image.open(tmp_path / "sheet.png").size == (2 * SIZE, 3 * SIZE)
 
 
+def test_the_evaluation_compares_with_kept_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With those of the same run, and with those of the model without the LoRA."""
+    kept, lora = tmp_path / "kept.npy", ["--lora", str(distill.LORA)]
+    options = ["--count", "1", "--steps", "1", "--scales", "1", "--sampler", "lcm", "--guidance", "1"]
+    evaluate.main([*options, "--save", str(kept)])
+    for more in ([], lora):
+        evaluate.main([*options, *more, "--against", str(kept)])
+    _, same, other = capsys.readouterr().out.splitlines()
+    assert "PSNR 200.0 dB" in same
+    assert 10 < float(other.partition("PSNR ")[2].split()[0]) < 60
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Tiny) -> list[str]:
     """Run the benchmarks' commands in this process, with small models in place of exports; return the names
