@@ -94,9 +94,7 @@ def test_the_evaluation_scores_each_scale(
     assert Image.open(tmp_path / "sheet.png").size == (2 * SIZE, 3 * SIZE)
 
 
-def test_the_evaluation_compares_with_kept_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_evaluation_compares_with_kept_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With those of the same run, and with those of the model without the LoRA."""
     kept, lora = tmp_path / "kept.npy", ["--lora", str(distill.LORA)]
     options = ["--count", "1", "--steps", "1", "--scales", "1", "--sampler", "lcm", "--guidance", "1"]
