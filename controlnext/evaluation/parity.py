@@ -40,8 +40,8 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
-_CACHED_STEPS = 6
-"""Most steps of the run with the step cache; fewer than these enlarge the rounding of int8."""
+_CACHED_STEPS = 4
+"""Most steps of the run with the step cache: two full ones, each with a shallow one behind it."""
 
 
 @dataclass(frozen=True)
