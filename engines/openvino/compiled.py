@@ -20,7 +20,7 @@ Shapes = tuple[tuple[int, ...], ...]
 class CompiledGraph:
     """A graph that is compiled for the shapes of its inputs when these first come.
 
-    ``read`` returns it as an ``openvino.Model``, which is released once it is compiled; ``build`` compiles it.
+    ``read`` returns it as an ``openvino.Model``, released once it is compiled; ``build`` compiles it.
     ``inputs``, ``outputs``: the names.
     """
 
