@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,12 @@ from controlnext.bundle.format import MODEL, PROLOGUE, SHALLOW, check_graph
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.openvino import library, split
-from controlnext.engines.openvino.compiled import CompiledGraph
+from controlnext.engines.openvino.compiled import CompiledGraph, GraphInTurn, Runnable
 from controlnext.engines.openvino.engine import OpenVinoEngine
 from controlnext.engines.threads import check_threads
 from controlnext.errors import BundleError, InputError, WorkError
 from controlnext.families import PER_STEP_INPUTS
+from controlnext.tensor_spec import control_inputs
 
 BF16_SETS = ("amx_bf16", "avx512_bf16")
 """The instruction sets of processors that multiply bfloat16."""
@@ -41,7 +43,6 @@ class OpenVinoBackend(Backend):
             )
         self._core = library.core()
         self._settings = {
-            "INFERENCE_PRECISION_HINT": self.computes,
             "INFERENCE_NUM_THREADS": threads or processor.usable_cores(),
             "NUM_STREAMS": 1,
             # otherwise engines that run at the same time share the first cores
@@ -56,7 +57,7 @@ class OpenVinoBackend(Backend):
         whole, names = directory / MODEL, list[str]()
         prologue = None
         if f"{graph_name}/{PROLOGUE}" in manifest.files:
-            names = split.handed_over(self._read(whole), PER_STEP_INPUTS)
+            names = split.handed_over(self._read(whole), self._changing(manifest, graph_name))
             prologue = self._graph(lambda: split.prologue_of(self._read(whole), names))
         return OpenVinoEngine(
             manifest,
@@ -67,8 +68,15 @@ class OpenVinoBackend(Backend):
             lambda: self._graph(lambda: self._step(directory / SHALLOW, names)),
         )
 
-    def _graph(self, read: Callable[[], Any]) -> CompiledGraph:
+    def _graph(self, read: Callable[[], Any]) -> Runnable:
+        """Return a graph that ``read`` returns."""
         return CompiledGraph(read, self._build)
+
+    @staticmethod
+    def _changing(manifest: Manifest, graph_name: str) -> list[str]:
+        """Return the inputs that may be new at every step; the control scale is where the control ends."""
+        controls = control_inputs(tensor.name for tensor in manifest.graphs[graph_name].inputs)
+        return [*PER_STEP_INPUTS, *(control.scale for control in controls)]
 
     def _step(self, path: Path, names: Sequence[str]) -> Any:
         model = self._read(path)
@@ -81,8 +89,9 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             raise WorkError(f"OpenVINO cannot load {path}: {library.reason(error)}") from error
 
-    def _build(self, model: Any) -> Any:
-        return self._core.compile_model(model, "CPU", self._settings)
+    def _build(self, model: Any, computes: str = "") -> Any:
+        settings = {**self._settings, "INFERENCE_PRECISION_HINT": computes or self.computes}
+        return self._core.compile_model(model, "CPU", settings)
 
 
 class OpenVinoBf16Backend(OpenVinoBackend):
@@ -103,6 +112,22 @@ class OpenVinoBf16Backend(OpenVinoBackend):
                 argument="backend",
             )
         super().__init__(device, threads=threads)
+
+    def _graph(self, read: Callable[[], Any]) -> Runnable:
+        """Return a graph that ``read`` returns, its sinusoids in float32."""
+        waves = split.sinusoids(read())
+        if not waves:
+            return super()._graph(read)
+
+        def without_waves() -> Any:
+            model = read()
+            split.take_as_inputs(model, waves)
+            return model
+
+        exact = CompiledGraph(
+            lambda: split.prologue_of(read(), waves), partial(self._build, computes=OpenVinoBackend.computes)
+        )
+        return GraphInTurn(exact, super()._graph(without_waves))
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,30 @@ MOST_SHAPES = 2
 end of guidance."""
 
 Shapes = tuple[tuple[int, ...], ...]
+
+
+class Runnable(Protocol):
+    """A graph, ready to run. ``inputs``, ``outputs``: the names."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feed: Feed, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the outputs ``wanted`` for the inputs in ``feed``, which may hold other arrays too."""
+
+
+class GraphInTurn:
+    """Two graphs: ``first`` computes some of the inputs of ``second``, at every run."""
+
+    def __init__(self, first: Runnable, second: Runnable) -> None:
+        self._first, self._second = first, second
+        own = (name for name in second.inputs if name not in first.outputs)
+        self.inputs = tuple(dict.fromkeys((*first.inputs, *own)))
+        self.outputs = second.outputs
+
+    def run(self, feed: Feed, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the outputs ``wanted`` of the second graph; see :meth:`Runnable.run`."""
+        return self._second.run({**feed, **self._first.run(feed, self._first.outputs)}, wanted)
 
 
 class CompiledGraph:
@@ -32,7 +56,7 @@ class CompiledGraph:
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()
 
     def run(self, feed: Feed, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the outputs ``wanted`` for the inputs in ``feed``, which may hold other arrays too."""
+        """Return the outputs ``wanted``; see :meth:`Runnable.run`."""
         arrays = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
         request = self._request(tuple(array.shape for array in arrays.values()))
         request.infer(arrays, share_inputs=True, share_outputs=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Engine
-from controlnext.engines.openvino.compiled import CompiledGraph
+from controlnext.engines.openvino.compiled import Runnable
 from controlnext.engines.openvino.library import reason
 from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError, WorkError
@@ -29,13 +29,14 @@ class OpenVinoEngine(Engine):
         manifest: Manifest,
         graph_name: str,
         backend: str,
-        step: CompiledGraph,
-        prologue: CompiledGraph | None,
-        load_shallow: Callable[[], CompiledGraph],
+        step: Runnable,
+        prologue: Runnable | None,
+        load_shallow: Callable[[], Runnable],
     ) -> None:
         super().__init__(manifest, graph_name, backend)
-        self._step: CompiledGraph | None = step
-        self._prologue, self._shallow = prologue, None
+        self._step: Runnable | None = step
+        self._prologue = prologue
+        self._shallow: Runnable | None = None
         self._load_shallow = load_shallow
         self.step_inputs = frozenset(step.inputs)
         self.prologue_inputs = frozenset(prologue.inputs if prologue else ())
@@ -62,13 +63,11 @@ class OpenVinoEngine(Engine):
         with self._failures():
             return self._prologue.run(feed, self._prologue.outputs)
 
-    def _outputs(
-        self, graph: CompiledGraph, feed: Feed, outputs: Sequence[TensorSpec]
-    ) -> dict[str, np.ndarray]:
+    def _outputs(self, graph: Runnable, feed: Feed, outputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
         with self._failures():
             return graph.run(feed, [spec.name for spec in outputs])
 
-    def _opened(self) -> CompiledGraph:
+    def _opened(self) -> Runnable:
         if self._step is None:
             raise InputError(f"the engine of {self.graph_name} is closed; open it again")
         return self._step

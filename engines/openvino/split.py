@@ -1,6 +1,6 @@
-"""Splits a denoiser into what runs once an image and what runs at every step.
+"""Splits a denoiser into what runs once an image and what runs at every step; and off either its sinusoids.
 
-Rules:
+Rules of the first:
 - what does not depend on inputs that change from step to step is computed once, if that involves a
   convolution or a matrix product: keys and values of the prompt, the control module before it meets the
   timestep;
@@ -9,7 +9,13 @@ Rules:
 - sizes are not handed over: the step reads them of what it takes.
 
 ONNX Runtime's form of a denoiser is split by the same rules during the export; OpenVINO has not all operators
-of that form, and reads ``model.onnx``. Functions take ``openvino.Model``.
+of that form, and reads ``model.onnx``.
+
+The sinusoids of times and sizes have to be in float32: OpenVINO would multiply their arguments in bfloat16,
+in which a timestep of 500 times a frequency is wrong by a whole radian. What is split off is what sines and
+cosines are computed of, and the operations that only arrange them.
+
+Functions take ``openvino.Model``.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ from collections.abc import Collection
 from typing import Any
 
 _COSTLY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+_WAVES = frozenset({"Sin", "Cos"})
+_ARRANGING = frozenset({"Concat", "Slice", "StridedSlice", "Split", "VariadicSplit", "Unsqueeze", "Squeeze"})
 
 
 def handed_over(model: Any, changing: Collection[str]) -> list[str]:
@@ -36,6 +44,34 @@ def handed_over(model: Any, changing: Collection[str]) -> list[str]:
                 seen.add(key)
                 waiting.append(source)
     return sorted(found)
+
+
+def sinusoids(model: Any) -> list[str]:
+    """Return the names of the tensors that are sines and cosines, arranged as the rest of the graph takes
+    them."""
+    inside: dict[int, Any] = {}
+    for node in model.get_ordered_ops():
+        sources = [value.get_node() for value in node.input_values()]
+        varying = [one for one in sources if one.get_type_name() != "Constant"]
+        arranges = node.get_type_name() in _ARRANGING and varying
+        if node.get_type_name() in _WAVES or (
+            arranges and all(one.get_instance_id() in inside for one in varying)
+        ):
+            inside[node.get_instance_id()] = node
+    found: set[str] = set()
+    for node in inside.values():
+        value = node.output(0)
+        takers = {target.get_node().get_instance_id() for target in value.get_target_inputs()}
+        if not takers <= inside.keys() and value.get_names():
+            found.add(min(value.get_names()))
+    return sorted(found)
+
+
+def inputs_of(model: Any, name: str) -> set[str]:
+    """Return the names of the inputs that the tensor ``name`` depends on."""
+    needed = _ancestors([_named(model, [name])[name].get_node()])
+    parameters = [one for one in model.get_parameters() if one.get_instance_id() in needed]
+    return {parameter.output(0).get_any_name() for parameter in parameters}
 
 
 def _costly_once(model: Any, changing: Collection[str]) -> set[int]:
