@@ -70,13 +70,18 @@ class OpenVinoBackend(Backend):
 
     def _graph(self, read: Callable[[], Any]) -> Runnable:
         """Return a graph that ``read`` returns."""
-        return CompiledGraph(read, self._build)
+        return CompiledGraph(read, self._build, self._fits)
 
     @staticmethod
     def _changing(manifest: Manifest, graph_name: str) -> list[str]:
         """Return the inputs that may be new at every step; the control scale is where the control ends."""
         controls = control_inputs(tensor.name for tensor in manifest.graphs[graph_name].inputs)
         return [*PER_STEP_INPUTS, *(control.scale for control in controls)]
+
+    @staticmethod
+    def _fits(_model: Any) -> bool:
+        """Return whether the library compiles a model with fixed shapes right."""
+        return True
 
     def _step(self, path: Path, names: Sequence[str]) -> Any:
         model = self._read(path)
@@ -128,6 +133,10 @@ class OpenVinoBf16Backend(OpenVinoBackend):
             lambda: split.prologue_of(read(), waves), partial(self._build, computes=OpenVinoBackend.computes)
         )
         return GraphInTurn(exact, super()._graph(without_waves))
+
+    @staticmethod
+    def _fits(model: Any) -> bool:
+        return not split.confuses_heads(model)
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:

@@ -45,11 +45,17 @@ class CompiledGraph:
     """A graph that is compiled for the shapes of its inputs when these first come.
 
     ``read`` returns it as an ``openvino.Model``, released once it is compiled; ``build`` compiles it.
-    ``inputs``, ``outputs``: the names.
+    ``fits`` tells of a model with fixed shapes whether the library compiles it right; one that it does not is
+    compiled for any shapes. ``inputs``, ``outputs``: the names.
     """
 
-    def __init__(self, read: Callable[[], Any], build: Callable[[Any], Any]) -> None:
-        self._read, self._build = read, build
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        build: Callable[[Any], Any],
+        fits: Callable[[Any], bool] = lambda _model: True,
+    ) -> None:
+        self._read, self._build, self._fits = read, build, fits
         model = self._next = read()
         self.inputs = tuple(value.get_any_name() for value in model.inputs)
         self.outputs = tuple(value.get_any_name() for value in model.outputs)
@@ -69,7 +75,10 @@ class CompiledGraph:
             while len(self._requests) >= MOST_SHAPES:
                 self._requests.popitem(last=False)
             model, self._next = self._next or self._read(), None
+            any_shapes = {name: model.input(name).get_partial_shape() for name in self.inputs}
             model.reshape(dict(zip(self.inputs, map(list, shapes), strict=True)))
+            if not self._fits(model):
+                model.reshape(any_shapes)
             request = self._build(model).create_infer_request()
         self._requests[shapes] = request
         return request

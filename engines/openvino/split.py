@@ -25,6 +25,7 @@ from typing import Any
 
 _COSTLY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 _WAVES = frozenset({"Sin", "Cos"})
+_ATTENTION = "ScaledDotProductAttention"
 _ARRANGING = frozenset({"Concat", "Slice", "StridedSlice", "Split", "VariadicSplit", "Unsqueeze", "Squeeze"})
 
 
@@ -72,6 +73,16 @@ def inputs_of(model: Any, name: str) -> set[str]:
     needed = _ancestors([_named(model, [name])[name].get_node()])
     parameters = [one for one in model.get_parameters() if one.get_instance_id() in needed]
     return {parameter.output(0).get_any_name() for parameter in parameters}
+
+
+def confuses_heads(model: Any) -> bool:
+    """Return whether an attention of ``model``, whose shapes are fixed, has as many heads as queries.
+
+    OpenVINO 2026.4 then takes one for the other in bfloat16, and the result is wrong.
+    """
+    attentions = (one for one in model.get_ordered_ops() if one.get_type_name() == _ATTENTION)
+    shapes = [one.input_value(0).get_partial_shape() for one in attentions]
+    return any(len(shape) == 4 and shape[1] == shape[2] for shape in shapes)
 
 
 def _costly_once(model: Any, changing: Collection[str]) -> set[int]:

@@ -33,7 +33,7 @@ def _open(bundle: Path, backend: str) -> Engine:
 
 def _three_kinds(engine: Engine) -> list[np.ndarray]:
     """Return the noise of a plain step, a full one, and a shallow one at another timestep."""
-    constants, changing = split(make_feed(engine))
+    constants, changing = split({**make_feed(engine), "timestep": np.full(2, 501, np.float32)})
     engine.open_shallow()
     bound = engine.bind(constants)
     plain, full = bound.run(changing), bound.run(changing, StepKind.FULL)
@@ -48,9 +48,12 @@ def _three_kinds(engine: Engine) -> list[np.ndarray]:
     [
         *((variant, "fp32", "openvino", FP32) for variant in VARIANTS),
         ("sdxl", "fp16", "openvino", 4e-3),
-        ("sdxl", "int8", "openvino", 1e-2),
-        pytest.param("sdxl", "fp32", "openvino-bf16", 4e-2, marks=needs_bf16),
-        pytest.param("sdxl", "int8", "openvino-bf16", 4e-2, marks=needs_bf16),
+        # int8 of either library differs from float32 by 2.5e-2 and 3.6e-2
+        ("sdxl", "int8", "openvino", 5e-2),
+        # up to 2.4e-2, as PyTorch in bfloat16: with a time that bfloat16 has no number for, and as many heads
+        # as queries in the middle
+        *(pytest.param(variant, "fp32", "openvino-bf16", 4e-2, marks=needs_bf16) for variant in VARIANTS),
+        pytest.param("sdxl", "int8", "openvino-bf16", 8e-2, marks=needs_bf16),
     ],
 )
 def test_steps_of_every_kind_are_those_of_onnxruntime(
