@@ -126,7 +126,7 @@ def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) 
     done = cli(*asked, "--json", "--device", "cpu")
     assert json.loads(done.out)["backend"] == "onnxruntime on cpu"
     assert_refused(cli(*asked, "--backend", "tensorrt"), "no tensorrt engine of", "controlnext build")
-    assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: auto")
+    assert_refused(cli(*asked, "--backend", "openvin"), "unknown backend 'openvin'; accepted: auto")
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str, dict[str, object]]]]]:

@@ -86,8 +86,8 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
     ("arguments", "message"),
     [
         (
-            {"backend": "openvino"},
-            "unknown backend 'openvino'; accepted: auto, tensorrt, tensorrt-rtx",
+            {"backend": "openvin"},
+            "unknown backend 'openvin'; accepted: auto, tensorrt, tensorrt-rtx",
         ),
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
