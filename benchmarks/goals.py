@@ -5,6 +5,7 @@
 
 A ratio is computed in each round, from turns within seconds of each other, and the median of the rounds
 counts: the speed of a shared machine drifts, but for both alike. A goal without measurements is skipped.
+Processors differ, so the first line names it with its instruction sets.
 """
 
 from __future__ import annotations
@@ -12,26 +13,60 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
+from controlnext.bench.choices import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
+from controlnext.bench.messages import Work
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
-from controlnext.bench.targets import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
 from controlnext.types import Precision
 
 BFLOAT16 = "torch eager bfloat16"
 
 
+Asked = Mapping[str, Any]
+"""Fields of :class:`~controlnext.bench.messages.Work`."""
+PLAIN: Asked = MappingProxyType({"cache_interval": 1, "guidance_end": 1.0, "tiny": False, "guidance": None})
+FULL_RUN: Asked = MappingProxyType({**PLAIN, "steps": 20})
+LESS: Asked = MappingProxyType({**FULL_RUN, "cache_interval": 3, "guidance_end": 0.7, "tiny": True})
+FEW_STEPS: Asked = MappingProxyType({**PLAIN, "steps": 4, "sampler": "lcm", "guidance": 1.0, "tiny": True})
+ENGINES, TORCHES = "engine *", "torch eager *"
+_OTHER_GRAPHS = (WITHOUT_CONTROL, OFFLOADED, PREVIEWS)
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A measurement of a target, or a ``part`` of it."""
+    """A measurement of a target, or a ``part`` of it.
+
+    ``target``: its name, or with a ``*`` the pattern of several, of which the fastest counts. ``asked``: what
+    was asked for; None for anything.
+    """
 
     target: str
     measure: str
     part: str = ""
+    asked: Asked | None = None
+
+    def find(self, results: Results) -> Measurement | None:
+        """Return the measurement; None if there is none. At several sizes the first one counts."""
+        found: dict[str, Measurement] = {}
+        for one in results.measurements:
+            if one.measure == self.measure and self._names(one.target) and self._fits(one.work):
+                found.setdefault(one.target, one)
+        return min(found.values(), key=lambda one: one.median, default=None)
+
+    def _names(self, target: str) -> bool:
+        others = [end for end in _OTHER_GRAPHS if target.endswith(end) and not self.target.endswith(end)]
+        return fnmatchcase(target, self.target) and not others
+
+    def _fits(self, work: Work | None) -> bool:
+        return not self.asked or all(getattr(work, name) == value for name, value in self.asked.items())
 
     def values(self, measurement: Measurement) -> list[float]:
         """Return the values of all rounds; a part has only one value for all of them."""
@@ -46,7 +81,7 @@ class Goal:
     """The goal that ``what`` divided by ``against`` is at most ``at_most``.
 
     It applies to models of ``family`` (empty: any) of up to ``largest`` bytes, at images of ``side`` pixels
-    (0: any).
+    (0: any), on processors with the ``instructions`` (empty: any).
     """
 
     name: str
@@ -56,13 +91,25 @@ class Goal:
     family: str = ""
     side: int = 0
     largest: float = math.inf
+    instructions: str = ""
+
+    def applies(self, results: Results, work: Work | None) -> bool:
+        """Tell whether the goal is one of these results, with ``work`` measured."""
+        sides = work and (work.height, work.width)
+        return (
+            self.family in ("", results.family)
+            and results.size <= self.largest
+            and (not self.side or sides == (self.side, self.side))
+            and (not self.instructions or self.instructions in results.hardware.instructions)
+        )
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The ratio of a goal: the median, minimum and maximum over the rounds."""
+    """The ratio of a goal: the median, minimum and maximum over the rounds. ``names``: what was divided."""
 
     goal: Goal
+    names: tuple[str, str]
     value: float
     low: float
     high: float
@@ -76,6 +123,10 @@ class Ratio:
 def _step(name: str, engine: str, against: str, at_most: float, family: str, side: int = 0) -> Goal:
     figures = Figure(engine, "step"), Figure(against, "step")
     return Goal(f"{family} step, {name}", *figures, at_most, family, side)
+
+
+def _image(name: str, what: Figure, against: Figure, at_most: float) -> Goal:
+    return Goal(f"sd15 image, {name}", what, against, at_most, "sd15", 512)
 
 
 def _engines(make: Callable[[str], Goal]) -> list[Goal]:
@@ -136,6 +187,55 @@ GOALS = (
     ),
     _step("int8 engine against torch eager bfloat16", "engine int8", BFLOAT16, 0.6, "sdxl", 512),
     *_engines(
+        lambda engine: _image(
+            f"with cache interval 3 against without, {engine}",
+            Figure(f"{engine}, cache 3", "image", asked={**FULL_RUN, "cache_interval": 3}),
+            Figure(engine, "image", asked=FULL_RUN),
+            0.55,
+        )
+    ),
+    _image(
+        "fastest engine with cache interval 3, guidance to 0.7, tiny decoder, against plain torch",
+        Figure(ENGINES, "image", asked=LESS),
+        Figure(TORCHES, "image", asked=FULL_RUN),
+        0.25,
+    ),
+    _image(
+        "4 LCM steps, tiny decoder, fastest engine against torch",
+        Figure(ENGINES, "image", asked=FEW_STEPS),
+        Figure(TORCHES, "image", asked=FEW_STEPS),
+        0.60,
+    ),
+    _image(
+        "4 LCM steps, tiny decoder, fastest engine, against 20 guided steps with diffusers' ControlNet",
+        Figure(ENGINES, "image", asked=FEW_STEPS),
+        Figure("diffusers ControlNet float32", "image", asked=FULL_RUN),
+        0.10,
+    ),
+    _image(
+        "fastest engine, uncached, against stable-diffusion.cpp",
+        Figure(ENGINES, "image", asked=PLAIN),
+        Figure("stable-diffusion.cpp *", "image", asked=PLAIN),
+        0.50,
+    ),
+    Goal(
+        "step, fastest engine against OpenVINO without control",
+        Figure(ENGINES, "step"),
+        Figure(f"openvino * {WITHOUT_CONTROL}", "step"),
+        1.05,
+    ),
+    *(
+        Goal(
+            f"{family} step, fastest engine against torch eager bfloat16, with AMX",
+            Figure(ENGINES, "step"),
+            Figure(BFLOAT16, "step"),
+            0.70,
+            family,
+            instructions="amx_bf16",
+        )
+        for family in ("sd15", "sdxl")
+    ),
+    *_engines(
         lambda engine: Goal(
             f"tiny decoder against the full one, {engine}",
             Figure(f"{engine} {PREVIEWS}", "decode"),
@@ -148,7 +248,7 @@ GOALS = (
 )
 
 
-COLUMNS = ("what", "ratio", "rounds", "at most", "")
+COLUMNS = ("what", "measured", "ratio", "rounds", "at most", "")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -156,7 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path, help="bench.json of controlnext bench")
     given = parser.parse_args(arguments)
-    found = ratios(msgspec.json.decode(given.results.read_bytes(), type=Results))
+    results = msgspec.json.decode(given.results.read_bytes(), type=Results)
+    found = ratios(results)
+    print(results.hardware.title, "\n")
     print("\n".join(markdown_table(COLUMNS, [_row(ratio) for ratio in found])))
 
 
@@ -164,22 +266,20 @@ def ratios(results: Results) -> list[Ratio]:
     """Return the ratios of all goals that ``results`` has measurements for."""
     found = []
     for goal in GOALS:
-        pair = [results.find(figure.target, figure.measure) for figure in (goal.what, goal.against)]
-        if goal.family not in ("", results.family) or results.size > goal.largest or None in pair:
-            continue
-        what, against = (m for m in pair if m is not None)
-        sides = what.work and (what.work.height, what.work.width)
-        if goal.side and sides != (goal.side, goal.side):
+        what, against = goal.what.find(results), goal.against.find(results)
+        if what is None or against is None or not goal.applies(results, what.work):
             continue
         rounds = zip(goal.what.values(what), goal.against.values(against), strict=True)
         each = [value / other for value, other in rounds]
-        found.append(Ratio(goal, statistics.median(each), min(each), max(each)))
+        names = what.target, against.target
+        found.append(Ratio(goal, names, statistics.median(each), min(each), max(each)))
     return found
 
 
 def _row(ratio: Ratio) -> tuple[str, ...]:
     return (
         ratio.goal.name,
+        " / ".join(ratio.names),
         f"{ratio.value:.3f}",
         f"{ratio.low:.3f} to {ratio.high:.3f}",
         f"{ratio.goal.at_most:g}",

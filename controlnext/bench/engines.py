@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,10 @@ from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
 from controlnext.families.schema import VAE_DECODER
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from controlnext.engines import Backend
+    from controlnext.types import Feed
 
 
 class EngineRunner:
@@ -20,8 +23,10 @@ class EngineRunner:
 
     ``backend``, ``device``, ``provider`` and ``offload`` are as for
     :meth:`controlnext.runtime.Pipeline.load`. ``cuda_graphs``: whether TensorRT may record steps as CUDA
-    graphs. ``decoder``: name of the graph that decodes.
+    graphs. ``decoder``: name of the graph that decodes. ``images``: the last that were made.
     """
+
+    images: np.ndarray | None = None
 
     def __init__(
         self,
@@ -71,18 +76,36 @@ class EngineRunner:
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         """Time ``runs`` steps or images of the pipeline, or decoded latents."""
-        from controlnext.bench.requests import decoder_feed, image_arguments, seconds_of
-        from controlnext.bench.timeline import image_timeline
+        from controlnext.bench.requests import decoder_feed, seconds_of
 
         if task == "image":
-            arguments = image_arguments(self.pipeline.bundle.manifest, work)
-            return [image_timeline(self.pipeline, self.timed, arguments) for _ in range(runs)]
+            return [self._image(work) for _ in range(runs)]
         if task == "decode":
             feed = decoder_feed(self.bundle, self.decoder, work)
             decode = partial(self.pipeline.bundle.engine(self.decoder).run, feed)
             return [{"decode": seconds_of(decode)} for _ in range(runs)]
         step = self._step(work)
         return [{"step": seconds_of(step)} for _ in range(runs)]
+
+    def _image(self, work: Work) -> Seconds:
+        from controlnext.bench.requests import image_arguments
+        from controlnext.bench.timeline import image_timeline
+
+        arguments = image_arguments(self.pipeline.bundle.manifest, work)
+        seconds, images = image_timeline(self.pipeline, self.timed, arguments, tiny=work.tiny)
+        self.images = as_bytes(images)
+        return seconds
+
+    def draw(self, work: Work, calls: str) -> np.ndarray:
+        """Return the images of an exam; see :meth:`controlnext.bench.worker.Artist.draw`."""
+        from controlnext.bench.requests import exam_calls
+        from controlnext.bench.timeline import drawn_images
+
+        drawn: list[Any] = []
+        for call in exam_calls(calls, self.pipeline.bundle.manifest, work):
+            latents = self.pipeline(**call, output_type="latent").latents
+            drawn += drawn_images(self.pipeline, latents, tiny=work.tiny)
+        return as_bytes(drawn)
 
     def _bound_step(self, work: Work) -> Callable[[], Any]:
         from controlnext.bench.requests import step_feed
@@ -96,6 +119,16 @@ class EngineRunner:
         return partial(bound.run, per_step)
 
 
+def as_bytes(images: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Return PIL images, or arrays (..., H, W, 3) in [0, 1], as (N, H, W, 3) of uint8."""
+    import numpy as np
+
+    arrays = np.stack([np.asarray(image) for image in images])
+    if arrays.dtype != np.uint8:
+        arrays = (255 * arrays).round().astype(np.uint8)
+    return arrays.reshape(-1, *arrays.shape[-3:])
+
+
 class GraphRunner:
     """Runner of a denoiser's ONNX file ``graph``, with diffusers' input names, by ONNX Runtime with its
     defaults.
@@ -105,6 +138,7 @@ class GraphRunner:
 
     def __init__(self, bundle: Path, threads: int, *, graph: str, device: str = "auto") -> None:
         self.bundle, self.threads, self.graph, self.device = bundle, threads, graph, device
+        self._run = cache(self._bound_run)
 
     def begin(self, _holds: Holds) -> Seconds:
         """Import ONNX Runtime and make the session."""
@@ -122,18 +156,27 @@ class GraphRunner:
 
     def turn(self, _task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         """Time ``runs`` runs of the graph."""
-        import numpy as np
+        from controlnext.bench.requests import seconds_of
 
-        from controlnext.bench.requests import seconds_of, step_feed
-
-        feed = step_feed(self.bundle, work)
-        inputs = {}
-        for spec in self.session.get_inputs():
-            array = feed[spec.name]
-            if spec.name == "timestep":
-                # one timestep for the whole batch, of the rank and type that the exporter chose
-                array = array[:1].reshape([1] * len(spec.shape))
-            dtype = {"tensor(int64)": np.int64, "tensor(float16)": np.float16}.get(spec.type, np.float32)
-            inputs[spec.name] = array.astype(dtype)
-        run = partial(self.session.run, None, inputs)
+        run = self._run(work)
         return [{"step": seconds_of(run)} for _ in range(runs)]
+
+    def _bound_run(self, work: Work) -> Callable[[], Any]:
+        """Return a function that runs the graph at the size of ``work``."""
+        types = {"tensor(int64)": "int64", "tensor(float16)": "float16"}
+        inputs = self.session.get_inputs()
+        wanted = {spec.name: (len(spec.shape), types.get(spec.type, "float32")) for spec in inputs}
+        return partial(self.session.run, None, self.feed(work, wanted))
+
+    def feed(self, work: Work, wanted: Mapping[str, tuple[int, str]]) -> Feed:
+        """Return the inputs ``wanted``, by name their rank and type."""
+        from controlnext.bench.requests import step_feed
+
+        feed, inputs = step_feed(self.bundle, work), {}
+        for name, (rank, dtype) in wanted.items():
+            array = feed[name]
+            if name == "timestep":
+                # one timestep for the whole batch, of the rank and type that the exporter chose
+                array = array[:1].reshape([1] * rank)
+            inputs[name] = array.astype(dtype)
+        return inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,17 +13,25 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from controlnext.bench.messages import Target
-from controlnext.bundle.files import MANIFEST, new_folder
+from controlnext.bundle.files import MANIFEST, new_file, new_folder
 from controlnext.bundle.format import check_size
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, WorkError
+from controlnext.families.schema import PREVIEW_VAE
 from controlnext.hints import silence_hints
 from controlnext.types import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_CLIP = re.compile(r"^(embeddings|encoder|final_layer_norm)\.")
+"""Tensors whose prefix in the original files transformers 5 has no more."""
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
@@ -104,14 +113,53 @@ def _make_stock_pipeline(target: Target, _python: Path | None) -> None:
     _save_once(Path(target.origin), Path(str(target.options["stock"])))
 
 
+def _make_single_file(target: Target, _python: Path | None) -> None:
+    file = Path(str(target.options["file"]))
+    if not file.is_file():
+        _in_process(save_single_file, Path(target.origin), file)
+
+
+def save_single_file(bundle: Path, destination: Path) -> None:
+    """Save the bundle's base model as one file in float16 under the original names.
+
+    Raises :class:`WorkError` for a model whose tensors the original joins or turns.
+    """
+    from safetensors.torch import save_file
+
+    from controlnext.weights import bundle_checkpoint
+    from controlnext.weights.shipped import original_layout, original_prefixes
+
+    checkpoint, tensors = bundle_checkpoint(bundle), {}
+    family = checkpoint.family
+    for name in family.networks.keys() & checkpoint.networks.keys():
+        weights, prefixes = checkpoint.networks[name], original_prefixes(family, name)
+        layout = original_layout(family, name, weights.config)
+        for key, tensor in weights.tensors.items():
+            origin = layout(key)
+            if origin.take is not None:
+                raise WorkError(f"{family.title} is not written as a single file: {key} is joined there")
+            prefix = next(p for p, inside in prefixes.items() if origin.name.startswith(inside))
+            inside = origin.name.removeprefix(prefixes[prefix])
+            if weights.spec and weights.spec.library == "transformers":
+                inside = _CLIP.sub(r"text_model.\1.", inside)
+            tensors[prefix + inside] = _of_original(origin.name, tensor.half())
+    with new_file(destination) as aside:
+        save_file(tensors, aside)
+
+
+def _of_original(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor with the shape of the original, whose VAE has convolutions around its attention."""
+    return tensor[:, :, None, None] if ".attn_1." in name and tensor.ndim == 2 else tensor
+
+
 def _save_once(bundle: Path, destination: Path) -> None:
     if not destination.is_dir():
         _in_process(save_stock_pipeline, bundle, destination)
 
 
 def save_stock_pipeline(bundle: Path, destination: Path) -> None:
-    """Save the bundle's base model as a diffusers directory, with a file NAME.safetensors per control
-    module."""
+    """Save the bundle's base model as a diffusers directory, with a file NAME.safetensors per control module,
+    and the tiny VAE of previews beside it."""
     from safetensors.torch import save_file
     from transformers.utils.logging import disable_progress_bar
 
@@ -121,7 +169,10 @@ def save_stock_pipeline(bundle: Path, destination: Path) -> None:
     disable_progress_bar()
     checkpoint = bundle_checkpoint(bundle)
     with new_folder(destination) as directory:
-        reference_pipeline(checkpoint).pipeline.save_pretrained(directory)
+        reference = reference_pipeline(checkpoint)
+        reference.pipeline.save_pretrained(directory)
+        if tiny := reference.modules.get(PREVIEW_VAE):
+            tiny.save_pretrained(directory / PREVIEW_VAE)  # type: ignore[operator]
         _rename_tokenizers(directory)
         for name, weights in checkpoint.networks.items():
             if weights.spec is None:
@@ -136,7 +187,12 @@ def _rename_tokenizers(directory: Path) -> None:
 
 
 MAKERS: Mapping[str, Callable[[Target, Path | None], None]] = MappingProxyType(
-    {"uncontrolled": _make_uncontrolled, "stock": _make_stock_pipeline, "optimum": _make_with_optimum}
+    {
+        "uncontrolled": _make_uncontrolled,
+        "stock": _make_stock_pipeline,
+        "optimum": _make_with_optimum,
+        "single file": _make_single_file,
+    }
 )
 """Functions that make the files of a target, by its ``maker``."""
 

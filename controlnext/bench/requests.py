@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,9 +21,13 @@ from controlnext.types import Feed
 
 _SEVERAL: Mapping[str, Callable[[Work], dict[str, Any]]] = MappingProxyType(
     {
-        "image": lambda work: {"num_images_per_prompt": work.batch},
+        "image": lambda work: {"num_images_per_prompt": work.batch, "guidance_scale": work.guidance},
         # one window
-        "video": lambda work: {"frames_per_batch": work.frames, "overlap": 0},
+        "video": lambda work: {
+            "frames_per_batch": work.frames,
+            "overlap": 0,
+            "max_guidance_scale": work.guidance,
+        },
     }
 )
 """Arguments besides those of a sampling run, by a family's ``task``."""
@@ -39,7 +44,21 @@ def image_arguments(manifest: Manifest, work: Work) -> dict[str, Any]:
         width=work.width,
         frames=trial.frames and work.frames,
     )
-    return {**run_arguments(manifest, run), **_SEVERAL[get_family(manifest.family).task](work)}
+    several = _SEVERAL[get_family(manifest.family).task](work)
+    return {**run_arguments(manifest, run), **several, **_less(work)}
+
+
+def exam_calls(file: str, manifest: Manifest, work: Work) -> list[dict[str, Any]]:
+    """Return the calls of an exam in ``file``, each with the steps, sampler and guidance of ``work``."""
+    asked = image_arguments(manifest, work)
+    names = ("num_inference_steps", "guidance_scale", *_less(work))
+    common = {name: asked[name] for name in names if name in asked}
+    return [{**common, **call} for call in pickle.loads(Path(file).read_bytes())]
+
+
+def _less(work: Work) -> dict[str, Any]:
+    names = ("sampler", "guidance_end", "cache_interval")
+    return {name: getattr(work, name) for name in names}
 
 
 def step_feed(bundle: Path, work: Work) -> Feed:

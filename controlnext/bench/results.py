@@ -13,6 +13,7 @@ from controlnext.bench.hardware import Hardware
 from controlnext.bench.messages import Seconds, Work
 
 SECONDS, BYTES = "s", "bytes"
+PSNR = "PSNR"
 JSON_KEYS: Mapping[str, str] = MappingProxyType({"target": "contestant"})
 """Names in bench.json that differ from the code's: files of earlier versions stay readable."""
 BASELINE = "torch eager float32"
@@ -24,7 +25,8 @@ class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
 
     ``samples``: all samples in the order in which they were taken, with their ``median`` and the quartiles
     ``low`` and ``high``. ``rounds``: the median of each turn. ``parts``: the medians of the samples' parts.
-    ``work``: None for loading, which has no size.
+    ``work``: None for loading, which has no size. ``quality``: figures of the images that were made, by name,
+    as of :mod:`controlnext.bench.quality`.
     """
 
     target: str
@@ -37,6 +39,7 @@ class Measurement(msgspec.Struct, frozen=True, rename=JSON_KEYS):
     samples: list[float]
     rounds: list[float]
     parts: Seconds = {}
+    quality: dict[str, float] = {}
 
 
 class Missing(msgspec.Struct, frozen=True, rename=JSON_KEYS):
@@ -66,10 +69,6 @@ class Results(msgspec.Struct, frozen=True):
     groups: dict[str, list[list[str]]]
     turns: list[str]
 
-    def find(self, target: str, measure: str) -> Measurement | None:
-        """Return the first such measurement, which is the one at the main size, or None."""
-        return next((m for m in self.measurements if (m.target, m.measure) == (target, measure)), None)
-
 
 def summarize(
     target: str,
@@ -98,20 +97,25 @@ def summarize(
     )
 
 
-COLUMNS = ("measured", "at", "target", "median", "quartiles", "against torch float32")
+COLUMNS = ("measured", "at", "target", "median", "quartiles", "against torch float32", "quality")
 PART_COLUMNS = ("measured", "target", "parts")
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
     """Return the table of all measurements, with the columns :data:`COLUMNS`."""
-    at_baseline = {(m.measure, m.work): m.median for m in results.measurements if m.target == BASELINE}
+    at_baseline = {(m.measure, _size(m)): m.median for m in results.measurements if m.target == BASELINE}
     table: list[tuple[str, ...]] = []
     for m in results.measurements:
-        baseline = at_baseline.get((m.measure, m.work))
+        baseline = at_baseline.get((m.measure, _size(m)))
         ratio = f"{m.median / baseline:.2f}" if baseline else ""
         spread = f"{quantity(m.low, m.unit)} to {quantity(m.high, m.unit)}"
-        table.append((m.measure, at(m.work), m.target, quantity(m.median, m.unit), spread, ratio))
-    return table + [(m.measure, at(m.work), m.target, "", m.reason, "") for m in results.missing]
+        median, judged = quantity(m.median, m.unit), quality(m.quality)
+        table.append((m.measure, at(m.work), m.target, median, spread, ratio, judged))
+    return table + [(m.measure, at(m.work), m.target, "", m.reason, "", "") for m in results.missing]
+
+
+def _size(found: Measurement) -> tuple[int, ...] | None:
+    return found.work and found.work.size
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:
@@ -152,7 +156,16 @@ def at(work: Work | None) -> str:
         return ""
     several = f" x {work.frames} frames" if work.frames > 1 else ""
     steps = f", {work.steps} steps" if work.steps > 1 else ""
-    return f"{work.width} x {work.height}{several}, {work.rows} rows{steps}"
+    sampler = f" of {work.sampler}" if work.sampler else ""
+    rows = f"{work.rows} row{'s' if work.rows > 1 else ''}"
+    return f"{work.width} x {work.height}{several}, {rows}{steps}{sampler}"
+
+
+def quality(figures: Mapping[str, float]) -> str:
+    """Return figures of quality: a PSNR in dB, shares and other scores to three digits."""
+    return ", ".join(
+        f"{name} {value:.1f} dB" if name == PSNR else f"{name} {value:.3f}" for name, value in figures.items()
+    )
 
 
 def quantity(value: float, unit: str) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 import msgspec
 
+from controlnext.bench.checks import check_bundles, check_settings
+from controlnext.bench.choices import DECODES, IMAGES, STEPS, Surroundings, ways_of_less
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Target, TurnKind, Work
 from controlnext.bench.prepare import prepare
+from controlnext.bench.quality import Exam, Gallery
 from controlnext.bench.results import Missing, Results
-from controlnext.bench.targets import DECODES, IMAGES, MEASURES, STEPS, all_targets
+from controlnext.bench.settings import BATCHES, FRAMES, IMAGE_STEPS, SIZES, Settings
+from controlnext.bench.targets import all_targets
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
-from controlnext.bundle.reader import read_manifest
 from controlnext.engines.tensorrt.gpu import gpu_of
 from controlnext.errors import InputError
 from controlnext.families import get_family
@@ -29,39 +34,17 @@ _FREE = 0.9
 """Share of the free memory that processes open at the same time may use."""
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """Settings of a benchmark; None stands for a default of the model or the machine.
-
-    ``measures``: names of measurements. ``only``: patterns of names of targets. ``height``, ``width``: pixels
-    of all measurements but ``size``. ``steps``: denoising steps of an image. ``rounds`` of turns of each
-    target, with ``runs`` measured runs each. ``sizes``, ``batches``, ``frames``: values of the measurements
-    size, batch and frames; the first of ``frames`` holds for the other measurements of clips. ``threads``:
-    number of CPU threads of each target. ``optimum``: path of a Python interpreter with optimum's exporter.
-    """
-
-    measures: list[str]
-    only: list[str]
-    height: int | None
-    width: int | None
-    steps: int
-    rounds: int
-    runs: int
-    sizes: list[int]
-    batches: list[int]
-    frames: list[int]
-    threads: int | None
-    device: str
-    optimum: str | None
-
-
-def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Progress) -> Results:
+def measure(
+    bundles: Sequence[Path], settings: Settings, made: Path, report: Progress, exam: Exam | None = None
+) -> Results:
     """Measure ``bundles``, all of one model, and the targets that they are compared with.
 
-    Exports that targets need are made in the directory ``made``. Raises
-    :class:`~controlnext.errors.InputError` for bundles of different models, unknown names, and sizes that the
-    model does not accept.
+    Exports that targets need are made in the directory ``made``. Images are judged by ``exam``, and by how
+    near they are to those of the float32 engine. Raises :class:`~controlnext.errors.InputError` for bundles
+    of different models, unknown names, sizes that the model does not accept, and settings without effect.
     """
-    manifests = _check_bundles(bundles)
+    manifests = check_bundles(bundles)
+    check_settings(settings, manifests)
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
     targets = _choose(bundles, settings, made)
@@ -76,7 +59,7 @@ def measure(bundles: Sequence[Path], settings: Settings, made: Path, report: Pro
     if items:
         ready = _prepared(_measured(targets, *STEPS), settings, items, report, log)
         run_warm(ready, "denoiser", items, plan, log)
-    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log)
+    _run_images(_measured(targets, *IMAGES), main, settings, plan, report, log, exam)
     decodes: list[Item] = [(name, "decode", main) for name in DECODES if name in settings.measures]
     if decodes:
         ready = _prepared(_measured(targets, *DECODES), settings, decodes, report, log)
@@ -93,14 +76,19 @@ def _run_images(
     plan: TurnPlan,
     report: Progress,
     log: Log,
+    exam: Exam | None,
 ) -> None:
-    image = msgspec.structs.replace(main, steps=settings.steps)
+    asked = {"sampler": settings.sampler, "guidance": settings.guidance}
+    image = msgspec.structs.replace(main, steps=settings.steps or IMAGE_STEPS, **asked)
     images: list[Item] = [(name, "image", image) for name in IMAGES if name in settings.measures]
     if not images:
         return
     ready = _prepared(targets, settings, images, report, log)
     if "image" in settings.measures:
-        run_warm(ready, "pipeline", images[:1], plan, log)
+        with tempfile.TemporaryDirectory(prefix="controlnext-bench-") as kept:
+            gallery = Gallery(Path(kept), exam)
+            run_warm(ready, "pipeline", images[:1], replace(plan, gallery=gallery), log)
+            log.measurements = [gallery.judged(found) for found in log.measurements]
     if cold := [name for name, _, _ in images if name != "image"]:
         run_cold(ready, image, cold, plan, log)
 
@@ -119,58 +107,40 @@ def _results(bundles: Sequence[Path], manifest: Manifest, settings: Settings, lo
     )
 
 
-def _check_bundles(bundles: Sequence[Path]) -> list[Manifest]:
-    manifests = [read_manifest(path) for path in bundles]
-    for path, manifest in zip(bundles, manifests, strict=True):
-        first = manifests[0]
-        if (manifest.family, manifest.variant) != (first.family, first.variant):
-            raise InputError(
-                f"{path} is {manifest.family} {manifest.variant}, {bundles[0]} is {first.family}"
-                f" {first.variant}; give bundles of one model"
-            )
-    return manifests
-
-
 def _main_work(manifest: Manifest, settings: Settings) -> Work:
     family = get_family(manifest.family)
-    if "frames" in settings.measures and family.task != "video":
-        raise InputError(
-            f"`measures` frames is not supported by {family.title}, which makes images; remove it",
-            argument="measures",
-        )
     made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
     usual = min(SIDE, made_for) // family.size_multiple * family.size_multiple
     height = settings.height or usual
     sides = {"height": height, "width": settings.width or height}
-    for name, side in (*sides.items(), *(("sizes", side) for side in settings.sizes)):
+    for name, side in (*sides.items(), *(("sizes", side) for side in settings.sizes or SIZES)):
         if side < 1 or side % family.size_multiple:
             raise InputError(
                 f"`{name}` is {side}; it must be a multiple of {family.size_multiple}"
                 f"{family.nearest_sizes(side)}",
                 argument=name,
             )
-    return Work(**sides, frames=settings.frames[0] if family.task == "video" else 1)
+    return Work(**sides, frames=(settings.frames or FRAMES)[0] if family.task == "video" else 1)
 
 
 def _step_items(main: Work, settings: Settings) -> list[Item]:
     """Return the measurements of steps."""
     works = {
         "step": [main],
-        "batch": [msgspec.structs.replace(main, batch=count) for count in settings.batches],
-        "size": [msgspec.structs.replace(main, height=side, width=side) for side in settings.sizes],
-        "frames": [msgspec.structs.replace(main, frames=count) for count in settings.frames],
+        "batch": [msgspec.structs.replace(main, batch=count) for count in settings.batches or BATCHES],
+        "size": [msgspec.structs.replace(main, height=side, width=side) for side in settings.sizes or SIZES],
+        "frames": [msgspec.structs.replace(main, frames=count) for count in settings.frames or FRAMES],
     }
     return [(name, "step", work) for name in STEPS if name in settings.measures for work in works[name]]
 
 
 def _choose(bundles: Sequence[Path], settings: Settings, made: Path) -> list[Target]:
-    unknown = [name for name in settings.measures if name not in MEASURES]
-    if unknown:
-        raise InputError(
-            f"unknown `measures` {unknown[0]!r}; accepted: {', '.join(MEASURES)}", argument="measures"
-        )
     gpu = gpu_of(settings.device) is not None
-    available = all_targets(bundles, made, settings.device, gpu, settings.optimum is not None)
+    less = ways_of_less(
+        settings.cache_interval, settings.guidance_end, settings.tiny_decoder, settings.few_steps
+    )
+    around = Surroundings(made, settings.device, gpu, settings.optimum, settings.sdcpp, less)
+    available = all_targets(bundles, around)
     chosen = [one for one in available if any(fnmatch(one.name, pattern) for pattern in settings.only)]
     if not chosen:
         names = ", ".join(dict.fromkeys(one.name for one in available))

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine
 from controlnext.engines.steps import StepKind
+from controlnext.families.schema import PREVIEW_DECODER, VAE_DECODER
 from controlnext.runtime import Pipeline
-from controlnext.types import Feed
+from controlnext.types import Feed, FloatArray
 
 PARTS = ("load", "encode", "control", "denoiser", "sampler", "decode", "image")
 """Opening engines; text and image encoders; tokenizing, control image and its prologue, initial noise; the
 denoiser's engine with its copies to and from a GPU; sampler, guidance and checks; the decoder's engine;
 making PIL images."""
-
-DECODER = "vae_decoder"
 
 
 class TimedBackend(Backend):
@@ -72,11 +72,14 @@ class _TimedEngine(Engine):
         self._engine.close()
 
 
-def image_timeline(pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any]) -> dict[str, float]:
-    """Run ``pipeline`` with ``arguments`` and return the seconds of each of :data:`PARTS`.
+def image_timeline(
+    pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[str, Any], *, tiny: bool = False
+) -> tuple[dict[str, float], list[Image.Image]]:
+    """Run ``pipeline`` with ``arguments``; return the seconds of each of :data:`PARTS`, and the images.
 
-    ``timed``: the backend of the pipeline's bundle.
+    ``timed``: the backend of the pipeline's bundle. ``tiny``: whether the tiny VAE of previews decodes.
     """
+    decoder = PREVIEW_DECODER if tiny else VAE_DECODER
     denoiser, opened, before = pipeline.bundle.family.denoiser, timed.opening, dict(timed.running)
     marks, loads = [time.perf_counter()], [timed.opening]
 
@@ -88,18 +91,28 @@ def image_timeline(pipeline: Pipeline, timed: TimedBackend, arguments: Mapping[s
     mark()
     (last,) = deque(steps, maxlen=1)
     mark()
-    deque(pipeline.images(last.latents, arguments.get("frames_per_batch")), maxlen=0)
+    images = drawn_images(pipeline, last.latents, arguments.get("frames_per_batch"), tiny=tiny)
     mark()
     prepared, sampled, drawn = np.diff(marks) - np.diff(loads)
     ran = {graph_name: seconds - before.get(graph_name, 0.0) for graph_name, seconds in timed.running.items()}
-    encoded = sum(seconds for graph_name, seconds in ran.items() if graph_name not in (denoiser, DECODER))
+    encoded = sum(seconds for graph_name, seconds in ran.items() if graph_name not in (denoiser, decoder))
     seconds = {
         "load": timed.opening - opened,
         "encode": encoded,
         "control": prepared - encoded,
         "denoiser": ran[denoiser],
         "sampler": sampled - ran[denoiser],
-        "decode": ran[DECODER],
-        "image": drawn - ran[DECODER],
+        "decode": ran[decoder],
+        "image": drawn - ran[decoder],
     }
-    return {part: float(seconds[part]) for part in PARTS}
+    return {part: float(seconds[part]) for part in PARTS}, images
+
+
+def drawn_images(
+    pipeline: Pipeline, latents: FloatArray, chunk: int | None = None, *, tiny: bool = False
+) -> list[Image.Image]:
+    """Return the images of latents, or the frames of a clip's."""
+    if not tiny:
+        return list(pipeline.images(latents, chunk))
+    previews: list[Any] = list(pipeline.preview(latents))
+    return previews[0] if previews and isinstance(previews[0], list) else previews

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -19,9 +20,12 @@ import msgspec
 
 from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Target, Turn, TurnKind, Work
 from controlnext.bench.prepare import copy_without_engines
+from controlnext.bench.quality import Gallery
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
 from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
+
+logger = logging.getLogger(__name__)
 
 Samples = dict[str, list[Seconds]]
 """Samples by the name of the measurement."""
@@ -39,7 +43,8 @@ class TurnPlan:
     """Settings of all turns: ``rounds`` of turns with ``runs`` measured runs each.
 
     ``threads``: of each process. ``room``: bytes of memory for all processes that are open at the same time.
-    ``report``: callback that gets the measurement and the target of each turn.
+    ``report``: callback that gets the measurement and the target of each turn. ``gallery``: where the images
+    of the measurement ``image`` are kept; None if they are not.
     """
 
     threads: int
@@ -47,6 +52,7 @@ class TurnPlan:
     runs: int
     room: float
     report: Callable[[str], None] = lambda _turn: None
+    gallery: Gallery | None = None
 
 
 @dataclass
@@ -148,16 +154,35 @@ def run_warm(
                 try:
                     child.begin(holds)
                 except WorkError as error:
-                    log.missing += [Missing(target.name, n, work, str(error)) for n, _, work in items]
+                    log.missing += [Missing(target.name, n, target.own(w), str(error)) for n, _, w in items]
                 else:
                     children.append(child)
             for measure, task, work in items:
                 _take_turns(children, measure, Turn(task, work, plan.runs), plan, log)
+                if plan.gallery is not None and task == "image":
+                    _sit_exams(children, work, plan.gallery, log)
+
+
+def _sit_exams(children: Sequence[Child], work: Work, gallery: Gallery, log: Log) -> None:
+    """Have the targets that were measured make the images that they are judged by."""
+    measured = {found.target for found in log.measurements if found.measure == "image"}
+    for child in children:
+        turn = gallery.turn(child.target, work) if child.target.name in measured else None
+        if turn is not None:
+            try:
+                child.ask(turn)
+            except WorkError as error:
+                logger.warning("%s is not judged: %s", child.target.name, error)
 
 
 def _take_turns(children: Sequence[Child], measure: str, turn: Turn, plan: TurnPlan, log: Log) -> None:
-    takers = {child.target.name: partial(_take_turn, child, measure, turn) for child in children}
-    _rounds(takers, (measure,), turn.work, plan, log)
+    keep = plan.gallery.path if plan.gallery is not None and turn.task == "image" else None
+    takers, works = {}, {}
+    for child in children:
+        name, work = child.target.name, child.target.own(turn.work)
+        own = msgspec.structs.replace(turn, work=work, keep=keep(name) if keep else "")
+        takers[name], works[name] = partial(_take_turn, child, measure, own), work
+    _rounds(takers, (measure,), works, plan, log)
 
 
 def _take_turn(child: Child, measure: str, turn: Turn) -> Samples:
@@ -172,13 +197,14 @@ def run_cold(
     def take(target: Target) -> Samples:
         with Child(target, plan.threads) as child:
             (opened,) = child.begin("pipeline").samples
-            answer = child.ask(Turn("image", work, 1, cold=True))
+            answer = child.ask(Turn("image", target.own(work), 1, cold=True))
         (drawn,) = answer.samples
         seconds = {part: opened.get(part, 0.0) + drawn.get(part, 0.0) for part in (*opened, *drawn)}
         return {"first": [seconds], "memory": [{"peak": float(answer.peak)}]}
 
     takers = {one.name: partial(take, one) for one in targets}
-    _rounds(takers, measures, work, plan, log, warm_up=1)
+    works = {one.name: one.own(work) for one in targets}
+    _rounds(takers, measures, works, plan, log, warm_up=1)
 
 
 def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: Log) -> None:
@@ -204,19 +230,19 @@ def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: L
             for number, one in enumerate(targets)
         }
         takers = {one.name: partial(take, one, copies[one.name]) for one in targets}
-        _rounds(takers, LOADS, None, plan, log, warm_up=1)
+        _rounds(takers, LOADS, dict.fromkeys(takers), plan, log, warm_up=1)
 
 
 def _rounds(
     takers: Mapping[str, Callable[[], Samples]],
     measures: Sequence[str],
-    work: Work | None,
+    works: Mapping[str, Work | None],
     plan: TurnPlan,
     log: Log,
     warm_up: int = 0,
 ) -> None:
     """Call ``takers``, the turns by target, round after round; the first ``warm_up`` rounds are not
-    counted."""
+    counted. ``works``: what each runs."""
     found: dict[str, dict[str, list[list[Seconds]]]] = defaultdict(lambda: defaultdict(list))
     failed: dict[str, str] = {}
     for number in range(warm_up + plan.rounds):
@@ -237,7 +263,7 @@ def _rounds(
     for name in takers:
         for measure in measures:
             if name in failed:
-                log.missing.append(Missing(name, measure, work, failed[name]))
+                log.missing.append(Missing(name, measure, works[name], failed[name]))
             else:
                 unit = BYTES if measure == "memory" else SECONDS
-                log.measurements.append(summarize(name, measure, work, found[name][measure], unit))
+                log.measurements.append(summarize(name, measure, works[name], found[name][measure], unit))

@@ -14,23 +14,31 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
 from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Turn, TurnKind, Work
 
+if TYPE_CHECKING:
+    import numpy as np
+
 RUNNERS: Mapping[str, str] = MappingProxyType(
     {
         "engine": "controlnext.bench.engines:EngineRunner",
         "torch": "controlnext.bench.pytorch:TorchRunner",
-        "pipeline": "controlnext.bench.pytorch:PipelineRunner",
-        "controlnet": "controlnext.bench.pytorch:ControlNetRunner",
+        "pipeline": "controlnext.bench.stock:PipelineRunner",
+        "controlnet": "controlnext.bench.peers:ControlNetRunner",
+        "deepcache": "controlnext.bench.peers:DeepCacheRunner",
+        "openvino": "controlnext.bench.peers:OpenVinoRunner",
+        "sdcpp": "controlnext.bench.sdcpp:SdcppRunner",
         "graph": "controlnext.bench.engines:GraphRunner",
     }
 )
 """Module and class of each runner, by a target's ``runner``."""
 
+WARM_STEPS = 8
+"""Steps of an image that warms up: enough to have taken every kind of step."""
 LONG = 60.0
 """Seconds of a run above which a turn has only one measured run."""
 
@@ -43,6 +51,20 @@ class Runner(Protocol):
 
     def turn(self, task: TurnKind, work: Work, runs: int) -> list[Seconds]:
         """Run ``task`` ``runs`` times and return the seconds of each run by part."""
+
+
+@runtime_checkable
+class Artist(Protocol):
+    """A runner whose images show what the bundle's model draws, so that they can be judged.
+
+    ``images``: those of the last run, (N, H, W, 3) of uint8.
+    """
+
+    images: np.ndarray | None
+
+    def draw(self, work: Work, calls: str) -> np.ndarray:
+        """Return the images of an exam's ``calls``, a file as of :class:`~controlnext.bench.messages.Turn`,
+        with the steps, sampler and guidance of ``work``."""
 
 
 def main() -> None:
@@ -76,11 +98,24 @@ def _begin(request: Begin, began: float) -> tuple[Runner, list[Seconds]]:
 
 
 def _take(runner: Runner, turn: Turn) -> list[Seconds]:
+    runs = turn.runs
     if not turn.cold:
-        first = runner.turn(turn.task, turn.work, 1)
-        if sum(first[0].values()) > LONG:
-            return runner.turn(turn.task, turn.work, 1)
-    return runner.turn(turn.task, turn.work, turn.runs)
+        warm = msgspec.structs.replace(turn.work, steps=min(turn.work.steps, WARM_STEPS))
+        (first,) = runner.turn(turn.task, warm, 1)
+        if sum(first.values()) * turn.work.steps / warm.steps > LONG:
+            runs = 1
+    samples = runner.turn(turn.task, turn.work, runs) if runs else []
+    if turn.keep and isinstance(runner, Artist):
+        _keep(runner, turn)
+    return samples
+
+
+def _keep(artist: Artist, turn: Turn) -> None:
+    import numpy as np
+
+    images = artist.draw(turn.work, turn.calls) if turn.calls else artist.images
+    if images is not None:
+        np.save(turn.keep, images)
 
 
 def peak_memory() -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlnext.bench.targets import DEFAULT_MEASURES
+from controlnext.bench.choices import DEFAULT_MEASURES
 from controlnext.bundle.files import check_writable
 from controlnext.cli import bench_options, options
 from controlnext.cli.bundles import fetch_bundle
@@ -34,7 +34,13 @@ def bench(
     only: bench_options.Only = None,
     height: bench_options.Height = None,
     width: bench_options.Width = None,
-    steps: bench_options.Steps = 8,
+    steps: bench_options.Steps = None,
+    sampler: bench_options.Sampler = None,
+    guidance: bench_options.Guidance = None,
+    cache_interval: bench_options.CacheInterval = None,
+    guidance_end: bench_options.GuidanceEnd = None,
+    tiny_decoder: bench_options.TinyDecoder = False,
+    few_steps: bench_options.FewSteps = None,
     rounds: bench_options.Rounds = 3,
     runs: bench_options.Runs = 2,
     size: bench_options.Size = None,
@@ -43,6 +49,7 @@ def bench(
     threads: bench_options.Threads = None,
     device: options.Device = "auto",
     optimum: bench_options.Optimum = None,
+    sdcpp: bench_options.Sdcpp = None,
     output: bench_options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -56,8 +63,8 @@ def bench(
     with extra("bench"):
         import matplotlib  # noqa: F401
         import psutil  # noqa: F401
-    from controlnext.bench.session import Settings
     from controlnext.bench.session import measure as run
+    from controlnext.bench.settings import Settings
 
     if output is not None:
         check_writable(output / "bench.json")
@@ -67,14 +74,21 @@ def bench(
         height=height,
         width=width,
         steps=steps,
+        sampler=sampler,
+        guidance=guidance,
+        cache_interval=cache_interval,
+        guidance_end=guidance_end,
+        tiny_decoder=tiny_decoder,
+        few_steps=few_steps,
         rounds=rounds,
         runs=runs,
-        sizes=list(size or bench_options.SIZES),
-        batches=list(batch or bench_options.BATCHES),
-        frames=list(frames or bench_options.FRAMES),
+        sizes=size,
+        batches=batch,
+        frames=frames,
         threads=threads,
         device=device,
-        optimum=None if optimum is None else str(optimum),
+        optimum=optimum and str(optimum),
+        sdcpp=sdcpp and str(sdcpp),
     )
     directories = [fetch_bundle(bundle, quiet=as_json) for bundle in bundles or ()]
     with ExitStack() as stack:

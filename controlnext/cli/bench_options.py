@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from controlnext.bench.targets import DEFAULT_MEASURES, MEASURES
+from controlnext.bench.choices import DEFAULT_MEASURES, IMAGES, MEASURES
+from controlnext.bench.settings import BATCHES, FRAMES, IMAGE_STEPS, SIZES
 from controlnext.families import FAMILIES
 from controlnext.types import Precision
 
-SIZES, BATCHES, FRAMES = (256, 512, 768, 1024), (1, 2, 4), (2, 4, 8)
 PRECISIONS = (Precision.FP32, Precision.INT8)
 """Default precisions of ``--model``."""
 
@@ -71,7 +71,62 @@ Height = Annotated[
     typer.Option(help="Image height in pixels.", show_default="the model's sample size, up to 512"),
 ]
 Width = Annotated[int | None, typer.Option(help="Image width in pixels.", show_default="the height")]
-Steps = Annotated[int, typer.Option(min=1, help="Number of denoising steps.")]
+_OF_IMAGES = f"Options of --measure {', '.join(IMAGES)}"
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of denoising steps of an image.",
+        show_default=str(IMAGE_STEPS),
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="Name of the sampler.", show_default="the family's", rich_help_panel=_OF_IMAGES),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="Classifier-free guidance scale; 1 is none.",
+        show_default="the family's",
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
+CacheInterval = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="Measure images with the step cache too: a full step every so many.",
+        show_default=False,
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
+GuidanceEnd = Annotated[
+    float | None,
+    typer.Option(
+        help="Measure images whose guidance ends after this fraction of the steps too, from 0 to 1.",
+        show_default=False,
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
+TinyDecoder = Annotated[
+    bool,
+    typer.Option(
+        "--tiny-decoder",
+        help="Measure images that the tiny VAE of previews decodes too.",
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
+FewSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Measure images of this number of steps of the sampler lcm without guidance too.",
+        show_default=False,
+        rich_help_panel=_OF_IMAGES,
+    ),
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of turns of each target.")]
 Runs = Annotated[int, typer.Option(min=1, help="Number of measured runs in a turn.")]
 Size = Annotated[Numbers, _sweep("Height and width in pixels", "size", SIZES)]
@@ -90,6 +145,15 @@ Optimum = Annotated[
         metavar="PYTHON",
         help="Path to a Python interpreter with optimum's ONNX exporter, whose export is measured too.",
         show_default=False,
+    ),
+]
+Sdcpp = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PYTHON",
+        help="Path to a Python interpreter with stable-diffusion-cpp-python, which is measured too.",
+        show_default=False,
+        rich_help_panel=_OF_IMAGES,
     ),
 ]
 Output = Annotated[

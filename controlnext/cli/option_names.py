@@ -19,6 +19,7 @@ from controlnext.errors import ControlNeXtError, EngineError
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
+        "batch": ("batches",),
         "compute_capability": ("targets",),
         "control_image": ("control_image", "control_images"),
         "decode_chunk": ("decode_chunk_size",),

@@ -83,13 +83,19 @@ def original_layout(family: Family, name: str, config: Mapping[str, Any]) -> Lay
 
 def section(family: Family, name: str, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Return the tensors of one network in a single-file checkpoint, without their prefix."""
-    prefixes: dict[str, str] = _single_file(family)[name]["prefixes"]
     return {
         inside + key.removeprefix(prefix): tensor
-        for prefix, inside in prefixes.items()
+        for prefix, inside in original_prefixes(family, name).items()
         for key, tensor in found.items()
         if key.startswith(prefix)
     }
+
+
+def original_prefixes(family: Family, name: str) -> dict[str, str]:
+    """Return the prefixes of one network's tensors in a single-file checkpoint, each with what stands in its
+    place in the names of its :func:`original_layout`."""
+    prefixes: dict[str, str] = _single_file(family)[name]["prefixes"]
+    return prefixes
 
 
 def _single_file(family: Family) -> dict[str, Any]:

@@ -9,7 +9,7 @@ python examples/shapes/evaluate.py --lora examples/shapes/model/lcm_lora.safeten
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,31 @@ def sample(
     seen: Callable[[np.ndarray], object] = lambda _latents: None,
     **options: Any,
 ) -> np.ndarray:
-    """Sample an image per drawing with the seeds 0, 1, 2...; returns (N, H, W, 3) in [0, 1].
+    """Sample an image per drawing; returns (N, H, W, 3) in [0, 1].
 
     ``pipeline`` is the runtime's or the reference: both have the same arguments. ``seen`` gets the latents.
     """
-    shape = (1, 4, draw.SIZE // 8, draw.SIZE // 8)
-    noise = np.concatenate([TorchGenerator(seed).randn(shape) for seed in range(len(drawings))])
     made = []
-    for start in range(0, len(drawings), BATCH):
-        part = drawings[start : start + BATCH]
-        output = pipeline(
-            [draw.prompt(drawing) for drawing in part],
-            control_image=[Image.fromarray(draw.outline(drawing)) for drawing in part],
-            latents=noise[start : start + BATCH],
-            height=draw.SIZE,
-            width=draw.SIZE,
-            **options,
-        )
+    for call in calls(drawings):
+        output = pipeline(**call, **options)
         made.append(np.asarray(output.images))
         seen(output.latents)
     return np.concatenate(made)
+
+
+def calls(drawings: list[draw.Drawing]) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of calls that sample an image per drawing, with the seeds 0, 1, 2..."""
+    shape = (1, 4, draw.SIZE // 8, draw.SIZE // 8)
+    noise = np.concatenate([TorchGenerator(seed).randn(shape) for seed in range(len(drawings))])
+    for start in range(0, len(drawings), BATCH):
+        part = drawings[start : start + BATCH]
+        yield {
+            "prompt": [draw.prompt(drawing) for drawing in part],
+            "control_image": [Image.fromarray(draw.outline(drawing)) for drawing in part],
+            "latents": noise[start : start + BATCH],
+            "height": draw.SIZE,
+            "width": draw.SIZE,
+        }
 
 
 def scores(images: np.ndarray, drawings: list[draw.Drawing]) -> tuple[float, float]:

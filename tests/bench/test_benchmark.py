@@ -9,22 +9,22 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-import goals
 import msgspec
 import pytest
-from goals import GOALS, ratios
+from goals import ratios
 from PIL import Image
 
-from controlnext.bench.hardware import find_hardware
+from controlnext.bench.choices import MEASURES, Surroundings
 from controlnext.bench.messages import Target, Turn, Work
 from controlnext.bench.prepare import export_random
 from controlnext.bench.results import Results, markdown, summarize
-from controlnext.bench.targets import MEASURES, all_targets
+from controlnext.bench.targets import all_targets
 from controlnext.bench.timeline import PARTS
 from controlnext.bench.turns import Child, Log, TurnPlan, in_groups, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
+from support.bench_results import made_up, measured
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 
@@ -39,7 +39,7 @@ def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _targets(bundle: Path, made: Path) -> dict[str, Target]:
-    found = all_targets([bundle], made, "cpu", gpu=False, optimum=True)
+    found = all_targets([bundle], Surroundings(made, "cpu", optimum="python"))
     return {one.name: one for one in reversed(found)}
 
 
@@ -146,8 +146,10 @@ def test_all_targets_are_listed(bundle: Path, tmp_path: Path) -> None:
         "torch compiled bfloat16",
         "diffusers ControlNet float32",
         "optimum float32 without control",
+        "openvino float32 without control",
+        "openvino bfloat16 without control",
     } == set(_targets(bundle, tmp_path))
-    on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    on_gpu = {one.name for one in all_targets([bundle], Surroundings(tmp_path, "cuda:0", gpu=True))}
     assert "engine fp32, ONNX Runtime cuda" in on_gpu
 
 
@@ -159,57 +161,18 @@ def test_a_preview_decoder_is_a_target_of_its_own(tmp_path: Path) -> None:
     log = Log()
     run_warm(runners, "pipeline", [("decode", "decode", WORK)], PLAN, log)
     assert [m.target for m in log.measurements] == ["engine fp32", "engine fp32 preview decoder"]
-    (ratio,) = ratios(_results(engine_fp32__decode=1.0, engine_fp32_preview_decoder__decode=0.1))
+    decodes = [
+        measured(name, "decode", seconds)
+        for name, seconds in (("engine fp32", 1.0), ("engine fp32 preview decoder", 0.1))
+    ]
+    (ratio,) = ratios(made_up(*decodes))
     assert (ratio.goal.at_most, ratio.value) == (0.12, 0.1)
 
 
 def test_bundles_of_one_precision_are_told_apart(bundle: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bundle, tmp_path / "other"))
-    names = [one.name for one in all_targets([bundle, other], tmp_path, "cpu", gpu=False, optimum=False)]
+    names = [one.name for one in all_targets([bundle, other], Surroundings(tmp_path, "cpu"))]
     assert {"engine fp32 fp32", "engine fp32 other"} < set(names)
-
-
-def _results(family: str = "sd15", size: int = 0, **rounds: float | list[float]) -> Results:
-    """Make results of one or several rounds; keywords are TARGET__MEASURE."""
-    work = Work(height=512, width=512)
-    measurements = []
-    for name, given in rounds.items():
-        target, _, measure = name.replace("_", " ").partition("  ")
-        turns = [
-            [{"denoiser": seconds, "sampler": 0.0}]
-            for seconds in (given if isinstance(given, list) else [given])
-        ]
-        measurements.append(summarize(target, measure, work, turns))
-    return Results(find_hardware(), {}, [], family, size, measurements, [], {}, [])
-
-
-def test_goals_are_only_of_what_was_measured() -> None:
-    figures = {"engine_fp32__step": 1.0, "engine_int8__step": 0.5, "torch_eager_float32__step": 2.0}
-    (ratio,) = ratios(_results(**figures))
-    assert (ratio.value, ratio.goal.at_most, ratio.passed) == (0.5, 0.40, False)
-    assert not ratios(_results("sdxl", **figures))
-
-
-def test_a_ratio_is_taken_in_each_round() -> None:
-    """The machine is twice as slow in the second round, and slow for only one target in the third."""
-    (ratio,) = ratios(_results(engine_fp32__step=[0.3, 0.6, 0.5], torch_eager_float32__step=[1.0, 2.0, 1.0]))
-    assert (ratio.low, ratio.value, ratio.high, ratio.passed) == (0.3, 0.3, 0.5, True)
-
-
-def test_goals_hold_for_their_models_and_sizes() -> None:
-    figures = {"engine_fp32__first": 1.0, "torch_eager_float32__first": 10.0, "engine_fp32__image": 4.0}
-    names = [[ratio.goal.name for ratio in ratios(_results("sdxl", size, **figures))] for size in (1, 10**10)]
-    assert [len(some) for some in names] == [2, 1]
-    assert names[1] == ["runtime work outside engines against a step, engine fp32"]
-    assert len({goal.name for goal in GOALS}) == len(GOALS)
-
-
-def test_goals_are_read_from_a_runs_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = _results(engine_fp32__step=1.0, torch_eager_float32__step=2.0)
-    (tmp_path / "bench.json").write_bytes(msgspec.json.encode(results))
-    goals.main([str(tmp_path / "bench.json")])
-    row = "| sd15 step, fp32 engine against torch eager float32 | 0.500 | 0.500 to 0.500 | 0.4 | MISSED |"
-    assert capsys.readouterr().out.splitlines()[-1] == row
 
 
 def test_a_summary_has_the_quartiles_of_the_sums_of_parts() -> None:
@@ -223,7 +186,7 @@ def test_a_summary_has_the_quartiles_of_the_sums_of_parts() -> None:
 
 
 def test_the_page_names_the_machine_and_what_is_missing() -> None:
-    results = _results(engine_fp32__step=1.0, torch_eager_float32__step=2.0)
+    results = made_up(measured("engine fp32", "step", 1.0), measured("torch eager float32", "step", 2.0))
     page = markdown(results)
     assert results.hardware.processor in page
     assert "| step | 512 x 512, 2 rows | engine fp32 | 1 s | 1 s to 1 s | 0.50 |" in page

@@ -16,9 +16,11 @@ import torch
 
 from controlnext.bench.engines import EngineRunner
 from controlnext.bench.messages import Work
+from controlnext.bench.peers import ControlNetRunner
 from controlnext.bench.prepare import export_uncontrolled, save_stock_pipeline
-from controlnext.bench.pytorch import ControlNetRunner, PipelineRunner, TorchRunner
+from controlnext.bench.pytorch import TorchRunner
 from controlnext.bench.requests import image_arguments, step_feed
+from controlnext.bench.stock import PipelineRunner
 from controlnext.bench.timeline import PARTS, TimedBackend, image_timeline
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
@@ -73,9 +75,10 @@ def test_the_parts_of_an_image_are_all_of_it(bundle: Path) -> None:
         arguments = image_arguments(pipeline.bundle.manifest, WORK)
         for first in (True, False):
             started = time.perf_counter()
-            parts = image_timeline(pipeline, timed, arguments)
+            parts, images = image_timeline(pipeline, timed, arguments)
             elapsed = time.perf_counter() - started
             assert tuple(parts) == PARTS
+            assert [image.size for image in images] == [(WORK.width, WORK.height)]
             assert min(parts.values()) >= 0
             assert (parts["load"] > 0) == first
             # a ratio: the parts leave nothing large out

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from controlnext.bench.session import Settings
+from controlnext.bench.settings import Settings
 from controlnext.engines import open_engine
 from controlnext.engines.tensorrt.build import BuildOptions, build_engine
 from controlnext.engines.tensorrt.flavors import Flavor
