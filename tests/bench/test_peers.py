@@ -69,7 +69,7 @@ def test_deepcache_runs_around_the_stock_pipeline(
     told: list[Any] = []
 
     class Helper:
-        def __init__(self, pipe: Any) -> None:
+        def __init__(self, **_given: Any) -> None:
             self.set_params = lambda **given: told.append(given)
             self.enable, self.disable = (lambda: told.append("on")), (lambda: told.append("off"))
 
@@ -139,7 +139,7 @@ def test_openvino_gets_the_inputs_of_onnx_runtime(
 
 
 def test_stable_diffusion_cpp_runs_in_an_environment_of_its_own(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stable_diffusion_cpp.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
