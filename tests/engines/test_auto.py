@@ -17,6 +17,7 @@ from controlnext.bundle.format import MODEL, PROLOGUE, STEP
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.engines.onnxruntime import int8
+from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError
 from controlnext.runtime import Pipeline
 from support.cli import Cli, assert_refused
@@ -109,6 +110,7 @@ def test_built_engines_need_no_onnxruntime(bundle: Path, monkeypatch: pytest.Mon
     put_in_place(monkeypatch, bundle)
     write_engine(bundle, "tensorrt-rtx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(OpenVinoBackend, "module", "a_library_that_is_not_there")
     assert _backend(bundle).startswith("tensorrt-rtx on")
     with Pipeline.load(bundle) as pipe, pytest.raises(MissingDependencyError, match=r"controlnext\[cpu\]"):
         pipe.decode(rand(0, 1, 4, 3, 5))

@@ -112,6 +112,7 @@ def test_bfloat16_is_refused_where_the_processor_does_not_multiply_it(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     """And the benchmark has no target of it."""
+    from controlnext.bench.choices import Surroundings
     from controlnext.bench.targets import all_targets
 
     monkeypatch.setattr(processor, "instruction_sets", lambda: frozenset({"avx2", "avx512f"}))
@@ -121,7 +122,7 @@ def test_bfloat16_is_refused_where_the_processor_does_not_multiply_it(
         cli(*asked, "--backend", "openvino-bf16"),
         "does not multiply bfloat16: it has none of amx_bf16, avx512_bf16; set --backend to openvino",
     )
-    names = {one.name for one in all_targets([bundle], tmp_path, "cpu", gpu=False, optimum=False)}
+    names = {one.name for one in all_targets([bundle], Surroundings(tmp_path, "cpu", gpu=False))}
     assert "engine fp32, OpenVINO" in names
     assert "engine fp32, OpenVINO bfloat16" not in names
 
