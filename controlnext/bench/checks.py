@@ -44,7 +44,8 @@ def check_settings(settings: Settings, manifests: Sequence[Manifest]) -> None:
     family = get_family(manifests[0].family)
     _check_measures(settings, family)
     for name, measures in _OF_MEASURES.items():
-        if getattr(settings, name) and not set(measures) & set(settings.measures):
+        given = getattr(settings, name)
+        if given is not None and given is not False and not set(measures) & set(settings.measures):
             raise InputError(
                 f"`{name}` was given, but has no effect on `measures` {', '.join(settings.measures)}; it is"
                 f" for {', '.join(measures)}: measure one of these, or remove it",

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 _CLIP = re.compile(r"^(embeddings|encoder|final_layer_norm)\.")
-"""Tensors whose prefix in the original files transformers 5 has no more."""
 
 
 def export_random(model: str, variant: str, seed: int, precision: str, bundles: Path) -> Path:
@@ -141,10 +140,15 @@ def save_single_file(bundle: Path, destination: Path) -> None:
             prefix = next(p for p, inside in prefixes.items() if origin.name.startswith(inside))
             inside = origin.name.removeprefix(prefixes[prefix])
             if weights.spec and weights.spec.library == "transformers":
-                inside = _CLIP.sub(r"text_model.\1.", inside)
+                inside = clip_name(inside)
             tensors[prefix + inside] = _of_original(origin.name, tensor.half())
     with new_file(destination) as aside:
         save_file(tensors, aside)
+
+
+def clip_name(name: str) -> str:
+    """Return the name of a tensor of CLIP in original files, with a prefix that transformers 5 dropped."""
+    return _CLIP.sub(r"text_model.\1.", name)
 
 
 def _of_original(name: str, tensor: Tensor) -> Tensor:

