@@ -18,6 +18,7 @@ import full_size_engines
 import int8
 import operators
 import pytest
+import speed
 import train
 import vae_tiling
 from draw import SIZE
@@ -104,6 +105,17 @@ def test_the_evaluation_compares_with_kept_images(tmp_path: Path, capsys: pytest
     _, same, other = capsys.readouterr().out.splitlines()
     assert "PSNR 200.0 dB" in same
     assert 10 < float(other.partition("PSNR ")[2].split()[0]) < 60
+
+
+def test_the_speed_is_told_with_the_scores(
+    shapes_bundle_fp16: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of images as they are, and of images that multiply less."""
+    few = ["--count", "1", "--steps", "2", "--rounds", "1", "--threads", "1", "--only", "engine*"]
+    speed.main([str(shapes_bundle_fp16), *few, "--guidance-end", "0"])
+    out = capsys.readouterr().out
+    assert "guidance to 0" in out
+    assert out.count("IoU") >= 2
 
 
 @pytest.fixture
