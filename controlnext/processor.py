@@ -1,4 +1,4 @@
-"""Processor cores that this process may use."""
+"""The processor: its instruction sets, and the cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from pathlib import Path
 
 _CPUS, _CONTROL_GROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_DESCRIPTION = Path("/proc/cpuinfo")
+
+
+def instruction_sets() -> frozenset[str]:
+    """Return the instruction sets by the names of Linux (``avx512f``, ``asimd``); none on other systems."""
+    described = facts()
+    return frozenset(described.get("flags", described.get("Features", "")).split())
+
+
+def facts() -> dict[str, str]:
+    """Return the entries of /proc/cpuinfo for the first processor; none on other systems than Linux."""
+    try:
+        first = _DESCRIPTION.read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def usable_cores() -> int:

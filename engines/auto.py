@@ -27,7 +27,8 @@ class AutoBackend(Backend):
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
         device_kind(device)
         self._device, self._threads = device, threads
-        supported = [backend for backend in registry.BACKENDS.values() if backend.supports(device)]
+        backends = [backend for backend in registry.BACKENDS.values() if backend.automatic]
+        supported = [backend for backend in backends if backend.supports(device)]
         self._built = [backend for backend in supported if backend.needs_build]
         self._general: Backend | MissingDependencyError
         try:

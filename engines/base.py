@@ -241,7 +241,8 @@ class Backend(ABC):
     The class variables describe it to the rest of the package. ``name``: the value of ``backend``;
     ``title``: the name in messages; ``module``: the Python module of the library; ``extra``: the extra that
     installs it. ``devices``: the kinds of device that it runs on. ``needs_build``: it runs engines that were
-    built into the bundle before, not the graph itself.
+    built into the bundle before, not the graph itself. ``automatic``: whether ``auto`` may take it; one that
+    computes less exactly than the bundle says is taken only by its name.
     """
 
     name: ClassVar[str] = ""
@@ -250,6 +251,7 @@ class Backend(ABC):
     extra: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     needs_build: ClassVar[bool] = False
+    automatic: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:

@@ -18,24 +18,28 @@ logger = logging.getLogger(__name__)
 
 
 class BuiltBackend(Backend):
-    """The built engines of a backend, and ONNX Runtime for all other graphs.
+    """The built engines of a backend, and another backend for all other graphs.
 
-    ``profiles``: the shapes that the engines of ``built`` accept, by graph name.
+    ``profiles``: the shapes that the engines of ``built`` accept, by graph name. ``others``: the other
+    backend, by default ONNX Runtime.
     """
 
     def __init__(
-        self, built: Backend | None = None, profiles: Mapping[str, Profile] = MappingProxyType({})
+        self,
+        built: Backend | None = None,
+        profiles: Mapping[str, Profile] = MappingProxyType({}),
+        others: Backend | None = None,
     ) -> None:
         self.profiles = profiles
         self._built = built
-        self._others = OrtBackend()
+        self._others = others or OrtBackend()
 
     def can_cut(self, graph_name: str) -> bool:
         """Return whether the shallow part of a graph runs too: its engine is built, or none is."""
         return graph_name not in self.profiles or shallow_name(graph_name) in self.profiles
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
-        """Open the built engine of the graph ``graph_name``, or the graph with ONNX Runtime."""
+        """Open the built engine of the graph ``graph_name``, or the graph with the other backend."""
         backend = self._built if self._built is not None and graph_name in self.profiles else self._others
         return backend.open(bundle, manifest, graph_name, cache=cache)
 

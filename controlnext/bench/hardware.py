@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 
 import msgspec
 
+from controlnext import processor
 from controlnext.engines.onnxruntime.int8 import known_int8_form
 from controlnext.engines.tensorrt.gpu import find_gpu
 
@@ -18,6 +18,7 @@ LIBRARIES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "torch",
@@ -59,15 +60,15 @@ def find_hardware() -> Hardware:
     """Describe this machine and the installed libraries. Needs psutil."""
     import psutil
 
-    facts = _processor()
+    facts = processor.facts()
     gpu = find_gpu()
     names = (facts.get("model name"), platform.processor(), platform.machine())
-    flags = set(facts.get("flags", facts.get("Features", "")).split())
+    sets = processor.instruction_sets()
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     return Hardware(
         processor=next(name for name in names if name),
         cores=core_count(),
-        instructions=[name for name in INSTRUCTIONS if name in flags],
+        instructions=[name for name in INSTRUCTIONS if name in sets],
         memory=psutil.virtual_memory().total,
         gpu=gpu.name if gpu else "",
         system=platform.platform(),
@@ -92,13 +93,3 @@ def free_memory() -> int:
     import psutil
 
     return psutil.virtual_memory().available
-
-
-def _processor() -> dict[str, str]:
-    """Return the entries of /proc/cpuinfo for the first processor; empty on other systems than Linux."""
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -72,8 +72,8 @@ class _Others:
         if self.family.controlnet is not None:
             plain = self._images("diffusers ControlNet float32", "float32")
             size = int(_CONTROLNET * plain.weights)
-            several = {"runner": "controlnet", "measures": (*STEPS, *IMAGES), "weights": size}
-            yield replace(plain, **several, denoiser=size)
+            plain = replace(plain, runner="controlnet", measures=(*STEPS, *IMAGES))
+            yield replace(plain, weights=size, denoiser=size)
         if self.family.task == "image":
             for dtype in _FAST:
                 plain = replace(self._images(f"diffusers DeepCache {dtype}", dtype), runner="deepcache")
@@ -113,9 +113,11 @@ class _Others:
 
     def _torch(self, name: str, dtype: str, **options: Option) -> Target:
         given: dict[str, Option] = {"device": self.around.device, "dtype": dtype, **options}
-        graphs = (tuple(self.manifest.graphs), (self.family.denoiser,))
-        sizes = [_weights(self.manifest, *some) * _DTYPES[dtype] for some in graphs]
-        return Target(name, "torch", str(self.path), STEPS, *sizes, given)
+        weights, denoiser = (
+            _weights(self.manifest, *some) * _DTYPES[dtype]
+            for some in (self.manifest.graphs, (self.family.denoiser,))
+        )
+        return Target(name, "torch", str(self.path), STEPS, weights, denoiser, given)
 
     def _images(self, name: str, dtype: str) -> Target:
         stock = own_directory(self.path, self.around.made) / "diffusers"

@@ -115,7 +115,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def _size(found: Measurement) -> tuple[int, ...] | None:
-    return found.work and found.work.size
+    return None if found.work is None else found.work.size
 
 
 def part_rows(results: Results) -> list[tuple[str, ...]]:

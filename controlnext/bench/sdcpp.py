@@ -37,10 +37,12 @@ class SdcppRunner:
         self.guidance = get_family(self.manifest.family).default_guidance
         started = time.perf_counter()
         command = [self._python, str(_CHILD), json.dumps(self._options)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        pipe = subprocess.PIPE
         try:
             # its messages join this process's, which the benchmark reads where it ends early
-            self._process: Any = subprocess.Popen(command, **pipes, stderr=sys.stderr, text=True)
+            self._process: Any = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=sys.stderr, text=True
+            )
         except OSError as error:
             raise WorkError(f"{self._python} cannot be run: {error}") from error
         loaded = self._answer()

@@ -112,15 +112,18 @@ def _main_work(manifest: Manifest, settings: Settings) -> Work:
     made_for = family.vae_factor * manifest.configs[family.denoiser]["sample_size"]
     usual = min(SIDE, made_for) // family.size_multiple * family.size_multiple
     height = settings.height or usual
-    sides = {"height": height, "width": settings.width or height}
-    for name, side in (*sides.items(), *(("sizes", side) for side in settings.sizes or SIZES)):
+    width = settings.width or height
+    sides = [("height", height), ("width", width), *(("sizes", side) for side in settings.sizes or SIZES)]
+    for name, side in sides:
         if side < 1 or side % family.size_multiple:
             raise InputError(
                 f"`{name}` is {side}; it must be a multiple of {family.size_multiple}"
                 f"{family.nearest_sizes(side)}",
                 argument=name,
             )
-    return Work(**sides, frames=(settings.frames or FRAMES)[0] if family.task == "video" else 1)
+    return Work(
+        height=height, width=width, frames=(settings.frames or FRAMES)[0] if family.task == "video" else 1
+    )
 
 
 def _step_items(main: Work, settings: Settings) -> list[Item]:

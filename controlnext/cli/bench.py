@@ -87,8 +87,8 @@ def bench(
         frames=frames,
         threads=threads,
         device=device,
-        optimum=optimum and str(optimum),
-        sdcpp=sdcpp and str(sdcpp),
+        optimum=None if optimum is None else str(optimum),
+        sdcpp=None if sdcpp is None else str(sdcpp),
     )
     directories = [fetch_bundle(bundle, quiet=as_json) for bundle in bundles or ()]
     with ExitStack() as stack:

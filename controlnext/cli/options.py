@@ -72,6 +72,15 @@ Lora = Annotated[
         show_default=False,
     ),
 ]
+TextualInversion = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH_OR_ID[:TOKEN]",
+        help="Path or hub id of a textual inversion, and its word in prompts (default: the file's); may be"
+        " repeated.",
+        show_default=False,
+    ),
+]
 NoT5 = Annotated[
     bool, typer.Option("--no-t5", help="Export without the T5 text encoder (sd3 only), which takes 9 GB.")
 ]

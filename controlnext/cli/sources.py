@@ -30,6 +30,7 @@ class Sources:
     vae: options.Vae = None
     preview_vae: options.PreviewVae = None
     lora: options.Lora = None
+    textual_inversion: options.TextualInversion = None
     no_t5: options.NoT5 = False
     scheduler: options.Scheduler = None
     random_weights: options.RandomWeights = None
@@ -61,6 +62,7 @@ class Sources:
             vae=self.vae,
             preview_vae=self.preview_vae,
             lora=self.lora or (),
+            textual_inversion=self.textual_inversion or (),
             leave_out=(family.sequence_encoder,) if self.no_t5 else (),
             scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,11 @@ def verify(
     vae: options.Vae = None,
     preview_vae: options.PreviewVae = None,
     lora: options.Lora = None,
+    textual_inversion: options.TextualInversion = None,
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
+    backend: verify_options.Backends = None,
     prompt: verify_options.Prompt = None,
     control_image: verify_options.ControlImage = None,
     steps: verify_options.Steps = None,
@@ -60,19 +63,23 @@ def verify(
         vae=vae,
         preview_vae=preview_vae,
         lora=lora,
+        textual_inversion=textual_inversion,
         no_t5=no_t5,
         scheduler=scheduler,
         random_weights=random_weights,
     )
-    if (ranges or layers) and (sources.given or report is not None):
+    if (ranges or layers) and (sources.given or report is not None or backend):
         option = "--ranges" if ranges else "--layers"
-        raise InputError(f"{option} does not support --report or original weights; remove these options")
+        raise InputError(
+            f"{option} does not support --report or original weights, nor --backend; remove these options"
+        )
     if layers is not None:
         _show_layers(fetch_bundle(bundle, quiet=as_json), fetch_bundle(layers, quiet=as_json), as_json)
         return
     directory = fetch_bundle(bundle, quiet=as_json)
     manifest = read_manifest(directory)
     original = sources.control or sources.random_weights is not None
+    _check_backends(backend or ())
     if sources.given and not original:
         raise InputError(
             f"{', '.join(sources.given)} was given without --control; add --control to compare with the"
@@ -105,7 +112,7 @@ def verify(
         return
     checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(directory)
     with progress(quiet=as_json) as bars:
-        comparison = compare(directory, checkpoint, run, bars)
+        comparison = compare(directory, checkpoint, run, bars, backend or ())
     if report is not None:
         write_report(report, manifest, run, comparison)
     if as_json:
@@ -113,6 +120,16 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _check_backends(names: Sequence[str]) -> None:
+    accepted = verify_options.OTHER_BACKENDS
+    for name in names:
+        if name not in accepted:
+            raise InputError(
+                f"--backend {name} cannot be asked for; accepted: {', '.join(accepted)}. ONNX Runtime, and"
+                " built engines that this machine can run, are compared without it"
+            )
 
 
 def _show_layers(bundle: Path, other: Path, as_json: bool) -> None:

@@ -7,6 +7,23 @@ from typing import Annotated
 
 import typer
 
+from controlnext.engines import registry
+from controlnext.engines.onnxruntime.backend import OrtBackend
+
+OTHER_BACKENDS = tuple(
+    name
+    for name, backend in registry.BACKENDS.items()
+    if not (backend.needs_build or issubclass(backend, OrtBackend))
+)
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        help=f"Backend to compare besides ONNX Runtime and built engines: {', '.join(OTHER_BACKENDS)}; may be"
+        " repeated.",
+        show_default=False,
+    ),
+]
 Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Path to an HTML report to write.")]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")]
 ControlImage = Annotated[

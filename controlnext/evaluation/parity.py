@@ -1,6 +1,7 @@
 """Parity of engines with PyTorch: each graph alone, then a whole sampling run.
 
-ONNX Runtime's engines are always compared, built TensorRT engines if they can run on this machine.
+ONNX Runtime's engines are always compared, built TensorRT engines if they can run on this machine, other
+backends if they are asked for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
+from controlnext.engines import select_backend
 from controlnext.engines.built import BuiltBackend, usable_backends
+from controlnext.engines.openvino.backend import OpenVinoBf16Backend
 from controlnext.evaluation.inputs import (
     SamplingRun,
     added_words,
@@ -40,8 +43,8 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
-_CACHED_STEPS = 6
-"""Most steps of the run with the step cache; fewer than these enlarge the rounding of int8."""
+_CACHED_STEPS = 4
+"""Most steps of the run with the step cache: two full ones, each with a shallow one behind it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,16 @@ LIMITS: Mapping[Precision, Limits] = {
     Precision.FP16: Limits(graph=4e-3, latents=1e-2, image=40),
     Precision.INT8: Limits(graph=0.1, latents=0.35, image=20),
 }
+# 8 bits a number
+_BF16 = Limits(graph=4e-2, latents=8e-2, image=30)
+_LIMITS_OF_BACKENDS: Mapping[str, Mapping[Precision, Limits]] = {
+    OpenVinoBf16Backend.name: {
+        Precision.FP32: _BF16,
+        Precision.FP16: _BF16,
+        Precision.INT8: LIMITS[Precision.INT8],
+    }
+}
+"""Limits of backends that compute in another type than the bundle's."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,20 @@ def measure(bundle: Path, checkpoint: Checkpoint, progress: Progress) -> list[Pa
     return compare(bundle, checkpoint, run, progress).rows
 
 
-def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Progress) -> Comparison:
+def compare(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    run: SamplingRun,
+    progress: Progress,
+    others: Sequence[str] = (),
+) -> Comparison:
     """Run PyTorch, then each backend, on the same inputs; PyTorch's memory is released before engines open.
 
-    The sizes of the inputs, and of ``run``, are adjusted to what all engines accept.
+    The sizes of the inputs, and of ``run``, are adjusted to what all engines accept. ``others``: backends
+    that run the graphs themselves, to compare besides. Raises as :func:`controlnext.engines.select_backend`.
     """
     manifest = read_manifest(bundle)
+    asked = {name: BuiltBackend(others=select_backend(name)) for name in others}
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
@@ -94,10 +115,11 @@ def compare(bundle: Path, checkpoint: Checkpoint, run: SamplingRun, progress: Pr
     expected = _pytorch(checkpoint, feeds, arguments, progress)
     gc.collect()
     found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
-    rows = _rows(manifest, runs, expected, found)
-    for name, backend in backends.items():
-        built = _engine(bundle, manifest, backend, feeds, arguments, progress)
-        rows += [replace(row, name=f"{name}: {row.name}") for row in _rows(manifest, runs, expected, built)]
+    rows = _rows(manifest, runs, expected, found, LIMITS)
+    for name, backend in {**backends, **asked}.items():
+        outputs = _engine(bundle, manifest, backend, feeds, arguments, progress)
+        own = _rows(manifest, runs, expected, outputs, _LIMITS_OF_BACKENDS.get(name, LIMITS))
+        rows += [replace(row, name=f"{name}: {row.name}") for row in own]
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
@@ -109,15 +131,19 @@ def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
 
 
 def _rows(
-    manifest: Manifest, runs: Sequence[SamplingRun], expected: _Outputs, found: _Outputs
+    manifest: Manifest,
+    runs: Sequence[SamplingRun],
+    expected: _Outputs,
+    found: _Outputs,
+    of_precision: Mapping[Precision, Limits],
 ) -> list[ParityRow]:
     rows = [
         _row(f"{name}: {output.name}", "relative L2", _worst(expected, found, name, output.name), limit)
         for name, graph in manifest.graphs.items()
         for output in graph.outputs
-        for limit in [LIMITS[graph.precision].graph]
+        for limit in [of_precision[graph.precision].graph]
     ]
-    limits = LIMITS[manifest.precision]
+    limits = of_precision[manifest.precision]
     # an engine that cannot be cut has no second run
     latents = [
         _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)

@@ -28,6 +28,7 @@ def stock_tokenizers(checkpoint: Checkpoint, networks: Collection[str]) -> dict[
         if name in networks and checkpoint.directory:
             longest = network.tokens or checkpoint.networks[name].config["max_position_embeddings"]
             loaded[network.tokenizer] = _loaded(checkpoint.directory, network.tokenizer, longest)
+            loaded[network.tokenizer].add_tokens([*checkpoint.added_tokens.get(network.tokenizer, ())])
         elif name in networks and network.tokenizer in checkpoint.tokenizers:
             loaded[network.tokenizer] = _of_bundle(checkpoint.tokenizers[network.tokenizer])
     return loaded

@@ -47,6 +47,7 @@ class Base:
     options: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     tokenizers: dict[str, str] = field(default_factory=dict)
+    added_tokens: dict[str, list[str]] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     directory: Path | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Checkpoint:
     ``networks``: by the registry's names, and ``"control"``, ``"control_2"``, ... for the control modules;
     text encoders that the base does not have are absent. ``variant``: the registry's, the same for all
     control modules; each has its own widths in its configuration. ``tokenizers``: content of a
-    ``tokenizer.json`` by directory name, with padding and truncation set. ``scheduler``: content of
+    ``tokenizer.json`` by directory name, with padding and truncation set; ``added_tokens``: what textual
+    inversions added to those of ``directory``. ``scheduler``: content of
     ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: whether the
     weights are random numbers. ``settings``: the origin of each setting of the scheduler. ``directory``: the
     base's diffusers directory, from which stock diffusers can load it; None if the base is not one.
@@ -69,6 +70,7 @@ class Checkpoint:
     random: bool
     settings: dict[str, Setting] = field(default_factory=dict)
     directory: Path | None = None
+    added_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def controls(self) -> list[NetworkWeights]:

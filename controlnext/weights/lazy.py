@@ -142,14 +142,26 @@ class _SafetensorsFile:
         return tensor
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def read_content(path: Path) -> Any:
+    """Read the whole content of a small weight file: tensors by name, or what a pickle holds that can be read
+    without running code. Raises :class:`CheckpointError` as :func:`read_file` does."""
+    if not is_weight_file(path.name) or is_safetensors(path.name):
+        return {name: tensor.read() for name, tensor in read_file(path).items()}
+    return _unpickled(path)
+
+
+def _unpickled(path: Path) -> Any:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and would need its code to run: it is not loaded;"
             " get it as .safetensors"
         ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    content = _unpickled(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(map(_is_named_tensor, content.items())):

@@ -31,6 +31,7 @@ from controlnext.weights.markers import is_marker, marked_settings
 from controlnext.weights.networks import shapes_of
 from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.shipped import original_layout
+from controlnext.weights.textual_inversion import add_inversions
 from controlnext.weights.weight_source import WeightSource, read_weights, resolve, weight_files
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def load_checkpoint(
     vae: Given | None = None,
     preview_vae: Given | None = None,
     lora: Sequence[str] = (),
+    textual_inversion: Sequence[str] = (),
     leave_out: Collection[str] = (),
     scheduler: Mapping[str, Any] = MappingProxyType({}),
     random_seed: int | None = None,
@@ -63,6 +65,7 @@ def load_checkpoint(
     with ``unet_increments`` differences to add. Where they are not given, those in the directory of a
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
+    ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
     (``prediction_type``, ``timestep_spacing``, ...).
@@ -72,7 +75,7 @@ def load_checkpoint(
     """
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
-        given |= {"preview_vae": preview_vae, "lora": lora}
+        given |= {"preview_vae": preview_vae, "lora": lora, "textual_inversion": textual_inversion}
         _refuse_files([key for key, value in given.items() if value])
         return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
@@ -88,6 +91,8 @@ def load_checkpoint(
         sources += _find_trained(family, loaded, weight_sources, _each(unet_weights), unet_increments)
     with blames("lora"):
         sources += apply_loras(family, loaded, lora)
+    with blames("textual_inversion"):
+        sources += add_inversions(family, loaded, textual_inversion)
     return _assemble(family, loaded, controls, sources, random=False)
 
 
@@ -199,6 +204,7 @@ def _assemble(
         random,
         base.scheduler.settings,
         base.directory,
+        base.added_tokens,
     )
 
 

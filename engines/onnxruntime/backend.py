@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -31,7 +30,8 @@ from controlnext.engines.onnxruntime.providers import (
     provider_options,
 )
 from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
-from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError
+from controlnext.engines.threads import check_threads
+from controlnext.errors import BundleError, ControlNeXtError, WorkError
 from controlnext.families import get_family
 from controlnext.optional import extra
 from controlnext.types import Precision
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 Providers = list[tuple[str, dict[str, Any]]]
 
-MOST_THREADS = 8 * (os.cpu_count() or 1)
-"""More threads than cores only wait for each other; more than this is a mistake."""
 _SILENT = 4
 _PROLOGUES = (PARTS[0], UINT8_PARTS[0])
 
@@ -62,12 +60,7 @@ class OrtBackend(Backend):
     devices = ("cpu", "cuda")
 
     def __init__(self, device: str = "auto", *, threads: int | None = None, provider: str = "auto") -> None:
-        is_integer = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (is_integer and 1 <= threads <= MOST_THREADS):
-            raise InputError(
-                f"threads is {threads!r}; it must be an integer from 1 to {MOST_THREADS}",
-                argument="threads",
-            )
+        check_threads(threads)
         self.ort = _import_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
         self.index = device_index(device) or 0

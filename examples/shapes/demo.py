@@ -29,14 +29,15 @@ MODEL = Path(__file__).parent / "model"
 COUNT, STEPS, GUIDANCE = 4, 20, 3.0
 
 
-def reference() -> ImageReference:
-    """Load the small model in PyTorch from the files that the export reads."""
+def reference(model: Path = MODEL, lora: Sequence[str] = ()) -> ImageReference:
+    """Load the small model in PyTorch from the files that the export reads, with LoRAs ``PATH[:SCALE]``."""
     checkpoint = load_checkpoint(
         get_family("sdxl"),
-        base=MODEL / "base",
-        control=MODEL / "controlnet.safetensors",
-        unet_weights=MODEL / "unet.safetensors",
+        base=model / "base",
+        control=model / "controlnet.safetensors",
+        unet_weights=model / "unet.safetensors",
         unet_increments=True,
+        lora=lora,
     )
     return ImageReference.of(checkpoint)
 

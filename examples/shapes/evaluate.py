@@ -4,6 +4,8 @@ python examples/shapes/evaluate.py --scales 0 1 --sheet sheet.png     # PyTorch
 python examples/shapes/evaluate.py --bundle build/shapes-fp16         # the engine
 python examples/shapes/evaluate.py --scales 1 --cache-intervals 1 2 3 # the step cache
 python examples/shapes/evaluate.py --bundle build/shapes-fp16 --previews   # its previews too
+python examples/shapes/evaluate.py --lora examples/shapes/model/lcm_lora.safetensors
+    --scales 1 --sampler lcm --steps 4 --guidance 1     # the LoRA for few steps, in one line
 """
 
 import argparse
@@ -81,26 +83,37 @@ def sheet(drawings: list[draw.Drawing], images: dict[float, np.ndarray], columns
     return Image.fromarray(np.concatenate(strips))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one line per scale and cache interval; the PSNR is that to the first interval's images."""
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Score the shipped model on the held-out drawings.")
     parser.add_argument("--bundle", type=Path, help="run the engine of this bundle instead of PyTorch")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5])
     parser.add_argument("--cache-intervals", type=int, nargs="+", default=[1])
+    parser.add_argument("--lora", nargs="+", default=[], help="LoRAs for PyTorch; a bundle has its own")
+    parser.add_argument("--sampler", help="default: unipc")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--guidance-end", type=float, default=1.0)
     parser.add_argument("--previews", action="store_true", help="score the bundle's previews of them too")
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--save", type=Path, help="keep the last images, as an .npy file")
+    parser.add_argument("--against", type=Path, help="print the PSNR to the images that --save kept here")
     options = parser.parse_args(arguments)
     if options.previews and not options.bundle:
         parser.error("--previews needs --bundle")
+    if options.lora and options.bundle:
+        parser.error("--lora is for PyTorch: export the bundle with it")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one line per scale and cache interval; the PSNR is that to the first interval's images."""
+    options = _asked(arguments)
     drawings = draw.held_out(options.count)
     images: dict[float, np.ndarray] = {}
-    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference()
+    pipeline: Any = Pipeline.load(options.bundle) if options.bundle else reference(lora=options.lora)
     asked = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-    asked |= {"guidance_end": options.guidance_end}
+    asked |= {"guidance_end": options.guidance_end, "sampler": options.sampler}
     if options.bundle:
         asked["output_type"] = "np"
     for scale in options.scales:
@@ -111,11 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             told = _told(made, drawings)
             if scale in images:
                 told += f", cache interval {interval}: PSNR {psnr(images[scale], made):.1f} dB"
+            if options.against:
+                told += f", PSNR {psnr(np.load(options.against), made):.1f} dB to {options.against.name}"
             print(f"scale {scale}: {told}", flush=True)
             if options.previews:
                 previews = np.concatenate([pipeline.preview(some, "np") for some in latents])
                 print(f"scale {scale}, previews: {_told(previews, drawings)}", flush=True)
             images.setdefault(scale, made)
+    if options.save:
+        np.save(options.save, made)
     if options.sheet:
         sheet(drawings, images).save(options.sheet)
 

@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     given = vars(parser.parse_args(arguments))
     bundles, drawings = given.pop("bundles"), draw.held_out(given.pop("count"))
-    size = {"height": draw.SIZE, "width": draw.SIZE}
-    settings = Settings(["image"], **size, runs=1, device="auto", guidance=GUIDANCE, **given)
+    only, side = given.pop("only"), draw.SIZE
+    settings = Settings(["image"], only, side, side, runs=1, device="auto", guidance=GUIDANCE, **given)
     with tempfile.TemporaryDirectory() as made:
         exam = Exam(list(calls(drawings)), partial(score, drawings))
         print(markdown(measure(bundles, settings, Path(made), lambda _turn, _share: None, exam)))

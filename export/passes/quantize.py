@@ -11,6 +11,8 @@ Rules:
   between quantized tensors;
 - a normalized layer reads its input divided by the mean magnitude of its row, and its output is multiplied by
   that again: one grid then suits the small and the large steps of a sampling run;
+- where the graph gives a layer's output, such as a feature for the step cache, it gives what the readers of
+  that output get;
 - scales have the type of the tensor that they scale, so the pass works behind ``lower_to_float16`` too.
 """
 
@@ -102,10 +104,12 @@ def quantize(model: ir.Model, scales: Mapping[str, LayerScales]) -> ir.Model:
         layer.node.replace_input_with(1, _int8_weight(model.graph, layer))
         if scale.output is not None:
             value = layer.node.outputs[0]
-            if len(value.uses()) > 1 or any(user.op_type in _MOVES for user in value.consumers()):
+            reading = len(value.uses()) + value.is_graph_output()
+            if reading > 1 or any(user.op_type in _MOVES for user in value.consumers()):
                 _add_bias_behind(model.graph, layer)
             grid = _Grid(model.graph, f"{name}.output", scale.output, value.dtype)
-            grid.round(value, value.uses())
+            rounded = grid.round(value, value.uses())
+            _give_out(model.graph, value, rounded)
     # Transposes of weights that are stored transposed now
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -120,8 +124,8 @@ class _Grid:
         self.step = add_constant(graph, f"{name}{SCALE}", np.array(step, dtype.numpy()))
         self.zero = add_constant(graph, f"{name}.zero_point", np.array(0, np.int8))
 
-    def round(self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
-        """Have these uses of ``value``, nodes and numbers of their inputs, read it rounded to the grid."""
+    def round(self, value: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> ir.Value:
+        """Return ``value`` rounded to the grid, which these uses, nodes and numbers of their inputs, read."""
         uses = list(uses)
         number = f".{self.pairs}" if self.pairs else ""
         self.pairs += 1
@@ -143,6 +147,16 @@ class _Grid:
             self.graph.insert_after(producer, [rounded, restored])
         for node, index in uses:
             node.replace_input_with(index, restored.outputs[0])
+        return restored.outputs[0]
+
+
+def _give_out(graph: ir.Graph, value: ir.Value, result: ir.Value) -> None:
+    """If the graph gives ``value`` as an output, have it give ``result`` under that name."""
+    if not value.is_graph_output():
+        return
+    graph.outputs[graph.outputs.index(value)] = result
+    name, value.name = value.name, f"{value.name}.inside"
+    result.name, result.shape = name, value.shape
 
 
 def _spread_up(grid: _Grid, value: ir.Value) -> None:
@@ -170,6 +184,7 @@ def _add_bias_behind(graph: ir.Graph, layer: Layer) -> None:
     graph.insert_after(node, [column, total])
     for user, index in uses:
         user.replace_input_with(index, total.outputs[0])
+    _give_out(graph, value, total.outputs[0])
 
 
 def normalize(graph: ir.Graph, layer: Layer) -> None:
@@ -194,6 +209,7 @@ def normalize(graph: ir.Graph, layer: Layer) -> None:
     node.replace_input_with(0, divided.outputs[0])
     for user, index in uses:
         user.replace_input_with(index, restored.outputs[0])
+    _give_out(graph, value, restored.outputs[0])
 
 
 def _int8_weight(graph: ir.Graph, layer: Layer) -> ir.Value:

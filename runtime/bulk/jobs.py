@@ -55,12 +55,11 @@ class Job:
 def read_jobs(jobs: Path) -> list[Job]:
     """Return the jobs of a file, those with a problem among them; ids are unique.
 
-    Raises :class:`InputError` for a file that cannot be read or has no job.
+    Raises :class:`InputError` for a file that cannot be read, has no line of JSON, or no job.
     """
-    if jobs.suffix.lower() == PARQUET:
-        rows: Iterable[Any] = _parquet_rows(jobs)
-    else:
-        rows = _json_rows(jobs)
+    rows = list(_parquet_rows(jobs) if jobs.suffix.lower() == PARQUET else _json_rows(jobs))
+    if rows and all(isinstance(row, InputError) for _, row in rows):
+        raise _unreadable(jobs, str(rows[0][1]))
     found: list[tuple[int, Job]] = []
     taken: set[str] = set()
     for number, row in rows:
@@ -144,6 +143,9 @@ def _jobs_of(row: Any, number: int, directory: Path) -> Iterator[Job]:
     pattern = arguments.pop(GLOB, None)
     if pattern is None:
         yield Job(name, arguments)
+        return
+    if "control_image" in arguments:
+        yield Job(name, {}, f"control_image and {GLOB} are both given; give one of them")
         return
     paths = matches(pattern, directory)
     if not paths:

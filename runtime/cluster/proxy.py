@@ -28,6 +28,8 @@ RETRY_AFTER = 5
 """Seconds after which one of those that wait may have begun."""
 
 _WORK = re.compile("/v1/images/(generations|edits)|/v1/videos")
+_OF_SERVE = "/-/"
+"""Before the paths of Serve's own, such as the probe of a proxy."""
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]{1,200})"|name="model"\r\n\r\n([^\r\n]{1,200})\r\n')
 """The field ``model`` of a body, in JSON or in a form. It only decides which replica is asked first."""
 _MODEL_HEADER = b"serve_multiplexed_model_id"
@@ -81,11 +83,12 @@ class Retries:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, again if need be."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not _WORK.fullmatch(scope["path"]):
+        if scope["type"] != "http" or scope["path"].startswith(_OF_SERVE):
             await self._app(scope, receive, send)
             return
         body = _Body(receive)
-        scope = {**scope, "headers": [*scope["headers"], *await self._model(body)]}
+        if scope["method"] == "POST" and _WORK.fullmatch(scope["path"]):
+            scope = {**scope, "headers": [*scope["headers"], *await self._model(body)]}
         for pause in (*_PAUSES, None):
             reply = _Reply(send)
             await self._app(dict(scope), body.again(), reply.send)

@@ -45,7 +45,7 @@ class Replica:
         bundles = [local_copy(bundle) for bundle in spec.bundles]
         self._models = Models(bundles, settings, load or spec.load(), metrics)
         self._app = make_app(self._models, settings, metrics, local=spec.local)
-        self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts)
+        self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts, cancels_left=True)
         # of a clip that it does not have, another replica tells
         self._asked = AccessLog(self._app, metrics, unlogged=(404,))
         await self._models.start()

@@ -60,7 +60,8 @@ class AccessLog:
     The record's message is for people; the same facts are in its attribute ``request``. Prompts are left out
     unless ``prompts`` is set. Requests of ``/health`` and ``/metrics``, which come by the clock, are logged
     at level DEBUG, and those whose status is one of ``unlogged`` neither logged nor counted. A request that
-    the server cancels is answered with 503. ``active`` is the number of requests at the moment.
+    is cancelled is answered with 503, as the server stops; with ``cancels_left`` not at all: what calls the
+    application cancels the requests of clients that left. ``active`` is the number of requests at the moment.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class AccessLog:
         *,
         prompts: bool = False,
         unlogged: Collection[int] = (),
+        cancels_left: bool = False,
     ) -> None:
         self._application, self._metrics, self._prompts = application, metrics, prompts
-        self._unlogged = unlogged
+        self._unlogged, self._cancels_left = unlogged, cancels_left
         self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,9 +87,9 @@ class AccessLog:
         try:
             await self._application(scope, watch.receive, watch.send)
         except asyncio.CancelledError:
-            # the server stops and waits no longer; its log needs no traceback of that
+            # its log needs no traceback of that
             watch.left = True
-            if not watch.status:
+            if not watch.status and not self._cancels_left:
                 await _answer_stopped(watch.send)
         except Exception:
             facts.outcome = Outcome.FAILED

@@ -14,6 +14,7 @@ import pytest
 from goals import ratios
 from PIL import Image
 
+from controlnext import processor
 from controlnext.bench.choices import MEASURES, Surroundings
 from controlnext.bench.messages import Target, Turn, Work
 from controlnext.bench.prepare import export_random
@@ -133,9 +134,13 @@ def test_processes_are_grouped_by_memory() -> None:
     assert len(list(in_groups(three, "pipeline", room=1))) == 3
 
 
-def test_all_targets_are_listed(bundle: Path, tmp_path: Path) -> None:
+def test_all_targets_are_listed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor that multiplies bfloat16."""
+    monkeypatch.setattr(processor, "instruction_sets", lambda: frozenset({"amx_bf16"}))
     assert {
         "engine fp32",
+        "engine fp32, OpenVINO",
+        "engine fp32, OpenVINO bfloat16",
         "engine fp32 without control",
         "engine fp32 offloaded",
         "torch eager float32",

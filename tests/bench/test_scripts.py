@@ -11,12 +11,14 @@ from pathlib import Path
 
 import data
 import demo
+import distill
 import evaluate
 import full_size
 import full_size_engines
 import int8
 import operators
 import pytest
+import speed
 import train
 import vae_tiling
 from draw import SIZE
@@ -58,6 +60,21 @@ def test_every_stage_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
+@pytest.mark.export
+def test_the_distillation_writes_a_lora_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps change every layer that the script names."""
+    monkeypatch.setattr(data, "Pool", ThreadPool)
+    monkeypatch.setattr(distill, "TEACHER_STEPS", 1)
+    monkeypatch.setattr(distill, "RUNS", (2,))
+    file = tmp_path / "lora.safetensors"
+    distill.main(["--output", str(file), "--steps", "2", "--batch", "2", "--drawings", "4"])
+    plain, distilled = (demo.reference(lora=lora).denoiser.state_dict() for lora in ([], [str(file)]))
+    changed = {name for name, tensor in plain.items() if not tensor.equal(distilled[name])}
+    assert changed == {
+        name for name in plain if name.endswith(tuple(f"{end}.weight" for end in distill.LAYERS))
+    }
+
+
 def test_the_demo_writes_a_strip_for_each_outline(
     shapes_bundle_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +93,29 @@ def test_the_evaluation_scores_each_scale(
     evaluate.main([*options, *(["--bundle", str(shapes_bundle_fp16)] if engine else [])])
     assert capsys.readouterr().out.count("IoU") == 2
     assert Image.open(tmp_path / "sheet.png").size == (2 * SIZE, 3 * SIZE)
+
+
+def test_the_evaluation_compares_with_kept_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With those of the same run, and with those of the model without the LoRA."""
+    kept, lora = tmp_path / "kept.npy", ["--lora", str(distill.LORA)]
+    options = ["--count", "1", "--steps", "1", "--scales", "1", "--sampler", "lcm", "--guidance", "1"]
+    evaluate.main([*options, "--save", str(kept)])
+    for more in ([], lora):
+        evaluate.main([*options, *more, "--against", str(kept)])
+    _, same, other = capsys.readouterr().out.splitlines()
+    assert "PSNR 200.0 dB" in same
+    assert 10 < float(other.partition("PSNR ")[2].split()[0]) < 60
+
+
+def test_the_speed_is_told_with_the_scores(
+    shapes_bundle_fp16: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of images as they are, and of images that multiply less."""
+    few = ["--count", "1", "--steps", "2", "--rounds", "1", "--threads", "1", "--only", "engine*"]
+    speed.main([str(shapes_bundle_fp16), *few, "--guidance-end", "0"])
+    out = capsys.readouterr().out
+    assert "guidance to 0" in out
+    assert out.count("IoU") >= 2
 
 
 @pytest.fixture

@@ -193,6 +193,34 @@ def test_the_shallow_part_has_no_weights_of_its_own(tiny_bundle: Path) -> None:
     assert shallow_name("unet") in read_manifest(tiny_bundle).parts
 
 
+@pytest.mark.parametrize("variant", FAMILY_VARIANTS)
+def test_the_shallow_part_of_int8_is_that_of_float32(tiny: Callable[..., Path], variant: str) -> None:
+    _same_shallow_part(tiny(variant), tiny(variant, "int8"))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_shallow_part_of_the_small_model_is_that_of_float32(
+    request: pytest.FixtureRequest, shapes_bundle: Path, precision: str
+) -> None:
+    """It begins right behind a convolution, which is normalized in int8."""
+    _same_shallow_part(shapes_bundle, request.getfixturevalue(f"shapes_bundle_{precision}"))
+
+
+def _same_shallow_part(exact: Path, lowered: Path) -> None:
+    """Hold that it reads the same inputs, and none of the deep layers' weights."""
+    parts, weights = [], []
+    for bundle in (exact, lowered):
+        manifest = read_manifest(bundle)
+        denoiser = get_family(manifest.family).denoiser
+        parts.append(manifest.graphs[denoiser].shallow)
+        read = onnx.load(bundle / denoiser / SHALLOW, load_external_data=False).graph.initializer
+        names = {tensor.name for tensor in read if tensor.name.startswith(("denoiser.", "control"))}
+        weights.append({name.removesuffix(".scale").removesuffix(".transposed") for name in names})
+    assert parts[0] == parts[1]
+    assert weights[0]
+    assert {name for name in weights[1] if name.endswith("weight")} <= weights[0]
+
+
 def test_a_bundle_of_an_earlier_release_is_refused_with_the_remedy(tmp_path: Path) -> None:
     kept = Path(__file__).parents[1] / "data" / "old_bundle" / "bundle"
     bundle = shutil.copytree(kept, tmp_path / "bundle")

@@ -110,21 +110,28 @@ def bundle(
     return export
 
 
-def image_arguments(height: int, width: int) -> dict[str, Any]:
-    embeds = {"prompt_embeds": rand(1, 2, 77, 48), "negative_prompt_embeds": rand(2, 2, 77, 48)}
+def image_arguments(pipe: Pipeline, height: int, width: int) -> dict[str, Any]:
+    widths = {name: spec.shape[-1] for name, spec in pipe.inputs.items()}
+    shapes = {"prompt_embeds": (2, 77, widths["encoder_hidden_states"])}
+    if pooled := pipe.family.pooled_input:
+        shapes["pooled_prompt_embeds"] = (2, widths[pooled])
+    names = [f"{side}{name}" for name in shapes for side in ("", "negative_")]
+    embeds = {name: rand(seed, *shapes[name.removeprefix("negative_")]) for seed, name in enumerate(names, 1)}
     image = drawing(5, width, height)
     return {**embeds, "control_image": image, "height": height, "width": width, "num_inference_steps": 2}
 
 
+@pytest.mark.parametrize("variant", ["sd15", "sdxl"])
 def test_images_previews_and_tiles_equal_diffusers(
-    bundle: Callable[[str], Path], checkpoint: Callable[..., Checkpoint]
+    bundle: Callable[[str], Path], checkpoint: Callable[..., Checkpoint], variant: str
 ) -> None:
     """A run of the stock pipeline with the tiny VAE; previews in the result's size; tiles at sizes of one, of
     several and of narrow ones."""
-    reference = reference_pipeline(checkpoint("sd15"))
-    with Pipeline.load(bundle("sd15"), cache=False) as pipe:
+    reference = reference_pipeline(checkpoint(variant))
+    assert isinstance(reference.pipeline.vae, diffusers.AutoencoderTiny)
+    with Pipeline.load(bundle(variant), cache=False) as pipe:
         for height, width, tiling in [(72, 136, False), (72, 136, True), (520, 80, True), (136, 968, True)]:
-            arguments = image_arguments(height, width)
+            arguments = image_arguments(pipe, height, width)
             wanted = reference(**arguments, vae_tiling=tiling)
             out = pipe(**arguments, vae_tiling=tiling, output_type="np")
             assert relative_l2(out.latents, wanted.latents) <= LATENTS["fp32"]

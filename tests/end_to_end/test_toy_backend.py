@@ -11,10 +11,12 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+from controlnext.bench.choices import Surroundings
 from controlnext.bench.targets import all_targets
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import Backend, Engine, registry, select_backend
 from controlnext.engines.onnxruntime.backend import OrtBackend
+from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import InputError, MissingDependencyError
 from controlnext.runtime import Pipeline
 from controlnext.types import Feed
@@ -70,7 +72,7 @@ def test_it_runs_by_its_name(bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     done = cli(*asked, "--backend", "toy")
     assert (done.status, json.loads(done.out)["backend"]) == (0, "toy on cpu"), done.err
     assert_refused(cli(*asked, "--backend", "toy", "--device", "cuda:0"), "toy does not run on device cuda:0")
-    assert_refused(cli(*asked, "--backend", "toys"), "tensorrt-rtx, onnxruntime, toy")
+    assert_refused(cli(*asked, "--backend", "toys"), "openvino, openvino-bf16, toy")
 
 
 def test_auto_asks_in_the_order_of_the_table(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +91,7 @@ def test_it_stands_in_where_onnxruntime_is_not_installed(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OrtBackend, "module", "a_library_that_is_not_there")
+    monkeypatch.setattr(OpenVinoBackend, "module", "a_library_that_is_not_there")
     _enter(monkeypatch)
     with Pipeline.load(bundle, cache=False) as pipe:
         assert pipe.backend == "toy on cpu"
@@ -105,7 +108,7 @@ def test_inspect_and_the_benchmark_know_it(
     done = cli("inspect", bundle)
     assert done.status == 0, done.err
     assert "toy" in done.out
-    names = {one.name for one in all_targets([bundle], tmp_path, "cpu", gpu=False, optimum=False)}
+    names = {one.name for one in all_targets([bundle], Surroundings(tmp_path, "cpu", gpu=False))}
     assert "engine fp32, Toy Inference" in names
-    on_gpu = {one.name for one in all_targets([bundle], tmp_path, "cuda:0", gpu=True, optimum=False)}
+    on_gpu = {one.name for one in all_targets([bundle], Surroundings(tmp_path, "cuda:0", gpu=True))}
     assert "engine fp32, Toy Inference" not in on_gpu

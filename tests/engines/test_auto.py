@@ -17,6 +17,7 @@ from controlnext.bundle.format import MODEL, PROLOGUE, STEP
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.engines.onnxruntime import int8
+from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError
 from controlnext.runtime import Pipeline
 from support.cli import Cli, assert_refused
@@ -109,6 +110,7 @@ def test_built_engines_need_no_onnxruntime(bundle: Path, monkeypatch: pytest.Mon
     put_in_place(monkeypatch, bundle)
     write_engine(bundle, "tensorrt-rtx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(OpenVinoBackend, "module", "a_library_that_is_not_there")
     assert _backend(bundle).startswith("tensorrt-rtx on")
     with Pipeline.load(bundle) as pipe, pytest.raises(MissingDependencyError, match=r"controlnext\[cpu\]"):
         pipe.decode(rand(0, 1, 4, 3, 5))
@@ -126,7 +128,7 @@ def test_the_command_line_says_what_ran(cli: Cli, bundle: Path, tmp_path: Path) 
     done = cli(*asked, "--json", "--device", "cpu")
     assert json.loads(done.out)["backend"] == "onnxruntime on cpu"
     assert_refused(cli(*asked, "--backend", "tensorrt"), "no tensorrt engine of", "controlnext build")
-    assert_refused(cli(*asked, "--backend", "openvino"), "unknown backend 'openvino'; accepted: auto")
+    assert_refused(cli(*asked, "--backend", "openvin"), "unknown backend 'openvin'; accepted: auto")
 
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str, dict[str, object]]]]]:

@@ -18,6 +18,7 @@ from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import artifact_cache, open_engine, select_backend
 from controlnext.engines.onnxruntime.sessions import OrtEngine
+from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from support.fake_bundle import fake_denoiser, write_fake_bundle
 from support.recipe import rand
@@ -86,8 +87,8 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
     ("arguments", "message"),
     [
         (
-            {"backend": "openvino"},
-            "unknown backend 'openvino'; accepted: auto, tensorrt, tensorrt-rtx",
+            {"backend": "openvin"},
+            "unknown backend 'openvin'; accepted: auto, tensorrt, tensorrt-rtx",
         ),
         ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
         (
@@ -106,6 +107,7 @@ def test_unknown_backends_and_devices_are_refused(
 
 def test_missing_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(OpenVinoBackend, "module", "a_library_that_is_not_there")
     monkeypatch.setattr("controlnext.engines.tensorrt.backend.find_gpu", lambda _index: None)
     with pytest.raises(MissingDependencyError, match=r'pip install "controlnext\[cpu\]"'):
         select_backend()

@@ -144,6 +144,27 @@ def test_a_normalized_convolution_computes_the_same_in_int8_at_every_magnitude(t
     assert optimized_operators(made, tmp_path)["QLinearConv"] == 1
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("weights", [("kernel", "bias"), ("kernel",)])
+def test_an_output_of_the_graph_is_what_its_readers_get(
+    weights: tuple[str, ...], normalized: bool, tmp_path: Path
+) -> None:
+    """Behind rounding, magnitude and bias; the convolution is still fused."""
+    text = CONVOLUTION.replace("y)", "y, float[n, 8, h, w] hidden)", 1)
+    if "bias" not in weights:
+        text = text.replace(", float[8] bias", "").replace(", bias", "")
+    maps = name_nodes(infer_types(graph(text, **{name: WEIGHTS[name] for name in weights})))
+    wanted = literal(maps).run(None, {"x": X})
+    made = quantize(maps, {"Conv": LayerScales(5 / LEVELS, 5 / LEVELS, normalized)})
+    y, hidden = literal(made).run(["y", "hidden"], {"x": X})
+    np.testing.assert_array_equal(y, np.maximum(hidden, 0))
+    assert relative(wanted[1], hidden) < 0.03
+    assert [str(size) for size in made.graph.outputs[1].shape or ()] == ["n", "8", "h", "w"]
+    # with neither bias nor magnitude behind it, the rounded output has two readers
+    fused = "bias" in weights or normalized
+    assert optimized_operators(made, tmp_path)["QLinearConv"] == fused
+
+
 def test_weights_are_int8_per_channel_under_their_names() -> None:
     model = attended()
     model = quantize(model, scales_of(model))

@@ -58,6 +58,8 @@ export function commonFields() {
     size: width && height ? `${width}x${height}` : undefined,
     num_inference_steps: numberOf("steps"),
     guidance_scale: numberOf("guidance"),
+    guidance_end: numberOf("guidance-end"),
+    cache_interval: numberOf("cache-interval"),
     sampler: $("sampler").value || undefined,
     seed: numberOf("seed"),
   });

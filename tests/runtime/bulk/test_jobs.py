@@ -40,6 +40,10 @@ def test_a_line_is_a_job_and_its_number_the_id(tmp_path: Path) -> None:
         ('{"id": "a"}', "the id 'a' names a file of another job"),
         ('{"id": "two-1"}', "the id 'two-1' names a file of another job"),
         ('{"control_glob": "none/*.png"}', "no file matches control_glob 'none/*.png'"),
+        (
+            '{"control_glob": "*.png", "control_image": "a.png"}',
+            "control_image and control_glob are both given",
+        ),
         ('{"control_glob": 3}', "no file matches control_glob 3"),
     ],
 )
@@ -70,6 +74,12 @@ def test_a_table_is_read_without_its_empty_cells(tmp_path: Path) -> None:
     columns = {"id": ["a", "b"], "prompt": ["p", "q"], "seed": [1, None]}
     parquet.write_table(pyarrow.table(columns), path)
     assert [dict(job.arguments) for job in read_jobs(path)] == [{"prompt": "p", "seed": 1}, {"prompt": "q"}]
+
+
+def test_a_file_of_something_else_is_not_a_file_of_bad_jobs(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\n\x00\n\xff\n")
+    with pytest.raises(InputError, match=r"cannot read .*picture.png: line 1 is not JSON"):
+        read_jobs(tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.parquet", "damaged.parquet", "empty.jsonl"])

@@ -61,7 +61,7 @@ def before(app: Proxy, *names: str) -> Retries:
 def answered(app: Retries, **request: Any) -> httpx.Response:
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as client:
-            return await client.request(request.pop("method", "POST"), ROUTE, **request)
+            return await client.request(request.pop("method", "POST"), request.pop("path", ROUTE), **request)
 
     return asyncio.run(ask())
 
@@ -89,6 +89,15 @@ def test_a_request_that_no_replica_answers_may_be_repeated() -> None:
     answer = answered(before(Proxy(DIED, DIED, DIED)), content=b"{}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_replica")
     assert int(answer.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize(("path", "shaped"), [("/v1/models", True), ("/-/healthz", False)])
+def test_refusals_of_serve_have_the_shape_of_the_applications(path: str, shaped: bool) -> None:
+    """But for Serve's own paths, whose answers are for those who operate it."""
+    app = Proxy(*[of_serve(404, b"Path not found")] * 3)
+    answer = answered(before(app), method="GET", path=path)
+    assert len(app.bodies) == (3 if shaped else 1)
+    assert (answer.status_code, answer.text.startswith("{")) == ((503, True) if shaped else (404, False))
 
 
 def test_a_body_that_is_too_long_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,10 @@ def call(
     metrics: Metrics | None = None,
     prompts: bool = False,
     route: Any = Route,
+    cancels_left: bool = False,
 ) -> dict[str, Any]:
     """Call ``application`` once and return the fields of the log line; an error that it raises is caught."""
-    log = AccessLog(application, metrics or Metrics(), prompts=prompts)
+    log = AccessLog(application, metrics or Metrics(), prompts=prompts, cancels_left=cancels_left)
     scope = {"type": "http", "method": "POST", "path": "/v1/images/\nforged", "route": route}
 
     async def receive() -> Message:
@@ -146,6 +147,11 @@ def test_how_requests_end(
 ) -> None:
     fields = call(application, caplog)
     assert (fields["status"], fields["outcome"]) == (status, outcome)
+
+
+def test_clients_that_left_are_cancelled_by_the_proxy(caplog: pytest.LogCaptureFixture) -> None:
+    fields = call(is_cancelled, caplog, cancels_left=True)
+    assert (fields["status"], fields["outcome"]) == (499, "cancelled")
 
 
 def test_a_path_that_no_route_answers_cannot_forge_a_line(caplog: pytest.LogCaptureFixture) -> None:

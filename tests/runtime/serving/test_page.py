@@ -30,9 +30,10 @@ def idle(path: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def site(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("served")
-    pair, clips = write_fake_bundle(folder / "pair", controls=2), folder / "clips"
+    toy, clips = write_fake_bundle(folder / "toy", shallow=True), folder / "clips"
+    pair = write_fake_bundle(folder / "pair", controls=2)
     idle_pipeline(clips, no_noise).close()
 
     def load(path: Path) -> Pipeline:
@@ -121,24 +122,25 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     assert "preprocess" not in visit.sent[1]
 
 
-def test_the_code_makes_the_same_image(visit: Visit, toy: Path, tmp_path: Path) -> None:
+def test_the_code_makes_the_same_image(visit: Visit, site: Site, tmp_path: Path) -> None:
     """openai's client and this package in Python; curl's arguments are the request's fields."""
     page = visit.page
     photo = np.random.RandomState(1).randint(0, 255, (32, 32, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     page.set_input_files("#open-file", tmp_path / "photo.png")
     page.check("#canny")
-    page.fill("#prompt", "a red 'circle' on \\ \"blue\" é")
-    page.fill("#negative", "@a")
-    page.fill("#seed", "7")
+    texts = {"prompt": "a red 'circle' on \\ \"blue\" é", "negative": "@a", "seed": "7"}
+    for field, text in {**texts, "guidance-end": "0.25", "cache-interval": "2"}.items():
+        page.fill(f"#{field}", text)
     visit.generate()
+    assert (visit.sent[0]["guidance_end"], visit.sent[0]["cache_interval"]) == (0.25, 2)
     with page.expect_download() as saved:
         page.click("#save-control")
     saved.value.save_as(tmp_path / saved.value.suggested_filename)
     expected = visit.pixels("#image")
     for language in ("openai", "controlnext"):
         page.check(f"[name=language][value={language}]")
-        code = page.inner_text("#code").replace("build/toy", str(toy))
+        code = page.inner_text("#code").replace("build/toy", str(site.models.describe("toy").path))
         with contextlib.chdir(tmp_path):
             exec(code, {})
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), expected)
@@ -269,11 +271,8 @@ def test_a_key_is_asked_for_and_kept_in_the_tab(visit: Visit) -> None:
     page.keyboard.press("Enter")
     page.wait_for_selector("#generate:enabled")
     assert keys == [None, "Bearer secret"]
-    assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [
-        ["secret"],
-        0,
-        "",
-    ]
+    stored = page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]")
+    assert stored == [["secret"], 0, ""]
     assert "secret" not in page.inner_text("#code")
     assert "$CONTROLNEXT_API_KEY" in page.inner_text("#code")
 
