@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from controlnext.bench import choices
 from controlnext.bench.choices import OFFLOADED, PREVIEWS, WITHOUT_CONTROL
 from controlnext.bench.messages import Work
 from controlnext.bench.results import BASELINE, Measurement, Results, markdown_table
@@ -35,7 +36,7 @@ Asked = Mapping[str, Any]
 PLAIN: Asked = MappingProxyType({"cache_interval": 1, "guidance_end": 1.0, "tiny": False, "guidance": None})
 FULL_RUN: Asked = MappingProxyType({**PLAIN, "steps": 20})
 LESS: Asked = MappingProxyType({**FULL_RUN, "cache_interval": 3, "guidance_end": 0.7, "tiny": True})
-FEW_STEPS: Asked = MappingProxyType({**PLAIN, "steps": 4, "sampler": "lcm", "guidance": 1.0, "tiny": True})
+FEW_STEPS: Asked = MappingProxyType({**PLAIN, **choices.FEW_STEPS, "steps": 4, "tiny": True})
 ENGINES, TORCHES = "engine *", "torch eager *"
 _OTHER_GRAPHS = (WITHOUT_CONTROL, OFFLOADED, PREVIEWS)
 

@@ -156,6 +156,10 @@ class Engine(Closeable):
         """
         raise NotImplementedError
 
+    def _closed(self) -> InputError:
+        """Return the error of a run of an engine that was closed."""
+        return InputError(f"the engine of {self.graph_name} is closed; open it again")
+
     def close(self) -> None:
         """Release resources once no other thread runs the engine; it cannot run again."""
         with self._turn, self._prologue_turn:

@@ -12,7 +12,6 @@ import numpy as np
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.steps import StepKind
-from controlnext.errors import InputError
 from controlnext.types import Feed
 
 
@@ -70,7 +69,7 @@ class _OffloadedEngine(Engine):
     def _enter(self) -> Engine:
         """Return the engine, loaded; the engine in memory before is closed."""
         if self._load is None:
-            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
+            raise self._closed()
         if self._loaded is None:
             if self._slot.holder is not None:
                 self._slot.holder._leave()

@@ -12,6 +12,7 @@ from typing import Any
 from controlnext.bench.engines import GraphRunner
 from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
 from controlnext.bench.stock import StockRunner
+from controlnext.engines.openvino.library import without_telemetry
 from controlnext.optional import not_installed
 
 
@@ -119,7 +120,8 @@ class OpenVinoRunner(GraphRunner):
         """Import OpenVINO and read the graph."""
         started = time.perf_counter()
         try:
-            import openvino
+            with without_telemetry():
+                import openvino
         except ImportError as error:
             raise not_installed("OpenVINO is not installed", f"openvino ({error})") from error
         imported = time.perf_counter()

@@ -11,7 +11,7 @@ import numpy as np
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Engine
 from controlnext.engines.steps import StepKind
-from controlnext.errors import InputError, WorkError
+from controlnext.errors import WorkError
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed
 
@@ -94,7 +94,7 @@ class OrtEngine(Engine):
 
     def _check_open(self) -> None:
         if self._step is None:
-            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
+            raise self._closed()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from controlnext.engines.base import Engine
 from controlnext.engines.openvino.compiled import Runnable
 from controlnext.engines.openvino.library import reason
 from controlnext.engines.steps import StepKind
-from controlnext.errors import InputError, WorkError
+from controlnext.errors import WorkError
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed
 
@@ -69,7 +69,7 @@ class OpenVinoEngine(Engine):
 
     def _opened(self) -> Runnable:
         if self._step is None:
-            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
+            raise self._closed()
         return self._step
 
     @contextmanager

@@ -20,13 +20,13 @@ def core() -> Any:
 
     Raises :class:`~controlnext.errors.MissingDependencyError` where OpenVINO is not installed.
     """
-    with extra(EXTRA, TITLE), _without_telemetry():
+    with extra(EXTRA, TITLE), without_telemetry():
         import openvino
     return openvino.Core()
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """Hide the package through which OpenVINO reports its import over the network, with a file at home.
 
     OpenVINO does without the package where it cannot be imported.

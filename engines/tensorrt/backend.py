@@ -175,7 +175,7 @@ class TrtEngine(Engine):
     ) -> dict[str, np.ndarray]:
         """Return the outputs ``wanted``; the engine computes all."""
         if self._loaded is None:
-            raise InputError(f"the engine of {self.graph_name} is closed; open it again")
+            raise self._closed()
         self._cuda.use()
         shapes = {name: array.shape for name, array in feed.items()}
         if shapes not in self._contexts:

@@ -22,16 +22,16 @@ from controlnext.evaluation.report import difference_image, to_image
 from controlnext.families import get_family
 from controlnext.reference import ImageReference
 from controlnext.runtime import Pipeline
-from controlnext.weights import load_checkpoint
+from controlnext.weights import Checkpoint, load_checkpoint
 
 MODEL = Path(__file__).parent / "model"
 # at the default guidance scale of 5 the small model's colours begin to mix
 COUNT, STEPS, GUIDANCE = 4, 20, 3.0
 
 
-def reference(model: Path = MODEL, lora: Sequence[str] = ()) -> ImageReference:
-    """Load the small model in PyTorch from the files that the export reads, with LoRAs ``PATH[:SCALE]``."""
-    checkpoint = load_checkpoint(
+def checkpoint(model: Path = MODEL, lora: Sequence[str] = ()) -> Checkpoint:
+    """Return the small model from the files that the export reads, with LoRAs ``PATH[:SCALE]``."""
+    return load_checkpoint(
         get_family("sdxl"),
         base=model / "base",
         control=model / "controlnet.safetensors",
@@ -39,7 +39,11 @@ def reference(model: Path = MODEL, lora: Sequence[str] = ()) -> ImageReference:
         unet_increments=True,
         lora=lora,
     )
-    return ImageReference.of(checkpoint)
+
+
+def reference(model: Path = MODEL, lora: Sequence[str] = ()) -> ImageReference:
+    """Load the small model in PyTorch; the arguments are those of :func:`checkpoint`."""
+    return ImageReference.of(checkpoint(model, lora))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -31,12 +30,6 @@ from support.fake_bundle import write_fake_bundle
 
 WORK = Work(height=64, width=64, steps=2)
 PLAN = TurnPlan(threads=1, rounds=2, runs=2, room=1e12)
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
-    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
 
 
 def _targets(bundle: Path, made: Path) -> dict[str, Target]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +24,6 @@ from support.fake_bundle import write_fake_bundle
 
 WORK = Work(height=64, width=64, steps=3)
 LESS = ways_of_less(3, 0.7, True, 4)
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
-    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
 
 
 def test_each_way_is_added_to_those_before() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from controlnext.bench.engines import GraphRunner
 from controlnext.bench.messages import Work
 from controlnext.bench.peers import DeepCacheRunner, OpenVinoRunner
-from controlnext.bench.prepare import clip_name, export_uncontrolled, save_single_file, save_stock_pipeline
+from controlnext.bench.prepare import clip_name, export_uncontrolled, save_single_file
 from controlnext.bench.requests import step_feed
 from controlnext.bench.sdcpp import SdcppRunner
 from controlnext.bench.stock import PipelineRunner
@@ -43,19 +42,6 @@ class StableDiffusion:
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
-    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
-
-
-@pytest.fixture(scope="module")
-def stock(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("bench") / "stock"
-    save_stock_pipeline(bundle, folder)
-    return str(folder)
-
-
 def _module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
     module = ModuleType(name)
     vars(module).update(content)
@@ -63,7 +49,7 @@ def _module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
 
 
 def test_deepcache_runs_around_the_stock_pipeline(
-    bundle: Path, stock: str, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is on for its images alone, with the interval that was asked for."""
     told: list[Any] = []
@@ -75,7 +61,7 @@ def test_deepcache_runs_around_the_stock_pipeline(
             self.enable, self.disable = (lambda: told.append("on")), (lambda: told.append("off"))
 
     _module(monkeypatch, "DeepCache", DeepCacheSDHelper=Helper)
-    runner = DeepCacheRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=stock)
+    runner = DeepCacheRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock))
     runner.begin("pipeline")
     (seconds,) = runner.turn("image", WORK, 1)
     assert seconds["denoiser"] > 0
@@ -179,8 +165,8 @@ def test_the_single_file_has_the_weights_under_their_original_names(bundle: Path
             torch.testing.assert_close(tensor.float().reshape(wanted.shape), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_the_stock_pipeline_without_a_tiny_vae_says_so(bundle: Path, stock: str) -> None:
-    runner = PipelineRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=stock)
+def test_the_stock_pipeline_without_a_tiny_vae_says_so(bundle: Path, stock: Path) -> None:
+    runner = PipelineRunner(bundle, torch.get_num_threads(), device="cpu", dtype="float32", stock=str(stock))
     runner.begin("pipeline")
     with pytest.raises(WorkError, match="has no tiny VAE; export it with `preview_vae`"):
         runner.turn("image", Work(height=64, width=64, tiny=True), 1)

@@ -4,7 +4,6 @@ time."""
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,22 +33,9 @@ WORK = Work(height=64, width=64, steps=2)
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copy the tiny SD1.5 in float32, so that engines may be cached in it."""
-    return Path(shutil.copytree(tiny("sd15"), tmp_path_factory.mktemp("bench") / "fp32"))
-
-
-@pytest.fixture(scope="module")
 def uncontrolled(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "uncontrolled"
     export_uncontrolled(bundle, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stock(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bench") / "stock"
-    save_stock_pipeline(bundle, folder)
     return folder
 
 

@@ -14,10 +14,7 @@ from evaluate import sample, scores
 from safetensors.torch import load_file
 
 from controlnext.export import export_bundle
-from controlnext.families import get_family
 from controlnext.runtime import Pipeline
-from controlnext.weights import load_checkpoint
-from support.exports import SHAPES
 
 COUNT = 8
 
@@ -46,16 +43,8 @@ def test_it_is_added_to_every_layer_that_it_names() -> None:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    checkpoint = load_checkpoint(
-        get_family("sdxl"),
-        base=SHAPES / "base",
-        control=SHAPES / "controlnet.safetensors",
-        unet_weights=SHAPES / "unet.safetensors",
-        unet_increments=True,
-        lora=[str(distill.LORA)],
-    )
     folder = tmp_path_factory.mktemp("few") / "bundle"
-    export_bundle(checkpoint, "fp32", folder)
+    export_bundle(demo.checkpoint(lora=[str(distill.LORA)]), "fp32", folder)
     return folder
 
 

@@ -8,19 +8,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.evaluation.parity import LIMITS
 from controlnext.evaluation.ranges import open_graph, start_session
 from controlnext.export.passes.emulate import emulate_float16
 from support.cli import Cli, assert_refused
+from support.exports import list_anew
 from support.float16 import UNET_STREAM, VAE_STREAM, enlarge, error
 
 Tiny = Callable[..., Path]
@@ -89,7 +87,7 @@ def overflowing(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     value.const_value = ir.tensor(np.full_like(value.const_value.numpy(), 6e4), name=value.name)
     ir.save(model, bundle / "vae_decoder" / "new.onnx")
     (bundle / "vae_decoder" / "new.onnx").rename(bundle / "vae_decoder" / "model.onnx")
-    write_manifest(bundle, msgspec.structs.replace(read_manifest(bundle), files=list_files(bundle)))
+    list_anew(bundle)
     return bundle
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import demo
 import numpy as np
 import pytest
 import torch
@@ -19,14 +20,12 @@ from PIL import Image
 from controlnext.bundle.files import MANIFEST
 from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
-from controlnext.families import get_family
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.runtime.tiling import Tiles, TinyTiles
 from controlnext.runtime.vae import decode_latents
-from controlnext.weights import load_checkpoint
 from support.cli import Cli, assert_refused
-from support.exports import SHAPES, load_tiny
+from support.exports import load_tiny
 from support.fake_bundle import write_fake_bundle
 from support.recipe import LATENTS, PIXELS, drawing, rand
 
@@ -169,9 +168,7 @@ def test_the_reference_tiles_only_when_asked(tiny_checkpoint: Callable[[str], Pa
 def test_the_trained_model(shapes_bundle: Path) -> None:
     """A whole run with a prompt, not square. Tiles change single pixels by up to a third of their range, but
     it stays the same image: by 0.02 on average."""
-    sources = {"base": SHAPES / "base", "control": SHAPES / "controlnet.safetensors"}
-    unet = {"unet_weights": SHAPES / "unet.safetensors", "unet_increments": True}
-    reference = reference_pipeline(load_checkpoint(get_family("sdxl"), **sources, **unet))
+    reference = demo.reference()
     arguments = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, "seed": 3}
     arguments |= {"control_image": drawing(2, 208, 168), "height": 168, "width": 208}
     wanted = reference(**arguments, vae_tiling=True)

@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from filelock import FileLock
 
+from controlnext.bundle.format import list_files
+from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.reader import read_manifest
 from controlnext.cli import main
 
 if TYPE_CHECKING:
@@ -31,6 +35,11 @@ def export_shapes(precision: str, bundle: Path) -> None:
         with pytest.raises(SystemExit) as stop:
             main()
     assert not stop.value.code
+
+
+def list_anew(bundle: Path) -> None:
+    """Have the manifest of a bundle list its files as they are now."""
+    write_manifest(bundle, msgspec.structs.replace(read_manifest(bundle), files=list_files(bundle)))
 
 
 def load_tiny(variant: str, directory: Path) -> Checkpoint:

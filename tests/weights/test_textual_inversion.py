@@ -15,6 +15,9 @@ from controlnext.families import get_family
 from controlnext.reference import reference_pipeline
 from controlnext.runtime.tokens import PromptTokenizer
 from controlnext.weights import Checkpoint, load_checkpoint
+from controlnext.weights.base import Base
+from controlnext.weights.scheduler import Scheduler
+from controlnext.weights.textual_inversion import add_inversions
 from support.weights_models import SDXL, add_text_encoders
 
 KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -155,8 +158,10 @@ def test_code_in_a_file_is_not_run(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_family_without_textual_inversions_refuses() -> None:
-    """Before anything is looked at: SD3's pipeline in diffusers has none."""
+    """Before anything is read: SD3's pipeline in diffusers has none, and random weights replace all files."""
     family = get_family("sd3")
     assert not family.multi_vector_tokens
+    with pytest.raises(InputError, match="textual inversions are not supported by sd3"):
+        add_inversions(family, Base(Scheduler({}, {}), {}), ["x.safetensors"])
     with pytest.raises(InputError, match="random weights replace every file: remove `textual_inversion`"):
         load_checkpoint(family, textual_inversion=["x.safetensors"], random_seed=0)

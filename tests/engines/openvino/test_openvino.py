@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from controlnext import processor
-from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import open_engine, select_backend
 from controlnext.engines.openvino import compiled
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
 from controlnext.runtime import Pipeline
 from support.cli import Cli, assert_refused
+from support.exports import list_anew
 from support.fake_bundle import fake_denoiser, write_fake_bundle
 from support.fake_unet import unet_feed
 from support.openvino_here import needs_bf16, needs_openvino
@@ -148,8 +146,7 @@ def test_a_graph_that_the_bundle_has_not_and_damaged_files(bundle: Path) -> None
 
 def test_errors_of_the_library_are_one_line(bundle: Path) -> None:
     (bundle / "unet" / "model.onnx").write_bytes(b"no graph at all")
-    manifest = read_manifest(bundle)
-    write_manifest(bundle, msgspec.structs.replace(manifest, files=list_files(bundle)))
+    list_anew(bundle)
     with pytest.raises(WorkError, match=r"OpenVINO cannot load .*model\.onnx: ") as caught:
         _open(bundle)
     assert "\n" not in str(caught.value)
