@@ -131,7 +131,8 @@ def test_a_request_has_its_results_however_the_graph_is_compiled(
     with open_engine(bundle, manifest, denoiser, "openvino", "cpu", cache=False) as engine:
         feed = make_feed(engine)
         fixed = engine.run(feed)["noise_pred"]
-        engine.run({name: np.concatenate([array, array[:1]]) for name, array in feed.items()})
+        # a control image of one row is that of all
+        engine.run({name: a if len(a) == 1 else np.concatenate([a, a[:1]]) for name, a in feed.items()})
         assert built[-1].startswith("[?,")
         compilations = len(built)
         assert relative_l2(engine.run(feed)["noise_pred"], fixed) < limit
