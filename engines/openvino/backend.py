@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from controlnext import processor
 from controlnext.bundle.format import MODEL, PROLOGUE, SHALLOW, check_graph
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.plain import plain_files
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.openvino import library, split
 from controlnext.engines.openvino.compiled import CompiledGraph, GraphInTurn, Runnable
@@ -92,7 +93,8 @@ class OpenVinoBackend(Backend):
 
     def _read(self, path: Path) -> Any:
         try:
-            return self._core.read_model(path)
+            with plain_files(path) as plain:
+                return self._core.read_model(plain)
         except RuntimeError as error:
             raise WorkError(f"OpenVINO cannot load {path}: {library.reason(error)}") from error
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from controlnext.bundle.files import MANIFEST, new_folder
-from controlnext.bundle.format import check_size
+from controlnext.bundle.format import ENGINES, check_size
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError, WorkError
@@ -22,8 +22,6 @@ from controlnext.runtime.warm_up import check_takes_prompts
 
 VERSION, BUNDLE = "1", "bundle"
 """The directory of a model's only version, and in it that of its bundle."""
-_ENGINES = "engines"
-"""The directory of a bundle with built engines and cached graphs, which the manifest does not list."""
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 """Why files cannot be linked: another disk, or a file system or a directory that does not allow it."""
@@ -128,7 +126,7 @@ def _place_bundle(bundle: Path, manifest: Manifest, target: Path) -> tuple[int, 
 
 def _engine_files(bundle: Path) -> Iterator[tuple[str, Path]]:
     """Yield the names and paths of what is in the engines' directory, but for what is being written."""
-    for path in sorted((bundle / _ENGINES).rglob("*")):
+    for path in sorted((bundle / ENGINES).rglob("*")):
         name = path.relative_to(bundle)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             yield name.as_posix(), path
