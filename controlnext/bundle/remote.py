@@ -6,14 +6,13 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from controlnext.bundle.files import MANIFEST, sha256
+from controlnext.bundle.files import MANIFEST, lost_location, sha256
 from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 CACHE = "CONTROLNEXT_CACHE"
 """The environment variable that says where copies are kept."""
 _SCRATCH = ".copying."
-_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
 
 
 def is_remote(location: str | Path) -> bool:
@@ -34,10 +32,9 @@ def is_remote(location: str | Path) -> bool:
 
     Raises :class:`InputError` for a :class:`~pathlib.Path` made of one, which lost a slash.
     """
-    if isinstance(location, Path) and _COLLAPSED.match(str(location)) and not location.exists():
-        scheme, _, rest = str(location).partition(":/")
+    if isinstance(location, Path) and (lost := lost_location(location)):
         raise InputError(
-            f"bundle {location} is a pathlib.Path, which cannot hold {scheme}://{rest}; give it as a string",
+            f"bundle {location} is a pathlib.Path, which cannot hold {lost}; give it as a string",
             argument="bundle",
         )
     return has_scheme(str(location))

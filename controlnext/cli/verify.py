@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from controlnext.bundle.files import check_new_file
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options, verify_options
 from controlnext.cli.bundles import fetch_bundle
@@ -87,6 +88,8 @@ def verify(
         )
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is not an .html file; give --report FILE.html")
+    if report is not None:
+        check_new_file(report, "report")
     image = None if control_image is None else read_image(control_image)
     with extra("export"):
         from controlnext.evaluation.inputs import added_words, default_run
