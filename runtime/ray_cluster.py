@@ -46,8 +46,9 @@ class ReplicaRange:
 
     def __post_init__(self) -> None:
         if not (is_integer(self.least) and is_integer(self.most) and 1 <= self.least <= self.most):
+            given = self.least if self.least == self.most else f"{self.least}:{self.most}"
             raise InputError(
-                f"replicas is {self.least}:{self.most}; give N, or MIN:MAX with 1 <= MIN <= MAX",
+                f"replicas is {given}; give N, or MIN:MAX with 1 <= MIN <= MAX",
                 argument="replicas",
             )
 

@@ -34,7 +34,8 @@ def serve_on_ray(
     ``options``: the other fields of :class:`ClusterSpec`.
     """
     with extra("serve"), extra("ray"):
-        from controlnext.runtime.cluster.service import served, wait_for_signal, write_config
+        from controlnext.runtime.cluster.config import write_config
+        from controlnext.runtime.cluster.service import served, wait_for_signal
         from controlnext.runtime.cluster.spec import ClusterSpec
         from controlnext.runtime.serving.metrics import Metrics
         from controlnext.runtime.serving.models import Models

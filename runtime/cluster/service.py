@@ -1,4 +1,4 @@
-"""The application on a cluster: run until a signal comes, or written as a configuration of Ray Serve."""
+"""The application on a cluster, run until a signal comes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from controlnext.bundle.files import new_file
-from controlnext.errors import InputError, WorkError
-from controlnext.runtime.cluster.deployment import BUILDER, application
+from controlnext.errors import WorkError
+from controlnext.runtime.cluster.deployment import QUIET, application
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
 from controlnext.runtime.ray_cluster import (
@@ -35,8 +32,6 @@ from controlnext.runtime.serving.server import is_local, open_listener, url_of, 
 
 logger = logging.getLogger(__name__)
 
-_QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""Serve's own log: the replicas have a line for each request."""
 
 _LATE = (RayError, TimeoutError)
 """What Serve's calls raise where its processes do not answer in time, and Serve ends them."""
@@ -70,7 +65,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
             check_room(ray, spec.threads, spec.device, spec.replicas.least, local=address == LOCAL)
             where = "HeadOnly" if address == LOCAL else "EveryNode"
             http = {"host": host, "port": port}
-            _start(serve, proxy_location=where, http_options=http, logging_config=_QUIET)
+            _start(serve, proxy_location=where, http_options=http, logging_config=QUIET)
             _deploy(serve, spec, load)
             started = True
             yield _address(serve, host, port)
@@ -121,34 +116,6 @@ def wait_for_signal() -> None:
             signal.signal(number, handler)
 
 
-def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
-    """Write Serve's configuration file of the application, for ``serve deploy`` and KubeRay.
-
-    Raises:
-        InputError: the file cannot be written there, or the device is left open.
-        WorkError: the disk is full.
-    """
-    if spec.device == "auto":
-        raise InputError(
-            "device is auto, and a configuration is for machines that are not known here; give cpu or cuda",
-            argument="device",
-        )
-    described = {
-        "name": APPLICATION,
-        "route_prefix": "/",
-        "import_path": BUILDER,
-        "args": spec.fields(),
-    }
-    content = {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": host, "port": port},
-        "logging_config": _QUIET,
-        "applications": [described],
-    }
-    with new_file(path) as file:
-        file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-
-
 def _start(serve: Any, **options: Any) -> None:
     """Start Serve; once more if its proxy was not ready in time, which Serve replaces with more patience."""
     try:
@@ -171,7 +138,7 @@ def _first_line(error: Exception) -> str:
 
 def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
     try:
-        serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=_QUIET)
+        serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=QUIET)
     except _LATE as error:
         raise WorkError(
             f"the replicas did not start: {_first_line(error)}; try again when the cluster is less busy"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from controlnext.engines import registry
+from controlnext.engines import check_backend
 from controlnext.engines.auto import AutoBackend
 from controlnext.engines.base import device_index
 from controlnext.errors import InputError
@@ -35,11 +35,7 @@ class TritonSettings(RequestLimits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        accepted = (AutoBackend.name, *registry.BACKENDS)
-        if self.backend not in accepted:
-            raise InputError(
-                f"unknown backend {self.backend!r}; accepted: {', '.join(accepted)}", argument="backend"
-            )
+        check_backend(self.backend)
         device_index(self.device)
         if self.threads is not None:
             self.check_least({"threads": 1})
