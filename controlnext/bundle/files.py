@@ -33,12 +33,21 @@ def lost_location(path: Path) -> str | None:
     return f"{found[1]}://{found[2]}"
 
 
+def check_here(target: Path, argument: str) -> None:
+    """Raise :class:`InputError` for a path that was made of a location ``scheme://...``."""
+    if location := lost_location(target):
+        raise InputError(
+            f"{argument} {location} is not on this machine; give a path, and copy from there",
+            argument=argument,
+        )
+
+
 def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or of this ``kind`` and ``force`` is set.
 
     ``marker``: the file by which a directory of this kind is known.
     """
-    _check_here(target, "output")
+    check_here(target, "output")
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):
@@ -106,7 +115,7 @@ def _directory_beside(target: Path, argument: str) -> Iterator[Path]:
 
     The name is chosen before the directory is created, so that an interrupt in between leaves nothing behind.
     """
-    _check_here(target, argument)
+    check_here(target, argument)
     aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
         _make(aside, target, argument)
@@ -115,14 +124,6 @@ def _directory_beside(target: Path, argument: str) -> Iterator[Path]:
         raise _explain(error, target, argument) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _check_here(target: Path, argument: str) -> None:
-    if location := lost_location(target):
-        raise InputError(
-            f"{argument} {location} is not on this machine; give a path, and copy from there",
-            argument=argument,
-        )
 
 
 def _check_no_directory(target: Path, argument: str) -> None:
