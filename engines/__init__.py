@@ -59,8 +59,8 @@ def open_engine(
 ) -> Engine:
     """Open the engine of the bundle's graph ``graph_name``.
 
-    ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether files that are slow to make may be
-    cached in the bundle's ``engines`` directory. ``threads``: as for :func:`select_backend`.
+    ``device`` is ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``cache``: whether files that are slow to
+    make may be cached in the bundle's ``engines`` directory. ``threads``: as for :func:`select_backend`.
 
     Raises the errors of :func:`select_backend`, and :class:`~controlnext.errors.BundleError` for a missing or
     damaged graph file or built engine.

@@ -22,16 +22,16 @@ from controlnext.types import Feed
 
 
 def device_index(device: str) -> int | None:
-    """Return the number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
+    """Return the number of the GPU in ``"cuda:N"``, 0 for ``"cuda"``; None for ``"auto"`` and ``"cpu"``.
 
     Raises :class:`~controlnext.errors.InputError` for anything else.
     """
-    cuda = re.fullmatch(r"cuda:(\d+)", device)
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
     if not cuda and device not in ("auto", "cpu"):
         raise InputError(
-            f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...", argument="device"
+            f"unknown device {device!r}; accepted: auto, cpu, cuda, cuda:0, cuda:1, ...", argument="device"
         )
-    return int(cuda[1]) if cuda else None
+    return int(cuda[1] or 0) if cuda else None
 
 
 def device_kind(device: str) -> str:

@@ -144,7 +144,7 @@ RunBackend = Annotated[
         help=f"Inference backend: {', '.join(registry.BACKENDS)}; auto selects the fastest available.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu or cuda:N.")]
+Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[
     int | None,
     typer.Option(

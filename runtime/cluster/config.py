@@ -11,8 +11,6 @@ import yaml
 from controlnext.bundle.files import check_new_file, new_file
 from controlnext.bundle.remote import is_remote
 from controlnext.bundle.remote_files import check_location
-from controlnext.engines import check_backend
-from controlnext.engines.base import device_index
 from controlnext.errors import InputError
 from controlnext.runtime.cluster.deployment import BUILDER, QUIET
 from controlnext.runtime.cluster.elsewhere import APPLICATION
@@ -79,8 +77,6 @@ def _check_options(spec: ClusterSpec, port: int) -> None:
             "device is auto, and a configuration is for machines that are not known here; give cpu or cuda",
             argument="device",
         )
-    device_index(spec.device)
-    check_backend(spec.backend)
     check_port(port)
     if not port:
         raise InputError(

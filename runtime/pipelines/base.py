@@ -81,7 +81,7 @@ class Pipeline(LatentDecoder):
             backend: "onnxruntime", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", or "auto": for
                 each graph a built engine of one of the TensorRTs where it works, else ONNX Runtime, or
                 OpenVINO where that is faster or the only one. :attr:`backend` says which.
-            device: "auto", "cpu" or "cuda:N".
+            device: "auto", "cpu", "cuda" (the first GPU) or "cuda:N".
             provider: ONNX Runtime's execution provider, a name of
                 :data:`controlnext.engines.onnxruntime.providers.PROVIDERS`; by default that of the device.
             threads: number of threads on the CPU; by default one for each core that the process may use.

@@ -22,7 +22,7 @@ class TritonSettings(RequestLimits):
 
     Args:
         backend: "auto" or the name of a backend.
-        device: "auto", "cpu" or "cuda:N". Instances that Triton puts on a GPU run there.
+        device: "auto", "cpu", "cuda" or "cuda:N". Instances that Triton puts on a GPU run there.
         threads: number of threads on the CPU; None: one for each core that the process may use.
 
     Raises:

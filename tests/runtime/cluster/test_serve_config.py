@@ -64,11 +64,11 @@ def test_what_could_not_work_is_refused(
     cut = write_fake_bundle(tmp_path / "cut", "sd15")
     (cut / "text_encoder" / "model.onnx.data").write_bytes(b"short")
     bundles = [text.format(tmp=tmp_path) for text in changes.get("bundles", [str(bundle)])]
-    spec = ClusterSpec(**{**changes, "bundles": bundles})
+    path = tmp_path / "serve.yaml"
     with pytest.raises(InputError, match=message) as caught:
-        write_config(spec, tmp_path / "serve.yaml", "127.0.0.1", port)
+        write_config(ClusterSpec(**{**changes, "bundles": bundles}), path, "127.0.0.1", port)
     assert argument is None or caught.value.argument == argument
-    assert not (tmp_path / "serve.yaml").exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
