@@ -19,6 +19,8 @@ _LARGEST_MANIFEST = 64 << 20
 """Bytes; those of the largest int8 bundles have less than one MiB."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
 """Errors of filesystems' own libraries that are no :class:`PermissionError` and have no status."""
+_OFFLINE = "OfflineModeIsEnabled"
+"""The error of the hub's library that its user forbade the network."""
 
 
 def has_scheme(location: str) -> bool:
@@ -142,9 +144,19 @@ def _explained(title: str) -> Iterator[None]:
     except ControlNeXtError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
+        if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
+            # what HTTP's filesystem makes of an error of the connection
+            raise WorkError(
+                f"{title} cannot be reached ({_reason(cause)}); check the address and the network"
+            ) from error
         raise BundleError(f"{title} is missing; copy the bundle there again", argument="bundle") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _reason(error)
+        if type(error).__name__ == _OFFLINE:
+            raise InputError(
+                f"{title} is not asked for, as HF_HUB_OFFLINE is set; unset it, or give the path of a copy",
+                argument="bundle",
+            ) from error
         if _is_refusal(error):
             raise InputError(
                 f"no permission to read {title} ({reason}); give the credentials that its filesystem reads"
@@ -152,6 +164,10 @@ def _explained(title: str) -> Iterator[None]:
                 argument="bundle",
             ) from error
         raise WorkError(f"{title} cannot be read ({reason}); try again") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_refusal(error: Exception) -> bool:
