@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.serve.exceptions import RayServeException
 
 from controlnext.errors import WorkError
@@ -94,7 +94,7 @@ def test_a_proxy_that_is_late(
 
 def test_replicas_that_are_late(cluster: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_arguments: Any, **_options: Any) -> None:
-        raise ActorDiedError("it was killed")
+        raise RayActorError(error_msg="it was killed\nby whom")
 
     monkeypatch.setattr(cluster, "run", run)
     with (
