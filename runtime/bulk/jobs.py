@@ -44,12 +44,17 @@ class Job:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @property
-    def names(self) -> set[str]:
-        """Its id, and the names of its files without their suffix."""
+    def stems(self) -> list[str]:
+        """The names of its files without their suffix."""
         each, prompt = self.arguments.get("num_images_per_prompt", 1), self.arguments.get("prompt")
         count = each * (len(prompt) if isinstance(prompt, list) else 1) if isinstance(each, int) else 0
         several = count if 1 < count <= _MOST_IMAGES else 0
-        return {self.id, *(f"{self.id}-{number}" for number in range(1, several + 1))}
+        return [f"{self.id}-{number}" for number in range(1, several + 1)] or [self.id]
+
+    @property
+    def names(self) -> set[str]:
+        """Its id, and the names of its files without their suffix."""
+        return {self.id, *self.stems}
 
 
 def read_jobs(jobs: Path) -> list[Job]:

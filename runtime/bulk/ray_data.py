@@ -15,7 +15,8 @@ import msgspec
 
 from controlnext.errors import ControlNeXtError, InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import JobResults, Record
+from controlnext.runtime.bulk.ledger import Record
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.ray_cluster import own_device
@@ -54,9 +55,8 @@ class _Actor:
         before = {job.id: record for job in jobs if (record := self._results.done(job))}
         yield from before.values()
         left = [job for job in jobs if job.id not in before]
-        with closing(do_jobs(pipe, left, self._spec)) as records:
+        with closing(do_jobs(pipe, left, self._spec, self._ledger)) as records:
             for record in records:
-                self._ledger.add(record)
                 yield record
                 if self._spec.fail_fast and "error" in record:
                     break

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from controlnext.bundle.files import MANIFEST
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.gate import until

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from PIL import Image
 
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from support.fake_bundle import write_fake_bundle
 from support.idle_clips import idle_pipeline, no_noise
@@ -47,7 +50,12 @@ def spec(tmp_path: Path, toy: Path) -> BulkSpec:
 
 def done(spec: BulkSpec, *jobs: Job) -> dict[str, dict[str, Any]]:
     with open_pipeline(Path(spec.bundle)) as pipe:
-        return {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+        return by_id(pipe, jobs, spec)
+
+
+def by_id(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec) -> dict[str, dict[str, Any]]:
+    with closing(JobResults(Path(spec.output)).whole()) as ledger:
+        return {record["id"]: record for record in do_jobs(pipe, jobs, spec, ledger)}
 
 
 def test_results_are_those_of_calls(spec: BulkSpec) -> None:
@@ -112,7 +120,7 @@ def test_clips(tmp_path: Path) -> None:
         Job("number", {**given, "control_images": 3}),
     ]
     with idle_pipeline(tmp_path / "clips", no_noise) as pipe:
-        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+        records = by_id(pipe, jobs, spec)
     assert records["directory"]["files"] == ["directory.mp4"]
     assert records["directory"]["checksum"] == records["list"]["checksum"]
     assert "nowhere" in records["none"]["error"]
@@ -153,7 +161,8 @@ def test_kills_lose_nothing(tmp_path: Path, toy: Path) -> None:
 
 def test_a_pipeline_is_closed_by_its_owner(spec: BulkSpec) -> None:
     with open_pipeline(Path(spec.bundle)) as pipe:
-        records = do_jobs(pipe, [Job("a", CALL), Job("b", CALL), Job("c", CALL), Job("d", CALL)], spec)
+        jobs = [Job(name, CALL) for name in "abcd"]
+        records = do_jobs(pipe, jobs, spec, JobResults(Path(spec.output)).whole())
         assert next(records)["files"]
         records.close()
         assert isinstance(pipe, Pipeline)
