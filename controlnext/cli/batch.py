@@ -17,6 +17,7 @@ from controlnext.bundle.remote import read_manifest_of
 from controlnext.cli import options, ray_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
+from controlnext.cli.option_names import AS_WRITTEN
 from controlnext.families import get_family
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
@@ -39,13 +40,20 @@ logger = logging.getLogger(__name__)
 Jobs = Annotated[
     Path,
     typer.Option(
+        parser=options.local_path("jobs"),
         metavar="FILE",
         help="Path to the jobs: a file with one JSON object a line, or a Parquet file.",
         show_default=False,
     ),
 ]
 Output = Annotated[
-    Path, typer.Option(metavar="DIR", help="Path to the directory of the results.", show_default=False)
+    Path,
+    typer.Option(
+        parser=options.local_path("output"),
+        metavar="DIR",
+        help="Path to the directory of the results.",
+        show_default=False,
+    ),
 ]
 MaxRows = Annotated[
     int, typer.Option(help="Largest number of jobs at work, and of rows in a run of the denoiser.")
@@ -163,7 +171,7 @@ def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: b
             failed = "error" in record
             counts["failed" if failed else "done"] += 1
             if failed:
-                logger.warning("job %s failed: %s", record["id"], record["error"])
+                logger.warning("job %s failed: %s", record["id"], record["error"], extra=AS_WRITTEN)
             finished = counts["done"] + counts["failed"]
             report(f"{counts['done']} done, {counts['failed']} failed", finished / count)
             if failed and fail_fast:

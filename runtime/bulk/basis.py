@@ -45,7 +45,7 @@ def _paths(value: Any, root: Path) -> Iterator[Path]:
     if isinstance(value, list):
         for one in value:
             yield from _paths(one, root)
-    elif isinstance(value, str):
+    elif value and isinstance(value, str):
         path = root / value
         yield from _listed(path) or matches(value, root) or [path]
 

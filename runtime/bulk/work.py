@@ -16,11 +16,11 @@ from PIL import Image
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.remote import manifest_checksum
-from controlnext.errors import ControlNeXtError, InputError
+from controlnext.errors import ControlNeXtError, InputError, OutOfMemoryError, is_hopeless
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
-from controlnext.runtime.bulk.jobs import Job, matches
+from controlnext.runtime.bulk.jobs import MOST_IMAGES, Job, matches
 from controlnext.runtime.bulk.ledger import Ledger, Record
 from controlnext.runtime.bulk.places import SUFFIXES
 from controlnext.runtime.media.image_files import ImageFiles, unchanged
@@ -111,8 +111,11 @@ def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec, ledger: Ledger)
     steps where they can.
 
     At most ``spec.max_rows`` are at work at once: their work alone is lost if the process is killed. What
-    runs is cancelled when the iterator is closed.
+    runs is cancelled when the iterator is closed. Raises the error that every job would have: a bundle that
+    is damaged, a library that is missing.
     """
+    # a damaged denoiser is told before a job is begun
+    pipe.bundle.engine(pipe.family.denoiser)
     running = set[_Running]()
     with (
         TemporaryDirectory(prefix=".", suffix=".partial", dir=spec.output) as aside,
@@ -123,7 +126,7 @@ def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec, ledger: Ledger)
                 try:
                     running.add(_begun(pipe, batcher, job, spec))
                 except Exception as error:  # of reading images and of odd values, besides our own
-                    yield _failed(job, error, ledger)
+                    yield _failed(pipe, job, error, ledger)
                 while len(running) >= spec.max_rows:
                     yield from _records(pipe, running, Path(aside), ledger)
             while running:
@@ -138,6 +141,11 @@ def _begun(pipe: Pipeline, batcher: Batcher, job: Job, spec: BulkSpec) -> _Runni
     """Begin a job; raise what is wrong with its arguments or its images."""
     if job.problem is not None:
         raise InputError(job.problem)
+    if job.count > MOST_IMAGES:
+        raise InputError(
+            f"num_images_per_prompt makes {job.count} images; give at most {MOST_IMAGES} a job",
+            argument="num_images_per_prompt",
+        )
     arguments = dict(job.arguments)
     files = _files(pipe, Path(spec.output) / job.id, arguments)
     try:
@@ -164,11 +172,13 @@ def _files(pipe: Pipeline, path: Path, arguments: dict[str, Any]) -> Files:
 
 def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return the arguments of the call with images in place of paths."""
-    known = [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]
+    known = _keys(pipe)
     for name in arguments:
         if name not in known:
             hint = did_you_mean(name, known) or f"; accepted: {', '.join(known)}"
             raise InputError(f"there is no argument {name!r}{hint}", argument=name)
+    if files.subject not in arguments:
+        raise InputError(f"no {files.subject} was given; set `{files.subject}`", argument=files.subject)
     readers = {"image": _image, "control_image": _images, "control_images": _clips}
     return {
         name: readers[name](value, root, files) if name in readers else value
@@ -223,7 +233,7 @@ def _records(pipe: Pipeline, running: set[_Running], aside: Path, ledger: Ledger
             try:
                 record = _saved(pipe, one, aside, ledger)
             except Exception as error:  # a job that fails stops no other
-                record = _failed(one.job, error, ledger)
+                record = _failed(pipe, one.job, error, ledger)
             yield record
 
 
@@ -248,15 +258,21 @@ def _saved(pipe: Pipeline, one: _Running, aside: Path, ledger: Ledger) -> Record
     return record
 
 
-def _failed(job: Job, error: Exception, ledger: Ledger) -> Record:
-    record = _failure(job, error)
+def _failed(pipe: Pipeline, job: Job, error: Exception, ledger: Ledger) -> Record:
+    """Add the record of a job that failed to the ledger; raise an error that all jobs have."""
+    if is_hopeless(error):
+        raise error
+    known = isinstance(error, ControlNeXtError)
+    if not known:
+        logger.error("job %s failed", job.id, exc_info=error)
+    if isinstance(error, OutOfMemoryError):
+        error = error.with_savers(name for name in error.savers if name in _keys(pipe))
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    record = {"id": job.id, "job": job.digest, "error": " ".join(reason.split())}
     ledger.add(record)
     return record
 
 
-def _failure(job: Job, error: Exception) -> Record:
-    known = isinstance(error, ControlNeXtError)
-    if not known:
-        logger.error("job %s failed", job.id, exc_info=error)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return {"id": job.id, "job": job.digest, "error": " ".join(reason.split())}
+def _keys(pipe: Pipeline) -> list[str]:
+    """Return the arguments of a call that a job may have."""
+    return [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]
