@@ -218,6 +218,11 @@ def _check_names(output: Path) -> None:
             f"{path} is a {kinds[0]}, where a {kinds[1]} belongs; move it, or give another directory",
             argument="output",
         )
+    # opening it would empty it
+    if (lock := output / _LOCK).exists() and lock.stat().st_size:
+        raise InputError(
+            f"{lock} is not the lock of a bulk run; move it, or give another directory", argument="output"
+        )
 
 
 def _read(output: Path) -> JobResults:

@@ -10,8 +10,8 @@ from controlnext.bundle.files import new_file
 from controlnext.optional import extra
 
 TABLE = "results.parquet"
-_KEYS = {"id", "job"}
-"""What every record has."""
+_KEYS, _OUTCOMES = {"id", "job"}, {"files", "error"}
+"""What every record has, and what it has at least one of."""
 
 
 def is_table(path: Path) -> bool:
@@ -23,9 +23,10 @@ def is_table(path: Path) -> bool:
     except ImportError:
         return False
     try:
-        return {*parquet.read_schema(path).names} >= _KEYS
+        names = {*parquet.read_schema(path).names}
     except (OSError, ArrowException):
         return False
+    return names >= _KEYS and bool(names & _OUTCOMES)
 
 
 def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -112,5 +112,9 @@ def test_a_directory_in_the_place_of_a_file_of_ours(jobs: Path, tmp_path: Path, 
 
 
 def test_a_file_in_the_place_of_a_directory_of_ours(jobs: Path, tmp_path: Path) -> None:
+    """And a lock of somebody else."""
     (tmp_path / ".parts").touch()
     refused(".parts is a file, where a directory belongs; move it", jobs, tmp_path, Job("c0"))
+    (tmp_path / ".parts").unlink()
+    (tmp_path / ".lock").write_text("mine")
+    refused(".lock is not the lock of a bulk run; move it", jobs, tmp_path, Job("c0"))

@@ -37,7 +37,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     jobs = [Job("a", {"seed": 1}), Job("b", {"seed": 2}), Job("c", {"seed": 3}), Job("d", {})]
     (tmp_path / "a.png").touch()
     record = {"id": "a", "job": jobs[0].digest, "files": ["a.png"], "seed": 1}
-    others = [{**record, "id": "b", "job": "other"}, {**record, "id": "c", "files": ["c.png"]}]
+    others = [{**record, "id": name, "job": "other", "files": [f"{name}.png"]} for name in "bc"]
     failed = {"id": "d", "job": jobs[3].digest, "error": "no memory"}
     torn = b'{"id": "z", "fil'
     (tmp_path / LEDGER).write_bytes(
