@@ -87,19 +87,26 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     return copy
 
 
-@blames("bundle")
 def manifest_checksum(location: str | Path) -> str:
     """Return the SHA-256 of a bundle's manifest, which tells it from every other one.
+
+    Raises as :func:`read_manifest_of`.
+    """
+    return read_manifest_of(location)[1]
+
+
+@blames("bundle")
+def read_manifest_of(location: str | Path) -> tuple[Manifest, str]:
+    """Return a bundle's manifest and the SHA-256 of its file.
 
     Raises as :func:`local_copy` and :func:`controlnext.bundle.reader.read_manifest`.
     """
     if not is_remote(location):
-        read_manifest(Path(location))
-        return sha256(Path(location) / MANIFEST)
+        return read_manifest(Path(location)), sha256(Path(location) / MANIFEST)
     source = RemoteFiles(str(location))
     content = source.read_manifest()
-    parse_manifest(content, f"{source.title}/{MANIFEST}")
-    return hashlib.sha256(content).hexdigest()
+    manifest = parse_manifest(content, f"{source.title}/{MANIFEST}")
+    return manifest, hashlib.sha256(content).hexdigest()
 
 
 def _check_names(source: RemoteFiles, manifest: Manifest) -> None:

@@ -43,6 +43,9 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 MIB = 1 << 20
 """Bytes in a MiB: ``--workspace`` is in MiB, the libraries' argument in bytes."""
 
+AS_WRITTEN: Mapping[str, bool] = MappingProxyType({"as_written": True})
+"""The ``extra`` of a log record whose names in backticks are no arguments of a command."""
+
 _NAMED = re.compile(r"`(\w+)`")
 
 
@@ -95,7 +98,12 @@ class OptionFormatter(logging.Formatter):
         self._names = names
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format ``record``; an error among its arguments is shown as the error of a command would be."""
+        """Format ``record``; an error among its arguments is shown as the error of a command would be.
+
+        A record with ``extra=AS_WRITTEN`` keeps its names.
+        """
+        if AS_WRITTEN.items() <= vars(record).items():
+            return super().format(record)
         if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.runtime.preprocess import PREPROCESSORS
 
 IMAGES, CLIPS = "Options of image bundles", "Options of video bundles"
@@ -146,6 +147,7 @@ DecodeChunk = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("output"),
         metavar="PATH",
         help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames.",
         show_default="image.png or clip.mp4",

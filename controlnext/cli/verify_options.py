@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.engines import registry
 from controlnext.engines.onnxruntime.backend import OrtBackend
 
@@ -24,7 +25,10 @@ Backends = Annotated[
         show_default=False,
     ),
 ]
-Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Path to an HTML report to write.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(parser=local_path("report"), metavar="FILE", help="Path to an HTML report to write."),
+]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")]
 ControlImage = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Path to the control image of the sampling run.")

@@ -28,11 +28,16 @@ def with_basis(jobs: Iterable[Job], root: Path, bundle: str) -> list[Job]:
     checksum = cache(_checksum)
 
     def basis(job: Job) -> str:
-        paths = (path for name in INPUTS for path in _paths(job.arguments.get(name), root))
-        content = "\n".join([bundle, *map(checksum, paths)])
+        content = "\n".join([bundle, *map(checksum, input_files(job, root))])
         return hashlib.sha256(content.encode()).hexdigest()
 
     return [replace(job, basis=basis(job)) for job in jobs]
+
+
+def input_files(job: Job, root: Path) -> Iterator[Path]:
+    """Yield the files that a job reads, whether they are there or not."""
+    for name in INPUTS:
+        yield from _paths(job.arguments.get(name), root)
 
 
 def _paths(value: Any, root: Path) -> Iterator[Path]:
@@ -40,7 +45,7 @@ def _paths(value: Any, root: Path) -> Iterator[Path]:
     if isinstance(value, list):
         for one in value:
             yield from _paths(one, root)
-    elif isinstance(value, str):
+    elif value and isinstance(value, str):
         path = root / value
         yield from _listed(path) or matches(value, root) or [path]
 
