@@ -6,6 +6,7 @@ import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar
@@ -59,6 +60,8 @@ class Engine(Closeable):
     """The largest batch that the engine accepts; None for any."""
     least_rows: int = 1
     """The smallest batch that the engine accepts."""
+    least_rank: int = 0
+    """The smallest rank of LoRAs that the engine accepts; zeros of it stand for no LoRA."""
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
         self.graph_name, self.backend = graph_name, backend
@@ -76,6 +79,12 @@ class Engine(Closeable):
         """Say of itself what ``engine`` does, which this one wraps."""
         self.backend, self.most_rows, self.least_rows = engine.backend, engine.most_rows, engine.least_rows
         self.prologue_inputs, self.step_inputs = engine.prologue_inputs, engine.step_inputs
+        self.least_rank = engine.least_rank
+
+    @cached_property
+    def without_loras(self) -> Feed:
+        """The inputs that stand for no LoRA; none for a graph without room for LoRAs."""
+        return tensor_spec.without_loras(self.inputs, self.least_rank)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the outputs by name for the inputs by name.
@@ -88,9 +97,10 @@ class Engine(Closeable):
     def bind(self, constants: Feed) -> BoundEngine:
         """Return the engine with some inputs bound, for runs that differ in the others.
 
-        Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
+        Without inputs for LoRAs among them there are no LoRAs. Raises
+        :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
         """
-        return BoundEngine(self, constants)
+        return BoundEngine(self, {**self.without_loras, **constants})
 
     def run_bound(
         self, bound: object, feed: Feed, replaced: Collection[str], kind: StepKind = StepKind.PLAIN

@@ -21,6 +21,7 @@ from controlnext.bundle.format import MODEL, list_files
 from controlnext.bundle.manifest import (
     SCHEMA,
     Graph,
+    LoraRoom,
     Manifest,
     ParityRow,
     Quantization,
@@ -30,6 +31,7 @@ from controlnext.bundle.manifest import (
 )
 from controlnext.errors import InputError, ParityError
 from controlnext.export.adapters import wrap
+from controlnext.export.lora import check_lora_rank, with_room
 from controlnext.export.passes import finish_graph, quantize, without_outputs
 from controlnext.export.quantization.calibrate import Denoise, calibrate
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
@@ -55,6 +57,7 @@ def export_bundle(
     output: Path,
     *,
     compute: str = Precision.FP32,
+    lora_rank: int = 0,
     sample: SampleWith | None = None,
     calibrated: Quantization | None = None,
     calibration: CalibrationSettings = DEFAULT,
@@ -68,7 +71,7 @@ def export_bundle(
     :mod:`controlnext.export.quantization.calibrate` chooses the layers of the denoiser that have it, by the
     settings ``calibration`` and the sampling runs of ``sample``; ``calibrated`` is the result of an earlier
     calibration instead. ``compute``, one of :data:`~controlnext.types.COMPUTES`, is the precision of
-    everything else.
+    everything else. ``lora_rank``: room for LoRAs at run time, up to this rank.
 
     The bundle is written to a temporary directory, which is renamed when it is complete and, with
     ``measure``, all rows have passed; otherwise :class:`ParityError` is raised and no files remain. ``force``
@@ -82,6 +85,7 @@ def export_bundle(
         message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
     family = checkpoint.family
+    check_lora_rank(family, lora_rank)
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
     with new_folder(output, force) as directory:
@@ -91,7 +95,8 @@ def export_bundle(
         for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
             step = _Step(progress, spec.name, index / len(specs), 1 / len(specs))
             config = checkpoint.networks[spec.network].config
-            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), directory, step)
+            own, room = with_room(checkpoint, spec, lora_rank)
+            job = _Job(checkpoint, own, graph_precision(family, spec, plain, config), directory, step, room)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
                 found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
@@ -167,6 +172,7 @@ class _Job:
     precision: Precision
     directory: Path
     step: _Step
+    room: LoraRoom | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -222,6 +228,7 @@ class _Job:
             precision=precision,
             inputs=[TensorEntry.of(tensor) for tensor in self.inputs],
             outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
+            lora=self.room or msgspec.UNSET,
         )
 
 
@@ -260,7 +267,7 @@ def _meta_module(job: _Job) -> nn.Module:
     network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
     controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
     normalization = CrossNormalization(checkpoint.variant.injection, averaging_pool)
-    return wrap(spec, network, controls, normalization, job.cached)
+    return wrap(spec, network, controls, normalization, job.cached, job.room)
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:
