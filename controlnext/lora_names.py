@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, InputError
 
 METADATA = "lora_adapter_metadata"
 """The entry of a file's metadata in which diffusers' trainers write peft's settings, by names like
@@ -76,6 +78,28 @@ def layer_key(name: str) -> str:
     for pattern, replacement in _RENAMED:
         key = pattern.sub(replacement, key)
     return key
+
+
+def split_scale(given: str) -> tuple[str, float]:
+    """Split ``PATH[:SCALE]`` into path and scale, 1 by default.
+
+    A path may contain colons: the text after the last one is a scale only if it is a number. Raises
+    :class:`InputError` for one that is not a finite number.
+    """
+    path, colon, last = given.rpartition(":")
+    if not colon or Path(given).expanduser().exists():
+        return given, 1.0
+    try:
+        scale = float(last)
+    except ValueError:
+        if not Path(path).expanduser().exists():
+            return given, 1.0
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise InputError(
+            f"`lora` {given}: {last!r} is not a finite number; give PATH or PATH:SCALE", argument="lora"
+        )
+    return path, scale
 
 
 def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:

@@ -95,10 +95,9 @@ class Engine(Closeable):
         return self.bind(feed).run({})
 
     def bind(self, constants: Feed) -> BoundEngine:
-        """Return the engine with some inputs bound, for runs that differ in the others.
+        """Return the engine with some inputs bound, for runs that differ in the others; by default no LoRA.
 
-        Without inputs for LoRAs among them there are no LoRAs. Raises
-        :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
+        Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
         """
         return BoundEngine(self, {**self.without_loras, **constants})
 
@@ -187,11 +186,10 @@ class BoundEngine:
     """
 
     def __init__(self, engine: Engine, constants: Feed) -> None:
-        unknown = sorted(set(constants) - {spec.name for spec in engine.inputs})
-        if unknown:
-            names = sorted(spec.name for spec in engine.inputs)
+        names = {spec.name for spec in engine.inputs}
+        if unknown := sorted(set(constants) - names):
             raise InputError(
-                f"{engine.graph_name}: unknown inputs {unknown}; accepted: {names}; remove the others"
+                f"{engine.graph_name}: unknown inputs {unknown}; accepted: {sorted(names)}; remove the others"
             )
         self.engine = engine
         self._bound = dict(constants)

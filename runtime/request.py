@@ -231,8 +231,8 @@ def check_loras(given: object) -> None:
         named = isinstance(entry, Mapping) and all(isinstance(name, str) for name in entry)
         if entry is not None and not (named and is_finite(*entry.values())):
             raise InputError(
-                f"`lora` is {given!r}; give the scale of each LoRA by its name, such as {{'style': 0.8}}, or a"
-                " list of these, one for each prompt",
+                f"`lora` is {given!r}; give the scale of each LoRA by its name, such as {{'style': 0.8}}, or"
+                " a list of these, one for each prompt",
                 argument="lora",
             )
 

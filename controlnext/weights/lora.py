@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family, Network
-from controlnext.lora_names import METADATA, STRENGTH, listing, matched
+from controlnext.lora_names import METADATA, STRENGTH, listing, matched, split_scale
 from controlnext.weights.base import Base
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
@@ -54,7 +53,7 @@ def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source
     """
     if loras:
         check_takes_loras(family, "lora")
-    return [_apply(family, base, *_split(given)) for given in loras]
+    return [_apply(family, base, *split_scale(given)) for given in loras]
 
 
 def check_takes_loras(family: Family, argument: str) -> None:
@@ -69,25 +68,6 @@ def check_takes_loras(family: Family, argument: str) -> None:
 
 def _pipeline(family: Family) -> Any:
     return getattr(diffusers, family.pipeline_class)
-
-
-def _split(given: str) -> tuple[str, float]:
-    """Split into path and scale. A path may contain colons: the text after the last one is a scale only if it
-    is a number."""
-    path, colon, last = given.rpartition(":")
-    if not colon or Path(given).expanduser().exists():
-        return given, 1.0
-    try:
-        scale = float(last)
-    except ValueError:
-        if not Path(path).expanduser().exists():
-            return given, 1.0
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise InputError(
-            f"`lora` {given}: {last!r} is not a finite number; give PATH or PATH:SCALE", argument="lora"
-        )
-    return path, scale
 
 
 def _apply(family: Family, base: Base, given: str, scale: float) -> Source:

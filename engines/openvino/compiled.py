@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from controlnext.tensor_spec import LORA_INPUTS
 from controlnext.types import Feed
 
 MOST_SHAPES = 2
@@ -42,7 +43,7 @@ class GraphInTurn:
 
 
 class CompiledGraph:
-    """A graph that is compiled for the shapes of its inputs when these first come.
+    """A graph that is compiled for the shapes of its inputs when these first come, for any rank of LoRAs.
 
     ``read`` returns it as an ``openvino.Model``, released once it is compiled; ``build`` compiles it.
     ``fits`` tells of a model with fixed shapes whether the library compiles it right; one that it does not is
@@ -64,7 +65,7 @@ class CompiledGraph:
     def run(self, feed: Feed, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the outputs ``wanted``; see :meth:`Runnable.run`."""
         arrays = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
-        request = self._request(tuple(array.shape for array in arrays.values()))
+        request = self._request(tuple(_fixed(name, array.shape) for name, array in arrays.items()))
         request.infer(arrays, share_inputs=True, share_outputs=True)
         # the request's own memory, which the next run overwrites
         return {name: request.get_tensor(name).data.copy() for name in wanted}
@@ -82,3 +83,9 @@ class CompiledGraph:
             request = self._build(model).create_infer_request()
         self._requests[shapes] = request
         return request
+
+
+def _fixed(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a graph is compiled for; the rank of LoRAs stays open."""
+    rows, *_, last = shape
+    return (rows, -1, last) if name in LORA_INPUTS else shape

@@ -164,6 +164,8 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
             hint = did_you_mean(name, known) or f"; accepted: {', '.join(known)}"
             raise InputError(f"there is no argument {name!r}{hint}", argument=name)
     readers = {"image": _image, "control_image": _images, "control_images": _clips}
+    if isinstance(loras := arguments.get("lora"), dict):
+        pipe.offer_loras({path: root / path for path in loras})
     return {
         name: readers[name](value, root, files) if name in readers else value
         for name, value in arguments.items()

@@ -87,9 +87,7 @@ def read_lora(name: str, path: Path, manifest: Manifest) -> Lora:
             pairs = _by_layer(what, graph.lora, keyed, shapes)
             graphs[graph_name] = _packed(file.name, graph, graph.lora, pairs, found, settings)
     for network in networks:
-        logger.warning(
-            "%s: its tensors for %s are left out; the bundle has no room there", file.name, network
-        )
+        logger.warning("%s: its tensors for %s are left out; the bundle has no room", file.name, network)
     return Lora(name, graphs)
 
 
@@ -187,9 +185,8 @@ def _packed(
     """Return the matrices of a graph side by side, those of a smaller rank with zeros below."""
     tensors = found.tensors
     rank = max(len(tensors[pair.first]) for _, pair in pairs)
-    own = {
-        key: settings[f"{graph.network}.{key}"] for key in STRENGTH if f"{graph.network}.{key}" in settings
-    }
+    named = {key: f"{graph.network}.{key}" for key in STRENGTH}
+    own = {key: settings[name] for key, name in named.items() if name in settings}
     down, up = (np.zeros((rank, columns), np.float32) for columns in room.columns)
     for layer, pair in pairs:
         first, second = tensors[pair.first], tensors[pair.second]
