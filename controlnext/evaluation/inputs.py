@@ -88,17 +88,11 @@ def added_words(bundle: Path, manifest: Manifest) -> list[str]:
 
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     """Return the arguments of ``run``, for the PyTorch reference and the runtime's pipeline alike."""
-    common: dict[str, Any] = {
-        "num_inference_steps": run.steps,
-        "height": run.height,
-        "width": run.width,
-        "seed": SEED,
-    }
-    if run.lora_rank:
-        common["lora"] = {NAME: 1.0}
+    common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
     if run.cache_interval > 1:
         common["cache_interval"] = run.cache_interval
-    return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
+    lora = {"lora": {NAME: 1.0}} if run.lora_rank else {}
+    return {**common, **lora, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
 
 def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def _engine(
 
 
 def _add_lora(pipeline: Pipeline, arguments: Sequence[dict[str, Any]]) -> None:
-    """Add the LoRA of random numbers, if a run chooses it, by a file: its reader is a part of what is compared."""
+    """Add the LoRA of random numbers from a file, if a run chooses it: the reader is compared too."""
     if any("lora" in given for given in arguments):
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / f"{NAME}.safetensors"
