@@ -20,7 +20,7 @@ from support.recipe import drawing
 
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A pipeline with room for rank 6, and LoRAs of rank 2, 4 and 1; the last, ``c``, is of the UNet alone."""
+    """A pipeline with room for rank 6, and LoRAs of rank 2, 4 and 1; ``c`` is of the UNet alone."""
     folder = tmp_path_factory.mktemp("roomy")
     path = write_fake_bundle(folder / "bundle", lora_rank=6, shallow=True)
     with Pipeline.load(path, cache=False) as pipe:
