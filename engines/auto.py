@@ -7,7 +7,8 @@ from pathlib import Path
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import registry
-from controlnext.engines.base import Backend, Engine, device_kind
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_kind
 from controlnext.errors import ControlNeXtError, InputError, MissingDependencyError
 
 logger = logging.getLogger(__name__)

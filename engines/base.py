@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -16,31 +15,11 @@ import numpy as np
 from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
+from controlnext.engines.devices import device_kind
 from controlnext.engines.steps import NO_FEATURES, StepKind
 from controlnext.errors import InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
-
-
-def device_index(device: str) -> int | None:
-    """Return the number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
-
-    Raises :class:`~controlnext.errors.InputError` for anything else.
-    """
-    cuda = re.fullmatch(r"cuda:(\d+)", device)
-    if not cuda and device not in ("auto", "cpu"):
-        raise InputError(
-            f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...", argument="device"
-        )
-    return int(cuda[1]) if cuda else None
-
-
-def device_kind(device: str) -> str:
-    """Return the device without its number: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises as :func:`device_index` does.
-    """
-    return device if device_index(device) is None else "cuda"
 
 
 class Engine(Closeable):
@@ -99,7 +78,9 @@ class Engine(Closeable):
 
         Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
         """
-        return BoundEngine(self, {**self.without_loras, **constants})
+        # of rank 0 where that is not accepted
+        given = {n: a for n, a in constants.items() if a.size or n not in self.without_loras}
+        return BoundEngine(self, {**self.without_loras, **given})
 
     def run_bound(
         self, bound: object, feed: Feed, replaced: Collection[str], kind: StepKind = StepKind.PLAIN

@@ -20,7 +20,7 @@ from controlnext.families import Family, get_family
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
-from controlnext.tensor_spec import LORA_INPUTS, control_inputs, split_dim
+from controlnext.tensor_spec import LORA_INPUTS, control_inputs, split_dim, without_loras
 from controlnext.types import Feed
 
 Profiles = Mapping[str, Profile]
@@ -192,7 +192,7 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
     """Return seeded inputs of the denoiser for a batch of ``rows``, by name.
 
     ``height`` and ``width`` are in pixels, ``frames`` is the length of clips. The control image has batch
-    size 1 and is shared by all rows, as in a pipeline.
+    size 1 and is shared by all rows, as in a pipeline. There is no LoRA.
     """
     family = get_family(manifest.family)
     multiple = family.size_multiple
@@ -201,7 +201,8 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
     graph = manifest.graphs[family.denoiser]
     feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
     images = [control.image for control in control_inputs(feed)]
-    return {name: array[:1] if name in images else array for name, array in feed.items()}
+    shared = {name: array[:1] if name in images else array for name, array in feed.items()}
+    return {**shared, **without_loras(tensor.spec() for tensor in graph.inputs)}
 
 
 def _tokens(family: Family) -> int:
@@ -226,7 +227,6 @@ def _feed(
     feed = {}
     for tensor in graph.inputs:
         if tensor.name in LORA_INPUTS:
-            # none by default
             continue
         shape = tensor.spec().shape_at({**batches, **sizes})
         values: np.ndarray

@@ -20,7 +20,8 @@ from controlnext.bundle.format import MODEL, PARTS, UINT8_PARTS, check_graph, mo
 from controlnext.bundle.manifest import Manifest, shallow_name
 from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
-from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_index
 from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.providers import (
     CPU,

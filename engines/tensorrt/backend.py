@@ -10,7 +10,8 @@ import numpy as np
 
 from controlnext.bundle.format import check_graph, model_file
 from controlnext.bundle.manifest import Manifest, shallow_name
-from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_index
 from controlnext.engines.steps import StepKind
 from controlnext.engines.tensorrt.contexts import Contexts, Shapes
 from controlnext.engines.tensorrt.cuda import Cuda
