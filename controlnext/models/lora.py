@@ -46,6 +46,9 @@ def lora_convolution(
     padding: Sequence[int],
 ) -> Tensor:
     """Return the ``output`` (B, out, height, width) of a convolution for ``source``, with its branch."""
+    if not downs.shape[1]:
+        # PyTorch's convolution takes no empty weights
+        return output.clone()
     downs, ups = (tensor.expand(len(source), -1, -1) for tensor in (downs, ups))
     added = []
     for one, first, second in zip(source, downs[:, :, slice(*down)], ups[:, :, slice(*up)], strict=True):
