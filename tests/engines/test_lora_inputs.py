@@ -42,11 +42,11 @@ def test_without_inputs_for_them_there_are_none(bundle: Path) -> None:
 
 
 def test_rows_that_are_neither_one_nor_the_batch_are_refused(bundle: Path) -> None:
-    with open_unet(bundle, "onnxruntime") as engine:
-        with pytest.raises(
-            InputError, match="lora_down has batch 3; give 1 or the batch of the other inputs, 2"
-        ):
-            engine.run({**unet_feed(), **matrices(3, 2)})
+    with (
+        open_unet(bundle, "onnxruntime") as engine,
+        pytest.raises(InputError, match="lora_down has batch 3; give 1 or the batch of the other inputs, 2"),
+    ):
+        engine.run({**unet_feed(), **matrices(3, 2)})
 
 
 @pytest.mark.parametrize("backend", FLAVORS)
