@@ -57,15 +57,17 @@ def _convolution(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Value:
-    channels = source.shape[1]
+    channels, size = source.shape[1], op.Shape(source, start=2)
     first = op.Reshape(_columns(downs, down), _ints(0, -1, channels))
     low = op.MatMul(first, op.Reshape(source, _ints(0, channels, -1)))
     if (*kernel, *stride, *padding) != (1, 1, 1, 1, 0, 0):
-        maps = op.Reshape(low, op.Concat(_ints(0, -1), op.Shape(source, start=2), axis=0))
-        pixels = op.ReduceProd(op.Shape(output, start=2), keepdims=1)
-        low = op.Reshape(_shifted(maps, kernel, stride, padding), op.Concat(_ints(0, -1), pixels, axis=0))
+        maps = op.Reshape(low, op.Concat(_ints(0, -1), size, axis=0))
+        total = _shifted(maps, kernel, stride, padding)
+        size = op.Shape(total, start=2)
+        low = op.Reshape(total, op.Concat(_ints(0, -1), op.ReduceProd(size, keepdims=1), axis=0))
     added = op.MatMul(_turned(_columns(ups, up)), low)
-    return op.Add(output, op.Reshape(added, op.Shape(output)))
+    # nothing but the sum reads the layer's output: int8 convolutions have their bias inside then
+    return op.Add(output, op.Reshape(added, op.Concat(_ints(0, up[1] - up[0]), size, axis=0)))
 
 
 def _shifted(maps: Value, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Value:
