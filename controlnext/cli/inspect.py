@@ -38,6 +38,8 @@ def _print(manifest: Manifest) -> None:
     print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
     if manifest.precision.integer_products and (form := known_int8_form()):
         print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
+    if rank := max((graph.lora.rank for graph in manifest.graphs.values() if graph.lora), default=0):
+        print(f"It has room for LoRAs of up to rank {rank} together.")
     print_table(
         "Graphs", ("graph", "precision", "inputs", "outputs"), [_graph(*g) for g in manifest.graphs.items()]
     )
