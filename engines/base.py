@@ -234,8 +234,8 @@ class Backend(ABC):
     The class variables describe it to the rest of the package. ``name``: the value of ``backend``;
     ``title``: the name in messages; ``module``: the Python module of the library; ``extra``: the extra that
     installs it. ``devices``: the kinds of device that it runs on. ``needs_build``: it runs engines that were
-    built into the bundle before, not the graph itself. ``automatic``: whether ``auto`` may take it; one that
-    computes less exactly than the bundle says is taken only by its name.
+    built into the bundle before, not the graph itself. ``rounds_to``: the type that it rounds operands of
+    products to where that is less exact than the bundle says; ``auto`` never takes such a backend.
     """
 
     name: ClassVar[str] = ""
@@ -244,7 +244,7 @@ class Backend(ABC):
     extra: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     needs_build: ClassVar[bool] = False
-    automatic: ClassVar[bool] = True
+    rounds_to: ClassVar[str] = ""
 
     @abstractmethod
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:

@@ -19,8 +19,8 @@ Backends = Annotated[
     list[str] | None,
     typer.Option(
         "--backend",
-        help=f"Backend to compare besides ONNX Runtime and built engines: {', '.join(OTHER_BACKENDS)}; may be"
-        " repeated.",
+        help="Backend to compare besides ONNX Runtime, built engines and what auto runs here:"
+        f" {', '.join(OTHER_BACKENDS)}; may be repeated.",
         show_default=False,
     ),
 ]

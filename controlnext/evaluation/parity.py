@@ -1,7 +1,7 @@
 """Parity of engines with PyTorch: each graph alone, then a whole sampling run.
 
 ONNX Runtime's engines are always compared, built TensorRT engines if they can run on this machine, other
-backends if they are asked for.
+backends if they are asked for. An export asks for none: equal exports have equal manifests.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import select_backend
+from controlnext.engines import registry, select_backend
+from controlnext.engines.auto import AutoBackend
 from controlnext.engines.built import BuiltBackend, usable_backends
-from controlnext.engines.openvino.backend import OpenVinoBf16Backend
 from controlnext.evaluation.inputs import (
     SEED,
     SamplingRun,
@@ -72,14 +72,15 @@ LIMITS: Mapping[Precision, Limits] = {
 }
 # 8 bits a number
 _BF16 = Limits(graph=4e-2, latents=8e-2, image=30)
-_LIMITS_OF_BACKENDS: Mapping[str, Mapping[Precision, Limits]] = {
-    OpenVinoBf16Backend.name: {
+_LIMITS_OF_ROUNDING: Mapping[str, Mapping[Precision, Limits]] = {
+    "": LIMITS,
+    "bfloat16": {
         Precision.FP32: _BF16,
         Precision.FP16: _BF16,
         Precision.INT8: LIMITS[Precision.INT8],
-    }
+    },
 }
-"""Limits of backends that compute in another type than the bundle's."""
+"""Limits by the type that a backend rounds to (``Backend.rounds_to``)."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ def measure(bundle: Path, checkpoint: Checkpoint, progress: Progress) -> list[Pa
     manifest = read_manifest(bundle)
     run = default_run(manifest, added_words(bundle, manifest))
     return compare(bundle, checkpoint, run, progress).rows
+
+
+def automatic_backends(manifest: Manifest) -> list[str]:
+    """Return the names of the backends that ``auto`` takes on this machine in place of ONNX Runtime."""
+    auto = AutoBackend()
+    found = (auto.faster(graph.precision) for graph in manifest.graphs.values())
+    return list(dict.fromkeys(backend.name for backend in found if backend))
 
 
 def compare(
@@ -123,7 +131,8 @@ def compare(
     rows = _rows(manifest, runs, expected, found, LIMITS)
     for name, backend in {**backends, **asked}.items():
         outputs = _engine(bundle, manifest, backend, feeds, arguments, progress)
-        own = _rows(manifest, runs, expected, outputs, _LIMITS_OF_BACKENDS.get(name, LIMITS))
+        limits = _LIMITS_OF_ROUNDING[registry.BACKENDS.get(name, AutoBackend).rounds_to]
+        own = _rows(manifest, runs, expected, outputs, limits)
         rows += [replace(row, name=f"{name}: {row.name}") for row in own]
     return Comparison(rows, expected.images[-1], found.images[-1])
 

@@ -72,12 +72,19 @@ class OrtBackend(Backend):
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:
-        """Return one configuration for each GPU provider; the CPU has one, which ``auto`` uses anyway."""
+        """Return one configuration for each GPU provider; the CPU has one."""
+        if kind == "cpu":
+            return super().variants(kind)
         return {
             f"{cls.title} {name}": {"provider": name}
             for name, provider in PROVIDERS.items()
-            if provider.device == kind != "cpu"
+            if provider.device == kind
         }
+
+    @property
+    def device(self) -> str:
+        """The kind of device that graphs run on: ``"cpu"`` or ``"cuda"``."""
+        return PROVIDERS[self.provider].device
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
         """Open sessions of the graph in ``<bundle>/<graph_name>``; only files that are read are checked."""

@@ -80,8 +80,9 @@ class Pipeline(LatentDecoder):
         is copied first (:func:`controlnext.bundle.remote.local_copy`).
 
         Args:
-            backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of
-                one of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
+            backend: "onnxruntime", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", or "auto": for
+                each graph a built engine of one of the TensorRTs where it works, else ONNX Runtime, or
+                OpenVINO where that is faster or the only one. :attr:`backend` says which.
             device: "auto", "cpu" or "cuda:N".
             provider: ONNX Runtime's execution provider, a name of
                 :data:`controlnext.engines.onnxruntime.providers.PROVIDERS`; by default that of the device.
