@@ -32,8 +32,8 @@ KOHYA: Mapping[str, str] = MappingProxyType(
 # of the attention layers of diffusers' files of 2023
 _RENAMED = (
     (re.compile(r"_processor_"), "_"),
-    (re.compile(r"(attn\d?)_to_out$"), r"\1_to_out_0"),
     (re.compile(r"self_attn_to_(q|k|v|out)$"), r"self_attn_\1_proj"),
+    (re.compile(r"(attn\d?)_to_out$"), r"\1_to_out_0"),
     (re.compile(r"^text_model_"), ""),
 )
 
