@@ -73,7 +73,7 @@ def _by_parameter(module: nn.Module, dynamic: tuple[object, ...]) -> tuple[objec
     if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
         return dynamic
     named = len(parameters) - 1
-    return (*dynamic[:named], dynamic[named:])
+    return (*dynamic[:named], dynamic[named:]) if dynamic[named:] else dynamic
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:
