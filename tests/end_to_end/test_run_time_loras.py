@@ -30,7 +30,7 @@ CHOICES: Mapping[str, dict[str, float]] = {
     "both": {"a": 0.4, "b": 0.3},
 }
 LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
-"""Limits of the relative L2 of latents: 3e-6 and 9e-4 were measured."""
+"""Limits of the relative L2 of latents."""
 
 
 @pytest.fixture(scope="session")
