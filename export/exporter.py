@@ -37,7 +37,7 @@ from controlnext.export.quantization.calibrate import Denoise, calibrate
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
 from controlnext.export.tracing import materialize_meta_parameters, trace
 from controlnext.export.writer import attach_weights, write_graph, write_parts, write_shallow
-from controlnext.families import PER_STEP_INPUTS, CachedFeature, Family, GraphSpec
+from controlnext.families import PER_STEP_INPUTS, CachedFeature, GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import COMPUTES, Precision, Progress
@@ -84,8 +84,7 @@ def export_bundle(
     if precision.calibrated and sample is None and calibrated is None:
         message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
-    family = checkpoint.family
-    check_lora_rank(family, lora_rank)
+    check_lora_rank(checkpoint.family, lora_rank)
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
     with new_folder(output, force) as directory:
@@ -94,9 +93,8 @@ def export_bundle(
         # the denoiser comes last: its calibration needs the others
         for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
             step = _Step(progress, spec.name, index / len(specs), 1 / len(specs))
-            config = checkpoint.networks[spec.network].config
             own, room = with_room(checkpoint, spec, lora_rank)
-            job = _Job(checkpoint, own, graph_precision(family, spec, plain, config), directory, step, room)
+            job = _Job(checkpoint, own, graph_precision(checkpoint, spec, plain), directory, step, room)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
                 found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
@@ -146,11 +144,11 @@ def check_parity(rows: list[ParityRow]) -> None:
         raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(texts)}")
 
 
-def graph_precision(
-    family: Family, spec: GraphSpec, precision: Precision, config: Mapping[str, object]
-) -> Precision:
+def graph_precision(checkpoint: Checkpoint, spec: GraphSpec, precision: Precision) -> Precision:
     """Return ``precision``, or float32 for a VAE that overflows in float16."""
-    return Precision.FP32 if spec.network == "vae" and family.float32_vae(config) else precision
+    config = checkpoint.networks[spec.network].config
+    overflows = spec.network == "vae" and checkpoint.family.float32_vae(config)
+    return Precision.FP32 if overflows else precision
 
 
 class _Step:
@@ -172,7 +170,7 @@ class _Job:
     precision: Precision
     directory: Path
     step: _Step
-    room: LoraRoom | None = None
+    room: LoraRoom | None
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -183,11 +183,7 @@ class ImagePipeline(Pipeline, task="image"):
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Iterator[Step]:
-        """Yield the steps of such a call one by one; the arguments are those of the call.
-
-        The arguments are checked and the prompts are encoded before this returns. :meth:`decode` turns any
-        step's latents into images; those of the last step are the result.
-        """
+        """Yield the steps of such a call one by one; see :meth:`Pipeline.stream`."""
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
