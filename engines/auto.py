@@ -7,7 +7,8 @@ from pathlib import Path
 
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import measured, registry
-from controlnext.engines.base import Backend, Engine, device_kind
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_kind
 from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.errors import ControlNeXtError, InputError, MissingDependencyError
 from controlnext.types import Precision

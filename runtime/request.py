@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 Prompt = str | Sequence[str]
 Scale = float | Sequence[float] | FloatArray
+Scales = Mapping[str, float]
+"""LoRAs, each with its scale, by the names that :meth:`~controlnext.runtime.Pipeline.add_lora` gave them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,7 @@ class Request(CommonRequest):
     timesteps: Sequence[int] | FloatArray | None = None
     guidance_scale: float | None = None
     num_images_per_prompt: int = 1
+    lora: Scales | Sequence[Scales | None] | None = None
     prompt_embeds: FloatArray | None = None
     negative_prompt_embeds: FloatArray | None = None
     pooled_prompt_embeds: FloatArray | None = None
@@ -125,6 +128,7 @@ class Request(CommonRequest):
                 argument="guidance_scale",
             )
         self._check_prompts()
+        check_loras(self.lora)
 
     def _check_prompts(self) -> None:
         """Apply the rules of diffusers' ``check_inputs`` that need no model."""
@@ -218,6 +222,19 @@ def _check_texts(name: str, prompt: object) -> None:
     several = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(text, str) for text in prompt)
     if not isinstance(prompt, str) and not several:
         raise InputError(f"{name} is {prompt!r}; it must be a text or a list of texts", argument=name)
+
+
+def check_loras(given: object) -> None:
+    """Raise :class:`InputError` unless ``given`` is None, scales by names, or a list of these."""
+    entries = given if isinstance(given, (list, tuple)) else [given]
+    for entry in entries:
+        named = isinstance(entry, Mapping) and all(isinstance(name, str) for name in entry)
+        if entry is not None and not (named and is_finite(*entry.values())):
+            raise InputError(
+                f"`lora` is {given!r}; give the scale of each LoRA by its name, such as {{'style': 0.8}}, or"
+                " a list of these, one for each prompt",
+                argument="lora",
+            )
 
 
 def is_integer(value: object) -> bool:

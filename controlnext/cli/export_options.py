@@ -29,6 +29,15 @@ ExportPrecision = Annotated[Precision, typer.Option(help="Precision of the expor
 Variant = Annotated[
     str, typer.Option(help="Variant of the model family; auto detects it from the control weights.")
 ]
+LoraRank = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Room for LoRAs that are chosen at run time: the largest rank of those that are used together.",
+        show_default="0, none",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(

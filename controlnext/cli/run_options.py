@@ -78,6 +78,15 @@ Height = Annotated[
 Width = Annotated[int | None, typer.Option(help="Image width in pixels.", show_default="the control image's")]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt.", rich_help_panel=IMAGES)]
 NegativePrompt = Annotated[str | None, typer.Option(help="Negative text prompt.", rich_help_panel=IMAGES)]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH[:SCALE]",
+        help="Path to a LoRA, with its scale (default 1); may be repeated. The bundle needs room for it.",
+        show_default=False,
+        rich_help_panel=IMAGES,
+    ),
+]
 NumImages = Annotated[
     int | None,
     typer.Option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from controlnext.engines import registry, select_backend
 from controlnext.engines.auto import AutoBackend
 from controlnext.engines.built import BuiltBackend, usable_backends
 from controlnext.evaluation.inputs import (
+    SEED,
     SamplingRun,
     added_words,
     default_run,
@@ -31,7 +33,9 @@ from controlnext.evaluation.inputs import (
     graph_feeds,
     run_arguments,
 )
+from controlnext.evaluation.lora_reference import merge_random_lora, write_random_lora
 from controlnext.evaluation.metrics import psnr, relative_l2
+from controlnext.evaluation.random_lora import NAME
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec, get_family
 from controlnext.families.schema import PREVIEW_DECODER
@@ -43,8 +47,9 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
-_CACHED_STEPS = 4
-"""Most steps of the run with the step cache: two full ones, each with a shallow one behind it."""
+_FEW_STEPS = 4
+"""Most steps of runs besides the first; with the step cache two full ones, each with a shallow one behind
+it."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,9 @@ def compare(
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
-    runs = [run, *_cached_runs(manifest, run)]
+    runs = [run, *_lora_runs(manifest, run), *_cached_runs(manifest, run)]
     arguments = [run_arguments(manifest, one) for one in runs]
-    expected = _pytorch(checkpoint, feeds, arguments, progress)
+    expected = _pytorch(manifest, checkpoint, feeds, arguments, progress)
     gc.collect()
     found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
     rows = _rows(manifest, runs, expected, found, LIMITS)
@@ -132,11 +137,17 @@ def compare(
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
+def _lora_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
+    """Return a run with a LoRA, of few steps, if the bundle has room for it."""
+    room = manifest.graphs[get_family(manifest.family).denoiser].lora
+    return [dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS), lora_rank=room.rank)] if room else []
+
+
 def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
     """Return a run with the step cache, of few steps, if the denoiser can be cut."""
     if manifest.graphs[get_family(manifest.family).denoiser].shallow is None:
         return []
-    return [dataclasses.replace(run, steps=min(run.steps, _CACHED_STEPS), cache_interval=2)]
+    return [dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS), cache_interval=2)]
 
 
 def _rows(
@@ -153,7 +164,7 @@ def _rows(
         for limit in [of_precision[graph.precision].graph]
     ]
     limits = of_precision[manifest.precision]
-    # an engine that cannot be cut has no second run
+    # an engine that cannot be cut has no last run
     latents = [
         _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)
         for run, own, wanted in zip(runs, found.latents, expected.latents, strict=False)
@@ -180,23 +191,42 @@ class _Outputs:
 
 @torch.no_grad()
 def _pytorch(
-    checkpoint: Checkpoint, feeds: Feeds, arguments: Sequence[dict[str, Any]], progress: Progress
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    feeds: Feeds,
+    arguments: Sequence[dict[str, Any]],
+    progress: Progress,
 ) -> _Outputs:
     reference = reference_pipeline(checkpoint)
     specs = {spec.name: spec for spec in checkpoint.graphs}
     graphs = {}
     for done, (graph_name, inputs) in enumerate(feeds.items()):
         progress(f"{graph_name}: PyTorch", done / len(feeds) / 2)
-        spec = specs[graph_name]
+        spec, room = specs[graph_name], manifest.graphs[graph_name].lora or None
+        if room:
+            spec = spec.with_loras(*room.columns)
         network = reference.modules[spec.network]
         normalization = CrossNormalization(checkpoint.variant.injection)
-        module = wrap(spec, network, reference.controls, normalization)
+        module = wrap(spec, network, reference.controls, normalization, room=room)
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
-    outputs = [reference(**given) for given in arguments]
+    outputs = _runs(reference, manifest, arguments)
     latents = [output.latents for output in outputs]
     previews = reference.preview(latents[0]) if PREVIEW_DECODER in feeds else np.empty(0)
     return _Outputs(graphs, latents, _images(outputs[0]), previews)
+
+
+def _runs(reference: Any, manifest: Manifest, arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the outputs of sampling runs; those with the LoRA, which stays merged, run last."""
+    found: dict[int, Any] = {}
+    merged = False
+    for number in sorted(range(len(arguments)), key=lambda number: "lora" in arguments[number]):
+        given = dict(arguments[number])
+        if given.pop("lora", None) and not merged:
+            merge_random_lora(reference.modules, manifest, SEED)
+            merged = True
+        found[number] = reference(**given)
+    return [found[number] for number in range(len(arguments))]
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -220,7 +250,9 @@ def _engine(
             graphs[graph_name] = [engine.run(feed) for feed in inputs]
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
-        first, *others = arguments if backend.can_cut(pipeline.family.denoiser) else arguments[:1]
+        _add_lora(pipeline, arguments)
+        cut = backend.can_cut(pipeline.family.denoiser)
+        first, *others = [given for given in arguments if cut or "cache_interval" not in given]
         output = pipeline(**first, output_type="np")
         latents = [pipeline(**given, output_type="latent").latents for given in others]
         previews = np.empty(0)
@@ -228,6 +260,15 @@ def _engine(
             made = np.asarray(pipeline.preview(output.latents, "np"))
             previews = made.reshape(-1, *made.shape[-3:])
     return _Outputs(graphs, [output.latents, *latents], _images(output), previews)
+
+
+def _add_lora(pipeline: Pipeline, arguments: Sequence[dict[str, Any]]) -> None:
+    """Add the LoRA of random numbers from a file, if a run chooses it: the reader is compared too."""
+    if any("lora" in given for given in arguments):
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / f"{NAME}.safetensors"
+            write_random_lora(file, pipeline.bundle.manifest, SEED)
+            pipeline.add_lora(NAME, file)
 
 
 def _images(output: Any) -> np.ndarray:

@@ -125,6 +125,8 @@ def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
 class _Engine(Engine):
     """An engine in float32 arithmetic that measures its tensors while it runs."""
 
+    least_rank = 1  # the range of a tensor without elements is not defined
+
     def __init__(self, bundle: Path, manifest: Manifest, graph_name: str) -> None:
         super().__init__(manifest, graph_name)
         check_graph(bundle, manifest, graph_name)

@@ -21,7 +21,8 @@ from controlnext.bundle.manifest import Manifest, shallow_name
 from controlnext.bundle.plain import plain_files
 from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
-from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_index
 from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.providers import (
     CPU,

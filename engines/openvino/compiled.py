@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from controlnext.tensor_spec import LORA_INPUTS
 from controlnext.types import Feed
 
 MOST_SIZES = 2
@@ -51,7 +52,8 @@ class _Compiled:
 
 
 class CompiledGraph:
-    """A graph that is compiled for a size when that first comes: all dimensions of its inputs but the first.
+    """A graph that is compiled for a size when that first comes: all dimensions of its inputs but the first,
+    and but the rank of LoRAs.
 
     The first ones, the numbers of rows, are fixed too until others come at that size; then one model for any
     numbers takes the place of the first. ``model`` is the graph as an ``openvino.Model``, released once it is
@@ -76,7 +78,7 @@ class CompiledGraph:
     def run(self, feed: Feed, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the outputs ``wanted``; see :meth:`Runnable.run`."""
         arrays = {name: np.ascontiguousarray(feed[name]) for name in self.inputs}
-        request = self._request(tuple(array.shape for array in arrays.values()))
+        request = self._request(tuple(_fixed(name, array.shape) for name, array in arrays.items()))
         request.infer(arrays, share_inputs=True, share_outputs=True)
         # the request's own memory, which the next run overwrites
         return {name: request.get_tensor(name).data.copy() for name in wanted}
@@ -108,3 +110,9 @@ class CompiledGraph:
             model.reshape({name: [*list(any_shapes[name])[:1], *shape[1:]] for name, shape in fixed.items()})
         rows = None if takes_all or rows_differ else tuple(shape[:1] for shape in shapes)
         return _Compiled(self._build(model).create_infer_request(), rows)
+
+
+def _fixed(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a graph is compiled for; the rank of LoRAs stays open."""
+    rows, *_, last = shape
+    return (rows, -1, last) if name in LORA_INPUTS else shape

@@ -12,8 +12,9 @@ from typing import Any
 from controlnext.bundle.files import sha256
 from controlnext.runtime.bulk.jobs import Job, matches
 
-INPUTS = ("image", "control_image", "control_images")
-"""The arguments that are paths of files; the last one is a clip, whose frames may be in a directory."""
+INPUTS = ("image", "control_image", "control_images", "lora")
+"""The arguments that are paths of files. A clip's frames may be in a directory; LoRAs are paths with
+scales."""
 
 
 def with_basis(jobs: Iterable[Job], root: Path, bundle: str) -> list[Job]:
@@ -42,7 +43,7 @@ def input_files(job: Job, root: Path) -> Iterator[Path]:
 
 def _paths(value: Any, root: Path) -> Iterator[Path]:
     """Yield the files that the value of an argument names, those of directories and patterns too."""
-    if isinstance(value, list):
+    if isinstance(value, (list, dict)):
         for one in value:
             yield from _paths(one, root)
     elif value and isinstance(value, str):

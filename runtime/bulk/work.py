@@ -180,6 +180,8 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
     if files.subject not in arguments:
         raise InputError(f"no {files.subject} was given; set `{files.subject}`", argument=files.subject)
     readers = {"image": _image, "control_image": _images, "control_images": _clips}
+    if isinstance(loras := arguments.get("lora"), dict):
+        pipe.offer_loras({path: root / path for path in loras})
     return {
         name: readers[name](value, root, files) if name in readers else value
         for name, value in arguments.items()

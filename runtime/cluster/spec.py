@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from controlnext.engines import check_backend
-from controlnext.engines.base import device_index
+from controlnext.engines.devices import device_index
 from controlnext.errors import InputError
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.ray_cluster import ReplicaRange, own_device, takes_gpu

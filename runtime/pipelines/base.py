@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +16,7 @@ from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Denoising, Step, denoise
 from controlnext.runtime.guidance import guided_steps
+from controlnext.runtime.loras.store import Loras
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.pipelines.decoding import LatentDecoder
@@ -50,6 +51,7 @@ class Pipeline(LatentDecoder):
         self._config = bundle.manifest.configs[self.family.denoiser]
         self._sizes: set[Size] = set()
         self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
+        self._loras = Loras(bundle.manifest)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
@@ -109,6 +111,35 @@ class Pipeline(LatentDecoder):
         ``bundle.backends`` has those of all open graphs.
         """
         return self.bundle.engine(self.bundle.family.denoiser).backend
+
+    @property
+    def loras(self) -> dict[str, int]:
+        """The LoRAs that calls can choose: the rank of each, by name."""
+        return self._loras.ranks
+
+    def add_lora(self, name: str, path: str | Path) -> None:
+        """Read a LoRA that calls choose by ``name`` (``lora={"style": 0.8}``); nothing is built or changed.
+
+        ``path``: a ``.safetensors`` file as diffusers, peft or kohya's sd-scripts save it, or a directory
+        with one.
+
+        Raises:
+            InputError: the bundle was exported without room for LoRAs, or with too little; or the name is
+                taken.
+            CheckpointError: the file is not a plain LoRA, or does not fit the model.
+        """
+        self._loras.add(name, path)
+
+    def offer_loras(self, paths: Mapping[str, Path]) -> None:
+        """Have calls choose LoRAs by these names that are read when they are first chosen.
+
+        Nothing happens for a bundle without room for LoRAs.
+        """
+        self._loras.offer(paths)
+
+    def remove_lora(self, name: str) -> None:
+        """Forget a LoRA; runs that have it keep it. Raises :class:`InputError` for an unknown name."""
+        self._loras.remove(name)
 
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:

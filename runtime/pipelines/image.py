@@ -19,7 +19,7 @@ from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
 from controlnext.runtime.pipelines.image_denoising import ImageDenoising
 from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Prompt, Request, Scale
+from controlnext.runtime.request import Prompt, Request, Scale, Scales
 from controlnext.runtime.sizes import Size
 from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.vae import control_array
@@ -76,6 +76,8 @@ class ImagePipeline(Pipeline, task="image"):
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
             that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
+        lora: scales of LoRAs by the names that :meth:`add_lora` gave them; or a list of these, one for each
+            prompt.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
@@ -116,6 +118,7 @@ class ImagePipeline(Pipeline, task="image"):
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        lora: Scales | Sequence[Scales | None] | None = None,
         prompt_embeds: FloatArray | None = None,
         negative_prompt_embeds: FloatArray | None = None,
         pooled_prompt_embeds: FloatArray | None = None,
@@ -143,6 +146,7 @@ class ImagePipeline(Pipeline, task="image"):
             cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
+            lora=lora,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -173,16 +177,13 @@ class ImagePipeline(Pipeline, task="image"):
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        lora: Scales | Sequence[Scales | None] | None = None,
         prompt_embeds: FloatArray | None = None,
         negative_prompt_embeds: FloatArray | None = None,
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Iterator[Step]:
-        """Yield the steps of such a call one by one; the arguments are those of the call.
-
-        The arguments are checked and the prompts are encoded before this returns. :meth:`decode` turns any
-        step's latents into images; those of the last step are the result.
-        """
+        """Yield the steps of such a call one by one; see :meth:`Pipeline.stream`."""
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -204,6 +205,7 @@ class ImagePipeline(Pipeline, task="image"):
             cache_interval=cache_interval,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
+            lora=lora,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -233,12 +235,14 @@ class ImagePipeline(Pipeline, task="image"):
         scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         strengths = self.controls.schedules(scales, request, steps, guided)
         images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
-        prompts = self._condition(request, guided=guided > 0)
+        loras = self._loras.choose(request.lora, request.prompt_count)
+        prompts = self._condition(request, guided > 0, loras)
         constants = {
             **prompts,
             **self.conditioning(height, width, halves * len(latents)),
             **self._guidance_embedding(guidance, len(latents)),
             **self.controls.images(images),
+            **loras.inputs(family.denoiser, request.num_images_per_prompt, halves),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
         rows = {"batch": halves * len(latents), "sequence": tokens}

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from controlnext.engines import check_backend
 from controlnext.engines.auto import AutoBackend
-from controlnext.engines.base import device_index
+from controlnext.engines.devices import device_index
 from controlnext.errors import InputError
 from controlnext.runtime.limits import RequestLimits
 
