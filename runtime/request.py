@@ -228,8 +228,10 @@ def check_loras(given: object) -> None:
     """Raise :class:`InputError` unless ``given`` is None, scales by names, or a list of these."""
     entries = given if isinstance(given, (list, tuple)) else [given]
     for entry in entries:
+        if entry is None:
+            continue
         named = isinstance(entry, Mapping) and all(isinstance(name, str) for name in entry)
-        if entry is not None and not (named and is_finite(*entry.values())):
+        if not (named and isinstance(entry, Mapping) and is_finite(*entry.values())):
             raise InputError(
                 f"`lora` is {given!r}; give the scale of each LoRA by its name, such as {{'style': 0.8}}, or"
                 " a list of these, one for each prompt",

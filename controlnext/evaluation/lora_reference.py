@@ -36,11 +36,11 @@ def merge_random_lora(modules: Mapping[str, nn.Module], manifest: Manifest, seed
     """Add the LoRA to the weights of networks."""
     for network, room, inputs in _rooms(manifest, seed):
         for layer in room.layers:
-            weight = modules[network].get_submodule(layer.name).weight
+            weight = modules[network].get_parameter(f"{layer.name}.weight")
             down, up = inputs[LORA_DOWN][0, :, slice(*layer.down)], inputs[LORA_UP][0, :, slice(*layer.up)]
             # columns in the order height, width, channel
             delta = (up.T @ down).reshape(len(weight), *layer.kernel, -1).transpose(0, 3, 1, 2)
-            weight += torch.from_numpy(np.ascontiguousarray(delta)).reshape(weight.shape).to(weight)
+            weight.data += torch.from_numpy(np.ascontiguousarray(delta)).reshape(weight.shape).to(weight)
 
 
 def _rooms(manifest: Manifest, seed: int) -> list[tuple[str, LoraRoom, Feed]]:

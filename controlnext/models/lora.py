@@ -84,7 +84,8 @@ def lora_branches(network: nn.Module, room: LoraRoom | None, inputs: Sequence[Te
     """
     with ExitStack() as hooks:
         for layer in room.layers if room and inputs else ():
-            add = partial(_with_branch, layer, *inputs)
+            downs, ups = inputs
+            add = partial(_with_branch, layer, downs, ups)
             hooks.callback(network.get_submodule(layer.name).register_forward_hook(add).remove)
         yield
 

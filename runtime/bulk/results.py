@@ -259,5 +259,7 @@ def _good(record: Record) -> Record:
 def _without(record: Record, names: set[str]) -> Record:
     """Return what is left of a result without the files of these names."""
     stay = [number for number, name in enumerate(record["files"]) if name not in names]
-    lists = {key: [record[key][number] for number in stay] for key in ("files", "checksum") if key in record}
+    lists: Record = {
+        key: [record[key][number] for number in stay] for key in ("files", "checksum") if key in record
+    }
     return {**record, "job": NO_JOB, **lists}

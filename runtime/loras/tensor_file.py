@@ -15,7 +15,12 @@ from controlnext.errors import CheckpointError
 from controlnext.types import FloatArray
 
 SUFFIX = ".safetensors"
-_TYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_TYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 _LENGTH = 8
 """Bytes of the number, in front of the file, that says how long the header is."""
 
