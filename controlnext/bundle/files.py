@@ -16,7 +16,7 @@ from controlnext.errors import InputError, WorkError
 
 MANIFEST = "controlnext.json"
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)")
-"""What :class:`~pathlib.Path` makes of a location ``scheme://...``."""
+"""A location ``scheme://...`` as :class:`~pathlib.Path` writes it."""
 
 
 def sha256(path: Path) -> str:

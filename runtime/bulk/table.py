@@ -11,7 +11,7 @@ from controlnext.optional import extra
 
 TABLE = "results.parquet"
 _KEYS, _OUTCOMES = {"id", "job"}, {"files", "error"}
-"""What every record has, and what it has at least one of."""
+"""Keys that every record has, and those of which it has one."""
 
 
 def is_table(path: Path) -> bool:

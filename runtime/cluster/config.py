@@ -20,8 +20,8 @@ from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import check_port
 
 
-def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
-    """Write Serve's configuration file of the application to ``path``; an earlier one is replaced.
+def write_config(spec: ClusterSpec, config: Path, host: str, port: int) -> None:
+    """Write Serve's configuration file of the application to ``config``; an earlier one is replaced.
 
     Bundles at paths are opened here, without their engines; those at locations are not asked for, and a GPU
     may be where the replicas are.
@@ -32,7 +32,7 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
         BundleError: a bundle is missing, incomplete or truncated.
         WorkError: the disk is full.
     """
-    _check_replaceable(path)
+    _check_replaceable(config)
     _check_options(spec, port)
     _check_bundles(spec)
     described = {
@@ -47,15 +47,15 @@ def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
         "logging_config": QUIET,
         "applications": [described],
     }
-    with new_file(path, "config") as file:
+    with new_file(config, "config") as file:
         file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
-def _check_replaceable(path: Path) -> None:
-    check_new_file(path, "config")
-    if path.exists() and not _is_config(path):
+def _check_replaceable(config: Path) -> None:
+    check_new_file(config, "config")
+    if config.exists() and not _is_config(config):
         raise InputError(
-            f"config {path} is there and is not a configuration of this application; give a new file",
+            f"config {config} is there and is not a configuration of this application; give a new file",
             argument="config",
         )
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 _LATE = (RayError, TimeoutError)
-"""What Serve's calls raise where its processes do not answer in time, and Serve ends them."""
+"""Errors of Serve's calls where its processes do not answer in time, and Serve ends them."""
 
 
 @contextmanager
