@@ -47,6 +47,7 @@ AS_WRITTEN: Mapping[str, bool] = MappingProxyType({"as_written": True})
 """The ``extra`` of a log record whose names in backticks are no arguments of a command."""
 
 _NAMED = re.compile(r"`(\w+)`")
+_AT_FAULT = re.compile(" (is|has|was|begins) ")
 
 
 class OptionNames:
@@ -75,7 +76,7 @@ class OptionNames:
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
         message, argument = str(error), error.argument
         # "num_inference_steps is 0": the argument at fault without backticks
-        if argument in self._options and message.startswith(f"{argument} is "):
+        if argument in self._options and _AT_FAULT.match(message.removeprefix(argument)):
             message = self._options[argument] + message.removeprefix(argument)
         return self.translate(message)
 

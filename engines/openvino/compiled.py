@@ -114,5 +114,7 @@ class CompiledGraph:
 
 def _fixed(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that a graph is compiled for; the rank of LoRAs stays open."""
-    rows, *_, last = shape
-    return (rows, -1, last) if name in LORA_INPUTS else shape
+    if name not in LORA_INPUTS:
+        return shape
+    rows, _, columns = shape
+    return rows, -1, columns

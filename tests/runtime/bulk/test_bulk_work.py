@@ -95,7 +95,7 @@ def test_several_images_and_a_random_seed(spec: BulkSpec) -> None:
         ({**CALL, "control_image": 3}, "an image is 3; give the path of a file"),
         ({**CALL, "num_inference_steps": 0}, "num_inference_steps is 0"),
         ({**CALL, "sampler": "none"}, "unknown sampler 'none'"),
-        ({**CALL, "timesteps": [9, 5]}, "num_inference_steps and timesteps were given; give one of them"),
+        ({**CALL, "timesteps": [9, 5]}, "`num_inference_steps` and `timesteps` were given; give one of them"),
         ({**CALL, "prompt": 5}, "prompt"),
         ({}, "no prompt was given; set `prompt`"),
         (
