@@ -82,7 +82,7 @@ def test_a_proxy_that_is_late(
 
     monkeypatch.setattr(cluster, "start", start, raising=False)
     monkeypatch.setattr(cluster, "delete", delete)
-    expected = (KeyboardInterrupt, "") if late == 1 else (WorkError, "proxy did not start in time .*; try")
+    expected = (KeyboardInterrupt, None) if late == 1 else (WorkError, "proxy did not start in time .*; try")
     with (
         pytest.raises(expected[0], match=expected[1]) as caught,
         service.served(SPEC, "10.0.0.5:6379", "127.0.0.1", 0),
