@@ -24,7 +24,9 @@ class Conditioner:
         self._pooled_width = denoiser_width(bundle, self._pooled) if self._pooled else None
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
-    def __call__(self, request: Request, guided: bool, loras: ChosenLoras) -> dict[str, FloatArray]:
+    def __call__(
+        self, request: Request, guided: bool, loras: ChosenLoras | None = None
+    ) -> dict[str, FloatArray]:
         """Return the inputs by name, one row for each image; ``guided``: the negative prompts' rows first.
 
         ``loras``: those of the text encoders too.
