@@ -41,7 +41,7 @@ class SamplingRun:
     """The inputs of a whole sampling run. If ``prompt`` is None, random embeddings are used.
 
     For a clip of ``frames`` frames the control image is moved from frame to frame. Further controls get it
-    rotated.
+    rotated. With a ``strength`` the run starts from the control image.
     """
 
     prompt: str | None
@@ -51,11 +51,13 @@ class SamplingRun:
     width: int
     frames: int | None = None
     cache_interval: int = 1
+    strength: float | None = None
 
     def __str__(self) -> str:
         clip = f"x{self.frames}" if self.frames else ""
         cache = f", cache interval {self.cache_interval}" if self.cache_interval > 1 else ""
-        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}"
+        start = "" if self.strength is None else f", from an image at strength {self.strength:g}"
+        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}"
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
@@ -84,9 +86,12 @@ def added_words(bundle: Path, manifest: Manifest) -> list[str]:
 
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     """Return the arguments of ``run``, for the PyTorch reference and the runtime's pipeline alike."""
-    common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
+    common: dict[str, Any] = {"num_inference_steps": run.steps, "seed": SEED}
+    common |= {"height": run.height, "width": run.width}
     if run.cache_interval > 1:
         common["cache_interval"] = run.cache_interval
+    if run.strength is not None:
+        common |= {"image": run.control_image, "strength": run.strength}
     return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
 

@@ -34,7 +34,7 @@ from controlnext.evaluation.inputs import (
 from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec, get_family
-from controlnext.families.schema import PREVIEW_DECODER
+from controlnext.families.schema import PREVIEW_DECODER, VAE_ENCODER
 from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
@@ -43,8 +43,10 @@ from controlnext.types import Feed, Precision, Progress
 from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
-_CACHED_STEPS = 4
-"""Most steps of the run with the step cache: two full ones, each with a shallow one behind it."""
+_FEW_STEPS = 4
+"""Most steps of the other runs: with the step cache two full ones, each with a shallow one behind it."""
+_STRENGTH = 0.5
+"""That of the run from an image, which takes half of its steps."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def compare(
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
-    runs = [run, *_cached_runs(manifest, run)]
+    runs = [run, *_other_runs(manifest, run)]
     arguments = [run_arguments(manifest, one) for one in runs]
     expected = _pytorch(checkpoint, feeds, arguments, progress)
     gc.collect()
@@ -123,11 +125,15 @@ def compare(
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
-def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return a run with the step cache, of few steps, if the denoiser can be cut."""
-    if manifest.graphs[get_family(manifest.family).denoiser].shallow is None:
-        return []
-    return [dataclasses.replace(run, steps=min(run.steps, _CACHED_STEPS), cache_interval=2)]
+def _other_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
+    """Return runs of few steps: one from an image, if the bundle can, then one with the step cache, if the
+    denoiser can be cut."""
+    family, steps, runs = get_family(manifest.family), min(run.steps, _FEW_STEPS), []
+    if family.image_start is not None and VAE_ENCODER in manifest.graphs:
+        runs.append(dataclasses.replace(run, steps=max(steps, 2), strength=_STRENGTH))
+    if manifest.graphs[family.denoiser].shallow is not None:
+        runs.append(dataclasses.replace(run, steps=steps, cache_interval=2))
+    return runs
 
 
 def _rows(
@@ -144,7 +150,7 @@ def _rows(
         for limit in [of_precision[graph.precision].graph]
     ]
     limits = of_precision[manifest.precision]
-    # an engine that cannot be cut has no second run
+    # an engine that cannot be cut does not have the last run
     latents = [
         _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)
         for run, own, wanted in zip(runs, found.latents, expected.latents, strict=False)
@@ -211,7 +217,8 @@ def _engine(
             graphs[graph_name] = [engine.run(feed) for feed in inputs]
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
-        first, *others = arguments if backend.can_cut(pipeline.family.denoiser) else arguments[:1]
+        cut = backend.can_cut(pipeline.family.denoiser)
+        first, *others = [given for given in arguments if cut or "cache_interval" not in given]
         output = pipeline(**first, output_type="np")
         latents = [pipeline(**given, output_type="latent").latents for given in others]
         previews = np.empty(0)

@@ -12,7 +12,7 @@ from typing import Any
 from controlnext.bundle.files import sha256
 from controlnext.runtime.bulk.jobs import Job, matches
 
-INPUTS = ("image", "control_image", "control_images")
+INPUTS = ("image", "mask_image", "control_image", "control_images")
 """The arguments that are paths of files; the last one is a clip, whose frames may be in a directory."""
 
 

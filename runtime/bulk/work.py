@@ -163,7 +163,7 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
         if name not in known:
             hint = did_you_mean(name, known) or f"; accepted: {', '.join(known)}"
             raise InputError(f"there is no argument {name!r}{hint}", argument=name)
-    readers = {"image": _image, "control_image": _images, "control_images": _clips}
+    readers = {"image": _images, "mask_image": _images, "control_image": _images, "control_images": _clips}
     return {
         name: readers[name](value, root, files) if name in readers else value
         for name, value in arguments.items()

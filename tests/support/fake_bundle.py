@@ -18,6 +18,7 @@ from controlnext.bundle.format import list_files
 from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, Shallow, TensorEntry, write_manifest
 from controlnext.families import Family, get_family
 from controlnext.tensor_spec import TensorSpec
+from support.fake_vae import Nodes, vae_decoder, vae_encoder
 
 WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
 WORDS += ("toy", "toy_1")
@@ -76,11 +77,15 @@ def write_fake_bundle(
     previews: bool = False,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     shallow: bool = False,
+    encoder: bool = False,
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
     encoders if ``text_encoders`` is false. ``previews``: whether it has a decoder for them. ``added``: tokens
-    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part."""
+    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part. ``encoder``: whether
+    the VAE has one."""
     family, sizes = get_family(family_name), dict(SIZES[family_name])
+    if encoder:
+        sizes["vae_encoder"] = {"moments": 2 * sizes["vae_decoder"]["latent_channels"]}
     if previews:
         sizes["preview_decoder"] = sizes["vae_decoder"]
     graphs = {}
@@ -225,13 +230,14 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, kind, spec.shape)
 
 
-Nodes = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
 Body = Callable[[list[TensorSpec], list[TensorSpec]], Nodes]
 
 
 def _body(graph_name: str) -> Body:
     if graph_name.startswith("text_encoder"):
         return _text_encoder
+    if graph_name == "vae_encoder":
+        return vae_encoder
     return vae_decoder if graph_name.endswith("_decoder") else _denoiser
 
 
@@ -247,16 +253,6 @@ def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes
     ]
     ends = {"tokens": [1], "start": [0], "end": [outputs[1].shape[-1]], "last": [1]}
     return nodes, {**arrays, **{name: np.array(value) for name, value in ends.items()}}
-
-
-def vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
-    """Return nodes that show the first three channels of the latents."""
-    nodes = [
-        ("Slice", ["latent_sample", "start", "end", "axis"], ["three"], {}),
-        ("Resize", ["three", "", "scales"], ["sample"], {"mode": "nearest"}),
-    ]
-    arrays = {"start": np.array([0]), "end": np.array([3]), "axis": np.array([1])}
-    return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
 def _denoiser(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
