@@ -16,7 +16,7 @@ from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
-from controlnext.runtime.step_cache import conditional_rows, join_rows
+from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
 from controlnext.types import Feed, FloatArray
 
 
@@ -56,8 +56,7 @@ class Denoising(ABC):
     """A request while it is denoised.
 
     Attributes:
-        sampler: the sampler, which serves this run alone; steps before the one that it begins at are not
-            taken.
+        sampler: the sampler, which serves this run alone and begins at a step of its own.
         latents: the sample before the first step; from then on the state after the last step.
         generator: the source of the noise that some samplers add.
         parts: the batches of a step; of the conditional rows alone once guidance has ended.
@@ -102,12 +101,7 @@ class Denoising(ABC):
     @property
     def kind(self) -> StepKind:
         """The kind of the next step."""
-        if self.cache_interval == 1:
-            return StepKind.PLAIN
-        if self.shallow:
-            return StepKind.SHALLOW
-        # the last step has none after it that could take over features
-        return StepKind.FULL if self.index + 1 < self.total else StepKind.PLAIN
+        return step_kind(self.index, self.total, self.cache_interval)
 
     @property
     def shallow(self) -> bool:
@@ -149,11 +143,10 @@ class Denoising(ABC):
         if self.index == self.guided_steps and not self.done:
             self.parts = _conditional(self.parts)
             self.features = [conditional_rows(features) for features in self.features]
-        whole = self.earlier + self.total + self.later
-        return Step(self.earlier + index, whole, timestep, self.latents)
+        return Step(self.earlier + index, self.earlier + self.total + self.later, timestep, self.latents)
 
     def _kept(self, latents: FloatArray) -> FloatArray:
-        """Return the sample after a step, with that of it which the run keeps as it was."""
+        """Return the sample after a step, with the part that the run keeps of its image."""
         return latents
 
 
@@ -305,10 +298,3 @@ def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
     """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
     halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
     return [replace(part, bound=halves[part.bound]) for part in parts]
-
-
-def partial_steps(total: int, count: int) -> dict[int, int]:
-    """Return the indices of the steps after which the ``count`` unfinished images are taken, with the number
-    of each: spread evenly over ``total`` steps, the last of which makes the finished one."""
-    count = min(count, total - 1)
-    return {total * number // (count + 1) - 1: number - 1 for number in range(1, count + 1)}

@@ -149,7 +149,8 @@ def _scaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:
     mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
     if mean is not None and std is not None:
         return (latents - _per_channel(mean)) * scale / _per_channel(std)
-    return (latents - np.float32(config.get("shift_factor") or 0)) * scale
+    scaled: FloatArray = (latents - np.float32(config.get("shift_factor") or 0)) * scale
+    return scaled
 
 
 def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops, ImageDraw
 from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.families import Family, get_family
+from controlnext.runtime.pipelines.beginning import MASK
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
@@ -97,7 +98,18 @@ def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
 
 def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
-    return {"control_image": one_or_all(_turned(run.control_image, _controls(manifest))), **words}
+    controls = one_or_all(_turned(run.control_image, _controls(manifest)))
+    return {"control_image": controls, **words, **_inpainting_arguments(manifest, run)}
+
+
+def _inpainting_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    """Return what a denoiser that was trained to inpaint is for: an image of which a half is made anew."""
+    if MASK not in {tensor.name for tensor in manifest.graphs[get_family(manifest.family).denoiser].inputs}:
+        return {}
+    mask = Image.new("L", run.control_image.size)
+    mask.paste(255, (0, 0, mask.width // 2, mask.height))
+    strength = 1.0 if run.strength is None else run.strength
+    return {"image": run.control_image, "mask_image": mask, "strength": strength}
 
 
 def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:

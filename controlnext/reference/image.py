@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.reference.cut_off import CutOff, conditional_alone
-from controlnext.reference.image_start import Size, Start, StartingPipeline, enlarged, enlarged_images
+from controlnext.reference.image_start import (
+    START_ARGUMENTS,
+    Asked,
+    Size,
+    Start,
+    StartingPipeline,
+    enlarged,
+    enlarged_images,
+)
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import LatentsKeeper, control_tensor, per_control
 
@@ -48,7 +56,10 @@ class _Call:
 
 
 class ImageReference(StartingPipeline):
-    """The reference for images; it takes the arguments of :class:`controlnext.runtime.Request`."""
+    """The reference for images; it takes the arguments of :class:`controlnext.runtime.Request`.
+
+    ``others``: embeddings, and those of a start from an image (:class:`Asked`).
+    """
 
     @torch.no_grad()
     def __call__(
@@ -73,16 +84,10 @@ class ImageReference(StartingPipeline):
         guidance_end: float = 1.0,
         vae_tiling: bool = False,
         cache_interval: int = 1,
-        image: Any = None,
-        strength: float = 0.8,
-        mask_image: Any = None,
-        padding_mask_crop: int | None = None,
-        overlay: bool = False,
-        upscale: float | None = None,
-        upscale_mode: str = "pixel",
-        **embeddings: np.ndarray | None,
+        **others: Any,
     ) -> ReferenceOutput:
-        placed = {k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()}
+        asked = Asked(**{name: others.pop(name) for name in START_ARGUMENTS if name in others})
+        placed = {k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in others.items()}
         call = _Call(
             {"prompt": prompt, "negative_prompt": negative_prompt, **placed},
             control_image,
@@ -99,26 +104,27 @@ class ImageReference(StartingPipeline):
         )
         vae: Any = self.modules["vae"]
         (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
-        size, larger = (height, width), self._larger((height, width), upscale)
-        if image is None:
+        return self._runs(call, asked, (height, width), latents)
+
+    def _runs(self, call: _Call, asked: Asked, size: Size, latents: np.ndarray | None) -> ReferenceOutput:
+        """Make the runs of a call, and return the result of the last."""
+        larger = self._larger(size, asked.upscale)
+        by_latents, strength = asked.upscale_mode == "latent", asked.strength
+        if asked.image is None:
             result = self._of_noise(call, size, latents)
             if larger is None:
                 return result
             first = torch.from_numpy(result.latents)
-            start = (
-                enlarged(first, larger)
-                if upscale_mode == "latent"
-                else enlarged_images(result.images, larger)
-            )
-            return self._from(call, Start(start, strength), larger)
-        begun = Start.of(image, strength, mask_image, padding_mask_crop)
-        if larger is not None and upscale_mode == "latent":
-            latent = self.encode(begun, size, call.generator)
+            begun = enlarged(first, larger) if by_latents else enlarged_images(result.images, larger)
+            return self._from(call, Start(begun, strength), larger)
+        start = Start.of(asked.image, strength, asked.mask_image, asked.padding_mask_crop)
+        if larger is not None and by_latents:
+            latent = self.encode(start, size, call.generator)
             return self._from(call, Start(enlarged(latent, larger), strength), larger)
-        result = self._from(call, begun, larger or size)
-        if not overlay and padding_mask_crop is None:
+        result = self._from(call, start, larger or size)
+        if not asked.overlay and asked.padding_mask_crop is None:
             return result
-        return ReferenceOutput(result.latents, begun.overlaid(result.images, size))
+        return ReferenceOutput(result.latents, start.overlaid(result.images, size))
 
     def _larger(self, size: Size, factor: float | None) -> Size | None:
         if factor is None:

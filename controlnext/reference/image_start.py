@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -23,8 +23,24 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The arguments of a call that say how a run starts from an image."""
+
+    image: Any = None
+    strength: float = 0.8
+    mask_image: Any = None
+    padding_mask_crop: int | None = None
+    overlay: bool = False
+    upscale: float | None = None
+    upscale_mode: str = "pixel"
+
+
+START_ARGUMENTS = tuple(field.name for field in fields(Asked))
+
+
+@dataclass(frozen=True)
 class Start:
-    """What a run starts from: PIL images, or latents, one for each result; and masks."""
+    """The beginning of a run: PIL images, or latents, one for each result; and masks."""
 
     image: Any
     strength: float
@@ -64,10 +80,10 @@ class Start:
 
     def overlaid(self, images: np.ndarray, size: Size) -> np.ndarray:
         """Return results (N, H, W, 3) in [0, 1] put back into the image, which is one."""
-        put = [
-            VaeImageProcessor().apply_overlay(self.mask, self.image, one, self.crop(size))
-            for one in VaeImageProcessor.numpy_to_pil(images)
-        ]
+        crop, results = self.crop(size), VaeImageProcessor.numpy_to_pil(images)
+        if crop is None:
+            results = [_resized(one, self.image.size[::-1]) for one in results]
+        put = [VaeImageProcessor().apply_overlay(self.mask, self.image, one, crop) for one in results]
         return VaeImageProcessor.pil_to_numpy(put)
 
 

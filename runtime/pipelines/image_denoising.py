@@ -15,7 +15,7 @@ from controlnext.types import Feed, FloatArray
 
 @dataclass(frozen=True)
 class Kept:
-    """What a run keeps of an image: all but ``mask`` (N, 1, h, w), which is 1 where the run makes it anew.
+    """The part of an image that a run keeps: all but ``mask`` (N, 1, h, w), which is 1 where it is made anew.
 
     ``image``: the image's latents; ``noise``: that of the run; (N, C, h, w).
     """

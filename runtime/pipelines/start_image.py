@@ -105,7 +105,8 @@ class StartImage:
         """
         crop = self.crop(height, width)
         for number, result in enumerate(results):
-            bands, mask = (of[number // each % len(of)] for of in (self.images, self.masks))
+            prompt = number // each
+            bands, mask = self.images[prompt % len(self.images)], self.masks[prompt % len(self.masks)]
             yield overlaid(rgb_of(bands), mask, result, crop)
 
     def control(self, images: Sequence[Bands], height: int, width: int) -> list[Bands]:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from controlnext.errors import InputError
-from controlnext.runtime.media.inline_images import decode_image, decode_text
+from controlnext.runtime.media.inline_images import bytes_of, decode_image, decode_text
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.serving.bodies import Form
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
@@ -74,6 +74,18 @@ def images_of_form(form: Form, max_pixels: int) -> RequestImages:
         return RequestImages(opened["image"])
     image, mask = (opened[name][0] if opened[name] else None for name in ("image", "mask"))
     return RequestImages(opened["control_image"], image, mask)
+
+
+def read_texts(form: Form) -> None:
+    """Take control images that a form has as base64 for files: OpenAI's clients send no further files.
+
+    Raises :class:`InputError` for a text that is not base64.
+    """
+    given = form.fields.pop("control_image", [])
+    texts = given if isinstance(given, list) else [given]
+    files = [bytes_of("control_image", str(text)) for text in texts]
+    if files:
+        form.files["control_image"] = [*form.files.get("control_image", []), *files]
 
 
 def check_form(form: Form, call: ImageFields) -> None:

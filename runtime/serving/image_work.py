@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from controlnext.errors import ControlNeXtError, blames
-from controlnext.runtime.denoise import Step, partial_steps
+from controlnext.runtime.denoise import Step
 from controlnext.runtime.media.inline_images import encode_image, encode_text
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.preprocess import preprocess
@@ -22,6 +22,7 @@ from controlnext.runtime.serving.calls import ImageFields, check_size
 from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.image_inputs import RequestImages
 from controlnext.runtime.serving.service import Service
+from controlnext.runtime.unfinished import partial_steps
 from controlnext.types import FloatArray
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from controlnext.runtime.serving.image_inputs import (
     fields_of_form,
     images_of_call,
     images_of_form,
+    read_texts,
 )
 from controlnext.runtime.serving.image_work import ImageWork, Source
 from controlnext.runtime.serving.service import Service
@@ -63,6 +64,7 @@ def image_routes(service: Service) -> APIRouter:
     async def edit_images(request: Request) -> Response:
         """Make images of a prompt and an image with a control image, or a control image alone, as files."""
         form = await read_form(request, service.settings.max_body)
+        read_texts(form)
         call = form.parse(ImageFields, *EDIT_FILES)
         check_form(form, call)
         source = partial(images_of_form, form, service.settings.max_pixels)

@@ -85,7 +85,7 @@ def test_openais_client_inpaints(site: Site, alone: Any) -> None:
             image=file_of(PHOTO),
             mask=file_of(sent),
             prompt="a red circle",
-            extra_body={**USUAL, "control_image": file_of(CONTROL)},
+            extra_body={**USUAL, "control_image": text_of(CONTROL)},
         )
         assert answer.data
         assert _same(answer.data[0].b64_json, alone, image=PHOTO, mask_image=MASK)

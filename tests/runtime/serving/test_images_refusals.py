@@ -69,7 +69,12 @@ def test_refusals_name_the_field(site: Site, changes: dict[str, Any], param: str
         ({"image": "control.png"}, [], "image", "image is text; send it as a file"),
         ({}, [], "image", "no control image was given; set image"),
         ({}, ["image", "prompt"], "prompt", "prompt is a file; send it as text"),
-        ({"control_image": "x"}, ["image"], "control_image", "control_image is text; send it as a file"),
+        (
+            {"control_image": "x"},
+            ["image"],
+            "control_image",
+            "control_image is neither base64 nor a data URL",
+        ),
         ({"control_scale": "[1"}, ["image"], "control_scale", "control_scale"),
     ],
 )
