@@ -27,7 +27,7 @@ from batching import PROMPTS, outline, row
 from PIL import Image
 
 from controlnext.runtime import ImagePipeline
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
 
 MAX_ROWS = 8
 CONTROLS = 20

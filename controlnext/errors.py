@@ -6,7 +6,7 @@ translates them, as the command line does into options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,6 +73,11 @@ class OutOfMemoryError(WorkError):
             f" {changes}"
         )
         self.savers = savers
+        self._size, self._reason = (width, height), reason
+
+    def with_savers(self, savers: Iterable[str]) -> OutOfMemoryError:
+        """Return the same error for somebody who has only these arguments."""
+        return type(self)(*self._size, tuple(savers), self._reason)
 
 
 class QueueFullError(WorkError):
@@ -111,3 +116,11 @@ def blames(argument: str) -> Iterator[None]:
 def is_mistake(error: BaseException) -> bool:
     """Return whether a request is at fault for an error: not the bundle, nor what is installed."""
     return isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError))
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Return whether every other request would have the error too: the bundle or the installation has it.
+
+    A built engine that does not fit one request may fit another.
+    """
+    return isinstance(error, (BundleError, MissingDependencyError)) and not isinstance(error, EngineError)

@@ -135,6 +135,29 @@ def control_inputs(names: Iterable[str]) -> list[ControlInputs]:
     return [ControlInputs(int(match[1] or 1)) for match in found if match]
 
 
+LORA_INPUTS = LORA_DOWN, LORA_UP = "lora_down", "lora_up"
+"""Inputs of a graph with room for LoRAs: the first and the second matrices of all layers, side by side."""
+LORA_ROWS, LORA_RANK = "lora_rows", "lora_rank"
+"""The symbols of their sizes: 1 row for the whole batch or one for each, and the rank, 0 without LoRAs."""
+
+
+def lora_specs(down: int, up: int) -> tuple[TensorSpec, TensorSpec]:
+    """Return the specs of :data:`LORA_DOWN` and :data:`LORA_UP`, with so many columns."""
+    return (
+        TensorSpec(LORA_DOWN, "float32", (LORA_ROWS, LORA_RANK, down)),
+        TensorSpec(LORA_UP, "float32", (LORA_ROWS, LORA_RANK, up)),
+    )
+
+
+def without_loras(specs: Iterable[TensorSpec], rank: int = 0) -> dict[str, np.ndarray]:
+    """Return the arrays that stand for no LoRA, zeros of this ``rank``, for those of ``specs`` that take
+    LoRAs."""
+    sizes = {LORA_ROWS: 1, LORA_RANK: rank}
+    return {
+        spec.name: np.zeros(spec.shape_at(sizes), spec.dtype) for spec in specs if spec.name in LORA_INPUTS
+    }
+
+
 def bind(
     specs: Sequence[TensorSpec],
     arrays: Mapping[str, np.ndarray],
@@ -145,7 +168,7 @@ def bind(
 
     ``known``: sizes of the graph's other inputs. Raises :class:`~controlnext.errors.InputError` for a
     missing or unknown name, a wrong dtype, or a shape that contradicts the spec or another input.
-    ``control_batch`` may be 1 or ``batch``.
+    ``control_batch`` and ``lora_rows`` may be 1 or ``batch``, ``lora_rank`` 0.
     """
     names = {spec.name for spec in specs}
     if set(arrays) != names:
@@ -160,18 +183,18 @@ def bind(
             raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted}")
         for size, dim in zip(array.shape, spec.shape, strict=True):
             factor, symbol = split_dim(dim) if isinstance(dim, str) else (dim, "")
-            if symbol and size % factor == 0 and size > 0:
+            if symbol and size % factor == 0 and (size > 0 or symbol == LORA_RANK):
                 expected = sizes.setdefault(symbol, size // factor) * factor
             else:
                 expected = factor
             if size != expected:
                 raise InputError(f"{graph}: {spec.name} is {given}, expected {wanted} with {sizes}")
-    for control in control_inputs(spec.name for spec in specs):
-        size = sizes.get(control.batch, 1)
+    shared = {control.batch: control.image for control in control_inputs(spec.name for spec in specs)}
+    for symbol, name in {**shared, LORA_ROWS: LORA_DOWN}.items():
+        size = sizes.get(symbol, 1)
         if size not in (1, sizes.get("batch", size)):
             raise InputError(
-                f"{graph}: {control.image} has batch {size}; give 1 or the batch of the other inputs,"
-                f" {sizes['batch']}"
+                f"{graph}: {name} has batch {size}; give 1 or the batch of the other inputs, {sizes['batch']}"
             )
     return sizes
 

@@ -12,7 +12,7 @@ from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.errors import InputError
 from controlnext.types import Feed
 
-__all__ = ["Backend", "BoundEngine", "Engine", "Feed", "open_engine", "select_backend"]
+__all__ = ["Backend", "BoundEngine", "Engine", "Feed", "check_backend", "open_engine", "select_backend"]
 
 
 def select_backend(
@@ -27,9 +27,8 @@ def select_backend(
     Raises :class:`~controlnext.errors.InputError` for an unknown backend or a device that it cannot use,
     :class:`~controlnext.errors.MissingDependencyError` where its library is not installed.
     """
+    check_backend(backend)
     backends: dict[str, type[Backend]] = {AutoBackend.name: AutoBackend, **registry.BACKENDS}
-    if backend not in backends:
-        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(backends)}", argument="backend")
     if provider == "auto":
         return backends[backend](device, threads=threads)
     if backend not in (AutoBackend.name, OrtBackend.name):
@@ -38,6 +37,13 @@ def select_backend(
             argument="provider",
         )
     return OrtBackend(device, threads=threads, provider=provider)
+
+
+def check_backend(backend: str) -> None:
+    """Raise :class:`~controlnext.errors.InputError` for a name of no backend, wherever that may run."""
+    accepted = (AutoBackend.name, *registry.BACKENDS)
+    if backend not in accepted:
+        raise InputError(f"unknown backend {backend!r}; accepted: {', '.join(accepted)}", argument="backend")
 
 
 def open_engine(
@@ -53,8 +59,8 @@ def open_engine(
 ) -> Engine:
     """Open the engine of the bundle's graph ``graph_name``.
 
-    ``device`` is ``"auto"``, ``"cpu"`` or ``"cuda:N"``. ``cache``: whether files that are slow to make may be
-    cached in the bundle's ``engines`` directory. ``threads``: as for :func:`select_backend`.
+    ``device`` is ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``cache``: whether files that are slow to
+    make may be cached in the bundle's ``engines`` directory. ``threads``: as for :func:`select_backend`.
 
     Raises the errors of :func:`select_backend`, and :class:`~controlnext.errors.BundleError` for a missing or
     damaged graph file or built engine.

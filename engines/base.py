@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import ClassVar
@@ -15,31 +15,11 @@ import numpy as np
 from controlnext import tensor_spec
 from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
+from controlnext.engines.devices import device_kind
 from controlnext.engines.steps import NO_FEATURES, StepKind
 from controlnext.errors import InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
-
-
-def device_index(device: str) -> int | None:
-    """Return the number of the GPU in ``"cuda:N"``; None for ``"auto"`` and ``"cpu"``.
-
-    Raises :class:`~controlnext.errors.InputError` for anything else.
-    """
-    cuda = re.fullmatch(r"cuda:(\d+)", device)
-    if not cuda and device not in ("auto", "cpu"):
-        raise InputError(
-            f"unknown device {device!r}; accepted: auto, cpu, cuda:0, cuda:1, ...", argument="device"
-        )
-    return int(cuda[1]) if cuda else None
-
-
-def device_kind(device: str) -> str:
-    """Return the device without its number: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises as :func:`device_index` does.
-    """
-    return device if device_index(device) is None else "cuda"
 
 
 class Engine(Closeable):
@@ -59,6 +39,8 @@ class Engine(Closeable):
     """The largest batch that the engine accepts; None for any."""
     least_rows: int = 1
     """The smallest batch that the engine accepts."""
+    least_rank: int = 0
+    """The smallest rank of LoRAs that the engine accepts; zeros of it stand for no LoRA."""
 
     def __init__(self, manifest: Manifest, graph_name: str, backend: str = "") -> None:
         self.graph_name, self.backend = graph_name, backend
@@ -76,6 +58,12 @@ class Engine(Closeable):
         """Say of itself what ``engine`` does, which this one wraps."""
         self.backend, self.most_rows, self.least_rows = engine.backend, engine.most_rows, engine.least_rows
         self.prologue_inputs, self.step_inputs = engine.prologue_inputs, engine.step_inputs
+        self.least_rank = engine.least_rank
+
+    @cached_property
+    def without_loras(self) -> Feed:
+        """The inputs that stand for no LoRA; none for a graph without room for LoRAs."""
+        return tensor_spec.without_loras(self.inputs, self.least_rank)
 
     def run(self, feed: Feed) -> dict[str, np.ndarray]:
         """Return the outputs by name for the inputs by name.
@@ -86,11 +74,13 @@ class Engine(Closeable):
         return self.bind(feed).run({})
 
     def bind(self, constants: Feed) -> BoundEngine:
-        """Return the engine with some inputs bound, for runs that differ in the others.
+        """Return the engine with some inputs bound, for runs that differ in the others; by default no LoRA.
 
         Raises :class:`~controlnext.errors.InputError` if they contradict the specs or each other.
         """
-        return BoundEngine(self, constants)
+        # of rank 0 where that is not accepted
+        given = {n: a for n, a in constants.items() if a.size or n not in self.without_loras}
+        return BoundEngine(self, {**self.without_loras, **given})
 
     def run_bound(
         self, bound: object, feed: Feed, replaced: Collection[str], kind: StepKind = StepKind.PLAIN
@@ -177,11 +167,10 @@ class BoundEngine:
     """
 
     def __init__(self, engine: Engine, constants: Feed) -> None:
-        unknown = sorted(set(constants) - {spec.name for spec in engine.inputs})
-        if unknown:
-            names = sorted(spec.name for spec in engine.inputs)
+        names = {spec.name for spec in engine.inputs}
+        if unknown := sorted(set(constants) - names):
             raise InputError(
-                f"{engine.graph_name}: unknown inputs {unknown}; accepted: {names}; remove the others"
+                f"{engine.graph_name}: unknown inputs {unknown}; accepted: {sorted(names)}; remove the others"
             )
         self.engine = engine
         self._bound = dict(constants)
@@ -245,8 +234,8 @@ class Backend(ABC):
     The class variables describe it to the rest of the package. ``name``: the value of ``backend``;
     ``title``: the name in messages; ``module``: the Python module of the library; ``extra``: the extra that
     installs it. ``devices``: the kinds of device that it runs on. ``needs_build``: it runs engines that were
-    built into the bundle before, not the graph itself. ``automatic``: whether ``auto`` may take it; one that
-    computes less exactly than the bundle says is taken only by its name.
+    built into the bundle before, not the graph itself. ``rounds_to``: the type that it rounds operands of
+    products to where that is less exact than the bundle says; ``auto`` never takes such a backend.
     """
 
     name: ClassVar[str] = ""
@@ -255,7 +244,7 @@ class Backend(ABC):
     extra: ClassVar[str] = ""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     needs_build: ClassVar[bool] = False
-    automatic: ClassVar[bool] = True
+    rounds_to: ClassVar[str] = ""
 
     @abstractmethod
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from controlnext.engines.base import BoundEngine
 from controlnext.engines.steps import StepKind
+from controlnext.tensor_spec import LORA_INPUTS
 from controlnext.types import Feed
 
 
@@ -78,12 +79,26 @@ class JointBatch:
 
     def _joined(self, feeds: Sequence[Feed], names: Collection[str]) -> dict[str, np.ndarray]:
         return {
-            name: np.concatenate(
-                [rows.of(feed[name]) for rows, feed in zip(self._members, feeds, strict=True)]
+            name: (self._joined_loras if name in LORA_INPUTS else self._joined_rows)(
+                [feed[name] for feed in feeds]
             )
             for name in feeds[0]
             if name in names
         }
+
+    def _joined_rows(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([rows.of(array) for rows, array in zip(self._members, arrays, strict=True)])
+
+    def _joined_loras(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Join matrices of LoRAs, those of a smaller rank with zeros below; rows that all have the same share
+        them."""
+        first = arrays[0]
+        if len(first) == 1 and all(array is first for array in arrays):
+            return first
+        rank = max(array.shape[1] for array in arrays)
+        return self._joined_rows(
+            [np.pad(array, ((0, 0), (0, rank - array.shape[1]), (0, 0))) for array in arrays]
+        )
 
     def _split(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         stops = np.cumsum([member.stop - member.start for member in self._members])

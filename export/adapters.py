@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from controlnext.bundle.manifest import LoraRoom
 from controlnext.families import CachedFeature, GraphSpec
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+from controlnext.models.lora import lora_branches
 from controlnext.models.step_cache import cut
-from controlnext.tensor_spec import ControlInputs, numbered_controls
+from controlnext.tensor_spec import LORA_INPUTS, ControlInputs, numbered_controls
 
 
 class FusedDenoiser(nn.Module):
@@ -21,7 +23,7 @@ class FusedDenoiser(nn.Module):
 
     The inputs are the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the
     latents have a guided batch: its control module then runs once and its feature is repeated. Further
-    outputs are the features ``cached``.
+    outputs are the features ``cached``. With ``room`` for LoRAs these are inputs too.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class FusedDenoiser(nn.Module):
         normalization: CrossNormalization,
         spec: GraphSpec,
         cached: Sequence[CachedFeature] = (),
+        room: LoraRoom | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser, self.cached = denoiser, tuple(cached)
+        self.denoiser, self.cached, self.room = denoiser, tuple(cached), room
         self.controls = numbered_controls(len(controls))
         for names, control in zip(self.controls, controls, strict=True):
             self.add_module(names.network, control)
@@ -45,7 +48,9 @@ class FusedDenoiser(nn.Module):
         inputs = dict(zip((s.name for s in self.spec.inputs), tensors, strict=True))
         controls = [self._control(inputs, names) for names in self.controls]
         features: dict[str, Tensor] = {}
+        loras = tuple(inputs.pop(name) for name in LORA_INPUTS if name in inputs)
         with (
+            lora_branches(self.denoiser, self.room, loras),
             inject(self.denoiser, self.cross_normalization, controls),
             cut(self.denoiser, self.cached, features, shallow=False),
         ):
@@ -88,14 +93,22 @@ def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 class TextEncoder(nn.Module):
     """Token ids -> hidden states of the last (``penultimate``: the one before) layer, [pooled projection]."""
 
-    def __init__(self, network: nn.Module, penultimate: bool = False, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        room: LoraRoom | None = None,
+        *,
+        penultimate: bool = False,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.room = network, room
         self.penultimate, self.pooled = penultimate, pooled
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, input_ids: Tensor, *loras: Tensor) -> tuple[Tensor, ...]:
         """Return the hidden states and, with ``pooled``, the pooled projection."""
-        output = self.network(input_ids, output_hidden_states=self.penultimate)
+        with lora_branches(self.network, self.room, loras):
+            output = self.network(input_ids, output_hidden_states=self.penultimate)
         hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
         return (hidden, output.text_embeds) if self.pooled else (hidden,)
 
@@ -159,7 +172,7 @@ class TinyVaeEncoder(nn.Module):
         return self.network.encode(sample).latents
 
 
-ADAPTERS: Mapping[str, Callable[[nn.Module], nn.Module]] = MappingProxyType(
+ADAPTERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "text_last": TextEncoder,
         "text_penultimate": partial(TextEncoder, penultimate=True),
@@ -180,11 +193,12 @@ def wrap(
     controls: Sequence[nn.Module],
     normalization: CrossNormalization,
     cached: Sequence[CachedFeature] = (),
+    room: LoraRoom | None = None,
 ) -> nn.Module:
     """Return the module of the graph ``spec``, a denoiser's with the features ``cached`` as outputs too.
 
-    ``normalization`` needs a traceable pool (averaging_pool).
+    ``normalization`` needs a traceable pool (averaging_pool). ``room``: that of a graph which takes LoRAs.
     """
     if spec.wrapper == "denoiser":
-        return FusedDenoiser(network, controls, normalization, spec, cached).eval()
-    return ADAPTERS[spec.wrapper](network).eval()
+        return FusedDenoiser(network, controls, normalization, spec, cached, room).eval()
+    return ADAPTERS[spec.wrapper](network, *([room] if room else [])).eval()

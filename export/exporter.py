@@ -21,6 +21,7 @@ from controlnext.bundle.format import MODEL, list_files
 from controlnext.bundle.manifest import (
     SCHEMA,
     Graph,
+    LoraRoom,
     Manifest,
     ParityRow,
     Quantization,
@@ -30,12 +31,13 @@ from controlnext.bundle.manifest import (
 )
 from controlnext.errors import InputError, ParityError
 from controlnext.export.adapters import wrap
+from controlnext.export.lora import check_lora_rank, with_room
 from controlnext.export.passes import finish_graph, quantize, without_outputs
 from controlnext.export.quantization.calibrate import Denoise, calibrate
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
 from controlnext.export.tracing import materialize_meta_parameters, trace
 from controlnext.export.writer import attach_weights, write_graph, write_parts, write_shallow
-from controlnext.families import PER_STEP_INPUTS, CachedFeature, Family, GraphSpec
+from controlnext.families import PER_STEP_INPUTS, CachedFeature, GraphSpec
 from controlnext.models.cross_normalization import CrossNormalization, averaging_pool
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import COMPUTES, Precision, Progress
@@ -55,6 +57,7 @@ def export_bundle(
     output: Path,
     *,
     compute: str = Precision.FP32,
+    lora_rank: int = 0,
     sample: SampleWith | None = None,
     calibrated: Quantization | None = None,
     calibration: CalibrationSettings = DEFAULT,
@@ -68,7 +71,7 @@ def export_bundle(
     :mod:`controlnext.export.quantization.calibrate` chooses the layers of the denoiser that have it, by the
     settings ``calibration`` and the sampling runs of ``sample``; ``calibrated`` is the result of an earlier
     calibration instead. ``compute``, one of :data:`~controlnext.types.COMPUTES`, is the precision of
-    everything else.
+    everything else. ``lora_rank``: room for LoRAs at run time, up to this rank.
 
     The bundle is written to a temporary directory, which is renamed when it is complete and, with
     ``measure``, all rows have passed; otherwise :class:`ParityError` is raised and no files remain. ``force``
@@ -81,7 +84,7 @@ def export_bundle(
     if precision.calibrated and sample is None and calibrated is None:
         message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
-    family = checkpoint.family
+    check_lora_rank(checkpoint.family, lora_rank)
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
     with new_folder(output, force) as directory:
@@ -90,8 +93,8 @@ def export_bundle(
         # the denoiser comes last: its calibration needs the others
         for index, spec in enumerate(sorted(specs, key=lambda spec: spec.wrapper == "denoiser")):
             step = _Step(progress, spec.name, index / len(specs), 1 / len(specs))
-            config = checkpoint.networks[spec.network].config
-            job = _Job(checkpoint, spec, graph_precision(family, spec, plain, config), directory, step)
+            own, room = with_room(checkpoint, spec, lora_rank)
+            job = _Job(checkpoint, own, graph_precision(checkpoint, spec, plain), directory, step, room)
             if precision.calibrated and spec.wrapper == "denoiser":
                 traced = job.traced()
                 found = calibrated or _calibrate(job, traced, graphs, sample, calibration)
@@ -141,11 +144,11 @@ def check_parity(rows: list[ParityRow]) -> None:
         raise ParityError(f"parity missed in {len(missed)} of {len(rows)} rows: {'; '.join(texts)}")
 
 
-def graph_precision(
-    family: Family, spec: GraphSpec, precision: Precision, config: Mapping[str, object]
-) -> Precision:
+def graph_precision(checkpoint: Checkpoint, spec: GraphSpec, precision: Precision) -> Precision:
     """Return ``precision``, or float32 for a VAE that overflows in float16."""
-    return Precision.FP32 if spec.network == "vae" and family.float32_vae(config) else precision
+    config = checkpoint.networks[spec.network].config
+    overflows = spec.network == "vae" and checkpoint.family.float32_vae(config)
+    return Precision.FP32 if overflows else precision
 
 
 class _Step:
@@ -167,6 +170,7 @@ class _Job:
     precision: Precision
     directory: Path
     step: _Step
+    room: LoraRoom | None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -222,6 +226,7 @@ class _Job:
             precision=precision,
             inputs=[TensorEntry.of(tensor) for tensor in self.inputs],
             outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
+            lora=self.room or msgspec.UNSET,
         )
 
 
@@ -260,7 +265,7 @@ def _meta_module(job: _Job) -> nn.Module:
     network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
     controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
     normalization = CrossNormalization(checkpoint.variant.injection, averaging_pool)
-    return wrap(spec, network, controls, normalization, job.cached)
+    return wrap(spec, network, controls, normalization, job.cached, job.room)
 
 
 def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch._dynamo
 from torch import nn
 
 from controlnext.export.decompose import decomposed_in_place
+from controlnext.export.lora_branches import TRANSLATIONS
 from controlnext.export.shortcuts import name_stand_ins, short_trace
 from controlnext.families import GraphSpec
 from controlnext.tensor_spec import TensorSpec
@@ -43,8 +45,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
         for tensor in inputs
     )
     dynamic = tuple(_dynamic_axes(tensor) for tensor in inputs)
-    # a module with *tensors has one parameter, one with named inputs has several
-    shapes = (dynamic,) if spec.wrapper == "denoiser" else dynamic
+    shapes = _by_parameter(module, dynamic)
     with _quiet(), torch.no_grad():
         with short_trace():
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
@@ -53,6 +54,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
+                custom_translation_table=dict(TRANSLATIONS),
                 opset_version=OPSET,
                 # takes minutes on a large graph; controlnext.export.passes does the needed part
                 optimize=False,
@@ -62,6 +64,16 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
             )
     assert exported is not None
     return exported.model
+
+
+def _by_parameter(module: nn.Module, dynamic: tuple[object, ...]) -> tuple[object, ...]:
+    """Return what belongs to each parameter of a module's forward; ``*tensors`` is one for all that
+    follow."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return dynamic
+    named = len(parameters) - 1
+    return (*dynamic[:named], dynamic[named:]) if dynamic[named:] else dynamic
 
 
 def _dynamic_axes(tensor: TensorSpec) -> dict[int, object]:

@@ -25,6 +25,7 @@ from controlnext.export.passes import (
 from controlnext.families import CachedFeature
 from controlnext.types import Precision
 from controlnext.weights import is_finite
+from controlnext.weights.graphs import read_graph
 
 
 def attach_weights(model: ir.Model, readers: Mapping[str, Callable[[], Tensor]]) -> ir.Model:
@@ -64,7 +65,7 @@ def write_shallow(directory: Path, cached: Sequence[CachedFeature]) -> list[str]
 
     Return the names of its inputs besides the features.
     """
-    shallow = cut_shallow(ir.load(directory / MODEL), cached)
+    shallow = cut_shallow(read_graph(directory / MODEL), cached)
     ir.save(shallow, directory / SHALLOW)
     features = {one.spec.name for one in cached}
     return [value.name for value in shallow.graph.inputs if value.name and value.name not in features]
@@ -83,7 +84,7 @@ def write_parts(
     step is the rest. With features ``cached``, the shallow part of the step is a graph too. If integers are
     multiplied there is a second form with unsigned weights: the processor decides which form is right.
     """
-    step = fuse_attention(ir.load(directory / MODEL))
+    step = fuse_attention(read_graph(directory / MODEL))
     if precision.integer_products:
         # in other precisions its rounding would be visible
         step = fuse_groups(step)

@@ -10,6 +10,7 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.loras.store import ChosenLoras
 from controlnext.runtime.tokens import PromptTokenizer, Tokens, prompt_tokenizer
 from controlnext.types import FloatArray
 
@@ -37,12 +38,13 @@ class TextEncoders:
         self._bundle, self._family = bundle, bundle.family
         self._tokenizers: dict[str, PromptTokenizer] = {}
 
-    def __call__(self, prompts: Sequence[str]) -> Embeddings:
+    def __call__(self, prompts: Sequence[str], loras: ChosenLoras | None = None) -> Embeddings:
         """Return the embeddings of ``prompts`` by all text encoders, as diffusers' ``encode_prompt`` does.
 
         Hidden states are concatenated on the last axis. The family decides whether the pooled embeddings are
         concatenated too or the last encoder's is used. The tokens of a family's sequence encoder follow on
-        the token axis. Prompts that are too long are truncated, and a warning names the part.
+        the token axis. Prompts that are too long are truncated, and a warning names the part. ``loras``:
+        those of each prompt.
 
         Raises :class:`~controlnext.errors.InputError` if the bundle lacks a text encoder.
         """
@@ -51,7 +53,7 @@ class TextEncoders:
         graph_names = [graph_name for graph_name in graph_names if graph_name in self._bundle.manifest.graphs]
         tokens = {graph_name: self._tokenizer(graph_name)(prompts) for graph_name in graph_names}
         _warn_of_truncation(tokens)
-        outputs = {graph_name: self._run(graph_name, tokens[graph_name]) for graph_name in graph_names}
+        outputs = {graph_name: self._run(graph_name, tokens[graph_name], loras) for graph_name in graph_names}
         following = outputs.pop(self._family.sequence_encoder, None)
         hidden = np.concatenate([output[_HIDDEN] for output in outputs.values()], axis=-1)
         pooled = [output[_POOLED] for output in outputs.values() if _POOLED in output]
@@ -72,9 +74,12 @@ class TextEncoders:
                 f"{', '.join(needed)}"
             )
 
-    def _run(self, graph_name: str, tokens: Sequence[Tokens]) -> dict[str, np.ndarray]:
+    def _run(
+        self, graph_name: str, tokens: Sequence[Tokens], loras: ChosenLoras | None
+    ) -> dict[str, np.ndarray]:
         ids = np.array([prompt.encoding.ids for prompt in tokens], np.int64)
-        return self._bundle.engine(graph_name).run({"input_ids": ids})
+        inputs = loras.inputs(graph_name) if loras else {}
+        return self._bundle.engine(graph_name).run({"input_ids": ids, **inputs})
 
     def _followed(self, hidden: FloatArray, following: FloatArray | None) -> FloatArray:
         """Return ``hidden`` padded to the denoiser's width, then the sequence encoder's tokens (or zeros)."""

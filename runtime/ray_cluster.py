@@ -23,11 +23,14 @@ _PARENTS = ("gcs_server", "raylet")
 LOCAL = "local"
 """In place of an address: a cluster of this machine alone, which ends with the process."""
 
+READY_CHECK = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 SETTINGS = {
     # a cluster that was not asked for it tells nobody that it was started
     "RAY_USAGE_STATS_ENABLED": "0",
     # a proxy that died is missed after three of these seconds: by default after 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+    # a proxy that does not answer so soon is replaced: by default after 5, less than a busy machine takes
+    READY_CHECK: "30",
     # what proxies put before Serve's own application
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "controlnext.runtime.cluster.proxy:middlewares",
 }
@@ -43,8 +46,9 @@ class ReplicaRange:
 
     def __post_init__(self) -> None:
         if not (is_integer(self.least) and is_integer(self.most) and 1 <= self.least <= self.most):
+            given = self.least if self.least == self.most else f"{self.least}:{self.most}"
             raise InputError(
-                f"replicas is {self.least}:{self.most}; give N, or MIN:MAX with 1 <= MIN <= MAX",
+                f"replicas is {given}; give N, or MIN:MAX with 1 <= MIN <= MAX",
                 argument="replicas",
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +18,8 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 Prompt = str | Sequence[str]
 Scale = float | Sequence[float] | FloatArray
+Scales = Mapping[str, float]
+"""LoRAs, each with its scale, by the names that :meth:`~controlnext.runtime.Pipeline.add_lora` gave them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +101,7 @@ class Request(StartArguments, CommonRequest):
     timesteps: Sequence[int] | FloatArray | None = None
     guidance_scale: float | None = None
     num_images_per_prompt: int = 1
+    lora: Scales | Sequence[Scales | None] | None = None
     prompt_embeds: FloatArray | None = None
     negative_prompt_embeds: FloatArray | None = None
     pooled_prompt_embeds: FloatArray | None = None
@@ -126,6 +129,7 @@ class Request(StartArguments, CommonRequest):
                 argument="guidance_scale",
             )
         self._check_prompts()
+        check_loras(self.lora)
         self.check_start(self.output_type, self.latents)
 
     def _check_prompts(self) -> None:
@@ -220,6 +224,21 @@ def _check_texts(name: str, prompt: object) -> None:
     several = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(text, str) for text in prompt)
     if not isinstance(prompt, str) and not several:
         raise InputError(f"{name} is {prompt!r}; it must be a text or a list of texts", argument=name)
+
+
+def check_loras(given: object) -> None:
+    """Raise :class:`InputError` unless ``given`` is None, scales by names, or a list of these."""
+    entries = given if isinstance(given, (list, tuple)) else [given]
+    for entry in entries:
+        if entry is None:
+            continue
+        named = isinstance(entry, Mapping) and all(isinstance(name, str) for name in entry)
+        if not (named and isinstance(entry, Mapping) and is_finite(*entry.values())):
+            raise InputError(
+                f"`lora` is {given!r}; give the scale of each LoRA by its name, such as {{'style': 0.8}}, or"
+                " a list of these, one for each prompt",
+                argument="lora",
+            )
 
 
 def is_integer(value: object) -> bool:

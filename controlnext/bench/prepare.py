@@ -19,7 +19,7 @@ import msgspec
 
 from controlnext.bench.messages import Target
 from controlnext.bundle.files import MANIFEST, new_file, new_folder
-from controlnext.bundle.format import check_size
+from controlnext.bundle.format import ENGINES, check_size
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, WorkError
 from controlnext.families.schema import PREVIEW_VAE
@@ -210,7 +210,7 @@ def copy_without_engines(bundle: Path, destination: Path) -> Path:
         except OSError:
             shutil.copy2(source, copied)
 
-    shutil.copytree(bundle, destination, ignore=shutil.ignore_patterns("engines"), copy_function=copy)
+    shutil.copytree(bundle, destination, ignore=shutil.ignore_patterns(ENGINES), copy_function=copy)
     return destination
 
 

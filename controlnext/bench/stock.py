@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from controlnext.bench.engines import as_bytes
 from controlnext.bench.messages import Holds, Seconds, TurnKind, Work
 from controlnext.bench.pytorch import set_up
-from controlnext.engines.base import device_kind
+from controlnext.engines.devices import device_kind
 from controlnext.errors import WorkError
 from controlnext.families.schema import PREVIEW_VAE, VAE
 

@@ -25,6 +25,8 @@ from controlnext.bundle.format import graph_files
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import registry
+from controlnext.engines.measured import faster_backend
+from controlnext.engines.onnxruntime.backend import OrtBackend
 from controlnext.families import get_family
 from controlnext.families.schema import PREVIEW_DECODER
 
@@ -79,11 +81,16 @@ def _uncontrolled(path: Path, name: str, made: Path, device: str) -> Target:
 
 
 def _variants(path: Path, name: str, device: str, kind: str) -> Iterator[Target]:
-    """Yield a target for each backend and variant that can run the denoiser on devices of ``kind``."""
-    denoiser = get_family(read_manifest(path).family).denoiser
+    """Yield a target for each backend and variant that can run the denoiser on devices of ``kind``.
+
+    On the CPU without the backend that ``auto`` takes, which is a target already.
+    """
+    manifest = read_manifest(path)
+    denoiser = get_family(manifest.family).denoiser
+    taken = faster_backend(manifest.graphs[denoiser].precision) or OrtBackend
     for backend in registry.BACKENDS.values():
         ready = backend.has_engine(path, denoiser) and (backend.needs_build or backend.available())
-        if kind not in backend.devices or not ready:
+        if kind not in backend.devices or not ready or (kind == "cpu" and backend is taken):
             continue
         for title, options in backend.variants(kind).items():
             engine = _engine(path, f"{name}, {title}", device, backend=backend.name, **options)

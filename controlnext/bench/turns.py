@@ -22,6 +22,7 @@ from controlnext.bench.messages import Answer, Begin, Holds, Seconds, Target, Tu
 from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.quality import Gallery
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
+from controlnext.bundle.format import ENGINES
 from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
@@ -214,7 +215,7 @@ def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: L
     """
 
     def take(target: Target, copy: Path) -> Samples:
-        shutil.rmtree(copy / "engines", ignore_errors=True)
+        shutil.rmtree(copy / ENGINES, ignore_errors=True)
         samples: Samples = {}
         for measure in LOADS:
             with Child(replace(target, bundle=str(copy)), plan.threads) as child:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from controlnext.errors import InputError, WorkError
 
 MANIFEST = "controlnext.json"
+_COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)")
+"""A location ``scheme://...`` as :class:`~pathlib.Path` writes it."""
 
 
 def sha256(path: Path) -> str:
@@ -22,11 +25,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def lost_location(path: Path) -> str | None:
+    """Return the location ``scheme://...`` that a path was made of, unless there is such a path."""
+    found = _COLLAPSED.fullmatch(str(path))
+    if not found or Path(path.parts[0]).exists():
+        return None
+    return f"{found[1]}://{found[2]}"
+
+
+def check_here(target: Path, argument: str) -> None:
+    """Raise :class:`InputError` for a path that was made of a location ``scheme://...``."""
+    if location := lost_location(target):
+        raise InputError(
+            f"{argument} {location} is not on this machine; give a path, and copy from there",
+            argument=argument,
+        )
+
+
 def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or of this ``kind`` and ``force`` is set.
 
     ``marker``: the file by which a directory of this kind is known.
     """
+    check_here(target, "output")
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):
@@ -44,7 +65,14 @@ def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: s
 
 def check_writable(target: Path) -> None:
     """Raise :class:`InputError` unless ``target`` can be written. Create missing directories."""
-    with _directory_beside(target):
+    with _directory_beside(target, "output"):
+        pass
+
+
+def check_new_file(target: Path, argument: str = "output") -> None:
+    """Raise :class:`InputError` unless :func:`new_file` can write ``target``. Create missing directories."""
+    _check_no_directory(target, argument)
+    with _directory_beside(target, argument):
         pass
 
 
@@ -59,7 +87,7 @@ def new_folder(
     On any error the directory is removed and ``target`` is unchanged. A full disk raises :class:`WorkError`.
     """
     check_replaceable(target, force, marker, kind)
-    with _directory_beside(target) as aside:
+    with _directory_beside(target, "output") as aside:
         yield aside
         aside.chmod(0o755)
         # another process may have made one meanwhile
@@ -68,38 +96,49 @@ def new_folder(
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; the file replaces ``target`` when the block succeeds."""
-    with _directory_beside(target) as aside:
+def new_file(target: Path, argument: str = "output") -> Iterator[Path]:
+    """Yield a path to write a file to; the file replaces ``target`` when the block succeeds.
+
+    ``argument``: that which names ``target``, for errors. Raises :class:`InputError` where no file can be
+    written, :class:`WorkError` where the disk is full.
+    """
+    _check_no_directory(target, argument)
+    with _directory_beside(target, argument) as aside:
         yield aside / target.name
         (aside / target.name).replace(target)
 
 
 @contextmanager
-def _directory_beside(target: Path) -> Iterator[Path]:
+def _directory_beside(target: Path, argument: str) -> Iterator[Path]:
     """Yield a new directory on the same disk as ``target``, so that its content can be moved by a rename;
     remove it at the end.
 
     The name is chosen before the directory is created, so that an interrupt in between leaves nothing behind.
     """
+    check_here(target, argument)
     aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
     try:
-        _make(aside, target)
+        _make(aside, target, argument)
         yield aside
     except OSError as error:
-        raise _explain(error, target) from error
+        raise _explain(error, target, argument) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _make(aside: Path, target: Path) -> None:
+def _check_no_directory(target: Path, argument: str) -> None:
+    if target.is_dir():
+        raise InputError(f"{argument} {target} is a directory; give the path of a file", argument=argument)
+
+
+def _make(aside: Path, target: Path, argument: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside.mkdir(mode=0o700)
     except FileNotFoundError as error:
         raise InputError(
-            f"cannot write to {target}: no directory can be made there; give `output` a writable path",
-            argument="output",
+            f"cannot write to {target}: no directory can be made there; give `{argument}` a writable path",
+            argument=argument,
         ) from error
 
 
@@ -117,7 +156,7 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _explain(error: OSError, target: Path) -> Exception:
+def _explain(error: OSError, target: Path, argument: str) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkError(f"the disk that holds {target} is full; nothing was written there")
     if error.errno in (
@@ -129,8 +168,8 @@ def _explain(error: OSError, target: Path) -> Exception:
         errno.ENAMETOOLONG,
     ):
         return InputError(
-            f"cannot write to {target}: {error.strerror}; give `output` a writable path",
-            argument="output",
+            f"cannot write to {target}: {error.strerror}; give `{argument}` a writable path",
+            argument=argument,
         )
     if error.errno is None:
         # NumPy's error when fewer bytes were written than asked

@@ -10,6 +10,8 @@ from controlnext.errors import BundleError
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 """A graph and its weights, in the graph's directory."""
+ENGINES = "engines"
+"""The directory of a bundle with built engines and cached graphs, which the manifest does not list."""
 PROLOGUE, STEP = "prologue.onnx", "step.onnx"
 """A denoiser's graph in the form that ONNX Runtime runs fastest, with the same weights: the part that is
 computed once for each image, if it is separate, and the part that runs at every step."""

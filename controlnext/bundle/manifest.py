@@ -75,12 +75,40 @@ class Shallow(msgspec.Struct, frozen=True):
     features: list[TensorEntry]
 
 
+class LoraLayer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A layer that LoRAs can change: its ``name`` in the network, and its columns in a graph's LoRA inputs.
+
+    ``down``, ``up``: the first column, and the one after the last, in each of the two. A convolution has a
+    ``kernel``, height and width; its columns ``down`` are in the order height, width, channel. ``original``:
+    the name of its weight in original checkpoints, without ``.weight``, where that is another.
+    """
+
+    name: str
+    down: tuple[int, int]
+    up: tuple[int, int]
+    kernel: tuple[int, int] = (1, 1)
+    original: str = ""
+
+
+class LoraRoom(msgspec.Struct, frozen=True):
+    """The room of a graph for LoRAs: the largest ``rank`` of all in a run together, and the layers."""
+
+    rank: int
+    layers: list[LoraLayer]
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The numbers of columns of the two inputs."""
+        last = self.layers[-1]
+        return last.down[1], last.up[1]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
     ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
     layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
-    exported for the step cache.
+    exported for the step cache. ``lora``: for a graph that was exported with room for LoRAs.
     """
 
     network: str
@@ -90,6 +118,7 @@ class Graph(msgspec.Struct, frozen=True):
     compute: Precision | None = None
     quantization: Quantization | None = None
     shallow: Shallow | None = None
+    lora: LoraRoom | msgspec.UnsetType = msgspec.UNSET
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -80,6 +80,8 @@ def _check_controls(manifest: Manifest, family: Family) -> None:
 
 def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
     wanted = spec.with_controls(len(control_inputs(tensor.name for tensor in graph.inputs)))
+    if graph.lora:
+        wanted = wanted.with_loras(*graph.lora.columns)
     for side, found, expected in (
         ("inputs", graph.inputs, wanted.inputs),
         ("outputs", graph.outputs, wanted.outputs),

@@ -6,14 +6,13 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from controlnext.bundle.files import MANIFEST, sha256
+from controlnext.bundle.files import MANIFEST, lost_location, sha256
 from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 CACHE = "CONTROLNEXT_CACHE"
 """The environment variable that says where copies are kept."""
 _SCRATCH = ".copying."
-_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/[^/]")
 
 
 def is_remote(location: str | Path) -> bool:
@@ -34,10 +32,9 @@ def is_remote(location: str | Path) -> bool:
 
     Raises :class:`InputError` for a :class:`~pathlib.Path` made of one, which lost a slash.
     """
-    if isinstance(location, Path) and _COLLAPSED.match(str(location)) and not location.exists():
-        scheme, _, rest = str(location).partition(":/")
+    if isinstance(location, Path) and (lost := lost_location(location)):
         raise InputError(
-            f"bundle {location} is a pathlib.Path, which cannot hold {scheme}://{rest}; give it as a string",
+            f"bundle {location} is a pathlib.Path, which cannot hold {lost}; give it as a string",
             argument="bundle",
         )
     return has_scheme(str(location))
@@ -90,19 +87,26 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     return copy
 
 
-@blames("bundle")
 def manifest_checksum(location: str | Path) -> str:
     """Return the SHA-256 of a bundle's manifest, which tells it from every other one.
+
+    Raises as :func:`read_manifest_of`.
+    """
+    return read_manifest_of(location)[1]
+
+
+@blames("bundle")
+def read_manifest_of(location: str | Path) -> tuple[Manifest, str]:
+    """Return a bundle's manifest and the SHA-256 of its file.
 
     Raises as :func:`local_copy` and :func:`controlnext.bundle.reader.read_manifest`.
     """
     if not is_remote(location):
-        read_manifest(Path(location))
-        return sha256(Path(location) / MANIFEST)
+        return read_manifest(Path(location)), sha256(Path(location) / MANIFEST)
     source = RemoteFiles(str(location))
     content = source.read_manifest()
-    parse_manifest(content, f"{source.title}/{MANIFEST}")
-    return hashlib.sha256(content).hexdigest()
+    manifest = parse_manifest(content, f"{source.title}/{MANIFEST}")
+    return manifest, hashlib.sha256(content).hexdigest()
 
 
 def _check_names(source: RemoteFiles, manifest: Manifest) -> None:

@@ -19,11 +19,23 @@ _LARGEST_MANIFEST = 64 << 20
 """Bytes; those of the largest int8 bundles have less than one MiB."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
 """Errors of filesystems' own libraries that are no :class:`PermissionError` and have no status."""
+_OFFLINE = "OfflineModeIsEnabled"
+"""The error of the hub's library that its user forbade the network."""
 
 
 def has_scheme(location: str) -> bool:
     """Return whether ``location`` is ``scheme://...`` and not a path."""
     return _SCHEME.match(location) is not None
+
+
+def check_location(location: str) -> None:
+    """Raise :class:`InputError` for a location that names no directory, or has a scheme that fsspec does not
+    know; :class:`MissingDependencyError` without fsspec.
+
+    Neither the library of the scheme is needed nor the network.
+    """
+    _checked_name(location)
+    _check_scheme(location)
 
 
 class RemoteFiles:
@@ -37,13 +49,8 @@ class RemoteFiles:
     """
 
     def __init__(self, location: str) -> None:
-        self.title = _PASSWORD.sub(r"\1:***@", location.rstrip("/"))
-        parts = [part for part in location.partition("://")[2].split("/") if part]
-        if not parts or {".", ".."} & set(parts):
-            raise InputError(
-                f"bundle {self.title} names no directory; give scheme://path/of/the/bundle", argument="bundle"
-            )
-        self.name = parts[-1]
+        self.title = _title(location.rstrip("/"))
+        self.name = _checked_name(location)
         with _explained(self.title):
             self._system, root = _connect(location, self.title)
         self._root = root.rstrip("/")
@@ -86,17 +93,40 @@ class RemoteFiles:
         return BundleError(f"there is nothing at {self.title}, or it is not shown to you; check the spelling")
 
 
-def _connect(location: str, title: str) -> tuple[Any, str]:
-    """Return fsspec's filesystem of a location and the path in it."""
+def _title(location: str) -> str:
+    """Return a location without a password."""
+    return _PASSWORD.sub(r"\1:***@", location)
+
+
+def _checked_name(location: str) -> str:
+    """Return the last part of a location; raise :class:`InputError` if there is none."""
+    parts = [part for part in location.partition("://")[2].split("/") if part]
+    if not parts or {".", ".."} & set(parts):
+        raise InputError(
+            f"bundle {_title(location)} names no directory; give scheme://path/of/the/bundle",
+            argument="bundle",
+        )
+    return parts[-1]
+
+
+def _check_scheme(location: str) -> Any:
+    """Return fsspec's module; raise :class:`InputError` for a scheme that it does not know."""
     with extra("ray"):
         import fsspec
     scheme = location.partition("://")[0]
     if scheme not in fsspec.available_protocols():
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise InputError(
-            f"bundle {title}: unknown scheme {scheme!r}; accepted: a path, or one of {known}",
+            f"bundle {_title(location)}: unknown scheme {scheme!r}; accepted: a path, or one of {known}",
             argument="bundle",
         )
+    return fsspec
+
+
+def _connect(location: str, title: str) -> tuple[Any, str]:
+    """Return fsspec's filesystem of a location and the path in it."""
+    fsspec = _check_scheme(location)
+    scheme = location.partition("://")[0]
     try:
         # an instance that was used before remembers listings of then
         return fsspec.url_to_fs(location, skip_instance_cache=True)
@@ -114,9 +144,19 @@ def _explained(title: str) -> Iterator[None]:
     except ControlNeXtError:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
+        if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
+            # what HTTP's filesystem makes of an error of the connection
+            raise WorkError(
+                f"{title} cannot be reached ({_reason(cause)}); check the address and the network"
+            ) from error
         raise BundleError(f"{title} is missing; copy the bundle there again", argument="bundle") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _reason(error)
+        if type(error).__name__ == _OFFLINE:
+            raise InputError(
+                f"{title} is not asked for, as HF_HUB_OFFLINE is set; unset it, or give the path of a copy",
+                argument="bundle",
+            ) from error
         if _is_refusal(error):
             raise InputError(
                 f"no permission to read {title} ({reason}); give the credentials that its filesystem reads"
@@ -124,6 +164,10 @@ def _explained(title: str) -> Iterator[None]:
                 argument="bundle",
             ) from error
         raise WorkError(f"{title} cannot be read ({reason}); try again") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_refusal(error: Exception) -> bool:

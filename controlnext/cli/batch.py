@@ -13,13 +13,17 @@ from typing import Annotated
 
 import typer
 
-from controlnext.bundle.remote import manifest_checksum
+from controlnext.bundle.remote import read_manifest_of
 from controlnext.cli import options, ray_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
+from controlnext.cli.option_names import AS_WRITTEN
+from controlnext.families import get_family
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import PARQUET, Job, read_jobs
-from controlnext.runtime.bulk.results import LEDGER, JobResults, Record, open_results
+from controlnext.runtime.bulk.ledger import LEDGER, Record
+from controlnext.runtime.bulk.places import SUFFIXES, Places
+from controlnext.runtime.bulk.results import JobResults, open_results
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.ray_cluster import (
     LOCAL,
@@ -36,13 +40,20 @@ logger = logging.getLogger(__name__)
 Jobs = Annotated[
     Path,
     typer.Option(
+        parser=options.local_path("jobs"),
         metavar="FILE",
         help="Path to the jobs: a file with one JSON object a line, or a Parquet file.",
         show_default=False,
     ),
 ]
 Output = Annotated[
-    Path, typer.Option(metavar="DIR", help="Path to the directory of the results.", show_default=False)
+    Path,
+    typer.Option(
+        parser=options.local_path("output"),
+        metavar="DIR",
+        help="Path to the directory of the results.",
+        show_default=False,
+    ),
 ]
 MaxRows = Annotated[
     int, typer.Option(help="Largest number of jobs at work, and of rows in a run of the denoiser.")
@@ -70,7 +81,7 @@ def batch(
     started, several = time.monotonic(), ReplicaRange.parse(replicas or "1")
     ray_options.check_ray(ray, replicas=replicas)
     # before anything is done: results of another bundle are not kept
-    checksum = manifest_checksum(bundle)
+    manifest, checksum = read_manifest_of(bundle)
     spec = BulkSpec(
         shared_location(bundle),
         str(jobs.parent.resolve()),
@@ -84,16 +95,17 @@ def batch(
         fail_fast,
     )
     all_jobs = with_basis(read_jobs(jobs), Path(spec.root), checksum)
+    table, suffix = jobs.suffix.lower() == PARQUET, SUFFIXES[get_family(manifest.family).task]
     # stdout is for the summary: Ray prints lines of its processes there
     with redirect_stdout(sys.stderr), open_results(output) as results:
-        left = results.prepare(all_jobs)
+        left = results.prepare(all_jobs, Places(jobs, output, suffix, table))
         try:
             records = _here(left, spec, results) if ray is None else _on_ray(left, spec, ray)
             _follow(records, len(left), fail_fast=fail_fast, quiet=as_json)
         except KeyboardInterrupt:
             logger.warning("stopped; what is done stays in %s, the same command goes on from there", output)
             raise
-        found = results.join(all_jobs, table=jobs.suffix.lower() == PARQUET)
+        found = results.join(all_jobs, table=table)
     summary = _summary(all_jobs, left, found, time.monotonic() - started)
     if as_json:
         print_json({"output": str(output), **summary})
@@ -108,18 +120,23 @@ def _summary(
     jobs: Sequence[Job], left: Sequence[Job], records: Sequence[Record], seconds: float
 ) -> dict[str, float]:
     """Return what came of the jobs: of those that were ``left`` to do, what the ledger says."""
-    names = {job.id for job in left}
-    new = [record for record in records if record["id"] in names]
-    failed = sum("error" in record for record in new)
+    found = {record["id"]: record for record in records}
+    new = [record for job in left if (record := found.get(job.id, {})) and _is_new(record, job)]
+    done = [record for record in new if "error" not in record]
     return {
         "jobs": len(jobs),
-        "done": len(new) - failed,
-        "failed": failed,
+        "done": len(done),
+        "failed": len(new) - len(done),
         "done_before": len(jobs) - len(left),
         "not_begun": len(left) - len(new),
-        "images": sum(len(record.get("files", ())) for record in new),
+        "images": sum(len(record["files"]) for record in done),
         "seconds": round(seconds, 1),
     }
+
+
+def _is_new(record: Record, job: Job) -> bool:
+    """Return whether a record tells of this run, and not of an earlier result of a job that was not begun."""
+    return "error" in record or record["job"] == job.digest
 
 
 def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator[Record]:
@@ -127,11 +144,9 @@ def _here(jobs: Sequence[Job], spec: BulkSpec, results: JobResults) -> Generator
     with (
         spec.load() as pipe,
         closing(results.whole()) as ledger,
-        closing(do_jobs(pipe, jobs, spec)) as records,
+        closing(do_jobs(pipe, jobs, spec, ledger)) as records,
     ):
-        for record in records:
-            ledger.add(record)
-            yield record
+        yield from records
 
 
 def _on_ray(jobs: Sequence[Job], spec: BulkSpec, address: str) -> Generator[Record]:
@@ -156,7 +171,7 @@ def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: b
             failed = "error" in record
             counts["failed" if failed else "done"] += 1
             if failed:
-                logger.warning("job %s failed: %s", record["id"], record["error"])
+                logger.warning("job %s failed: %s", record["id"], record["error"], extra=AS_WRITTEN)
             finished = counts["done"] + counts["failed"]
             report(f"{counts['done']} done, {counts['failed']} failed", finished / count)
             if failed and fail_fast:

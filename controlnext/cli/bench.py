@@ -14,7 +14,7 @@ from controlnext.bundle.files import check_writable
 from controlnext.cli import bench_options, options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
-from controlnext.engines.base import device_index
+from controlnext.engines.devices import device_index
 from controlnext.errors import InputError, WorkError
 from controlnext.families import get_family
 from controlnext.optional import extra

@@ -9,6 +9,7 @@ import typer
 
 from controlnext.bench.choices import DEFAULT_MEASURES, IMAGES, MEASURES
 from controlnext.bench.settings import BATCHES, FRAMES, IMAGE_STEPS, SIZES
+from controlnext.cli.options import local_path
 from controlnext.families import FAMILIES
 from controlnext.types import Precision
 
@@ -159,6 +160,7 @@ Sdcpp = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("output"),
         metavar="DIR",
         help="Path to the output directory, which also caches exports.",
         show_default=False,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.families import FAMILIES
 from controlnext.types import COMPUTES, Precision
@@ -21,10 +22,21 @@ def _check_compute(name: str | None) -> str | None:
 
 
 Model = Annotated[str, typer.Option(help=f"Model family: {', '.join(FAMILIES)}.")]
-Output = Annotated[Path, typer.Option(metavar="DIR", help="Path to the output directory.")]
+Output = Annotated[
+    Path, typer.Option(parser=local_path("output"), metavar="DIR", help="Path to the output directory.")
+]
 ExportPrecision = Annotated[Precision, typer.Option(help="Precision of the exported graphs.")]
 Variant = Annotated[
     str, typer.Option(help="Variant of the model family; auto detects it from the control weights.")
+]
+LoraRank = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Room for LoRAs that are chosen at run time: the largest rank of those that are used together.",
+        show_default="0, none",
+    ),
 ]
 Calibration = Annotated[
     Path | None,

@@ -15,6 +15,7 @@ from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.tables import print_parity
 from controlnext.engines import registry
+from controlnext.engines.measured import faster_backend
 from controlnext.engines.onnxruntime.int8 import known_int8_form
 
 
@@ -38,6 +39,10 @@ def _print(manifest: Manifest) -> None:
     print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
     if manifest.precision.integer_products and (form := known_int8_form()):
         print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
+    if rank := max((graph.lora.rank for graph in manifest.graphs.values() if graph.lora), default=0):
+        print(f"It has room for LoRAs of up to rank {rank} together.")
+    if faster := faster_backend(manifest.precision):
+        print(f"On this processor auto runs {manifest.precision} graphs by {faster.name}.")
     print_table(
         "Graphs", ("graph", "precision", "inputs", "outputs"), [_graph(*g) for g in manifest.graphs.items()]
     )

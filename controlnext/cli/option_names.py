@@ -43,7 +43,11 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 MIB = 1 << 20
 """Bytes in a MiB: ``--workspace`` is in MiB, the libraries' argument in bytes."""
 
+AS_WRITTEN: Mapping[str, bool] = MappingProxyType({"as_written": True})
+"""The ``extra`` of a log record whose names in backticks are no arguments of a command."""
+
 _NAMED = re.compile(r"`(\w+)`")
+_AT_FAULT = re.compile(" (is|has|was|begins) ")
 
 
 class OptionNames:
@@ -72,7 +76,7 @@ class OptionNames:
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
         message, argument = str(error), error.argument
         # "num_inference_steps is 0": the argument at fault without backticks
-        if argument in self._options and message.startswith(f"{argument} is "):
+        if argument in self._options and _AT_FAULT.match(message.removeprefix(argument)):
             message = self._options[argument] + message.removeprefix(argument)
         return self.translate(message)
 
@@ -95,7 +99,12 @@ class OptionFormatter(logging.Formatter):
         self._names = names
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format ``record``; an error among its arguments is shown as the error of a command would be."""
+        """Format ``record``; an error among its arguments is shown as the error of a command would be.
+
+        A record with ``extra=AS_WRITTEN`` keeps its names.
+        """
+        if AS_WRITTEN.items() <= vars(record).items():
+            return super().format(record)
         if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(

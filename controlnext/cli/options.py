@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from controlnext.bundle.remote_files import has_scheme
 from controlnext.engines import registry
+from controlnext.errors import InputError
+
+
+def local_path(argument: str) -> Callable[[str], Path]:
+    """Return the parser of an option that is a path on this machine, unlike the location of a bundle."""
+
+    def parse(given: str) -> Path:
+        if not given or has_scheme(given):
+            raise InputError(
+                f"{argument} is {given or 'empty'}; it must be a path on this machine", argument=argument
+            )
+        return Path(given)
+
+    return parse
 
 
 def _check_seed(seed: int | None) -> int | None:
@@ -144,7 +161,7 @@ RunBackend = Annotated[
         help=f"Inference backend: {', '.join(registry.BACKENDS)}; auto selects the fastest available.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu or cuda:N.")]
+Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")]
 Threads = Annotated[
     int | None,
     typer.Option(

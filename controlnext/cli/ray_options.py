@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from controlnext.bundle.remote import is_remote
 from controlnext.errors import InputError
 from controlnext.runtime.ray_cluster import LOCAL
 
 PANEL = "Ray"
 _FLAG = "--ray"
+ADDRESSES = f"host:port, ray://host:port, auto or {LOCAL}"
 _ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+")
+
+
+def _check_address(given: str | None) -> str | None:
+    if given is not None and not given.strip():
+        raise InputError(f"ray is {given!r}; give {ADDRESSES}", argument="ray")
+    return given
+
 
 Ray = Annotated[
     str | None,
     typer.Option(
         _FLAG,
         metavar="[ADDRESS]",
-        help="Run on the Ray cluster at ADDRESS (host:port, ray://host:port, auto); without ADDRESS on one"
-        " that is started here.",
+        callback=_check_address,
+        help=f"Run on the Ray cluster at ADDRESS: {ADDRESSES}, which is one that is started here, as without"
+        " ADDRESS.",
         show_default="in this process",
         rich_help_panel=PANEL,
     ),
@@ -66,7 +77,21 @@ class RayCommand(TyperCommand):
             if argument == "--":
                 given += args[number + 1 :]
                 break
-            following = args[number + 1] if number + 1 < len(args) else ""
-            if argument == _FLAG and not _ADDRESS.fullmatch(following):
+            if argument == _FLAG and _stands_alone(args[number + 1 : number + 2]):
                 given.append(LOCAL)
         return super().parse_args(ctx, given)
+
+
+def _stands_alone(following: Sequence[str]) -> bool:
+    """Return whether what follows ``--ray`` is no address; raise :class:`InputError` if it is no bundle
+    either."""
+    if not following or following[0].startswith("-"):
+        return True
+    (word,) = following
+    if not word or _ADDRESS.fullmatch(word):
+        return False
+    if not (is_remote(word) or Path(word).exists()):
+        raise InputError(
+            f"ray is {word!r}, which is no address ({ADDRESSES}) and no bundle that is there", argument="ray"
+        )
+    return True

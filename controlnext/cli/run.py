@@ -19,6 +19,7 @@ from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
+from controlnext.lora_names import split_scale
 from controlnext.runtime.media.image_files import Change, unchanged
 from controlnext.runtime.media.kinds import FILES, Files
 from controlnext.runtime.pipelines.controls import one_or_all
@@ -53,6 +54,7 @@ def run(
     width: run_options.Width = None,
     prompt: run_options.Prompt = None,
     negative_prompt: run_options.NegativePrompt = None,
+    lora: run_options.Lora = None,
     num_images: run_options.NumImages = None,
     vae_tiling: run_options.VaeTiling = None,
     image: run_options.Image = None,
@@ -95,6 +97,7 @@ def run(
         "width": width,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
+        "lora": lora,
         "num_images": num_images,
         "vae_tiling": vae_tiling,
         "image": image,
@@ -199,11 +202,22 @@ def _request(
     for name in ("image", "mask_image"):
         if name in given:
             values[name] = open_image(given[name])
+    if "lora" in given:
+        values["lora"] = _added(pipeline, given["lora"])
     for name in GIVEN_STEPS:
         if name in values:
             values[name] = _numbers(name, values[name])
     named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
     return pipeline.request(**named)
+
+
+def _added(pipeline: Pipeline, given: Sequence[str]) -> dict[str, float]:
+    """Add LoRAs, each ``PATH[:SCALE]``, to the pipeline; return their scales by name."""
+    scales = {}
+    for path, scale in map(split_scale, given):
+        pipeline.add_lora(path, path)
+        scales[path] = scale
+    return scales
 
 
 def _argument(option: str, pipeline: Pipeline) -> str | None:

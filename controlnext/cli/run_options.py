@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.runtime.preprocess import PREPROCESSORS
 from controlnext.runtime.start_request import UPSCALE_MODES
 
@@ -78,6 +79,15 @@ Height = Annotated[
 Width = Annotated[int | None, typer.Option(help="Image width in pixels.", show_default="the control image's")]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt.", rich_help_panel=IMAGES)]
 NegativePrompt = Annotated[str | None, typer.Option(help="Negative text prompt.", rich_help_panel=IMAGES)]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH[:SCALE]",
+        help="Path to a LoRA, with its scale (default 1); may be repeated. The bundle needs room for it.",
+        show_default=False,
+        rich_help_panel=IMAGES,
+    ),
+]
 NumImages = Annotated[
     int | None,
     typer.Option(
@@ -198,6 +208,7 @@ DecodeChunk = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("output"),
         metavar="PATH",
         help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames.",
         show_default="image.png or clip.mp4",

@@ -28,6 +28,14 @@ ApiKeys = Annotated[
         show_default="no key is needed",
     ),
 ]
+Loras = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Path to a directory of LoRAs (.safetensors) that requests may choose by name.",
+        show_default=False,
+    ),
+]
 Memory = Annotated[
     float | None,
     typer.Option(

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from controlnext.bundle.remote import is_remote
+from controlnext.bundle.remote_files import check_location
 from controlnext.cli.bundles import fetch_bundle, shared_location
 from controlnext.optional import extra
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, threads_of_replica
@@ -34,7 +36,8 @@ def serve_on_ray(
     ``options``: the other fields of :class:`ClusterSpec`.
     """
     with extra("serve"), extra("ray"):
-        from controlnext.runtime.cluster.service import served, wait_for_signal, write_config
+        from controlnext.runtime.cluster.config import write_config
+        from controlnext.runtime.cluster.service import served, wait_for_signal
         from controlnext.runtime.cluster.spec import ClusterSpec
         from controlnext.runtime.serving.metrics import Metrics
         from controlnext.runtime.serving.models import Models
@@ -56,6 +59,8 @@ def serve_on_ray(
     if address == LOCAL:
         # a bundle that cannot be served is told at once, not when replicas have failed several times
         Models([fetch_bundle(bundle) for bundle in spec.bundles], spec.settings, spec.load(), Metrics())
+    for bundle in filter(is_remote, spec.bundles):
+        check_location(bundle)
     names = ", ".join(Path(bundle).name for bundle in spec.bundles)
     with served(spec, address, host, port) as url:
         print(f"serving {names} on {url} with {replicas or 1} replicas (Ctrl-C stops)", flush=True)

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.cli.serve_options import LIMITS
 
 Output = Annotated[
     Path,
     typer.Option(
+        parser=local_path("output"),
         metavar="MODEL_REPOSITORY",
         help="Path to the model repository, new or with other models.",
         show_default=False,

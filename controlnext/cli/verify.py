@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from controlnext.bundle.files import check_new_file
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options, verify_options
 from controlnext.cli.bundles import fetch_bundle
@@ -87,10 +88,12 @@ def verify(
         )
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is not an .html file; give --report FILE.html")
+    if report is not None:
+        check_new_file(report, "report")
     image = None if control_image is None else read_image(control_image)
     with extra("export"):
         from controlnext.evaluation.inputs import added_words, default_run
-        from controlnext.evaluation.parity import compare
+        from controlnext.evaluation.parity import automatic_backends, compare
         from controlnext.evaluation.ranges import measure_ranges
         from controlnext.evaluation.report import write_report
         from controlnext.export.exporter import check_parity
@@ -111,8 +114,9 @@ def verify(
         _show_ranges(directory, run, found, as_json)
         return
     checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(directory)
+    others = dict.fromkeys([*automatic_backends(manifest), *(backend or ())])
     with progress(quiet=as_json) as bars:
-        comparison = compare(directory, checkpoint, run, bars, backend or ())
+        comparison = compare(directory, checkpoint, run, bars, list(others))
     if report is not None:
         write_report(report, manifest, run, comparison)
     if as_json:
@@ -127,8 +131,9 @@ def _check_backends(names: Sequence[str]) -> None:
     for name in names:
         if name not in accepted:
             raise InputError(
-                f"--backend {name} cannot be asked for; accepted: {', '.join(accepted)}. ONNX Runtime, and"
-                " built engines that this machine can run, are compared without it"
+                f"--backend {name} cannot be asked for; accepted: {', '.join(accepted)}. ONNX Runtime,"
+                " what auto takes in its place, and built engines that this machine can run are compared"
+                " without it"
             )
 
 

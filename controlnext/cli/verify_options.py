@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
 from controlnext.engines import registry
 from controlnext.engines.onnxruntime.backend import OrtBackend
 
@@ -19,12 +20,15 @@ Backends = Annotated[
     list[str] | None,
     typer.Option(
         "--backend",
-        help=f"Backend to compare besides ONNX Runtime and built engines: {', '.join(OTHER_BACKENDS)}; may be"
-        " repeated.",
+        help="Backend to compare besides ONNX Runtime, built engines and what auto runs here:"
+        f" {', '.join(OTHER_BACKENDS)}; may be repeated.",
         show_default=False,
     ),
 ]
-Report = Annotated[Path | None, typer.Option(metavar="FILE", help="Path to an HTML report to write.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(parser=local_path("report"), metavar="FILE", help="Path to an HTML report to write."),
+]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")]
 ControlImage = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Path to the control image of the sampling run.")

@@ -135,6 +135,8 @@ class _Substitute(Backend):
 
 
 class _Function(Engine):
+    least_rank = 1  # observers measure ranges, which tensors without elements do not have
+
     def __init__(self, manifest: Manifest, graph_name: str, run: Denoise) -> None:
         super().__init__(manifest, graph_name, "calibration")
         self.function = run

@@ -15,12 +15,13 @@ from PIL import Image, ImageChops, ImageDraw
 
 from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
+from controlnext.evaluation.random_lora import NAME, random_inputs
 from controlnext.families import Family, get_family
 from controlnext.runtime.pipelines.beginning import MASK
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
-from controlnext.tensor_spec import control_inputs, split_dim
+from controlnext.tensor_spec import LORA_INPUTS, control_inputs, split_dim, without_loras
 from controlnext.types import Feed
 
 Profiles = Mapping[str, Profile]
@@ -53,12 +54,15 @@ class SamplingRun:
     frames: int | None = None
     cache_interval: int = 1
     strength: float | None = None
+    lora_rank: int = 0
+    """Rank of a LoRA of random numbers."""
 
     def __str__(self) -> str:
         clip = f"x{self.frames}" if self.frames else ""
         cache = f", cache interval {self.cache_interval}" if self.cache_interval > 1 else ""
         start = "" if self.strength is None else f", from an image at strength {self.strength:g}"
-        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}"
+        lora = f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
+        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}{lora}"
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
@@ -93,6 +97,8 @@ def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
         common["cache_interval"] = run.cache_interval
     if run.strength is not None:
         common |= {"image": run.control_image, "strength": run.strength}
+    if run.lora_rank:
+        common["lora"] = {NAME: 1.0}
     return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
 
@@ -182,12 +188,18 @@ def _fit(
 def graph_feeds(
     bundle: Path, manifest: Manifest, profiles: Sequence[Profiles] = ()
 ) -> dict[str, Sequence[Feed]]:
-    """Return inputs by graph name, at each of :data:`SIZES` or the nearest size that the engines accept."""
+    """Return inputs by graph name, at each of :data:`SIZES` or the nearest size that the engines accept.
+
+    Where there is room, a LoRA of random numbers fills it.
+    """
     family = get_family(manifest.family)
     timesteps = _timesteps(bundle, family)
     return {
         graph_name: [
-            _feed(manifest, family, graph, _fit(sizes, graph, graph_name, profiles), timesteps)
+            {
+                **_feed(manifest, family, graph, _fit(sizes, graph, graph_name, profiles), timesteps),
+                **(random_inputs(graph.lora, SEED) if graph.lora else {}),
+            }
             for sizes in SIZES
         ]
         for graph_name, graph in manifest.graphs.items()
@@ -198,7 +210,7 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
     """Return seeded inputs of the denoiser for a batch of ``rows``, by name.
 
     ``height`` and ``width`` are in pixels, ``frames`` is the length of clips. The control image has batch
-    size 1 and is shared by all rows, as in a pipeline.
+    size 1 and is shared by all rows, as in a pipeline. There is no LoRA.
     """
     family = get_family(manifest.family)
     multiple = family.size_multiple
@@ -207,7 +219,8 @@ def denoiser_feed(bundle: Path, manifest: Manifest, height: int, width: int, row
     graph = manifest.graphs[family.denoiser]
     feed = _feed(manifest, family, graph, sizes, _timesteps(bundle, family))
     images = [control.image for control in control_inputs(feed)]
-    return {name: array[:1] if name in images else array for name, array in feed.items()}
+    shared = {name: array[:1] if name in images else array for name, array in feed.items()}
+    return {**shared, **without_loras(tensor.spec() for tensor in graph.inputs)}
 
 
 def _tokens(family: Family) -> int:
@@ -231,6 +244,8 @@ def _feed(
     batches = {control.batch: sizes["batch"] for control in controls}
     feed = {}
     for tensor in graph.inputs:
+        if tensor.name in LORA_INPUTS:
+            continue
         shape = tensor.spec().shape_at({**batches, **sizes})
         values: np.ndarray
         if tensor.name == "input_ids":

@@ -20,6 +20,7 @@ from polygraphy.logger import G_LOGGER
 from controlnext import processor
 from controlnext.bundle.format import MODEL, check_graph, graph_files
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.plain import plain_files
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import graph_feeds
@@ -143,10 +144,11 @@ def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = processor.usable_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.add_session_config_entry(_WEIGHTS, str(graph.parent))
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with plain_files(graph) as plain:
+        options.add_session_config_entry(_WEIGHTS, str(plain.parent))
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 def _compare(

@@ -1,13 +1,14 @@
 """Parity of engines with PyTorch: each graph alone, then a whole sampling run.
 
 ONNX Runtime's engines are always compared, built TensorRT engines if they can run on this machine, other
-backends if they are asked for.
+backends if they are asked for. An export asks for none: equal exports have equal manifests.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
-from controlnext.engines import select_backend
+from controlnext.engines import registry, select_backend
+from controlnext.engines.auto import AutoBackend
 from controlnext.engines.built import BuiltBackend, usable_backends
-from controlnext.engines.openvino.backend import OpenVinoBf16Backend
 from controlnext.evaluation.inputs import (
+    SEED,
     SamplingRun,
     added_words,
     default_run,
@@ -31,7 +33,9 @@ from controlnext.evaluation.inputs import (
     graph_feeds,
     run_arguments,
 )
+from controlnext.evaluation.lora_reference import merge_random_lora, write_random_lora
 from controlnext.evaluation.metrics import psnr, relative_l2
+from controlnext.evaluation.random_lora import NAME
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec, get_family
 from controlnext.families.schema import PREVIEW_DECODER, VAE_ENCODER
@@ -44,7 +48,8 @@ from controlnext.weights import Checkpoint
 
 Feeds = Mapping[str, Sequence[Feed]]
 _FEW_STEPS = 4
-"""Most steps of the other runs: with the step cache two full ones, each with a shallow one behind it."""
+"""Most steps of runs besides the first; with the step cache two full ones, each with a shallow one behind
+it."""
 _STRENGTH = 0.5
 """That of the run from an image, which takes half of its steps."""
 
@@ -69,14 +74,15 @@ LIMITS: Mapping[Precision, Limits] = {
 }
 # 8 bits a number
 _BF16 = Limits(graph=4e-2, latents=8e-2, image=30)
-_LIMITS_OF_BACKENDS: Mapping[str, Mapping[Precision, Limits]] = {
-    OpenVinoBf16Backend.name: {
+_LIMITS_OF_ROUNDING: Mapping[str, Mapping[Precision, Limits]] = {
+    "": LIMITS,
+    "bfloat16": {
         Precision.FP32: _BF16,
         Precision.FP16: _BF16,
         Precision.INT8: LIMITS[Precision.INT8],
-    }
+    },
 }
-"""Limits of backends that compute in another type than the bundle's."""
+"""Limits by the type that a backend rounds to (``Backend.rounds_to``)."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,13 @@ def measure(bundle: Path, checkpoint: Checkpoint, progress: Progress) -> list[Pa
     manifest = read_manifest(bundle)
     run = default_run(manifest, added_words(bundle, manifest))
     return compare(bundle, checkpoint, run, progress).rows
+
+
+def automatic_backends(manifest: Manifest) -> list[str]:
+    """Return the names of the backends that ``auto`` takes on this machine in place of ONNX Runtime."""
+    auto = AutoBackend()
+    found = (auto.faster(graph.precision) for graph in manifest.graphs.values())
+    return list(dict.fromkeys(backend.name for backend in found if backend))
 
 
 def compare(
@@ -114,25 +127,30 @@ def compare(
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
     runs = [run, *_other_runs(manifest, run)]
     arguments = [run_arguments(manifest, one) for one in runs]
-    expected = _pytorch(checkpoint, feeds, arguments, progress)
+    expected = _pytorch(manifest, checkpoint, feeds, arguments, progress)
     gc.collect()
     found = _engine(bundle, manifest, BuiltBackend(), feeds, arguments, progress)
     rows = _rows(manifest, runs, expected, found, LIMITS)
     for name, backend in {**backends, **asked}.items():
         outputs = _engine(bundle, manifest, backend, feeds, arguments, progress)
-        own = _rows(manifest, runs, expected, outputs, _LIMITS_OF_BACKENDS.get(name, LIMITS))
+        limits = _LIMITS_OF_ROUNDING[registry.BACKENDS.get(name, AutoBackend).rounds_to]
+        own = _rows(manifest, runs, expected, outputs, limits)
         rows += [replace(row, name=f"{name}: {row.name}") for row in own]
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
 def _other_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return runs of few steps: one from an image, if the bundle can, then one with the step cache, if the
-    denoiser can be cut."""
-    family, steps, runs = get_family(manifest.family), min(run.steps, _FEW_STEPS), []
+    """Return runs of few steps: one from an image, if the bundle can; with a LoRA, if it has room for it; and
+    with the step cache, if the denoiser can be cut."""
+    family, runs = get_family(manifest.family), []
+    few = dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS))
+    denoiser = manifest.graphs[family.denoiser]
     if family.image_start is not None and VAE_ENCODER in manifest.graphs:
-        runs.append(dataclasses.replace(run, steps=max(steps, 2), strength=_STRENGTH))
-    if manifest.graphs[family.denoiser].shallow is not None:
-        runs.append(dataclasses.replace(run, steps=steps, cache_interval=2))
+        runs.append(dataclasses.replace(few, steps=max(few.steps, 2), strength=_STRENGTH))
+    if denoiser.lora:
+        runs.append(dataclasses.replace(few, lora_rank=denoiser.lora.rank))
+    if denoiser.shallow is not None:
+        runs.append(dataclasses.replace(few, cache_interval=2))
     return runs
 
 
@@ -150,7 +168,7 @@ def _rows(
         for limit in [of_precision[graph.precision].graph]
     ]
     limits = of_precision[manifest.precision]
-    # an engine that cannot be cut does not have the last run
+    # an engine that cannot be cut has no last run
     latents = [
         _row(f"latents, {run}", "relative L2", relative_l2(own, wanted), limits.latents)
         for run, own, wanted in zip(runs, found.latents, expected.latents, strict=False)
@@ -177,23 +195,42 @@ class _Outputs:
 
 @torch.no_grad()
 def _pytorch(
-    checkpoint: Checkpoint, feeds: Feeds, arguments: Sequence[dict[str, Any]], progress: Progress
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    feeds: Feeds,
+    arguments: Sequence[dict[str, Any]],
+    progress: Progress,
 ) -> _Outputs:
     reference = reference_pipeline(checkpoint)
     specs = {spec.name: spec for spec in checkpoint.graphs}
     graphs = {}
     for done, (graph_name, inputs) in enumerate(feeds.items()):
         progress(f"{graph_name}: PyTorch", done / len(feeds) / 2)
-        spec = specs[graph_name]
+        spec, room = specs[graph_name], manifest.graphs[graph_name].lora or None
+        if room:
+            spec = spec.with_loras(*room.columns)
         network = reference.modules[spec.network]
         normalization = CrossNormalization(checkpoint.variant.injection)
-        module = wrap(spec, network, reference.controls, normalization)
+        module = wrap(spec, network, reference.controls, normalization, room=room)
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
-    outputs = [reference(**given) for given in arguments]
+    outputs = _runs(reference, manifest, arguments)
     latents = [output.latents for output in outputs]
     previews = reference.preview(latents[0]) if PREVIEW_DECODER in feeds else np.empty(0)
     return _Outputs(graphs, latents, _images(outputs[0]), previews)
+
+
+def _runs(reference: Any, manifest: Manifest, arguments: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the outputs of sampling runs; those with the LoRA, which stays merged, run last."""
+    found: dict[int, Any] = {}
+    merged = False
+    for number in sorted(range(len(arguments)), key=lambda number: "lora" in arguments[number]):
+        given = dict(arguments[number])
+        if given.pop("lora", None) and not merged:
+            merge_random_lora(reference.modules, manifest, SEED)
+            merged = True
+        found[number] = reference(**given)
+    return [found[number] for number in range(len(arguments))]
 
 
 def _forward(module: nn.Module, spec: GraphSpec, feed: Feed) -> Feed:
@@ -217,6 +254,7 @@ def _engine(
             graphs[graph_name] = [engine.run(feed) for feed in inputs]
     progress("sampling run: engine", 1.0)
     with Pipeline.of(Bundle(bundle, backend, cache=False)) as pipeline:
+        _add_lora(pipeline, arguments)
         cut = backend.can_cut(pipeline.family.denoiser)
         first, *others = [given for given in arguments if cut or "cache_interval" not in given]
         output = pipeline(**first, output_type="np")
@@ -226,6 +264,15 @@ def _engine(
             made = np.asarray(pipeline.preview(output.latents, "np"))
             previews = made.reshape(-1, *made.shape[-3:])
     return _Outputs(graphs, [output.latents, *latents], _images(output), previews)
+
+
+def _add_lora(pipeline: Pipeline, arguments: Sequence[dict[str, Any]]) -> None:
+    """Add the LoRA of random numbers from a file, if a run chooses it: the reader is compared too."""
+    if any("lora" in given for given in arguments):
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / f"{NAME}.safetensors"
+            write_random_lora(file, pipeline.bundle.manifest, SEED)
+            pipeline.add_lora(NAME, file)
 
 
 def _images(output: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from controlnext import processor
 from controlnext.bundle.format import MODEL, check_graph
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.plain import plain_files
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
 from controlnext.evaluation.inputs import SamplingRun, run_arguments
@@ -23,6 +24,7 @@ from controlnext.export.passes.ranges import OUTPUTS, add_ranges
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed, Progress
+from controlnext.weights.graphs import read_graph
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -99,7 +101,7 @@ def measure_ranges(bundle: Path, run: SamplingRun, depth: int, progress: Progres
 
 def open_graph(bundle: Path, graph_name: str) -> ir.Model:
     """Load the bundle's graph with decomposed attention; weights stay in their file."""
-    return decompose_attention(ir.load(bundle / graph_name / MODEL))
+    return decompose_attention(read_graph(bundle / graph_name / MODEL))
 
 
 def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
@@ -111,16 +113,19 @@ def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
     options.intra_op_num_threads = processor.usable_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(bundle / graph_name)
-    )
-    return onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    with plain_files(bundle / graph_name / MODEL) as graph:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(graph.parent)
+        )
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
 
 class _Engine(Engine):
     """An engine in float32 arithmetic that measures its tensors while it runs."""
+
+    least_rank = 1  # the range of a tensor without elements is not defined
 
     def __init__(self, bundle: Path, manifest: Manifest, graph_name: str) -> None:
         super().__init__(manifest, graph_name)

@@ -36,7 +36,7 @@ def write_report(path: Path, manifest: Manifest, run: SamplingRun, comparison: C
             images=_images(run, comparison),
         )
     )
-    with new_file(path) as aside:
+    with new_file(path, "report") as aside:
         aside.write_text(page)
 
 

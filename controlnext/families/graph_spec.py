@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
-from controlnext.tensor_spec import ControlInputs, TensorSpec, numbered_controls
+from controlnext.tensor_spec import (
+    LORA_RANK,
+    LORA_ROWS,
+    ControlInputs,
+    TensorSpec,
+    lora_specs,
+    numbered_controls,
+)
 
 Config = Mapping[str, Any]
 
@@ -91,3 +99,11 @@ class GraphSpec:
         if first.batch in trace:
             trace |= dict.fromkeys((control.batch for control in further), trace[first.batch])
         return replace(self, inputs=tuple(inputs), trace_sizes=trace)
+
+    def with_loras(self, down: int, up: int) -> GraphSpec:
+        """Return the graph with the inputs for LoRAs, of so many columns, behind its own."""
+        trace = {**self.trace_sizes, **_LORA_TRACE}
+        return replace(self, inputs=(*self.inputs, *lora_specs(down, up)), trace_sizes=trace)
+
+
+_LORA_TRACE = MappingProxyType({LORA_ROWS: 2, LORA_RANK: 5})

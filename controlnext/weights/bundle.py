@@ -21,6 +21,7 @@ from controlnext.families import ControlSpec, Network, get_family
 from controlnext.tensor_spec import numbered_controls
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.control import empty_control
+from controlnext.weights.graphs import read_graph
 from controlnext.weights.json_files import read_json
 from controlnext.weights.lazy import LazyTensor, LazyTensors
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
@@ -70,7 +71,7 @@ def _initializers(
     """Return the tensors of every network by state-dict name, collected from all graphs that hold some."""
     found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
     for directory, graph in manifest.graphs.items():
-        model = ir.load(bundle / directory / MODEL)
+        model = read_graph(bundle / directory / MODEL)
         for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
             if prefix in _OWN or prefix in controls:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,6 @@ from typing import Any
 import diffusers
 import msgspec
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
@@ -28,10 +25,11 @@ from torch import Tensor, nn
 from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family, Network
+from controlnext.lora_names import METADATA, STRENGTH, listing, matched, split_scale
 from controlnext.weights.base import Base
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
-from controlnext.weights.networks import canonical, empty_module, listing
+from controlnext.weights.networks import canonical, empty_module
 from controlnext.weights.parts import Part
 from controlnext.weights.weight_source import WeightSource, choose_weights, resolve
 
@@ -39,12 +37,7 @@ log = logging.getLogger(__name__)
 
 _STEMS = ("pytorch_lora_weights",)
 _ADAPTER = "lora"
-# layer, then "down" or "A" for the first of its two matrices, "up" or "B" for the second, in every format
-_MATRIX = re.compile(r"(.+)[._]lora(?:_linear_layer)?[._](?:(down|A)|up|B)\.weight")
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-# peft's settings of the strength of a layer; the others are about training, or name modules to import
-_STRENGTH = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")
-
 _Pair = tuple[Tensor, Tensor]
 """down (rank, in, ...) and up (out, rank, ...): up @ down is added to a weight (out, in, ...)."""
 
@@ -58,36 +51,23 @@ def apply_loras(family: Family, base: Base, loras: Sequence[str]) -> list[Source
     family whose pipeline does not support LoRAs, :class:`CheckpointError` for a file that is not a plain LoRA
     or does not fit.
     """
-    if loras and not hasattr(_pipeline(family), "lora_state_dict"):
+    if loras:
+        check_takes_loras(family, "lora")
+    return [_apply(family, base, *split_scale(given)) for given in loras]
+
+
+def check_takes_loras(family: Family, argument: str) -> None:
+    """Raise :class:`InputError`, which blames ``argument``, for a family whose pipeline has no LoRAs."""
+    if not hasattr(_pipeline(family), "lora_state_dict"):
         raise InputError(
             f"LoRAs are not supported by {family.name}: diffusers' {family.pipeline_class} has none; remove"
-            " `lora`",
-            argument="lora",
+            f" `{argument}`",
+            argument=argument,
         )
-    return [_apply(family, base, *_split(given)) for given in loras]
 
 
 def _pipeline(family: Family) -> Any:
     return getattr(diffusers, family.pipeline_class)
-
-
-def _split(given: str) -> tuple[str, float]:
-    """Split into path and scale. A path may contain colons: the text after the last one is a scale only if it
-    is a number."""
-    path, colon, last = given.rpartition(":")
-    if not colon or Path(given).expanduser().exists():
-        return given, 1.0
-    try:
-        scale = float(last)
-    except ValueError:
-        if not Path(path).expanduser().exists():
-            return given, 1.0
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise InputError(
-            f"`lora` {given}: {last!r} is not a finite number; give PATH or PATH:SCALE", argument="lora"
-        )
-    return path, scale
 
 
 def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
@@ -101,7 +81,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
         if name in base.parts:
             network, part = family.networks[name], base.parts[name]
             pairs = _pairs(network, part, matrices, f"{weight_source.name} does not fit the base's {name}")
-            strength = {key: settings[f"{name}.{key}"] for key in _STRENGTH if f"{name}.{key}" in settings}
+            strength = {key: settings[f"{name}.{key}"] for key in STRENGTH if f"{name}.{key}" in settings}
             _fuse(network, part, pairs, strength, scale)
         else:
             log.warning("%s: its tensors for %s are left out; the base has none", weight_source.name, name)
@@ -138,11 +118,11 @@ def _settings(file: Path) -> dict[str, Any]:
     if not is_safetensors(file.name):
         return {}
     with safe_open(str(file), "pt") as opened:
-        text = (opened.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}")
+        text = (opened.metadata() or {}).get(METADATA, "{}")
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: its {LORA_ADAPTER_METADATA_KEY} is damaged; get it again") from error
+        raise CheckpointError(f"{file}: its {METADATA} is damaged; get it again") from error
 
 
 def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
@@ -151,19 +131,8 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
 
     diffusers would accept the alphas too, but loses them if an attention's layers have different ones.
     """
-    matrix = {name: _MATRIX.fullmatch(name) for name, tensor in found.items() if len(tensor.shape) >= 2}
-    matches = {name: match for name, match in matrix.items() if match}
-    layers = Counter(match[1] for match in matches.values())
-    problems = {
-        "without their pair": [name for name, match in matches.items() if layers[match[1]] != 2],
-        "other tensors": [n for n in found if n not in matches and n.removesuffix(".alpha") not in layers],
-    }
-    if any(problems.values()) or not matches:
-        raise CheckpointError(
-            f"{what} is not a plain LoRA (it looks like {looks_like(found)}): {len(matches)} low-rank"
-            f" matrices; {listing(problems)}; accepted: pairs of them, with or without alpha, not DoRA, LoHa"
-            " or LoKr"
-        )
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    matches = matched(shapes, what, lambda: f"it looks like {looks_like(found)}")
     matrices = {}
     for name, match in matches.items():
         matrices[name] = tensor = found[name].read()

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.families.graph_spec import CLASS
+from controlnext.lora_names import listing
 from controlnext.weights.config_check import check_network
 from controlnext.weights.lazy import LazyTensor, first_line
 
@@ -159,16 +160,6 @@ def canonical(name: str) -> str:
     for pattern, replacement in _RENAMED:
         name = pattern.sub(replacement, name)
     return name
-
-
-def listing(problems: Mapping[str, Iterable[str]], shown: int = 3) -> str:
-    """Return ``"2 missing (a, b); 7 unexpected (c, d, e ...)"`` for lists of names by problem."""
-    parts = []
-    for problem, names in ((key, list(value)) for key, value in problems.items()):
-        if names:
-            more = " ..." if len(names) > shown else ""
-            parts.append(f"{len(names)} {problem} ({', '.join(names[:shown])}{more})")
-    return "; ".join(parts)
 
 
 def _fit(tensor: LazyTensor, shape: Shape) -> LazyTensor:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from controlnext.errors import CheckpointError
+from controlnext.lora_names import listing
 from controlnext.weights.kinds import NotFiniteError, kind_of
 from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import LazyTensor, is_finite, not_finite
-from controlnext.weights.networks import listing
 from controlnext.weights.original import Layout, from_original
 
 STEMS = ("diffusion_pytorch_model", "model")

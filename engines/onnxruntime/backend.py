@@ -16,11 +16,13 @@ from threading import Lock
 from typing import Any
 
 from controlnext import processor
-from controlnext.bundle.format import MODEL, PARTS, UINT8_PARTS, check_graph, model_file
+from controlnext.bundle.format import ENGINES, MODEL, PARTS, UINT8_PARTS, check_graph, model_file
 from controlnext.bundle.manifest import Manifest, shallow_name
+from controlnext.bundle.plain import plain_files
 from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
-from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_index
 from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.providers import (
     CPU,
@@ -71,12 +73,19 @@ class OrtBackend(Backend):
 
     @classmethod
     def variants(cls, kind: str) -> Mapping[str, Mapping[str, str | bool]]:
-        """Return one configuration for each GPU provider; the CPU has one, which ``auto`` uses anyway."""
+        """Return one configuration for each GPU provider; the CPU has one."""
+        if kind == "cpu":
+            return super().variants(kind)
         return {
             f"{cls.title} {name}": {"provider": name}
             for name, provider in PROVIDERS.items()
-            if provider.device == kind != "cpu"
+            if provider.device == kind
         }
+
+    @property
+    def device(self) -> str:
+        """The kind of device that graphs run on: ``"cpu"`` or ``"cuda"``."""
+        return PROVIDERS[self.provider].device
 
     def open(self, bundle: Path, manifest: Manifest, graph_name: str, *, cache: bool = True) -> Engine:
         """Open sessions of the graph in ``<bundle>/<graph_name>``; only files that are read are checked."""
@@ -153,7 +162,7 @@ class OrtBackend(Backend):
 
     def _cache_directory(self, bundle: Path, manifest: Manifest, graph_name: str) -> Path:
         """Return the directory that caches files of this graph that are slow to make."""
-        return bundle / "engines" / f"onnxruntime-{self._key(manifest)}" / graph_name
+        return bundle / ENGINES / f"onnxruntime-{self._key(manifest)}" / graph_name
 
     def _cached_sessions(
         self, bundle: Path, manifest: Manifest, graph_name: str, providers: Providers
@@ -234,7 +243,10 @@ class OrtBackend(Backend):
 
     def _session(self, graph: Path, options: Any, providers: Providers) -> Any:
         try:
-            session = self.ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
+            with plain_files(graph) as plain:
+                session = self.ort.InferenceSession(
+                    str(plain), options, providers=providers, enable_fallback=0
+                )
         except Exception as error:  # ONNX Runtime's errors share no other class
             raise WorkError(f"ONNX Runtime cannot load {graph}: {first_line(error)}") from error
         if session.get_providers()[0] != providers[0][0]:

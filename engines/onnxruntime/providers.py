@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from controlnext.engines.base import device_kind
+from controlnext.engines.devices import device_kind
 from controlnext.errors import InputError
 from controlnext.types import Precision
 

@@ -115,6 +115,8 @@ class DeviceEngine(OrtEngine):
     joined with those of other runs.
     """
 
+    least_rank = 1  # a GPU's kernels were not seen to take tensors without elements
+
     def __init__(
         self,
         sessions: Sequence[Any],

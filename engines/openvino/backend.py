@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from controlnext import processor
 from controlnext.bundle.format import MODEL, PROLOGUE, SHALLOW, check_graph
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.plain import plain_files
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.openvino import library, split
 from controlnext.engines.openvino.compiled import CompiledGraph, GraphInTurn, Runnable
@@ -54,23 +55,30 @@ class OpenVinoBackend(Backend):
         if graph_name not in manifest.graphs:
             raise BundleError(f"{bundle} has no graph {graph_name}; it has {', '.join(manifest.graphs)}")
         directory = check_graph(bundle, manifest, graph_name)
-        whole, names = directory / MODEL, list[str]()
+        whole, names = self._read(directory / MODEL), list[str]()
         prologue = None
         if f"{graph_name}/{PROLOGUE}" in manifest.files:
-            names = split.handed_over(self._read(whole), self._changing(manifest, graph_name))
-            prologue = self._graph(lambda: split.prologue_of(self._read(whole), names))
-        return OpenVinoEngine(
-            manifest,
-            graph_name,
-            f"{self.name} on cpu",
-            self._graph(lambda: self._step(whole, names)),
-            prologue,
-            lambda: self._graph(lambda: self._step(directory / SHALLOW, names)),
+            names = split.handed_over(whole, self._changing(manifest, graph_name))
+            prologue = self._graph(
+                split.prologue_of(whole, names),
+                lambda: split.prologue_of(self._read(directory / MODEL), names),
+            )
+
+        def load_shallow() -> Runnable:
+            return self._step(self._read(directory / SHALLOW), directory / SHALLOW, names)
+
+        step = self._step(whole, directory / MODEL, names)
+        return OpenVinoEngine(manifest, graph_name, f"{self.name} on cpu", step, prologue, load_shallow)
+
+    def _step(self, model: Any, path: Path, names: Sequence[str]) -> Runnable:
+        """Return ``model``, read from ``path``, as a graph that takes the tensors ``names`` as inputs."""
+        return self._graph(
+            split.with_inputs(model, names), lambda: split.with_inputs(self._read(path), names)
         )
 
-    def _graph(self, read: Callable[[], Any]) -> Runnable:
-        """Return a graph that ``read`` returns."""
-        return CompiledGraph(read, self._build, self._fits)
+    def _graph(self, model: Any, read: Callable[[], Any]) -> Runnable:
+        """Return a graph: ``model``, which ``read`` returns again."""
+        return CompiledGraph(model, read, self._build, self._fits)
 
     @staticmethod
     def _changing(manifest: Manifest, graph_name: str) -> list[str]:
@@ -83,14 +91,10 @@ class OpenVinoBackend(Backend):
         """Return whether the library compiles a model with fixed shapes right."""
         return True
 
-    def _step(self, path: Path, names: Sequence[str]) -> Any:
-        model = self._read(path)
-        split.take_as_inputs(model, names)
-        return model
-
     def _read(self, path: Path) -> Any:
         try:
-            return self._core.read_model(path)
+            with plain_files(path) as plain:
+                return self._core.read_model(plain)
         except RuntimeError as error:
             raise WorkError(f"OpenVINO cannot load {path}: {library.reason(error)}") from error
 
@@ -106,7 +110,7 @@ class OpenVinoBf16Backend(OpenVinoBackend):
     """
 
     name, title = "openvino-bf16", f"{library.TITLE} bfloat16"
-    automatic = False
+    rounds_to = "bfloat16"
     computes = "bf16"
 
     def __init__(self, device: str = "auto", *, threads: int | None = None) -> None:
@@ -118,21 +122,18 @@ class OpenVinoBf16Backend(OpenVinoBackend):
             )
         super().__init__(device, threads=threads)
 
-    def _graph(self, read: Callable[[], Any]) -> Runnable:
-        """Return a graph that ``read`` returns, its sinusoids in float32."""
-        waves = split.sinusoids(read())
+    def _graph(self, model: Any, read: Callable[[], Any]) -> Runnable:
+        """Return a graph as the base class does, its sinusoids in float32."""
+        waves = split.sinusoids(model)
         if not waves:
-            return super()._graph(read)
-
-        def without_waves() -> Any:
-            model = read()
-            split.take_as_inputs(model, waves)
-            return model
-
+            return super()._graph(model, read)
         exact = CompiledGraph(
-            lambda: split.prologue_of(read(), waves), partial(self._build, computes=OpenVinoBackend.computes)
+            split.prologue_of(model, waves),
+            lambda: split.prologue_of(read(), waves),
+            partial(self._build, computes=OpenVinoBackend.computes),
         )
-        return GraphInTurn(exact, super()._graph(without_waves))
+        without_waves = split.with_inputs(model, waves)
+        return GraphInTurn(exact, super()._graph(without_waves, lambda: split.with_inputs(read(), waves)))
 
     @staticmethod
     def _fits(model: Any) -> bool:

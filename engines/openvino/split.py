@@ -118,8 +118,8 @@ def prologue_of(model: Any, names: Collection[str]) -> Any:
     return ov.Model(results, parameters, "prologue")
 
 
-def take_as_inputs(model: Any, names: Collection[str]) -> None:
-    """Make the tensors ``names`` inputs of ``model``, which then computes them no more.
+def with_inputs(model: Any, names: Collection[str]) -> Any:
+    """Return ``model`` itself after making the tensors ``names`` its inputs: it computes them no more.
 
     Names that it has not are passed over, and inputs that nothing reads any more are removed.
     """
@@ -136,6 +136,7 @@ def take_as_inputs(model: Any, names: Collection[str]) -> None:
         if not parameter.output(0).get_target_inputs():
             model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
+    return model
 
 
 def _named(model: Any, names: Collection[str]) -> dict[str, Any]:

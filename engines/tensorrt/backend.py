@@ -10,7 +10,8 @@ import numpy as np
 
 from controlnext.bundle.format import check_graph, model_file
 from controlnext.bundle.manifest import Manifest, shallow_name
-from controlnext.engines.base import Backend, Engine, device_index
+from controlnext.engines.base import Backend, Engine
+from controlnext.engines.devices import device_index
 from controlnext.engines.steps import StepKind
 from controlnext.engines.tensorrt.contexts import Contexts, Shapes
 from controlnext.engines.tensorrt.cuda import Cuda
@@ -20,7 +21,7 @@ from controlnext.engines.tensorrt.load import Loaded, LoadOptions
 from controlnext.engines.tensorrt.profile import SIZES
 from controlnext.engines.tensorrt.store import Profile, find_engine, has_engine
 from controlnext.errors import EngineError, InputError
-from controlnext.tensor_spec import TensorSpec, split_dim
+from controlnext.tensor_spec import LORA_RANK, TensorSpec, split_dim
 from controlnext.types import Feed
 
 
@@ -151,6 +152,7 @@ class TrtEngine(Engine):
         self._loaded: Loaded | None = loaded
         self._cuda, self._limits = cuda, limits
         self.most_rows, self.least_rows = limits.most_rows(self.inputs), limits.least_rows(self.inputs)
+        self.least_rank = limits.least_rank(self.inputs)
         self._contexts = Contexts(loaded, cuda, self.inputs, (*self.outputs, *self.features))
         self._load_shallow = open_shallow
         self._shallow: TrtEngine | None = None
@@ -218,6 +220,11 @@ class _Limits:
     def least_rows(self, specs: Collection[TensorSpec]) -> int:
         """Return the smallest batch."""
         return max(self._rows(specs, 0), default=1)
+
+    def least_rank(self, specs: Collection[TensorSpec]) -> int:
+        """Return the smallest rank of LoRAs; 0 without room for them."""
+        taking = [spec for spec in specs if LORA_RANK in spec.shape]
+        return max((self._profile[s.name][0][s.shape.index(LORA_RANK)] for s in taking), default=0)
 
     def _rows(self, specs: Collection[TensorSpec], kind: int) -> list[int]:
         return [self._profile[spec.name][kind][0] for spec in specs if spec.shape[0] == "batch"]

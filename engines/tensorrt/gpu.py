@@ -6,7 +6,7 @@ import ctypes
 import sys
 from typing import NamedTuple
 
-from controlnext.engines.base import device_index, device_kind
+from controlnext.engines.devices import device_index, device_kind
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR

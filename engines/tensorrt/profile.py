@@ -9,7 +9,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
-from controlnext.tensor_spec import control_inputs, split_dim
+from controlnext.tensor_spec import LORA_RANK, LORA_ROWS, control_inputs, split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")
@@ -94,8 +94,8 @@ def make_profile(manifest: Manifest, graph_name: str, ranges: Mapping[str, Range
     """Return the shapes of the inputs of the graph ``graph_name`` for these ``ranges``.
 
     The denoiser and the text encoders take two rows for each image with guidance and one without; a control
-    image has one row or as many as the other inputs. Every graph takes a single row: the decoder gets one
-    image at a time, and a batch may be split anywhere.
+    image has one row or as many as the other inputs, and so have LoRAs. Every graph takes a single row: the
+    decoder gets one image at a time, and a batch may be split anywhere.
     """
     graph, graph_name = manifest.graph(graph_name), graph_name.partition(".")[0]
     # of the whole graph: a shallow part need not read an image
@@ -119,8 +119,13 @@ def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapp
     if symbol == "batch":
         return rows
     controls = control_inputs(tensor.name for tensor in manifest.graphs[graph_name].inputs)
-    if symbol in [control.batch for control in controls]:
+    if symbol in [LORA_ROWS, *(control.batch for control in controls)]:
         return Range(1, 1, rows.largest)
+    if symbol == LORA_RANK:
+        room = manifest.graphs[graph_name].lora
+        assert room
+        # no engine was seen to take tensors without elements: one rank of zeros stands for no LoRA
+        return Range(1, room.rank, room.rank)
     if symbol == "sequence":
         return _tokens(manifest, family, graph_name)
     return ranges[symbol]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bundle.format import DATA, model_file
+from controlnext.bundle.format import DATA, ENGINES, model_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
@@ -104,7 +104,7 @@ def graph_key(manifest: Manifest, graph_name: str) -> dict[str, str]:
 
 def engine_directory(bundle: Path, backend: str, hardware: str, graph_name: str) -> Path:
     """Return the directory of the engine of the graph ``graph_name``."""
-    return bundle / "engines" / f"{backend}-{hardware}" / graph_name
+    return bundle / ENGINES / f"{backend}-{hardware}" / graph_name
 
 
 def find_engine(
@@ -169,7 +169,7 @@ def _entries(bundle: Path, graph_name: str, backend: str) -> dict[Path, Entry]:
 def _places(bundle: Path, graph_name: str, backend: str) -> list[Path]:
     # tensorrt-rtx-portable is not a directory of the backend tensorrt
     own = re.compile(rf"{backend}-({PORTABLE}$|sm\d)")
-    entries = (bundle / "engines").glob(f"{backend}-*/{graph_name}/{ENTRY}")
+    entries = (bundle / ENGINES).glob(f"{backend}-*/{graph_name}/{ENTRY}")
     return [path.parent for path in entries if own.match(path.parts[-3])]
 
 

@@ -19,6 +19,7 @@ from controlnext.export.quantization.histogram import HistogramObserver
 from controlnext.export.quantization.sensitivity import mapped_session, measure_errors
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed, Progress
+from controlnext.weights.graphs import read_graph
 
 Denoise = Callable[[Feed], dict[str, np.ndarray]]
 """A denoiser: outputs by name for inputs by name."""
@@ -110,7 +111,7 @@ class _ObservedDenoiser:
     """The denoiser, with observers of the inputs and outputs of its layers at every step."""
 
     def __init__(self, graph: Path) -> None:
-        model = ir.load(graph)
+        model = read_graph(graph)
         self.layers = {name_of(layer.node): layer for layer in layers(model)}
         # layers that produce an output of the graph are not quantized
         self.layers = {n: la for n, la in self.layers.items() if not la.node.outputs[0].is_graph_output()}

@@ -18,6 +18,7 @@ from controlnext.export.passes.quantize import layers
 from controlnext.export.passes.switches import SWITCHES, switch
 from controlnext.export.quantization.config import CalibrationSettings
 from controlnext.types import Feed, Progress
+from controlnext.weights.graphs import read_graph
 
 _LATENTS = "sample"
 
@@ -71,7 +72,7 @@ class _SwitchedError:
     """
 
     def __init__(self, graph: Path, scales: Mapping[str, LayerScales], feeds: Sequence[Feed]) -> None:
-        once, rest = split_prologue(ir.load(graph), [_LATENTS])
+        once, rest = split_prologue(read_graph(graph), [_LATENTS])
         self.once, self.rest = (
             _Switched(part, scales, graph.with_name(f"switched.{number}.onnx"))
             for number, part in enumerate((once, rest))

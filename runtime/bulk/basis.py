@@ -12,8 +12,9 @@ from typing import Any
 from controlnext.bundle.files import sha256
 from controlnext.runtime.bulk.jobs import Job, matches
 
-INPUTS = ("image", "mask_image", "control_image", "control_images")
-"""The arguments that are paths of files; the last one is a clip, whose frames may be in a directory."""
+INPUTS = ("image", "mask_image", "control_image", "control_images", "lora")
+"""The arguments that are paths of files. A clip's frames may be in a directory; LoRAs are paths with
+scales."""
 
 
 def with_basis(jobs: Iterable[Job], root: Path, bundle: str) -> list[Job]:
@@ -28,19 +29,24 @@ def with_basis(jobs: Iterable[Job], root: Path, bundle: str) -> list[Job]:
     checksum = cache(_checksum)
 
     def basis(job: Job) -> str:
-        paths = (path for name in INPUTS for path in _paths(job.arguments.get(name), root))
-        content = "\n".join([bundle, *map(checksum, paths)])
+        content = "\n".join([bundle, *map(checksum, input_files(job, root))])
         return hashlib.sha256(content.encode()).hexdigest()
 
     return [replace(job, basis=basis(job)) for job in jobs]
 
 
+def input_files(job: Job, root: Path) -> Iterator[Path]:
+    """Yield the files that a job reads, whether they are there or not."""
+    for name in INPUTS:
+        yield from _paths(job.arguments.get(name), root)
+
+
 def _paths(value: Any, root: Path) -> Iterator[Path]:
     """Yield the files that the value of an argument names, those of directories and patterns too."""
-    if isinstance(value, list):
+    if isinstance(value, (list, dict)):
         for one in value:
             yield from _paths(one, root)
-    elif isinstance(value, str):
+    elif value and isinstance(value, str):
         path = root / value
         yield from _listed(path) or matches(value, root) or [path]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ from controlnext.optional import extra
 PARQUET = ".parquet"
 GLOB = "control_glob"
 """The column with a pattern of paths: each file that it matches becomes the control image of a job."""
-_MOST_IMAGES = 10_000
+MOST_IMAGES = 10_000
 """More images of one job do not fit into any memory."""
 _NAMELESS = ""
 """The id of a job whose line gives none that can be used."""
+_LARGEST = 2.0**64
+"""Seeds, the largest integers, are smaller."""
 _ID = re.compile(r"[\w][\w.-]{0,127}", re.ASCII)
+_NOT_OF_IDS = re.compile(r"[^\w.-]", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,21 @@ class Job:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @property
+    def count(self) -> int:
+        """The number of its images; 0 where that is not known."""
+        each, prompt = self.arguments.get("num_images_per_prompt", 1), self.arguments.get("prompt")
+        return each * (len(prompt) if isinstance(prompt, list) else 1) if isinstance(each, int) else 0
+
+    @property
+    def stems(self) -> list[str]:
+        """The names of its files without their suffix."""
+        several = self.count if 1 < self.count <= MOST_IMAGES else 0
+        return [f"{self.id}-{number}" for number in range(1, several + 1)] or [self.id]
+
+    @property
     def names(self) -> set[str]:
         """Its id, and the names of its files without their suffix."""
-        each, prompt = self.arguments.get("num_images_per_prompt", 1), self.arguments.get("prompt")
-        count = each * (len(prompt) if isinstance(prompt, list) else 1) if isinstance(each, int) else 0
-        several = count if 1 < count <= _MOST_IMAGES else 0
-        return {self.id, *(f"{self.id}-{number}" for number in range(1, several + 1))}
+        return {self.id, *self.stems}
 
 
 def read_jobs(jobs: Path) -> list[Job]:
@@ -57,25 +72,31 @@ def read_jobs(jobs: Path) -> list[Job]:
 
     Raises :class:`InputError` for a file that cannot be read, has no line of JSON, or no job.
     """
-    rows = list(_parquet_rows(jobs) if jobs.suffix.lower() == PARQUET else _json_rows(jobs))
+    rows = list(_parquet_rows(jobs) if _is_table(jobs) else _json_rows(jobs))
     if rows and all(isinstance(row, InputError) for _, row in rows):
         raise _unreadable(jobs, str(rows[0][1]))
     found: list[tuple[int, Job]] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for number, row in rows:
         for job in _jobs_of(row, number, jobs.parent.absolute()):
             # there are file systems where names that differ in case alone are one name
             names = {name.casefold(): name for name in job.names - {_NAMELESS}}
-            if twice := sorted(taken & {*names}):
+            if twice := sorted(taken.keys() & names.keys()):
                 problem = (
-                    f"line {number}: the id {names[twice[0]]!r} names a file of another job; give another"
+                    f"line {number}: the id {names[twice[0]]!r} names a file of another job, that of line"
+                    f" {taken[twice[0]]}; give another"
                 )
                 job, names = Job(_NAMELESS, {}, problem), {}
-            taken |= {*names}
+            taken |= dict.fromkeys(names, number)
             found.append((number, job))
     if not found:
-        raise InputError(f"{jobs} has no job; write one JSON object a line", argument="jobs")
-    return list(_named(found, taken))
+        each = "row" if _is_table(jobs) else "JSON object a line"
+        raise InputError(f"{jobs} has no job; give a file with one {each} for each", argument="jobs")
+    return list(_named(found, {*taken}))
+
+
+def _is_table(jobs: Path) -> bool:
+    return jobs.suffix.lower() == PARQUET
 
 
 def _named(found: Iterable[tuple[int, Job]], taken: set[str]) -> Iterator[Job]:
@@ -96,6 +117,9 @@ def _json_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
     try:
         with jobs.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                if number == 1:
+                    # what some editors and spreadsheets begin a file of UTF-8 with
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
                 try:
@@ -114,7 +138,25 @@ def _parquet_rows(jobs: Path) -> Iterator[tuple[int, Any]]:
         rows = parquet.read_table(jobs).to_pylist()
     except (OSError, UnicodeDecodeError, ArrowException) as error:
         raise _unreadable(jobs, str(error).splitlines()[0]) from error
-    yield from enumerate(rows, start=1)
+    yield from enumerate(map(_cell, rows), start=1)
+
+
+def _cell(value: Any) -> Any:
+    """Return what a cell of a table, or a row of them, stands for.
+
+    Integers beside an empty cell are floats there, or decimals, and an empty cell of floats may be NaN.
+    """
+    if isinstance(value, list):
+        return [_cell(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _cell(one) for name, one in value.items()}
+    if not isinstance(value, (float, Decimal)):
+        return value
+    number = float(value)
+    if math.isnan(number):
+        return None
+    # a decimal may have more digits than a float
+    return int(value) if number.is_integer() and abs(number) < _LARGEST else number
 
 
 def _unreadable(jobs: Path, reason: str) -> InputError:
@@ -141,30 +183,50 @@ def _jobs_of(row: Any, number: int, directory: Path) -> Iterator[Job]:
         yield Job(_NAMELESS, {}, f"line {number}: the id {name[:80]!r} cannot name a file; {accepted}")
         return
     pattern = arguments.pop(GLOB, None)
-    if pattern is None:
+    if pattern in (None, ""):
         yield Job(name, arguments)
-        return
-    if "control_image" in arguments:
+    elif not isinstance(pattern, str):
+        yield Job(name, {}, f"{GLOB} is {str(pattern)[:80]}; it must be a text")
+    elif "control_image" in arguments:
         yield Job(name, {}, f"control_image and {GLOB} are both given; give one of them")
-        return
-    paths = matches(pattern, directory)
-    if not paths:
+    elif paths := matches(pattern, directory):
+        yield from _jobs_of_files(name, arguments, paths)
+    else:
         yield Job(name, {}, f"no file matches {GLOB} {pattern!r}")
+
+
+def _jobs_of_files(name: str, arguments: Mapping[str, Any], paths: Iterable[Path]) -> Iterator[Job]:
+    """Yield a job for each control image, with an id of its own."""
+    first: dict[str, Path] = {}
     for path in paths:
-        one = f"{name}-{path.stem}"
-        problem = None if _ID.fullmatch(one) else f"the name of {path} cannot be part of an id"
-        own = one if problem is None else _NAMELESS
-        yield Job(own, {**arguments, "control_image": str(path)}, problem)
+        try:
+            one = _id_with(name, path.stem)
+        except UnicodeEncodeError:
+            yield Job(_NAMELESS, {}, f"the name of {str(path)!r} is not UTF-8; rename the file")
+            continue
+        if (other := first.setdefault(one.casefold(), path)) == path:
+            yield Job(one, {**arguments, "control_image": str(path)})
+        else:
+            same = f"{other} and {path} have the same name but for directory, case or suffix: both would be"
+            yield Job(_NAMELESS, {}, f"{same} job {one!r}; rename one, or give a pattern for one of them")
+
+
+def _id_with(name: str, stem: str) -> str:
+    """Return an id of an image's name: that itself, or what is left of it and a checksum of the whole."""
+    one = f"{name}-{stem}"
+    checksum = hashlib.sha256(one.encode()).hexdigest()[:8]
+    return one if _ID.fullmatch(one) else f"{_NOT_OF_IDS.sub('_', one)[:119]}-{checksum}"
 
 
 def matches(pattern: Any, directory: Path) -> list[Path]:
     """Return the files that a pattern, relative to ``directory``, matches, in the order of their names.
 
-    ``**`` matches directories below one another. What is no pattern matches nothing.
+    ``**`` matches directories below one another. What is no pattern, or too long for one, matches nothing.
     """
     try:
         anchor = Path(pattern).anchor
-        paths = (directory / anchor).glob(str(Path(pattern).relative_to(anchor)))
+        below = Path(pattern).relative_to(anchor)
+        paths = (directory / anchor).glob(str(below)) if below.parts else ()
         return sorted(path for path in paths if path.is_file())
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError, OSError):
         return []

@@ -15,13 +15,14 @@ import msgspec
 
 from controlnext.errors import ControlNeXtError, InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import JobResults, Record
+from controlnext.runtime.bulk.ledger import Record
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.ray_cluster import own_device
 
 _REFUSED = "refused"
-"""In place of a record: why an actor cannot open the pipeline, and the argument at fault."""
+"""In place of a record: why an actor cannot do any job, the argument at fault, whether the input is."""
 
 
 class _Actor:
@@ -30,23 +31,31 @@ class _Actor:
     def __init__(self, spec: BulkSpec) -> None:
         self._spec = replace(spec, device=own_device(spec.device))
         self._pipe: Pipeline | None = None
-        self._refusal: dict[str, tuple[str, str | None]] = {}
+        self._refusal: dict[str, tuple[str, str | None, bool]] = {}
         try:
             self._results = JobResults(Path(spec.output))
             self._ledger = self._results.part(secrets.token_hex(8))
             self._pipe = self._spec.load()
         except ControlNeXtError as error:
-            # as data: Ray would start the actor again and again
-            self._refusal = {_REFUSED: (str(error), error.argument)}
+            self._refuse(error)
         except OSError as error:
             told = f"cannot write to {spec.output} on {gethostname()}: {error.strerror}"
-            self._refusal = {_REFUSED: (f"{told}; give a directory that every node sees", "output")}
+            self._refuse(InputError(f"{told}; give a directory that every node sees", argument="output"))
+
+    def _refuse(self, error: ControlNeXtError) -> None:
+        # as data: Ray would start the actor again and again
+        self._refusal = {_REFUSED: (str(error), error.argument, isinstance(error, InputError))}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        if self._pipe is None:
-            return {"record": [msgspec.json.encode(self._refusal)]}
         jobs = [msgspec.json.decode(line, type=Job) for line in batch["job"]]
-        return {"record": [msgspec.json.encode(record) for record in self._records(self._pipe, jobs)]}
+        records: list[Record] = []
+        if self._pipe is not None:
+            try:
+                records = list(self._records(self._pipe, jobs))
+            except ControlNeXtError as error:
+                self._refuse(error)
+        found = [self._refusal] if self._refusal else records
+        return {"record": [msgspec.json.encode(record) for record in found]}
 
     def _records(self, pipe: Pipeline, jobs: Sequence[Job]) -> Iterator[Record]:
         """Yield the records of a batch; of a batch that died with another actor, those that this one left."""
@@ -54,9 +63,8 @@ class _Actor:
         before = {job.id: record for job in jobs if (record := self._results.done(job))}
         yield from before.values()
         left = [job for job in jobs if job.id not in before]
-        with closing(do_jobs(pipe, left, self._spec)) as records:
+        with closing(do_jobs(pipe, left, self._spec, self._ledger)) as records:
             for record in records:
-                self._ledger.add(record)
                 yield record
                 if self._spec.fail_fast and "error" in record:
                     break
@@ -65,7 +73,7 @@ class _Actor:
 def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
     """Do jobs on the cluster that was joined and yield their records as they come, in any order.
 
-    Raises :class:`InputError` if no pipeline can be opened, :class:`WorkError` if the cluster fails.
+    Raises :class:`InputError` if no job can be done, :class:`WorkError` if the cluster or a disk fails.
     """
     from ray import data
     from ray.exceptions import RayError
@@ -93,8 +101,8 @@ def do_on_ray(jobs: Sequence[Job], spec: BulkSpec) -> Iterator[Record]:
         for row in done.iter_rows():
             record = msgspec.json.decode(row["record"])
             if _REFUSED in record:
-                message, argument = record[_REFUSED]
-                raise InputError(message, argument=argument)
+                message, argument, of_input = record[_REFUSED]
+                raise (InputError if of_input else WorkError)(message, argument=argument)
             yield record
     except RayError as error:
         reason = " ".join(str(error).split())[-300:]

@@ -1,15 +1,16 @@
-"""The results of jobs: their files, and a ledger with a line for each job that was done or has failed."""
+"""The results of jobs: their files, and a ledger with a line for each job that was done or has failed.
+
+What was made once stays until what replaces it is there, with its line in the ledger.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -17,57 +18,16 @@ from filelock import FileLock, Timeout
 from controlnext.bundle.files import new_file, sha256
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.table import write_table
+from controlnext.runtime.bulk.ledger import LEDGER, NO_JOB, Ledger, Record, check_ledger, record_in
+from controlnext.runtime.bulk.places import Places
+from controlnext.runtime.bulk.table import TABLE, is_table, write_table
 
-LEDGER = "results.jsonl"
-TABLE = "results.parquet"
 _PARTS = ".parts"
 """Directory of the ledgers of workers, until they are joined with the whole one."""
 _LOCK = ".lock"
 _PATIENCE = 60.0
 """Seconds for workers to end when what gave them jobs has ended."""
 _AGAIN = "run again to continue"
-
-Record = dict[str, Any]
-"""A line of the ledger: ``id``, ``job`` (:attr:`Job.digest`), and either ``files``, ``seed``,
-``seconds``, ``backend`` and ``checksum`` (the SHA-256 of each file) or ``error``."""
-
-
-class Ledger:
-    """A file to which records are added, each at once and whole, by one process at a time.
-
-    ``lock``: held until the file is closed or the process has ended.
-    """
-
-    def __init__(self, path: Path, lock: FileLock | None = None) -> None:
-        self._path, self._lock = path, lock
-        if lock is not None:
-            lock.acquire()
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Write a record; raise :class:`WorkError` where the disk is full: then nothing of it is there."""
-        line, before = msgspec.json.encode(record) + b"\n", os.fstat(self._file).st_size
-        try:
-            # in one call, as a rule: a process that is killed leaves a part of a line at most
-            while line:
-                line = line[self._write(line) :]
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, before)
-            raise WorkError(f"cannot write {self._path}: {error.strerror}") from error
-
-    def _write(self, line: bytes) -> int:
-        written = os.write(self._file, line)
-        if not written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return written
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
-        if self._lock is not None:
-            self._lock.release()
 
 
 class JobResults:
@@ -95,20 +55,21 @@ class JobResults:
 
     def done(self, job: Job) -> Record | None:
         """Return the record of a job that was done before: it was the same, its files are as written."""
-        found = reversed(self._found.get(job.id, ()))
-        return next((one for one in found if one.get("job") == job.digest and self._is_right(one)), None)
+        found = (one for one in reversed(self._found.get(job.id, ())) if one["job"] == job.digest)
+        record = next(filter(self._is_right, found), None)
+        return record and _good(record)
 
-    def prepare(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs that are to be done; forget what the ledger said of them, with their files, and of
-        failures."""
+    def prepare(self, jobs: Sequence[Job], places: Places | None = None) -> list[Job]:
+        """Return the jobs that are to be done; forget failures. What they made before stays until then.
+
+        Raises :class:`InputError` if a result would replace what is not to be replaced, as ``places`` tell.
+        """
         kept = {job.id: record for job in jobs if (record := self.done(job))}
         left = [job for job in jobs if job.id not in kept]
-        stale = _files(record for job in left for record in self._found.get(job.id, ()))
-        # the files first: a record without them is none, files without a record would stay
-        for name in stale - _files(kept.values()):
-            (self.directory / name).unlink(missing_ok=True)
-        (self.directory / TABLE).unlink(missing_ok=True)
-        self._write([*kept.values(), *self._others(jobs)])
+        if places is not None:
+            places.check(left, jobs, self._found)
+        first = [kept.get(job.id) or self._earlier(job.id) for job in jobs]
+        self._settle(jobs, [record for record in first if record])
         return left
 
     def part(self, name: str) -> Ledger:
@@ -129,53 +90,79 @@ class JobResults:
         _wait_for_workers(self.directory)
         self.look()
         first = [self._final(job) for job in jobs if job.id in self._found]
-        self._write([*first, *self._others(jobs)])
+        self._settle(jobs, first)
         if table:
             write_table(self.directory / TABLE, first)
+        elif is_table(self.directory / TABLE):
+            # of jobs that were in a table
+            (self.directory / TABLE).unlink()
         return first
 
     def _final(self, job: Job) -> Record:
-        """Return the record of a job that is right: of those of workers the one whose files are there."""
+        """Return the record of a job that is right: of those of workers the one whose files are there. Where
+        it has failed it is that of an earlier result, if there is one, with the error."""
         found = self._found[job.id]
-        if job.id not in self._of_workers:
+        if job.id not in self._of_workers and "error" not in found[-1]:
             return found[-1]
-        failed = [record for record in found if "error" in record]
-        lost = {"id": job.id, "job": job.digest, "error": f"its files are not as written; {_AGAIN}"}
-        return self.done(job) or [lost, *failed][-1]
+        if done := self.done(job):
+            return done
+        errors = [record["error"] for record in found if "error" in record]
+        if not errors and all(record["job"] != job.digest for record in found):
+            # not begun
+            return found[-1]
+        error = [f"its files are not as written; {_AGAIN}", *errors][-1]
+        return {**(self._earlier(job.id) or {"id": job.id, "job": job.digest}), "error": error}
 
-    def _others(self, jobs: Sequence[Job]) -> Iterator[Record]:
-        """Yield the records of jobs that are no longer asked for, but for failures and for those whose files
-        have the names of jobs that are."""
-        asked, taken = {job.id for job in jobs}, {name for job in jobs for name in job.names}
-        for found in (found for name, found in self._found.items() if name not in asked):
-            record = next(filter(self._is_right, reversed(found)), found[-1]) if found[1:] else found[0]
-            if "error" not in record and not {Path(name).stem for name in _files([record])} & taken:
+    def _earlier(self, name: str) -> Record | None:
+        """Return the record of what is there of a job's results, whatever its arguments were."""
+        found = [record for record in reversed(self._found.get(name, ())) if "files" in record]
+        if right := next(filter(self._is_right, found), None):
+            return _good(right)
+        rest = (
+            record for record in found if any((self.directory / one).exists() for one in _files([record]))
+        )
+        return next(({**_good(record), "job": NO_JOB} for record in rest), None)
+
+    def _others(self, jobs: Sequence[Job], taken: set[str]) -> Iterator[Record]:
+        """Yield the records of jobs that are no longer asked for, but for failures and without files that
+        were ``taken`` by jobs that are."""
+        asked = {job.id for job in jobs}
+        for name, found in self._found.items():
+            if name in asked:
+                continue
+            certain = len(found) == 1 and "error" not in found[0]
+            record = found[0] if certain else self._earlier(name)
+            if record and _files([record]) & taken and not self._is_right(record):
+                record = _without(record, taken)
+            if record and record["files"]:
                 yield record
+
+    def _settle(self, jobs: Sequence[Job], first: Sequence[Record]) -> None:
+        """Make ``first`` the records of jobs, and remove the files that they replaced."""
+        records = [*first, *self._others(jobs, _files(first))]
+        # the files first: those without a record would stay
+        for name in _files(one for found in self._found.values() for one in found) - _files(records):
+            if (path := self.directory / name).is_file():
+                path.unlink()
+        self._write(records)
 
     def _is_right(self, record: Record) -> bool:
         """Return whether the files of a record are there and as written."""
         paths = [self.directory / name for name in record.get("files", ())]
-        if "error" in record or not all(path.is_file() for path in paths):
+        if not paths or not all(path.is_file() for path in paths):
             return False
         # a machine that went down may have left less of a file than was written
         return "checksum" not in record or record["checksum"] == [sha256(path) for path in paths]
 
     def _added(self, path: Path) -> Iterator[Record]:
-        """Yield the records that were added to a ledger; lines that were not written whole are none."""
+        """Yield the records that were added to a ledger."""
         if not path.exists():
             return
         with path.open("rb") as file:
             file.seek(self._read[path])
             whole, end, _ = file.read().rpartition(b"\n")
         self._read[path] += len(whole + end)
-        for line in whole.split(b"\n"):
-            try:
-                record = msgspec.json.decode(line)
-            except msgspec.DecodeError:
-                continue
-            known = isinstance(record, dict) and isinstance(record.get("id"), str)
-            if known and {"error", "files"} & {*record}:
-                yield record
+        yield from filter(None, map(record_in, whole.split(b"\n")))
 
     def _write(self, records: Iterable[Record]) -> None:
         """Replace the ledger, and have no other."""
@@ -198,6 +185,7 @@ def open_results(output: Path) -> Iterator[JobResults]:
 
     Raises :class:`InputError` for a path that cannot be had, or that another process writes to.
     """
+    _check_names(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         lock = FileLock(output / _LOCK, timeout=0)
@@ -214,9 +202,38 @@ def open_results(output: Path) -> Iterator[JobResults]:
         _wait_for_workers(output)
         for left in output.glob(".*.partial"):
             shutil.rmtree(left, ignore_errors=True)
-        yield JobResults(output)
+        yield _read(output)
     finally:
         lock.release()
+
+
+def _check_names(output: Path) -> None:
+    """Raise :class:`InputError` where something else has the name of a file of ours."""
+    odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
+    parts = output / _PARTS
+    odd += [path for path in parts.glob("*") if path.is_dir()]
+    if odd or (parts.exists() and not parts.is_dir()):
+        path, kinds = (odd[0], ("directory", "file")) if odd else (parts, ("file", "directory"))
+        raise InputError(
+            f"{path} is a {kinds[0]}, where a {kinds[1]} belongs; move it, or give another directory",
+            argument="output",
+        )
+    # opening it would empty it
+    if (lock := output / _LOCK).exists() and lock.stat().st_size:
+        raise InputError(
+            f"{lock} is not the lock of a bulk run; move it, or give another directory", argument="output"
+        )
+
+
+def _read(output: Path) -> JobResults:
+    try:
+        check_ledger(output / LEDGER)
+        return JobResults(output)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {error.filename}: {error.strerror}; move it, or give another directory",
+            argument="output",
+        ) from error
 
 
 def _wait_for_workers(output: Path) -> None:
@@ -232,3 +249,17 @@ def _wait_for_workers(output: Path) -> None:
 def _files(records: Iterable[Record]) -> set[str]:
     """Return the names of the files of records; they are in no other directory."""
     return {Path(name).name for record in records for name in record.get("files", ())}
+
+
+def _good(record: Record) -> Record:
+    """Return the record of an earlier result without the error of a later try."""
+    return {key: value for key, value in record.items() if key != "error"}
+
+
+def _without(record: Record, names: set[str]) -> Record:
+    """Return what is left of a result without the files of these names."""
+    stay = [number for number, name in enumerate(record["files"]) if name not in names]
+    lists: Record = {
+        key: [record[key][number] for number in stay] for key in ("files", "checksum") if key in record
+    }
+    return {**record, "job": NO_JOB, **lists}

@@ -9,6 +9,25 @@ from typing import Any
 from controlnext.bundle.files import new_file
 from controlnext.optional import extra
 
+TABLE = "results.parquet"
+_KEYS, _OUTCOMES = {"id", "job"}, {"files", "error"}
+"""Keys that every record has, and those of which it has one."""
+
+
+def is_table(path: Path) -> bool:
+    """Return whether there is a table of records."""
+    if not path.is_file():
+        return False
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        return False
+    try:
+        names = {*parquet.read_schema(path).names}
+    except (OSError, ArrowException):
+        return False
+    return names >= _KEYS and bool(names & _OUTCOMES)
+
 
 def write_table(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write records as a Parquet file; a key that a record does not have is an empty cell."""

@@ -9,18 +9,20 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.remote import manifest_checksum
-from controlnext.errors import ControlNeXtError, InputError
+from controlnext.errors import ControlNeXtError, InputError, OutOfMemoryError, is_hopeless
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
-from controlnext.runtime.bulk.jobs import Job, matches
-from controlnext.runtime.bulk.results import Record
+from controlnext.runtime.bulk.jobs import MOST_IMAGES, Job, matches
+from controlnext.runtime.bulk.ledger import Ledger, Record
+from controlnext.runtime.bulk.places import SUFFIXES
 from controlnext.runtime.media.image_files import ImageFiles, unchanged
 from controlnext.runtime.media.kinds import Files
 from controlnext.runtime.media.video_files import ClipFiles, Frames, natural_order
@@ -104,24 +106,31 @@ class _Running:
         self.files.close()
 
 
-def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec) -> Generator[Record]:
-    """Do jobs and yield the record of each, when its files are written; they share steps where they can.
+def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec, ledger: Ledger) -> Generator[Record]:
+    """Do jobs and yield the record of each, when it is in the ledger and its files are written; they share
+    steps where they can.
 
     At most ``spec.max_rows`` are at work at once: their work alone is lost if the process is killed. What
-    runs is cancelled when the iterator is closed.
+    runs is cancelled when the iterator is closed. Raises the error that every job would have: a bundle that
+    is damaged, a library that is missing.
     """
+    # a damaged denoiser is told before a job is begun
+    pipe.bundle.engine(pipe.family.denoiser)
     running = set[_Running]()
-    with Batcher(pipe, max_rows=spec.max_rows, max_waiting=spec.max_rows) as batcher:
+    with (
+        TemporaryDirectory(prefix=".", suffix=".partial", dir=spec.output) as aside,
+        Batcher(pipe, max_rows=spec.max_rows, max_waiting=spec.max_rows) as batcher,
+    ):
         try:
             for job in jobs:
                 try:
                     running.add(_begun(pipe, batcher, job, spec))
                 except Exception as error:  # of reading images and of odd values, besides our own
-                    yield _failure(job, error)
+                    yield _failed(pipe, job, error, ledger)
                 while len(running) >= spec.max_rows:
-                    yield from _records(pipe, running)
+                    yield from _records(pipe, running, Path(aside), ledger)
             while running:
-                yield from _records(pipe, running)
+                yield from _records(pipe, running, Path(aside), ledger)
         finally:
             for one in running:
                 one.future.cancel()
@@ -132,6 +141,11 @@ def _begun(pipe: Pipeline, batcher: Batcher, job: Job, spec: BulkSpec) -> _Runni
     """Begin a job; raise what is wrong with its arguments or its images."""
     if job.problem is not None:
         raise InputError(job.problem)
+    if job.count > MOST_IMAGES:
+        raise InputError(
+            f"num_images_per_prompt makes {job.count} images; give at most {MOST_IMAGES} a job",
+            argument="num_images_per_prompt",
+        )
     arguments = dict(job.arguments)
     files = _files(pipe, Path(spec.output) / job.id, arguments)
     try:
@@ -147,23 +161,27 @@ def _files(pipe: Pipeline, path: Path, arguments: dict[str, Any]) -> Files:
     """Return the files of a job, named by ``path`` and a suffix; take out what is theirs alone."""
     if pipe.family.task != "video":
         # no with_suffix: an id may have a dot
-        return ImageFiles(path.with_name(f"{path.name}.png"))
+        return ImageFiles(path.with_name(f"{path.name}{SUFFIXES['image']}"))
     fps, frames = arguments.pop("fps", None), arguments.get("num_frames")
     if fps is not None and not is_finite(fps):
         raise InputError(f"fps is {fps!r}; it must be a number", argument="fps")
     # an odd number of frames is refused with the other arguments
     limit = frames if isinstance(frames, int) and frames > 0 else None
-    return ClipFiles(path.with_name(f"{path.name}.mp4"), fps, limit)
+    return ClipFiles(path.with_name(f"{path.name}{SUFFIXES['video']}"), fps, limit)
 
 
 def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Return the arguments of the call with images in place of paths."""
-    known = [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]
+    known = _keys(pipe)
     for name in arguments:
         if name not in known:
             hint = did_you_mean(name, known) or f"; accepted: {', '.join(known)}"
             raise InputError(f"there is no argument {name!r}{hint}", argument=name)
+    if files.subject not in arguments:
+        raise InputError(f"no {files.subject} was given; set `{files.subject}`", argument=files.subject)
     readers = {"image": _images, "mask_image": _images, "control_image": _images, "control_images": _clips}
+    if isinstance(loras := arguments.get("lora"), dict):
+        pipe.offer_loras({path: root / path for path in loras})
     return {
         name: readers[name](value, root, files) if name in readers else value
         for name, value in arguments.items()
@@ -208,37 +226,55 @@ def _is_frame(path: str, root: Path) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES and not _is_pattern(path, root)
 
 
-def _records(pipe: Pipeline, running: set[_Running]) -> Iterator[Record]:
+def _records(pipe: Pipeline, running: set[_Running], aside: Path, ledger: Ledger) -> Iterator[Record]:
     """Wait for the next jobs to be done; write their files and yield their records."""
     wait([one.future for one in running], return_when=FIRST_COMPLETED)
     for one in [one for one in running if one.future.done()]:
         running.remove(one)
         with one.files:
-            yield _record(pipe, one)
+            try:
+                record = _saved(pipe, one, aside, ledger)
+            except Exception as error:  # a job that fails stops no other
+                record = _failed(pipe, one.job, error, ledger)
+            yield record
 
 
-def _record(pipe: Pipeline, one: _Running) -> Record:
-    try:
-        result = one.future.result()
-        images = result.frames[0] if pipe.family.task == "video" else result.images
-        paths = one.files.save(iter(images))
-        checksums = [sha256(path) for path in paths]
-    except Exception as error:  # a job that fails stops no other
-        return _failure(one.job, error)
-    return {
+def _saved(pipe: Pipeline, one: _Running, aside: Path, ledger: Ledger) -> Record:
+    """Write the files of a job that is done; return its record."""
+    result = one.future.result()
+    images = result.frames[0] if pipe.family.task == "video" else result.images
+    paths = one.files.save(iter(images), aside)
+    record = {
         "id": one.job.id,
         "job": one.job.digest,
         "files": [path.name for path in paths],
         "seed": one.seed,
         "seconds": round(time.monotonic() - one.started, 3),
         "backend": pipe.backend,
-        "checksum": checksums,
+        "checksum": [sha256(path) for path in paths],
     }
+    # first the record: a file that no ledger names is not ours, and what was there is right until then
+    ledger.add(record)
+    for path in paths:
+        path.replace(one.files.output.with_name(path.name))
+    return record
 
 
-def _failure(job: Job, error: Exception) -> Record:
+def _failed(pipe: Pipeline, job: Job, error: Exception, ledger: Ledger) -> Record:
+    """Add the record of a job that failed to the ledger; raise an error that all jobs have."""
+    if is_hopeless(error):
+        raise error
     known = isinstance(error, ControlNeXtError)
     if not known:
         logger.error("job %s failed", job.id, exc_info=error)
+    if isinstance(error, OutOfMemoryError):
+        error = error.with_savers(name for name in error.savers if name in _keys(pipe))
     reason = str(error) if known else f"{type(error).__name__}: {error}"
-    return {"id": job.id, "job": job.digest, "error": " ".join(reason.split())}
+    record = {"id": job.id, "job": job.digest, "error": " ".join(reason.split())}
+    ledger.add(record)
+    return record
+
+
+def _keys(pipe: Pipeline) -> list[str]:
+    """Return the arguments of a call that a job may have."""
+    return [one.name for one in fields(pipe.request) if one.name not in _NOT_FROM_JOBS]

@@ -16,6 +16,8 @@ from controlnext.runtime.serving.loading import Load
 
 BUILDER = f"{__name__}:build"
 """Where Serve's configuration files find :func:`build`."""
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""Settings of Serve's own log: the replicas have a line for each request."""
 _PERIOD, _PATIENCE = 2.0, 30.0
 """Seconds between health checks, and those that one may take."""
 

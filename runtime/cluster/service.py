@@ -1,4 +1,4 @@
-"""The application on a cluster: run until a signal comes, or written as a configuration of Ray Serve."""
+"""The application on a cluster, run until a signal comes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
-from controlnext.bundle.files import new_file
-from controlnext.errors import InputError, WorkError
-from controlnext.runtime.cluster.deployment import BUILDER, application
+from controlnext.errors import WorkError
+from controlnext.runtime.cluster.deployment import QUIET, application
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
-from controlnext.runtime.ray_cluster import LOCAL, check_room, device_on, join_cluster, leave_cluster
+from controlnext.runtime.ray_cluster import (
+    LOCAL,
+    READY_CHECK,
+    SETTINGS,
+    check_room,
+    device_on,
+    join_cluster,
+    leave_cluster,
+)
 from controlnext.runtime.serving.loading import Load
 from controlnext.runtime.serving.server import is_local, open_listener, url_of, warn_if_open
 
 logger = logging.getLogger(__name__)
 
-_QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""Serve's own log: the replicas have a line for each request."""
+
+_LATE = (RayError, TimeoutError)
+"""Errors of Serve's calls where its processes do not answer in time, and Serve ends them."""
 
 
 @contextmanager
@@ -39,7 +47,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
     Raises:
         InputError: there is no such cluster, the address cannot be had, the device is not known, or the
             replicas do not fit.
-        WorkError: the replicas do not start.
+        WorkError: Serve or the replicas do not start.
         KeyboardInterrupt: SIGTERM or Ctrl-C came before the block.
     """
     with open_listener(host, port) as listener:
@@ -57,7 +65,7 @@ def served(spec: ClusterSpec, address: str, host: str, port: int, load: Load | N
             check_room(ray, spec.threads, spec.device, spec.replicas.least, local=address == LOCAL)
             where = "HeadOnly" if address == LOCAL else "EveryNode"
             http = {"host": host, "port": port}
-            serve.start(proxy_location=where, http_options=http, logging_config=_QUIET)
+            _start(serve, proxy_location=where, http_options=http, logging_config=QUIET)
             _deploy(serve, spec, load)
             started = True
             yield _address(serve, host, port)
@@ -86,7 +94,9 @@ def _take_away(serve: Any, address: str, started: bool) -> None:
     if address == LOCAL and not started:
         # all of the cluster ends; replicas that still load would have Serve wait for them
         return
-    serve.delete(APPLICATION, _blocking=started)
+    # where Serve did not start there is nothing to take away, and the error is told already
+    with nullcontext() if started else suppress(RayError, RayServeException):
+        serve.delete(APPLICATION, _blocking=started)
     if address == LOCAL:
         serve.shutdown()
 
@@ -106,37 +116,33 @@ def wait_for_signal() -> None:
             signal.signal(number, handler)
 
 
-def write_config(spec: ClusterSpec, path: Path, host: str, port: int) -> None:
-    """Write Serve's configuration file of the application, for ``serve deploy`` and KubeRay.
+def _start(serve: Any, **options: Any) -> None:
+    """Start Serve; once more if its proxy was not ready in time, which Serve replaces with more patience."""
+    try:
+        serve.start(**options)
+    except _LATE:
+        logger.warning("Ray Serve's proxy did not start in time; trying once more")
+        try:
+            serve.start(**options)
+        except _LATE as error:
+            raise WorkError(
+                f"Ray Serve's proxy did not start in time ({_first_line(error)}); try again when this machine"
+                f" is less busy, or set {READY_CHECK} to more seconds than {SETTINGS[READY_CHECK]} where Ray"
+                " is started"
+            ) from error
 
-    Raises:
-        InputError: the file cannot be written there, or the device is left open.
-        WorkError: the disk is full.
-    """
-    if spec.device == "auto":
-        raise InputError(
-            "device is auto, and a configuration is for machines that are not known here; give cpu or cuda",
-            argument="device",
-        )
-    described = {
-        "name": APPLICATION,
-        "route_prefix": "/",
-        "import_path": BUILDER,
-        "args": spec.fields(),
-    }
-    content = {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": host, "port": port},
-        "logging_config": _QUIET,
-        "applications": [described],
-    }
-    with new_file(path) as file:
-        file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
     try:
-        serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=_QUIET)
+        serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=QUIET)
+    except _LATE as error:
+        raise WorkError(
+            f"the replicas did not start: {_first_line(error)}; try again when the cluster is less busy"
+        ) from error
     except RuntimeError as error:
         raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
 

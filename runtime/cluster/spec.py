@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from controlnext.engines import check_backend
+from controlnext.engines.devices import device_index
 from controlnext.errors import InputError
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.ray_cluster import ReplicaRange, own_device, takes_gpu
@@ -25,10 +27,13 @@ class ClusterSpec:
         settings: the limits, without keys.
         api_keys: path of the file of keys, as every node sees it; None: no key is needed.
         replicas: how many copies there are.
-        backend, device, offload: as for :meth:`Pipeline.load`; a ``device`` of CUDA takes one GPU a replica.
+        backend, device, offload: as for :meth:`Pipeline.load`; a ``device`` of CUDA takes one GPU a replica,
+            whatever its number.
         threads: threads of a replica, and the CPU cores that it takes.
         local: only this machine reaches the proxies.
         log_json, log_prompts: the form of the log, and whether prompts are in it.
+
+    Raises :class:`InputError` for a backend or device of which there is none.
     """
 
     bundles: list[str]
@@ -42,6 +47,10 @@ class ClusterSpec:
     local: bool = False
     log_json: bool = False
     log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        device_index(self.device)
+        check_backend(self.backend)
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> ClusterSpec:

@@ -64,11 +64,12 @@ class ImageFiles(Closeable):
         """Return the control image in a file."""
         return read_image(path, change)
 
-    def save(self, images: Iterator[Image.Image]) -> list[Path]:
-        """Write each image to a file; return the paths."""
-        made, paths, stem = list(images), [self.output], self.output.stem
+    def save(self, images: Iterator[Image.Image], directory: Path | None = None) -> list[Path]:
+        """Write each image to a file, in another ``directory`` if one is given; return the paths."""
+        output = self.output if directory is None else directory / self.output.name
+        made, paths, stem = list(images), [output], output.stem
         if len(made) > 1:
-            paths = [self.output.with_stem(f"{stem}-{number + 1}") for number in range(len(made))]
+            paths = [output.with_stem(f"{stem}-{number + 1}") for number in range(len(made))]
         for path, image in zip(paths, made, strict=True):
             with new_file(path) as aside:
                 image.save(aside)

@@ -140,15 +140,16 @@ class ClipFiles(Closeable):
             self._fps = self._checked(clip.fps)
         return clip
 
-    def save(self, images: Iterator[Image.Image]) -> list[Path]:
-        """Write a clip's frames one by one; return the paths."""
+    def save(self, images: Iterator[Image.Image], directory: Path | None = None) -> list[Path]:
+        """Write a clip's frames one by one, in another ``directory`` if one is given; return the paths."""
+        output = self.output if directory is None else directory / self.output.name
         if self._ending:
-            write_clip(self.output, images, self._fps or DEFAULT_FPS)
+            write_clip(output, images, self._fps or DEFAULT_FPS)
         else:
-            with new_folder(self.output) as aside:
+            with new_folder(output) as aside:
                 for number, image in enumerate(images):
                     image.save(aside / _frame_name(number))
-        return [self.output]
+        return [output]
 
     def close(self) -> None:
         """Remove the temporary files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.denoise import Denoising, Step, denoise
 from controlnext.runtime.guidance import guided_steps
+from controlnext.runtime.loras.store import Loras
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.pipelines.decoding import LatentDecoder
@@ -51,6 +52,7 @@ class Pipeline(LatentDecoder):
         self._config = bundle.manifest.configs[self.family.denoiser]
         self._sizes: set[Size] = set()
         self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
+        self._loras = Loras(bundle.manifest)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
@@ -79,9 +81,10 @@ class Pipeline(LatentDecoder):
         is copied first (:func:`controlnext.bundle.remote.local_copy`).
 
         Args:
-            backend: "onnxruntime", "tensorrt", "tensorrt-rtx", or "auto": for each graph a built engine of
-                one of the TensorRTs where it works, else ONNX Runtime. :attr:`backend` says which.
-            device: "auto", "cpu" or "cuda:N".
+            backend: "onnxruntime", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx", or "auto": for
+                each graph a built engine of one of the TensorRTs where it works, else ONNX Runtime, or
+                OpenVINO where that is faster or the only one. :attr:`backend` says which.
+            device: "auto", "cpu", "cuda" (the first GPU) or "cuda:N".
             provider: ONNX Runtime's execution provider, a name of
                 :data:`controlnext.engines.onnxruntime.providers.PROVIDERS`; by default that of the device.
             threads: number of threads on the CPU; by default one for each core that the process may use.
@@ -109,6 +112,35 @@ class Pipeline(LatentDecoder):
         ``bundle.backends`` has those of all open graphs.
         """
         return self.bundle.engine(self.bundle.family.denoiser).backend
+
+    @property
+    def loras(self) -> dict[str, int]:
+        """The LoRAs that calls can choose: the rank of each, by name."""
+        return self._loras.ranks
+
+    def add_lora(self, name: str, path: str | Path) -> None:
+        """Read a LoRA that calls choose by ``name`` (``lora={"style": 0.8}``); nothing is built or changed.
+
+        ``path``: a ``.safetensors`` file as diffusers, peft or kohya's sd-scripts save it, or a directory
+        with one.
+
+        Raises:
+            InputError: the bundle was exported without room for LoRAs, or with too little; or the name is
+                taken.
+            CheckpointError: the file is not a plain LoRA, or does not fit the model.
+        """
+        self._loras.add(name, path)
+
+    def offer_loras(self, paths: Mapping[str, Path]) -> None:
+        """Have calls choose LoRAs by these names that are read when they are first chosen.
+
+        Nothing happens for a bundle without room for LoRAs.
+        """
+        self._loras.offer(paths)
+
+    def remove_lora(self, name: str) -> None:
+        """Forget a LoRA; runs that have it keep it. Raises :class:`InputError` for an unknown name."""
+        self._loras.remove(name)
 
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:

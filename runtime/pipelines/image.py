@@ -11,7 +11,7 @@ from PIL import Image
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.pipelines.image_runs import ImageRuns
-from controlnext.runtime.request import Prompt, Request, Scale
+from controlnext.runtime.request import Prompt, Request, Scale, Scales
 from controlnext.types import FloatArray
 
 
@@ -77,6 +77,8 @@ class ImagePipeline(ImageRuns, task="image"):
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
             that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
+        lora: scales of LoRAs by the names that :meth:`add_lora` gave them; or a list of these, one for each
+            prompt.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
@@ -120,6 +122,7 @@ class ImagePipeline(ImageRuns, task="image"):
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        lora: Scales | Sequence[Scales | None] | None = None,
         prompt_embeds: FloatArray | None = None,
         negative_prompt_embeds: FloatArray | None = None,
         pooled_prompt_embeds: FloatArray | None = None,
@@ -154,6 +157,7 @@ class ImagePipeline(ImageRuns, task="image"):
             timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
+            lora=lora,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -191,16 +195,13 @@ class ImagePipeline(ImageRuns, task="image"):
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
+        lora: Scales | Sequence[Scales | None] | None = None,
         prompt_embeds: FloatArray | None = None,
         negative_prompt_embeds: FloatArray | None = None,
         pooled_prompt_embeds: FloatArray | None = None,
         negative_pooled_prompt_embeds: FloatArray | None = None,
     ) -> Iterator[Step]:
-        """Yield the steps of such a call one by one; the arguments are those of the call.
-
-        The arguments are checked and the prompts are encoded before this returns. :meth:`decode` turns any
-        step's latents into images; those of the last step are the result.
-        """
+        """Yield the steps of such a call one by one; see :meth:`Pipeline.stream`."""
         request = Request(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -229,6 +230,7 @@ class ImagePipeline(ImageRuns, task="image"):
             timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
+            lora=lora,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,

@@ -159,13 +159,15 @@ class ImageRuns(Pipeline):
         halves = 2 if guided else 1
         scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
         arrays = run.inputs.control_arrays(*size)
-        prompts = self._condition(request, guided=guided > 0)
+        loras = self._loras.choose(request.lora, request.prompt_count)
+        prompts = self._condition(request, guided > 0, loras)
         constants = {
             **prompts,
             **self.conditioning(*size, halves * count),
             **self._guidance_embedding(guidance, count),
             **{name: np.concatenate([rows] * halves) for name, rows in begun.inputs.items()},
             **self.controls.images([for_every_row(own, request, halves) for own in arrays]),
+            **loras.inputs(self.family.denoiser, request.num_images_per_prompt, halves),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
         open_step_cache(

@@ -45,15 +45,23 @@ class Steps:
 
 
 def read_steps(num_inference_steps: Any, timesteps: Any, sigmas: Any, begin: int = 0) -> Steps:
-    """Return the steps of a call's arguments, each of which may be None; `num_inference_steps` unchecked.
+    """Return the steps of a call's arguments, each of which may be None; of `num_inference_steps` only the
+    largest is checked, before anything of that size is made.
 
     Raises:
-        InputError: more than one is given, or a list that is not one of falling numbers.
+        InputError: more than one is given, more steps than any schedule has, or a list that is not one of
+            falling numbers.
     """
     asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     given = [name for name, value in asked.items() if value is not None]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} were given; give one of them", argument=given[-1])
+        named = " and ".join(f"`{name}`" for name in given)
+        raise InputError(f"{named} were given; give one of them", argument=given[-1])
+    if isinstance(num_inference_steps, (int, np.integer)) and num_inference_steps > MOST_STEPS:
+        raise InputError(
+            f"num_inference_steps is {num_inference_steps}; it must be from 1 to {MOST_STEPS}",
+            argument="num_inference_steps",
+        )
     return Steps(
         num_inference_steps,
         _falling("timesteps", timesteps, is_integer, "integers"),
@@ -87,7 +95,8 @@ def check_given(sampler: str, options: Mapping[str, Any], asked: Steps) -> None:
     train, highest = options["num_train_timesteps"], int(asked.timesteps[0])
     if highest >= train:
         raise InputError(
-            f"timesteps begins at {highest}; this scheduler configuration has timesteps 0 to {train - 1}",
+            f"timesteps begins at {highest}; this scheduler configuration has timesteps 0 to {train - 1}:"
+            " give lower ones",
             argument="timesteps",
         )
 

@@ -20,6 +20,7 @@ from controlnext.families import Family
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.samplers.steps import GIVEN_STEPS
+from controlnext.runtime.serving.factors import LoraScales, Strength
 from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.runtime.serving.start_fields import StartFields
 
@@ -54,8 +55,6 @@ Images = Annotated[
     Field(min_length=1, max_length=MOST_CONTROLS),
     BeforeValidator(_listed, json_schema_input_type=str | list[str]),
 ]
-Strength = Annotated[float, Field(ge=-100, le=100)]
-"""A factor; far larger ones make numbers overflow."""
 Scales = Annotated[
     list[Strength],
     Field(min_length=1, max_length=MOST_CONTROLS),
@@ -200,6 +199,11 @@ class ImageFields(CommonCall, StartFields):
     timesteps: Timesteps | None = Field(
         None, description="Training timesteps of the steps, highest first, in place of num_inference_steps."
     )
+    lora: LoraScales | None = Field(
+        None,
+        description="Scales of LoRAs, by the names of the files that the server was given.",
+        examples=[{"style": 0.8}],
+    )
     n: int | None = Field(None, ge=1, description="Number of images: one run, in which the seed goes on.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json.")
     output_format: ImageFormat | None = Field(None, description="By default png.")
@@ -259,7 +263,7 @@ class ImageFields(CommonCall, StartFields):
     def arguments(self, family: Family, settings: ServerSettings) -> dict[str, Any]:
         """Return the arguments of the pipeline's call, but for the control image."""
         given = super().arguments(family, settings)
-        for name in ("negative_prompt", "guidance_scale"):
+        for name in ("negative_prompt", "guidance_scale", "lora"):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
         given |= self.start_arguments()

@@ -15,6 +15,7 @@ from controlnext.closeable import Closeable
 from controlnext.errors import EngineError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.observer import Observer
+from controlnext.runtime.loras.folder import lora_files
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.settings import ServerSettings
 from controlnext.runtime.warm_up import LARGEST_ON_CPU, black_call, check_takes_prompts, warm_up
@@ -95,6 +96,8 @@ def load_model(bundle: ServedBundle, load: Load, settings: ServerSettings, obser
     with ExitStack() as opened:
         pipe = opened.enter_context(load(bundle.path))
         memory = _warm_up(pipe, settings.max_size)
+        if settings.loras is not None:
+            pipe.offer_loras(lora_files(settings.loras))
         batcher = Batcher(
             pipe, max_rows=settings.max_rows, max_waiting=settings.max_waiting, observer=observer
         )

@@ -31,16 +31,21 @@ _TICK = 0.05
 _LARGEST_PORT = 65535
 
 
-def open_listener(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at an address of this machine; port 0 takes a free one.
-
-    Raises :class:`InputError` for an address or port that cannot be had.
-    """
+def check_port(port: int) -> None:
+    """Raise :class:`InputError` for a number that is no port; 0 is one."""
     if not 0 <= port <= _LARGEST_PORT:
         raise InputError(
             f"port is {port}; it must be an integer from 0 to {_LARGEST_PORT}, 0 for a free one",
             argument="port",
         )
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address of this machine; port 0 takes a free one.
+
+    Raises :class:`InputError` for an address or port that cannot be had.
+    """
+    check_port(port)
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

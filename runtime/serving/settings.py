@@ -8,6 +8,7 @@ from pathlib import Path
 
 from controlnext.errors import InputError
 from controlnext.runtime.limits import RequestLimits
+from controlnext.runtime.loras.folder import lora_files
 from controlnext.runtime.request import is_finite
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -22,6 +23,7 @@ class ServerSettings(RequestLimits):
         max_frames: largest number of frames of a clip.
         memory: GiB for the loaded bundles together; None: no limit.
         grace: seconds that running requests get to finish once the server has to stop.
+        loras: directory of the LoRAs that requests may choose by name; None: none.
         api_keys: the keys of which a request needs one; none: no key is needed.
 
     Raises:
@@ -32,6 +34,7 @@ class ServerSettings(RequestLimits):
     max_frames: int = 128
     memory: float | None = None
     grace: float = 30.0
+    loras: str | None = None
     api_keys: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +49,9 @@ class ServerSettings(RequestLimits):
                 f"grace is {self.grace!r}; it must be a finite number of seconds of at least 0",
                 argument="grace",
             )
+        if self.loras is not None:
+            # a directory without any is refused before the first request
+            lora_files(self.loras)
         for number, key in enumerate(self.api_keys, start=1):
             # the key itself stays out of messages and logs
             if not key.isascii() or not key.isprintable() or not key or " " in key:

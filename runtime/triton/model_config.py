@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from controlnext.engines.base import device_index, device_kind
+from controlnext.engines.devices import device_index, device_kind
 from controlnext.runtime.triton.settings import TritonSettings
 from controlnext.runtime.triton.tensors import INPUTS, OUTPUTS, TensorField
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlnext.bundle.files import MANIFEST, new_folder
-from controlnext.bundle.format import check_size
+from controlnext.bundle.files import MANIFEST, check_here, check_replaceable, new_folder
+from controlnext.bundle.format import ENGINES, check_file
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError, WorkError
@@ -22,8 +22,8 @@ from controlnext.runtime.warm_up import check_takes_prompts
 
 VERSION, BUNDLE = "1", "bundle"
 """The directory of a model's only version, and in it that of its bundle."""
-_ENGINES = "engines"
-"""The directory of a bundle with built engines and cached graphs, which the manifest does not list."""
+_KIND = {"marker": f"{VERSION}/{BUNDLE}/{MANIFEST}", "kind": "Triton model"}
+"""By what a model is known, and how it is called where it is in the way."""
 _NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 """Why files cannot be linked: another disk, or a file system or a directory that does not allow it."""
@@ -68,15 +68,17 @@ def write_model(
         force: replace a model of that name.
 
     Raises:
-        BundleError: the directory is not a bundle, or a file is missing or truncated.
+        BundleError: the directory is not a bundle, or a file is missing, truncated or damaged.
         InputError: a name that Triton does not take, a bundle that makes clips or has no text encoders, or
             an output that cannot be written or is taken.
         WorkError: the disk has not enough room.
     """
-    manifest = _check_bundle(bundle)
+    check_here(output, "output")
     name = _checked_name(bundle.resolve().name if name is None else name)
     target = output / name
-    with new_folder(target, force, marker=f"{VERSION}/{BUNDLE}/{MANIFEST}", kind="Triton model") as aside:
+    check_replaceable(target, force, **_KIND)
+    manifest = _check_bundle(bundle)
+    with new_folder(target, force, **_KIND) as aside:
         version = aside / VERSION
         version.mkdir()
         (aside / "config.pbtxt").write_text(model_config(settings, decoupled))
@@ -94,6 +96,8 @@ def _check_bundle(bundle: Path) -> Manifest:
             " controlnext serve, where clips are jobs"
         )
     check_takes_prompts(bundle, manifest, family)
+    for file in manifest.files:
+        check_file(bundle, manifest, file)
     return manifest
 
 
@@ -109,7 +113,7 @@ def _checked_name(name: str) -> str:
 
 def _place_bundle(bundle: Path, manifest: Manifest, target: Path) -> tuple[int, int]:
     """Link or copy a bundle's files to ``target``; return their bytes, and those of the copies."""
-    listed = [(name, check_size(bundle, manifest, name)) for name in manifest.files]
+    listed = [(name, bundle / name) for name in manifest.files]
     # linking would change the time by which the cache of engines knows that they are intact
     copies = [(MANIFEST, bundle / MANIFEST), *_engine_files(bundle)]
     links = [(name, path) for name, path in listed if _link(path, target / name)]
@@ -128,7 +132,7 @@ def _place_bundle(bundle: Path, manifest: Manifest, target: Path) -> tuple[int, 
 
 def _engine_files(bundle: Path) -> Iterator[tuple[str, Path]]:
     """Yield the names and paths of what is in the engines' directory, but for what is being written."""
-    for path in sorted((bundle / _ENGINES).rglob("*")):
+    for path in sorted((bundle / ENGINES).rglob("*")):
         name = path.relative_to(bundle)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
             yield name.as_posix(), path

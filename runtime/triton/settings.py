@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from controlnext.engines import registry
+from controlnext.engines import check_backend
 from controlnext.engines.auto import AutoBackend
-from controlnext.engines.base import device_index
+from controlnext.engines.devices import device_index
 from controlnext.errors import InputError
 from controlnext.runtime.limits import RequestLimits
 
@@ -22,7 +22,7 @@ class TritonSettings(RequestLimits):
 
     Args:
         backend: "auto" or the name of a backend.
-        device: "auto", "cpu" or "cuda:N". Instances that Triton puts on a GPU run there.
+        device: "auto", "cpu", "cuda" or "cuda:N". Instances that Triton puts on a GPU run there.
         threads: number of threads on the CPU; None: one for each core that the process may use.
 
     Raises:
@@ -35,11 +35,7 @@ class TritonSettings(RequestLimits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        accepted = (AutoBackend.name, *registry.BACKENDS)
-        if self.backend not in accepted:
-            raise InputError(
-                f"unknown backend {self.backend!r}; accepted: {', '.join(accepted)}", argument="backend"
-            )
+        check_backend(self.backend)
         device_index(self.device)
         if self.threads is not None:
             self.check_least({"threads": 1})

@@ -16,6 +16,7 @@ import evaluate
 import full_size
 import full_size_engines
 import int8
+import lora_room
 import operators
 import pytest
 import speed
@@ -184,6 +185,13 @@ def test_operators_of_a_step(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> 
     out = capsys.readouterr().out
     assert "| Conv |" in out
     assert "| product of matrices of 64 x 64 |" in out
+
+
+def test_room_for_loras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundles = [write_fake_bundle(tmp_path / f"rank-{rank}", "sd15", lora_rank=rank) for rank in (0, 4)]
+    lora_room.main([*map(str, bundles), "--size", "64", "--rounds", "1", "--steps", "1"])
+    titles = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert titles[2:] == ["| without room", "| room, unused", "| room, used"]
 
 
 def test_vae_tiling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from controlnext.bundle.files import MANIFEST
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.gate import until
@@ -87,6 +87,56 @@ def test_bad_usage(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
     assert_refused(cli("batch", bundle, *given, "--max-rows", 0), "--max-rows is 0")
     assert_refused(cli("batch", tmp_path / "nothing", *given), "nothing")
     assert_refused(cli("batch", bundle, "--jobs", jobs, "--output", jobs), "give a directory")
+
+
+def test_results_stay_if_they_cannot_be_made_anew(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """With a bundle that is damaged, or without the control image; as before they are done."""
+    jobs.write_text("\n".join(jobs.read_text().splitlines()[:2]))
+    output, image = tmp_path / "out", tmp_path / "control.png"
+    given = ["--jobs", jobs, "--output", output, "--threads", 1, "--json"]
+    assert cli("batch", bundle, *given).status == 0
+    made, lines = {path: path.read_bytes() for path in output.glob("*.png")}, ledger(output)
+    other = shutil.copytree(bundle, tmp_path / "other")
+    (other / MANIFEST).write_text((other / MANIFEST).read_text() + " ")
+    graph = other / "vae_decoder" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    assert_refused(cli("batch", other, *given), "vae_decoder/model.onnx is damaged")
+    assert ledger(output) == lines
+    image.rename(tmp_path / "away.png")
+    failed = cli("batch", bundle, *given)
+    assert (failed.status, json.loads(failed.out)["failed"]) == (1, 2)
+    assert [{**line, "error": ""} for line in ledger(output)] == [{**line, "error": ""} for line in lines]
+    assert all("cannot read image" in str(line["error"]) for line in ledger(output))
+    (tmp_path / "away.png").rename(image)
+    assert json.loads(cli("batch", bundle, *given).out)["done_before"] == 2
+    assert ledger(output) == lines
+    assert {path: path.read_bytes() for path in output.glob("*.png")} == made
+
+
+def test_errors_of_jobs_name_keys_of_jobs(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    jobs.write_text('{"control_image": "control.png"}\n')
+    done = cli("batch", bundle, "--jobs", jobs, "--output", tmp_path / "out")
+    assert done.err == "controlnext: job 1 failed: no prompt was given; set `prompt`\n"
+
+
+def test_paths_are_on_this_machine(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    """And not empty; also those of other commands."""
+    told = "it must be a path on this machine"
+    for given, word in (("s3://b/x", "s3://b/x"), ("", "empty")):
+        wrong = f"--output is {word}; {told}"
+        assert_refused(cli("batch", bundle, "--jobs", jobs, "--output", given), wrong)
+        assert_refused(cli("triton", bundle, "--output", given), wrong)
+        assert_refused(cli("run", bundle, "--output", given), wrong)
+        jobs_given = cli("batch", bundle, "--jobs", given, "--output", tmp_path)
+        assert_refused(jobs_given, f"--jobs is {word}; {told}")
+
+
+def test_nothing_of_the_user_is_replaced(cli: Cli, bundle: Path, jobs: Path, tmp_path: Path) -> None:
+    jobs.write_text(json.dumps({**json.loads(jobs.read_text().splitlines()[0]), "id": "control"}))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    refused = cli("batch", bundle, "--jobs", jobs, "--output", tmp_path)
+    assert_refused(refused, "the result of job control would replace", "which job control reads")
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_ctrl_c_keeps_what_is_done(bundle: Path, jobs: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
 from support.cli import Cli
 from support.fake_bundle import write_fake_bundle
 from support.gate import until

@@ -67,6 +67,13 @@ def test_arguments_that_an_option_gives_become_that_option(names: OptionNames, t
     assert names.translate(text) == shown
 
 
+@pytest.mark.parametrize("verb", ["is", "has", "was", "begins"])
+def test_the_argument_at_fault_begins_a_message_without_backticks(names: OptionNames, verb: str) -> None:
+    error = InputError(f"num_inference_steps {verb} 0", argument="num_inference_steps")
+    assert names.describe(error) == f"--steps {verb} 0"
+    assert names.describe(InputError("steps of num_inference_steps has", argument=None)).startswith("steps")
+
+
 def test_every_entry_of_the_table_is_an_option(names: OptionNames) -> None:
     for option, arguments in ARGUMENTS.items():
         for argument in arguments:

@@ -12,6 +12,7 @@ from PIL import Image
 from controlnext.runtime import Pipeline
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
+from support.fake_loras import write_fake_lora
 from support.recipe import drawing
 from support.runs import assert_same, run
 
@@ -123,9 +124,9 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"height": 100}, ["height", "100", "multiple"]),
         ("image", {"sampler": "best"}, ["'best'", "unipc"]),
         ("image", {"preprocess": "magic"}, ["'magic'", "canny"]),
-        ("image", {"scale": "nan"}, ["control_scale"]),
+        ("image", {"scale": "nan"}, ["--scale has 1 values"]),
         ("image", {"timesteps": "999,x", "steps": []}, ["--timesteps is '999,x'; give numbers with commas"]),
-        ("image", {"timesteps": "999"}, ["num_inference_steps and timesteps were given"]),
+        ("image", {"timesteps": "999"}, ["--steps and --timesteps were given"]),
         ("image", {"sigmas": "2,0", "steps": []}, ["'unipc' does not take; use --sampler euler, or --steps"]),
         ("image", {"num_images": 0}, ["--num-images is 0", "positive integer"]),
         ("image", {"control_image": "missing.png"}, ["missing.png"]),
@@ -184,3 +185,25 @@ def test_a_photo_that_lies_on_its_side_is_put_upright(cli: Cli, tmp_path: Path, 
     with Pipeline.load(bundles["image"]) as pipe:
         upright = drawing(1, 64, 48).transpose(Image.Transpose.ROTATE_270)
         assert_same(output, pipe("a", control_image=upright, num_inference_steps=1).images[0])
+
+
+def test_loras_with_their_scales(cli: Cli, tmp_path: Path, outline: Path) -> None:
+    bundle = write_fake_bundle(tmp_path / "roomy", lora_rank=4)
+    files = [write_fake_lora(tmp_path / f"{name}.safetensors", seed) for seed, name in enumerate("ab")]
+    flags = {"prompt": "a red circle", "control_image": outline, "steps": 2, "output": tmp_path / "a.png"}
+    done = run(cli, bundle, **flags, lora=[f"{files[0]}:0.5", files[1]])
+    assert (done.status, done.err) == (0, "")
+    with Pipeline.load(bundle) as pipe:
+        for name, file in zip("ab", files, strict=True):
+            pipe.add_lora(name, file)
+        given = {"control_image": Image.open(outline), "num_inference_steps": 2}
+        wanted = pipe("a red circle", **given, lora={"a": 0.5, "b": 1.0})
+    assert_same(tmp_path / "a.png", wanted.images[0])
+
+
+def test_a_lora_without_room_says_which_option_makes_it(
+    cli: Cli, tmp_path: Path, bundles: Bundles, outline: Path
+) -> None:
+    file = write_fake_lora(tmp_path / "a.safetensors", 1)
+    done = run(cli, bundles["image"], prompt="a", control_image=outline, lora=file)
+    assert_refused(done, "no room for LoRAs", "--lora-rank N")

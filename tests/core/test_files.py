@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from controlnext.bundle.files import MANIFEST, check_replaceable, new_file, new_folder, sha256
+from controlnext.bundle.files import (
+    MANIFEST,
+    check_new_file,
+    check_replaceable,
+    check_writable,
+    new_file,
+    new_folder,
+    sha256,
+)
 from controlnext.errors import InputError, WorkError
 
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
@@ -114,6 +122,34 @@ def test_a_place_where_no_directory_can_be_made_is_the_users_to_fix() -> None:
     with pytest.raises(InputError, match="cannot write to /proc/bundle") as refused, new_folder(target):
         pass
     assert refused.value.argument == "output"
+
+
+@pytest.mark.parametrize("argument", ["output", "config"])
+def test_a_file_that_cannot_be_written_is_refused_by_its_argument(tmp_path: Path, argument: str) -> None:
+    """A directory in its place, none that holds it, or a location that a path cannot hold."""
+    cases = {
+        tmp_path: f"^{argument} {tmp_path} is a directory; give the path of a file",
+        Path(): rf"^{argument} \. is a directory",
+        Path("/proc/c.yaml"): f"cannot write to /proc/c.yaml: .*; give `{argument}` a writable path",
+        Path("s3://b/c.yaml"): f"^{argument} s3://b/c.yaml is not on this machine; give a path",
+    }
+    for target, message in cases.items():
+        with pytest.raises(InputError, match=message) as refused, new_file(target, argument):
+            pytest.fail("it was taken")
+        assert refused.value.argument == argument
+        with pytest.raises(InputError, match=message):
+            check_new_file(target, argument)
+
+
+def test_a_location_is_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless there is one of that name."""
+    monkeypatch.chdir(tmp_path)
+    for check in (check_writable, lambda target: check_replaceable(target, force=False)):
+        with pytest.raises(InputError, match="output gs://b/bundle is not on this machine"):
+            check(Path("gs://b/bundle"))
+    assert not _listing(tmp_path)
+    (tmp_path / "gs:").mkdir()
+    check_replaceable(Path("gs://b/bundle"), force=False)
 
 
 def test_a_bundle_that_another_process_finished_meanwhile_stays(tmp_path: Path) -> None:

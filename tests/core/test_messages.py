@@ -25,6 +25,7 @@ from controlnext.errors import (
 from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.jobs import read_jobs
+from controlnext.runtime.cluster.config import write_config
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster
 from controlnext.runtime.request import Request, VideoRequest
@@ -69,6 +70,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     join_cluster,
     ReplicaRange.parse,
     read_jobs,
+    write_config,
 )
 _OPTION = re.compile(r"(?<![\w-])--([a-z]|$)")
 

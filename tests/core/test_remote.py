@@ -170,7 +170,7 @@ def test_no_file_is_written_outside_the_copy(memory: MemoryFileSystem, tmp_path:
     [
         ("memory://nowhere/toy", BundleError, "there is nothing at memory://nowhere/toy"),
         ("memory://models", BundleError, f"memory://models is not a bundle: it has no {MANIFEST}"),
-        ("memory://", InputError, "names no directory"),
+        ("memory://", InputError, "bundle memory:// names no directory"),
         ("memory://models/..", InputError, "names no directory"),
         ("nothing://a/b", InputError, "unknown scheme 'nothing'; accepted: a path, or one of"),
         (
@@ -193,6 +193,25 @@ def test_a_missing_permission_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
     with pytest.raises(InputError, match=r"no permission to read .*denied.*; give the credentials"):
+        local_copy(PLACE, tmp_path)
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    """It is not the bundle that is missing."""
+    pytest.importorskip("aiohttp")
+    message = r"^http://127.0.0.1:1/toy/controlnext.json cannot be reached \(.*\); check the address and"
+    with pytest.raises(WorkError, match=message):
+        local_copy("http://127.0.0.1:1/toy", tmp_path)
+
+
+def test_without_the_network_nothing_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors")
+
+    def refuse(*_arguments: Any, **_options: Any) -> Any:
+        raise errors.OfflineModeIsEnabled("cannot reach the hub")
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    with pytest.raises(InputError, match="as HF_HUB_OFFLINE is set; unset it, or give the path of a copy"):
         local_copy(PLACE, tmp_path)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import artifact_cache, open_engine, select_backend
+from controlnext.engines.base import device_index, device_kind
 from controlnext.engines.onnxruntime.sessions import OrtEngine
 from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError
@@ -88,7 +89,7 @@ def test_a_closed_engine_says_so(bundle: Path) -> None:
             {"backend": "openvin"},
             "unknown backend 'openvin'; accepted: auto, tensorrt, tensorrt-rtx",
         ),
-        ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda:0"),
+        ({"device": "gpu"}, "unknown device 'gpu'; accepted: auto, cpu, cuda, cuda:0"),
         (
             {"device": "cuda:0"},
             "no CUDA; set `device` to cpu, or run pip uninstall onnxruntime, then pip install",
@@ -101,6 +102,15 @@ def test_unknown_backends_and_devices_are_refused(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match=message):
         select_backend(**arguments)
+
+
+def test_names_of_devices() -> None:
+    found = {name: device_index(name) for name in ("auto", "cpu", "cuda", "cuda:0", "cuda:3")}
+    assert found == {"auto": None, "cpu": None, "cuda": 0, "cuda:0": 0, "cuda:3": 3}
+    assert device_kind("cuda") == device_kind("cuda:1") == "cuda"
+    for name in ("cuda:", "cuda:-1", "CUDA", "cuda0", ""):
+        with pytest.raises(InputError, match="accepted: auto, cpu, cuda, cuda:0"):
+            device_index(name)
 
 
 def test_missing_onnxruntime_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from controlnext.families import Family, GraphSpec, get_family
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.request import Request
-from support.fake_bundle import LENGTH, SIZES, WORDS, write_fake_bundle
+from support.fake_bundle import LENGTH, SIZES, write_fake_bundle
+from support.fake_tokenizer import WORDS
 from support.recipe import fill, rand
 
 T5 = "text_encoder_3"

@@ -138,8 +138,8 @@ def test_given_sigmas(name: str, config: dict[str, Any], sigmas: list[float]) ->
         ("euler", sdxl(), {"sigmas": [10**400, 0]}, "out of order"),
         ("euler", sdxl(), {"sigmas": [1, float("nan")]}, "give a list of finite numbers"),
         ("euler", sdxl(), {"sigmas": [True, 0]}, "give a list of finite numbers"),
-        ("euler", sdxl(), {"sigmas": [2, 1], "timesteps": [9]}, "timesteps and sigmas were given"),
-        ("euler", sdxl(), {"sigmas": [2, 1], "num_inference_steps": 1}, "num_inference_steps and sigmas"),
+        ("euler", sdxl(), {"sigmas": [2, 1], "timesteps": [9]}, "`timesteps` and `sigmas` were given"),
+        ("euler", sdxl(), {"sigmas": [2, 1], "num_inference_steps": 1}, "`num_inference_steps` and `sigmas`"),
         ("euler", sdxl(), {}, "num_inference_steps is None"),
     ],
 )

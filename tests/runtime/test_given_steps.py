@@ -36,8 +36,11 @@ def test_the_steps_are_those_that_are_given(pipe: Pipeline, how: dict[str, Any])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"timesteps": TIMESTEPS, "sigmas": [1, 0]}, "timesteps and sigmas were given; give one"),
-        ({"timesteps": TIMESTEPS, "num_inference_steps": 3}, "num_inference_steps and timesteps were given"),
+        ({"timesteps": TIMESTEPS, "sigmas": [1, 0]}, "`timesteps` and `sigmas` were given; give one"),
+        (
+            {"timesteps": TIMESTEPS, "num_inference_steps": 3},
+            "`num_inference_steps` and `timesteps` were given",
+        ),
         ({"timesteps": [1, 2]}, "timesteps has 2 out of order"),
         ({"timesteps": "999,1"}, "timesteps is '999,1'; give a list of integers"),
         ({"timesteps": TIMESTEPS, "sampler": None}, "which sampler 'unipc' does not take; use `sampler` eu"),

@@ -12,7 +12,8 @@ import pytest
 from controlnext.errors import BundleError, InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.prompts import Embeddings, TextEncoders
-from support.fake_bundle import LENGTH, WORDS, table, write_fake_bundle
+from support.fake_bundle import LENGTH, table, write_fake_bundle
+from support.fake_tokenizer import WORDS
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,21 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from controlnext.bundle.format import list_files
-from controlnext.bundle.manifest import SCHEMA, Graph, Manifest, Shallow, TensorEntry, write_manifest
+from controlnext.bundle.manifest import (
+    SCHEMA,
+    Graph,
+    LoraLayer,
+    LoraRoom,
+    Manifest,
+    Shallow,
+    TensorEntry,
+    write_manifest,
+)
 from controlnext.families import Family, get_family
-from controlnext.tensor_spec import TensorSpec
+from controlnext.tensor_spec import LORA_INPUTS, TensorSpec
+from support.fake_tokenizer import WORDS, write_tokenizer
 from support.fake_vae import Nodes, vae_decoder, vae_encoder
 
-WORDS = ("<pad>", "<start>", "<end>", "<unknown>", "a", "red", "blue", "circle", "on", "green", "square")
-WORDS += ("toy", "toy_1")
 LENGTH = 8
 CACHED = "cached_hidden_states"
 SIZES: dict[str, dict[str, dict[str, int]]] = {
@@ -45,6 +53,8 @@ SIZES: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 """Inputs and outputs of every graph of a fake bundle, by family."""
+LORA_LAYERS = (LoraLayer("attn.to_q", (0, 4), (0, 6)), LoraLayer("conv", (4, 22), (6, 9), (3, 3), "input.0"))
+"""The layers that a fake bundle with room for LoRAs says it has in each graph."""
 VAE_CONFIG = {
     "scaling_factor": 0.5,
     "sample_size": 64,
@@ -78,11 +88,12 @@ def write_fake_bundle(
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     shallow: bool = False,
     encoder: bool = False,
+    lora_rank: int = 0,
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
     encoders if ``text_encoders`` is false. ``previews``: whether it has a decoder for them. ``added``: tokens
-    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part. ``encoder``: whether
-    the VAE has one."""
+    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part. ``encoder``: whether the
+    VAE has one. ``lora_rank``: room for LoRAs of denoiser and text encoders, which add up their matrices."""
     family, sizes = get_family(family_name), dict(SIZES[family_name])
     if encoder:
         sizes["vae_encoder"] = {"moments": 2 * sizes["vae_decoder"]["latent_channels"]}
@@ -93,12 +104,16 @@ def write_fake_bundle(
         if spec.name not in sizes or spec.name in leave_out or (spec.optional and not text_encoders):
             continue
         spec = spec.of(DENOISER_CONFIG).with_controls(controls)
+        roomy = lora_rank and spec.name in (family.denoiser, *family.prompt_encoders)
+        room = LoraRoom(lora_rank, list(LORA_LAYERS)) if roomy else msgspec.UNSET
+        if room:
+            spec = spec.with_loras(*room.columns)
         inputs, outputs = (
             [tensor.resolve(sizes[spec.name]) for tensor in side] for side in (spec.inputs, spec.outputs)
         )
         write_graph(directory / spec.name, _body(spec.name), inputs, outputs)
         entries = [[TensorEntry.of(tensor) for tensor in side] for side in (inputs, outputs)]
-        graphs[spec.name] = Graph(spec.network, "fp32", *entries)
+        graphs[spec.name] = Graph(spec.network, "fp32", *entries, lora=room)
         if shallow and spec.name == family.denoiser:
             graphs[spec.name] = _with_shallow(directory / spec.name, graphs[spec.name])
         network = family.known_networks[spec.network]
@@ -160,7 +175,9 @@ def fake_denoiser(feed: dict[str, np.ndarray]) -> np.ndarray:
     batch, _, height, width = halved.shape
     rows = feed["timestep"] / 1000
     for name, array in feed.items():
-        if name not in _PER_STEP and not name.startswith("control_"):
+        if name in LORA_INPUTS:
+            rows = rows + array.sum((1, 2))
+        elif name not in _PER_STEP and not name.startswith("control_"):
             rows = rows + array.mean(tuple(range(1, array.ndim))) / _divisor(name)
     result = halved + rows.reshape(batch, 1, 1, 1)
     for suffix in _suffixes(feed):
@@ -180,25 +197,6 @@ def _suffixes(names: Iterable[str]) -> list[str]:
 def _divisor(name: str) -> float:
     """Return the divisor of an input: sizes in pixels are large numbers."""
     return 1000.0 if name.endswith("_ids") else 1.0
-
-
-def write_tokenizer(path: Path, length: int, start: bool, added: Sequence[str]) -> None:
-    """Write a tokenizer of whole words to ``path``, with or without a start token, that truncates and
-    pads."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>" if start else "$A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
-    )
-    tokenizer.add_tokens(list(added))
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_token="<pad>", pad_id=0)
-    path.parent.mkdir(parents=True)
-    tokenizer.save(str(path))
 
 
 def write_graph(
@@ -241,10 +239,16 @@ def _body(graph_name: str) -> Body:
     return vae_decoder if graph_name.endswith("_decoder") else _denoiser
 
 
-def _text_encoder(_inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
-    """Return nodes that embed every token by table; pooled: the first entries of the mean embedding."""
-    nodes = [("Gather", ["table", "input_ids"], ["prompt_embeds"], {})]
+def _text_encoder(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
+    """Return nodes that embed every token by table, and add up LoRAs; pooled: the first entries of the mean
+    embedding."""
+    loras = [tensor.name for tensor in inputs if tensor.name in LORA_INPUTS]
+    nodes = [("Gather", ["table", "input_ids"], ["embedded" if loras else "prompt_embeds"], {})]
     arrays = {"table": table(outputs[0].shape[-1])}
+    if loras:
+        nodes += [("ReduceSum", [name, "inside"], [f"{name}_sum"], {"keepdims": 1}) for name in loras]
+        nodes.append(("Sum", ["embedded", *(f"{name}_sum" for name in loras)], ["prompt_embeds"], {}))
+        arrays["inside"] = np.array([1, 2])
     if len(outputs) == 1:
         return nodes, arrays
     nodes += [
@@ -269,7 +273,9 @@ def _denoiser(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
         if name not in _PER_STEP and not name.startswith("control_"):
             integers[f"{name}_axes"] = list(range(1, len(tensor.shape)))
             floats[f"{name}_divisor"] = _divisor(name)
-            nodes.append(("ReduceMean", [name, f"{name}_axes"], [f"{name}_mean"], {"keepdims": 0}))
+            # the mean of nothing is not a number, and a LoRA may have rank 0
+            reduce = "ReduceSum" if name in LORA_INPUTS else "ReduceMean"
+            nodes.append((reduce, [name, f"{name}_axes"], [f"{name}_mean"], {"keepdims": 0}))
             nodes.append(("Div", [f"{name}_mean", f"{name}_divisor"], [f"{name}_row"], {}))
             rows.append(f"{name}_row")
     nodes += [("Sum", rows, ["sum"], {}), ("Reshape", ["sum", "per_row"], ["offset"], {})]

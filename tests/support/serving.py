@@ -59,14 +59,18 @@ class Site:
 
     def refused(self, status: int, method: str, path: str, **options: Any) -> dict[str, Any]:
         """Make a request that is answered with an error of this status; return the error's fields."""
-        response = self.http.request(method, path, **options)
-        assert response.status_code == status, response.text
-        assert response.headers["x-request-id"]
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert "Traceback" not in error["message"]
-        assert "\n" not in error["message"]
-        return error
+        return error_of(self.http.request(method, path, **options), status)
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """Return the fields of the error in an answer of this status."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "Traceback" not in error["message"]
+    assert "\n" not in error["message"]
+    return error
 
 
 @contextmanager

@@ -38,6 +38,8 @@ VERSION = "1.2.3"
 Compute = Callable[[dict[str, np.ndarray]], np.ndarray]
 SMALLEST = {"batch": 1, "control_batch": 1, "height": 2, "width": 2, "sequence": 7}
 LARGEST = {"batch": 4, "control_batch": 4, "height": 6, "width": 6, "sequence": 7}
+SMALLEST |= {"lora_rows": 1, "lora_rank": 1}
+LARGEST |= {"lora_rows": 4, "lora_rank": 4}
 ACTIVATION_SIZE = 1000
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import CancelledError, Future, wait
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -183,10 +184,16 @@ def test_closing_finishes_what_was_submitted(warm: Pipeline) -> None:
 @pytest.mark.parametrize("where", ["on_step", "callback"])
 def test_it_can_be_closed_from_a_callback(warm: Pipeline, where: str) -> None:
     """In the batcher's own threads; what was submitted is finished."""
-    batcher = Batcher(warm)
-    on_step = (lambda _step: batcher.close()) if where == "on_step" else None
+    batcher, submitted = Batcher(warm), Event()
+
+    def close_at_once(_step: object) -> None:
+        submitted.wait(PATIENCE)
+        batcher.close()
+
+    on_step = close_at_once if where == "on_step" else None
     future = batcher.submit(**arguments(num_inference_steps=30), on_step=on_step)
     other = batcher.submit(**arguments(num_inference_steps=40))
+    submitted.set()
     if where == "callback":
         future.add_done_callback(lambda _future: batcher.close())
     assert future.exception(PATIENCE) is None

@@ -12,7 +12,7 @@ import pytest
 
 from controlnext.errors import InputError
 from controlnext.runtime.bulk.jobs import Job, read_jobs
-from controlnext.runtime.bulk.results import JobResults, open_results
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from controlnext.runtime.media.video_files import write_clip
 from controlnext.runtime.ray_cluster import ReplicaRange
@@ -77,20 +77,6 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     assert JobResults(tmp_path).done(job) is None
 
 
-def test_files_of_a_job_that_was_changed_do_not_stay(tmp_path: Path) -> None:
-    """Those of other jobs, and files that are nobody's, do."""
-    old, other = Job("a", {"num_images_per_prompt": 2}), Job("b", {})
-    names = {"a": ["a-1.png", "a-2.png"], "b": ["b.png"]}
-    records = [{"id": job.id, "job": job.digest, "files": names[job.id]} for job in (old, other)]
-    written(tmp_path, *records).rename(tmp_path / "results.jsonl")
-    for name in ("a-1.png", "a-2.png", "b.png", "mine.png"):
-        (tmp_path / name).touch()
-    changed = Job("a", {})
-    with open_results(tmp_path) as results:
-        assert results.prepare([changed, other]) == [changed]
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["b.png", "mine.png"]
-
-
 @pytest.mark.parametrize("max_rows", [0, -1, True, 1.5])
 def test_rows_are_a_positive_integer(max_rows: Any) -> None:
     with pytest.raises(InputError, match=r"max_rows is .* it must be an integer of at least 1") as caught:
@@ -117,7 +103,8 @@ def test_clips_of_patterns_and_videos_with_their_pace(tmp_path: Path) -> None:
     ]
     spec = BulkSpec(str(tmp_path / "clips"), str(tmp_path), str(tmp_path), "auto", "cpu", 1, max_rows=2)
     with idle_pipeline(tmp_path / "clips", no_noise) as pipe:
-        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+        ledger = JobResults(tmp_path).whole()
+        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec, ledger)}
     sums = {name: record.get("checksum") for name, record in records.items()}
     assert sums["pattern"] == sums["list"] == sums["same"] != sums["quick"]
     assert "fps is 'x'; it must be a number" in records["odd"]["error"]

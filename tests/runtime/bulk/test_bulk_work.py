@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from controlnext.errors import BundleError, OutOfMemoryError
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import LEDGER
+from controlnext.runtime.bulk.ledger import LEDGER
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from support.fake_bundle import write_fake_bundle
 from support.idle_clips import idle_pipeline, no_noise
@@ -70,7 +76,12 @@ def test_jobs_start_from_images_that_are_paths(tmp_path: Path, spec: BulkSpec) -
 
 def done(spec: BulkSpec, *jobs: Job) -> dict[str, dict[str, Any]]:
     with open_pipeline(Path(spec.bundle)) as pipe:
-        return {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+        return by_id(pipe, jobs, spec)
+
+
+def by_id(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec) -> dict[str, dict[str, Any]]:
+    with closing(JobResults(Path(spec.output)).whole()) as ledger:
+        return {record["id"]: record for record in do_jobs(pipe, jobs, spec, ledger)}
 
 
 def test_results_are_those_of_calls(spec: BulkSpec) -> None:
@@ -106,9 +117,14 @@ def test_several_images_and_a_random_seed(spec: BulkSpec) -> None:
         ({**CALL, "control_image": 3}, "an image is 3; give the path of a file"),
         ({**CALL, "num_inference_steps": 0}, "num_inference_steps is 0"),
         ({**CALL, "sampler": "none"}, "unknown sampler 'none'"),
-        ({**CALL, "timesteps": [9, 5]}, "num_inference_steps and timesteps were given; give one of them"),
+        ({**CALL, "timesteps": [9, 5]}, "`num_inference_steps` and `timesteps` were given; give one of them"),
         ({**CALL, "prompt": 5}, "prompt"),
-        ({}, "prompt"),
+        ({}, "no prompt was given; set `prompt`"),
+        (
+            {**CALL, "num_inference_steps": 10**8},
+            "num_inference_steps is 100000000; it must be",
+        ),
+        ({**CALL, "num_images_per_prompt": 10**9}, "makes 1000000000 images; give at most 10000 a job"),
     ],
 )
 def test_a_bad_job_is_recorded_and_stops_no_other(
@@ -118,6 +134,29 @@ def test_a_bad_job_is_recorded_and_stops_no_other(
     assert error in records["bad"]["error"]
     assert records["good"]["files"] == ["good.png"]
     assert records["worse"]["error"] == "line 3 is not JSON"
+
+
+@pytest.mark.parametrize("graph", ["unet", "text_encoder", "vae_decoder"])
+def test_a_damaged_bundle_is_no_fault_of_the_jobs(tmp_path: Path, spec: BulkSpec, graph: str) -> None:
+    """It is told once, when it is found, and no job has failed."""
+    bundle = shutil.copytree(spec.bundle, tmp_path / "damaged")
+    path = bundle / graph / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model.onnx is damaged"):
+        done(replace(spec, bundle=str(bundle)), *(Job(str(number), CALL) for number in range(5)))
+    assert not (Path(spec.output) / LEDGER).read_bytes()
+    assert not list(Path(spec.output).glob("*.p*"))
+
+
+def test_what_a_job_may_change_to_need_less_memory(spec: BulkSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no `offload`."""
+    error = OutOfMemoryError(16, 8, ("vae_tiling", "offload"), "no room")
+    with open_pipeline(Path(spec.bundle)) as pipe:
+        monkeypatch.setattr(pipe, "finish", Mock(side_effect=error))
+        told = by_id(pipe, [Job("a", CALL)], spec)["a"]["error"]
+    assert told.endswith("(no room); to need less, change `height`, `width`, `vae_tiling`")
 
 
 def test_clips(tmp_path: Path) -> None:
@@ -135,7 +174,7 @@ def test_clips(tmp_path: Path) -> None:
         Job("number", {**given, "control_images": 3}),
     ]
     with idle_pipeline(tmp_path / "clips", no_noise) as pipe:
-        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+        records = by_id(pipe, jobs, spec)
     assert records["directory"]["files"] == ["directory.mp4"]
     assert records["directory"]["checksum"] == records["list"]["checksum"]
     assert "nowhere" in records["none"]["error"]
@@ -176,7 +215,8 @@ def test_kills_lose_nothing(tmp_path: Path, toy: Path) -> None:
 
 def test_a_pipeline_is_closed_by_its_owner(spec: BulkSpec) -> None:
     with open_pipeline(Path(spec.bundle)) as pipe:
-        records = do_jobs(pipe, [Job("a", CALL), Job("b", CALL), Job("c", CALL), Job("d", CALL)], spec)
+        jobs = [Job(name, CALL) for name in "abcd"]
+        records = do_jobs(pipe, jobs, spec, JobResults(Path(spec.output)).whole())
         assert next(records)["files"]
         records.close()
         assert isinstance(pipe, Pipeline)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from controlnext.errors import InputError
-from controlnext.runtime.bulk.jobs import read_jobs
+from controlnext.runtime.bulk.jobs import Job, read_jobs
 
 
 def lines(directory: Path, *rows: Any) -> Path:
@@ -44,7 +47,11 @@ def test_a_line_is_a_job_and_its_number_the_id(tmp_path: Path) -> None:
             '{"control_glob": "*.png", "control_image": "a.png"}',
             "control_image and control_glob are both given",
         ),
-        ('{"control_glob": 3}', "no file matches control_glob 3"),
+        ('{"control_glob": 3}', "control_glob is 3; it must be a text"),
+        ('{"control_glob": ["*.png"]}', "control_glob is ['*.png']; it must be a text"),
+        ('{"control_glob": "."}', "no file matches control_glob '.'"),
+        ('{"control_glob": "/"}', "no file matches control_glob '/'"),
+        ('{"control_glob": "%s"}' % ("x" * 300), "no file matches control_glob 'xxx"),
     ],
 )
 def test_a_bad_line_is_a_job_with_a_problem(tmp_path: Path, row: str, problem: str) -> None:
@@ -69,11 +76,83 @@ def test_a_pattern_is_a_job_for_each_file(tmp_path: Path) -> None:
         ]
 
 
+def test_an_empty_pattern_is_as_if_left_out(tmp_path: Path) -> None:
+    (job,) = read_jobs(lines(tmp_path, {"control_glob": "", "control_image": "a.png"}))
+    assert (dict(job.arguments), job.problem) == ({"control_image": "a.png"}, None)
+
+
+def test_images_whose_names_are_no_ids_have_safe_ones(tmp_path: Path) -> None:
+    """The same in every run, each another, and not too long."""
+    names = ["\u00e4 b", "\u00f6 b", "_ b", "x" * 200]
+    for name in names:
+        (tmp_path / f"{name}.png").touch()
+    jobs = read_jobs(path := lines(tmp_path, {"id": "a", "control_glob": "*.png"}))
+    assert [job.problem for job in jobs] == [None] * len(names)
+    assert {Path(job.arguments["control_image"]).stem for job in jobs} == {*names}
+    assert {job.id[:5] for job in jobs} == {"a-__b", "a-___", "a-xxx"}
+    assert len({job.id for job in jobs}) == len(names)
+    assert max(len(job.id) for job in jobs) == 128
+    assert read_jobs(path) == jobs
+
+
+def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
+    """The files, as nobody gave that id; and a name that cannot be written down."""
+    for name in ("c0.jpg", "c0.png", "c1.png"):
+        (tmp_path / name).touch()
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    jobs = read_jobs(lines(tmp_path, {"id": "a", "control_glob": "*.*g"}, {"id": "a-c1"}))
+    assert [job.id for job in jobs] == ["a-c0", "line-1", "a-c1", "line-1+", "line-2"]
+    assert [job.problem is None for job in jobs] == [True, False, True, False, False]
+    told = f"{tmp_path}/c0.jpg and {tmp_path}/c0.png have the same name"
+    assert str(jobs[1].problem).startswith(told)
+    assert "is not UTF-8; rename the file" in str(jobs[3].problem)
+    assert "the id 'a-c1' names a file of another job, that of line 1; give another" in str(jobs[4].problem)
+
+
 def test_a_table_is_read_without_its_empty_cells(tmp_path: Path) -> None:
+    """They make floats of integers; decimals are numbers as others are."""
     path = tmp_path / "jobs.parquet"
-    columns = {"id": ["a", "b"], "prompt": ["p", "q"], "seed": [1, None]}
+    columns = {
+        "id": [1.0, None],
+        "prompt": ["p", "q"],
+        "seed": [Decimal(2**64 - 1), None],
+        "num_inference_steps": [4.0, None],
+        "guidance_scale": [Decimal("3.50"), Decimal("3.00")],
+        "control_scale": [float("nan"), 0.5],
+        "timesteps": [[9.0, 5.0], None],
+        "sigmas": [1e300, float("inf")],
+    }
     parquet.write_table(pyarrow.table(columns), path)
-    assert [dict(job.arguments) for job in read_jobs(path)] == [{"prompt": "p", "seed": 1}, {"prompt": "q"}]
+    first, second = read_jobs(path)
+    assert (first.id, second.id) == ("1", "2")
+    assert json.dumps(first.arguments) == json.dumps(
+        {
+            "prompt": "p",
+            "seed": 2**64 - 1,
+            "num_inference_steps": 4,
+            "guidance_scale": 3.5,
+            "timesteps": [9, 5],
+            "sigmas": 1e300,
+        }
+    )
+    assert dict(second.arguments) == {
+        "prompt": "q",
+        "guidance_scale": 3,
+        "control_scale": 0.5,
+        "sigmas": float("inf"),
+    }
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = lines(tmp_path, {"id": "a"}, {"id": "b"})
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert read_jobs(path) == [Job("a"), Job("b")]
+
+
+def test_a_table_without_rows_has_no_job(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"id": pyarrow.array([], pyarrow.string())}), tmp_path / "jobs.parquet")
+    with pytest.raises(InputError, match=r"jobs.parquet has no job; give a file with one row for each"):
+        read_jobs(tmp_path / "jobs.parquet")
 
 
 def test_a_file_of_something_else_is_not_a_file_of_bad_jobs(tmp_path: Path) -> None:

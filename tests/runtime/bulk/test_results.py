@@ -19,7 +19,8 @@ from controlnext.errors import InputError, WorkError
 from controlnext.runtime.bulk import results as module
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
-from controlnext.runtime.bulk.results import LEDGER, JobResults, Ledger, open_results
+from controlnext.runtime.bulk.ledger import LEDGER, Ledger
+from controlnext.runtime.bulk.results import JobResults, open_results
 from controlnext.runtime.bulk.table import write_table
 from controlnext.runtime.bulk.work import BulkSpec
 from controlnext.runtime.ray_cluster import ReplicaRange, check_room
@@ -36,7 +37,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     jobs = [Job("a", {"seed": 1}), Job("b", {"seed": 2}), Job("c", {"seed": 3}), Job("d", {})]
     (tmp_path / "a.png").touch()
     record = {"id": "a", "job": jobs[0].digest, "files": ["a.png"], "seed": 1}
-    others = [{**record, "id": "b", "job": "other"}, {**record, "id": "c", "files": ["c.png"]}]
+    others = [{**record, "id": name, "job": "other", "files": [f"{name}.png"]} for name in "bc"]
     failed = {"id": "d", "job": jobs[3].digest, "error": "no memory"}
     torn = b'{"id": "z", "fil'
     (tmp_path / LEDGER).write_bytes(
@@ -174,17 +175,6 @@ def test_a_node_with_another_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is another bundle on") as caught:
         spec.load()
     assert caught.value.argument == "bundle"
-
-
-def test_a_record_gives_way_to_a_job_with_its_files(tmp_path: Path) -> None:
-    """Of a job that is no longer asked for; others that are not stay."""
-    old, other = Job("a", {"num_images_per_prompt": 2}), Job("b", {})
-    records = [{**record_of(old, b""), "files": ["a-1.png", "a-2.png"]}, record_of(other, b"")]
-    (tmp_path / LEDGER).write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    new = Job("a-2", {})
-    with open_results(tmp_path) as results:
-        assert results.prepare([new]) == [new]
-    assert [json.loads(line)["id"] for line in (tmp_path / LEDGER).read_text().splitlines()] == ["b"]
 
 
 @pytest.mark.parametrize("seeds", [[1, None], [2**64 - 1, None, 1], [2**64 - 1, -(2**63)]])

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.serve.exceptions import RayServeException
 
 from controlnext.errors import WorkError
 from controlnext.runtime import ray_cluster
@@ -60,6 +62,47 @@ def test_a_start_that_is_terminated(cluster: Serve, address: str, calls: list[st
         pytest.fail("it has started")
     assert cluster.calls == calls
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("late", [1, 2])
+@pytest.mark.parametrize("error", [ActorDiedError(), TimeoutError("HTTP proxies not available after 60s.")])
+def test_a_proxy_that_is_late(
+    cluster: Serve, monkeypatch: pytest.MonkeyPatch, error: Exception, late: int
+) -> None:
+    """Serve is started once more; then it is one line."""
+    errors = [error] * late
+
+    def start(**_options: Any) -> None:
+        cluster.calls.append("start")
+        if errors:
+            raise errors.pop()
+
+    def delete(_name: str, *, _blocking: bool) -> None:
+        raise RayServeException("There is no Serve instance running on this Ray cluster.")
+
+    monkeypatch.setattr(cluster, "start", start, raising=False)
+    monkeypatch.setattr(cluster, "delete", delete)
+    expected = (KeyboardInterrupt, None) if late == 1 else (WorkError, "proxy did not start in time .*; try")
+    with (
+        pytest.raises(expected[0], match=expected[1]) as caught,
+        service.served(SPEC, "10.0.0.5:6379", "127.0.0.1", 0),
+    ):
+        pytest.fail("it has started")
+    assert len(str(caught.value).splitlines()) <= 1
+    assert cluster.calls == ["start", "start", "leave"]
+
+
+def test_replicas_that_are_late(cluster: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_arguments: Any, **_options: Any) -> None:
+        raise RayActorError(error_msg="it was killed\nby whom")
+
+    monkeypatch.setattr(cluster, "run", run)
+    with (
+        pytest.raises(WorkError, match=r"did not start: .*it was killed; try again when") as caught,
+        service.served(SPEC, LOCAL, "127.0.0.1", 0),
+    ):
+        pytest.fail("it has started")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_ray_makes_sigterm_another_error(monkeypatch: pytest.MonkeyPatch) -> None:

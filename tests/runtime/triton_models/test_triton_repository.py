@@ -111,14 +111,24 @@ def test_a_name_that_does_not_fit_into_an_address_is_refused(toy: Path, tmp_path
 
 
 def test_bundles_that_cannot_be_served_are_refused(toy: Path, tmp_path: Path) -> None:
-    """One without text encoders, one with a truncated file; a directory that is none."""
+    """One without text encoders, one with a truncated or damaged file; a directory that is none."""
     mute = write_fake_bundle(tmp_path / "mute", text_encoders=False)
     cut = shutil.copytree(toy, tmp_path / "cut")
     (cut / "unet" / "model.onnx").write_bytes(b"x")
-    for bundle, words in ((mute, "no text_encoder"), (cut, "truncated"), (tmp_path, "is not a bundle")):
+    flipped = shutil.copytree(toy, tmp_path / "flipped")
+    content = bytearray((flipped / "text_encoder" / "model.onnx.data").read_bytes())
+    content[7] ^= 1
+    (flipped / "text_encoder" / "model.onnx.data").write_bytes(content)
+    refused = {mute: "no text_encoder", cut: "truncated", flipped: "damaged", tmp_path: "is not a bundle"}
+    for bundle, words in refused.items():
         with pytest.raises(InputError, match=words):
             write_model(bundle, tmp_path / "repository", SETTINGS)
-    assert not list((tmp_path / "repository").glob("*"))
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_location_is_no_model_repository(toy: Path) -> None:
+    with pytest.raises(InputError, match="output s3://models/all is not on this machine; give a path"):
+        write_model(toy, Path("s3://models/all"), SETTINGS)
 
 
 def test_a_bundle_of_clips_is_refused_with_the_reason(

@@ -1,0 +1,1 @@
+"""LoRAs that are chosen at run time."""
