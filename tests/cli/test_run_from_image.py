@@ -79,6 +79,11 @@ def test_refusals_name_the_option(cli: Cli, encoding: Path, files: dict[str, Pat
         ({"image": files["photo"], "strength": 0.1}, "raise --strength or --steps"),
         ({"mask_image": files["mask"]}, "set --image"),
         ({"image": files["photo"], "mask_image": files["control"]}, "give --mask-image the size of --image"),
+        ({"image": files["photo"].with_name("none.png")}, "none.png: No such file or directory; give a PNG"),
+        (
+            {"image": files["photo"], "mask_image": files["photo"].with_name("none.png")},
+            "none.png: No such file or directory; give a PNG",
+        ),
         ({"image": files["photo"], "strength": 2}, "--strength is 2.0; it must be a number from 0"),
     ):
         assert_refused(run(cli, encoding, **common, **flags), message)

@@ -21,13 +21,15 @@ from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.shipped import shipped_config
 from support.exports import export_tiny, load_tiny, once
 from support.recipe import drawing, fill, rand
+from support.roomy import UNETS
 from support.start_images import mask, photo
 from support.two_controls import difference
 
 pytestmark = pytest.mark.export
 
 LIMIT = 1e-4
-WIDTHS = {"sd15": (48, None), "sdxl": (48, 24)}
+WIDTHS = {"sd15": (16, None), "sdxl": (48, 24)}
+"""Widths of the embeddings, and of the pooled ones."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,8 @@ def inpainting(shared_folder: Path, tiny_checkpoint: Callable[[str], Path]) -> C
 
     def make(variant: str, directory: Path) -> None:
         shutil.copytree(tiny_checkpoint(variant), directory)
-        folder = directory / "base" / "unet"
-        config = diffusers.UNet2DConditionModel.load_config(folder)
-        unet = diffusers.UNet2DConditionModel.from_config({**config, "in_channels": 9})
-        fill(unet, 21).save_pretrained(folder)
+        unet = diffusers.UNet2DConditionModel(**UNETS[variant], in_channels=9)
+        fill(unet, 21).save_pretrained(directory / "base" / "unet")
 
     return lambda variant: once(shared_folder / f"inpainting-{variant}", lambda path: make(variant, path))
 
