@@ -137,7 +137,7 @@ def drawn(parameters: FloatArray, generator: TorchGenerator) -> FloatArray:
     """Return latents from the distribution with this mean and logarithm of the variance, (N, 2 C, h, w)."""
     mean, log_variance = np.split(parameters, 2, axis=1)
     deviation = np.exp(np.float32(0.5) * log_variance.clip(*_LOG_VARIANCE))
-    return mean + deviation * generator.randn(mean.shape)
+    return (mean + deviation * generator.randn(mean.shape)).astype(np.float32, copy=False)
 
 
 _LOG_VARIANCE = (-30, 20)
