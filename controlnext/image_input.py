@@ -60,6 +60,15 @@ def open_image(path: Path) -> Image.Image:
         ) from error
 
 
+def rgb_of(bands: Bands) -> Image.Image:
+    """Return an image that was read as one PIL image of mode RGB, 8 bits."""
+    if bands[0].mode == "RGB":
+        return bands[0]
+    levels = np.stack([np.asarray(band) for band in bands], axis=-1)
+    pixels = (np.broadcast_to(levels, (*levels.shape[:2], 3)) * _EIGHT_BITS).round()
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
 class ImageReader:
     """A reader of PIL images of any mode, and of arrays (height, width), (height, width, 3) or
     (height, width, 4) of bool, uint8, uint16 or floats in [0, 1].
@@ -92,12 +101,7 @@ class ImageReader:
 
     def read_rgb(self, given: object) -> Image.Image:
         """Return the same as :meth:`read` as one PIL image of mode RGB, 8 bits, for preprocessors."""
-        bands = self.read(given)
-        if bands[0].mode == "RGB":
-            return bands[0]
-        levels = np.stack([np.asarray(band) for band in bands], axis=-1)
-        pixels = (np.broadcast_to(levels, (*levels.shape[:2], 3)) * _EIGHT_BITS).round()
-        return Image.fromarray(pixels.astype(np.uint8))
+        return rgb_of(self.read(given))
 
     def _opaque(self, image: Image.Image) -> Image.Image:
         """Return an image of mode RGB or RGBA in mode RGB."""

@@ -49,8 +49,9 @@ class TensorSpec:
 
     A dimension written ``"@name"`` in the registry is a size of the model at hand
     (``"@cross_attention_dim"``) and becomes a number in :meth:`resolve`. ``argument`` says where the PyTorch
-    module takes the input if that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``.
-    ``needs``: a key of the network's configuration; where it is null, the graph does not have the input.
+    module takes the input if that is not a parameter of the same name: ``"added_cond_kwargs.text_embeds"``;
+    ``"+sample"`` adds its channels to those of ``sample``. ``needs``: a key of the network's configuration,
+    or ``"key=value"``; where it is null, or another value, the graph does not have the input.
     """
 
     name: str
@@ -58,6 +59,12 @@ class TensorSpec:
     shape: tuple[Dim, ...]
     argument: str = ""
     needs: str = ""
+
+    def is_input_of(self, config: Mapping[str, object]) -> bool:
+        """Return whether the graph of a network with this configuration has the input."""
+        key, _, wanted = self.needs.partition("=")
+        value = config.get(key)
+        return not key or (str(value) == wanted if wanted else value is not None)
 
     def resolve(self, sizes: Mapping[str, int]) -> TensorSpec:
         """Return the spec with every ``"@name"`` replaced by its size."""

@@ -76,13 +76,15 @@ class FusedDenoiser(nn.Module):
 
 def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the keyword arguments of the denoiser; ``"group.name"`` puts a tensor into a dictionary
-    argument."""
+    argument, ``"+name"`` adds its channels to an argument before it."""
     arguments: dict[str, Any] = {}
     for tensor in spec.inputs:
         if tensor.name in inputs:
             group, dot, name = (tensor.argument or tensor.name).partition(".")
             if dot:
                 arguments.setdefault(group, {})[name] = inputs[tensor.name]
+            elif group.startswith("+"):
+                arguments[group[1:]] = torch.cat([arguments[group[1:]], inputs[tensor.name]], dim=1)
             else:
                 arguments[group] = inputs[tensor.name]
     return arguments

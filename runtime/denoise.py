@@ -16,7 +16,7 @@ from controlnext.errors import WorkError
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
-from controlnext.runtime.step_cache import conditional_rows, join_rows
+from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
 from controlnext.types import Feed, FloatArray
 
 
@@ -56,8 +56,8 @@ class Denoising(ABC):
     """A request while it is denoised.
 
     Attributes:
-        sampler: the sampler, which serves this run alone.
-        latents: noise of unit variance; from then on the state after the last step.
+        sampler: the sampler, which serves this run alone and begins at a step of its own.
+        latents: the sample before the first step; from then on the state after the last step.
         generator: the source of the noise that some samplers add.
         parts: the batches of a step; of the conditional rows alone once guidance has ended.
         guided_steps: the number of steps with guidance, 0 for a run without.
@@ -65,6 +65,8 @@ class Denoising(ABC):
         cache_interval: every step of which the index is a multiple is full, those between are shallow.
         index: number of the next step, counted from 0.
         features: what the last full step computed for shallow ones, of each part, for all of its rows.
+        earlier, later: the numbers of steps of the runs before and after this one in the same call.
+        then: makes the run that follows, once this one is done.
     """
 
     sampler: Sampler
@@ -74,17 +76,22 @@ class Denoising(ABC):
     guided_steps: int
     guard: MemoryGuard
     cache_interval: int = 1
+    earlier: int = 0
+    later: int = 0
+    then: Callable[[FloatArray], Denoising] | None = None
     index: int = field(default=0, init=False)
     features: list[Feed] = field(default_factory=list, init=False)
     _scaled: FloatArray | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.latents = self.latents * np.float32(self.sampler.init_noise_sigma)
-
     @property
     def total(self) -> int:
         """The number of steps."""
-        return len(self.sampler.timesteps)
+        return len(self.sampler.timesteps) - self.sampler.begin
+
+    @property
+    def place(self) -> int:
+        """The index of the next step in the sampler's schedule."""
+        return self.sampler.begin + self.index
 
     @property
     def done(self) -> bool:
@@ -94,12 +101,7 @@ class Denoising(ABC):
     @property
     def kind(self) -> StepKind:
         """The kind of the next step."""
-        if self.cache_interval == 1:
-            return StepKind.PLAIN
-        if self.shallow:
-            return StepKind.SHALLOW
-        # the last step has none after it that could take over features
-        return StepKind.FULL if self.index + 1 < self.total else StepKind.PLAIN
+        return step_kind(self.index, self.total, self.cache_interval)
 
     @property
     def shallow(self) -> bool:
@@ -109,12 +111,12 @@ class Denoising(ABC):
     @property
     def timestep(self) -> float:
         """The timestep of the next step."""
-        return float(self.sampler.timesteps[self.index])
+        return float(self.sampler.timesteps[self.place])
 
     def inputs(self, number: int) -> Feed:
         """Return the inputs that are not bound of part ``number`` in the next step."""
         if self._scaled is None:
-            self._scaled = self.sampler.scale_model_input(self.latents, self.index)
+            self._scaled = self.sampler.scale_model_input(self.latents, self.place)
         return self._inputs(number, self._scaled)
 
     @abstractmethod
@@ -136,12 +138,16 @@ class Denoising(ABC):
                 f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows with"
                 " these weights and scales; export with `precision` fp32, or use smaller scales"
             )
-        self.latents = self.sampler.step(noise, index, self.latents, self.generator)
+        self.latents = self._kept(self.sampler.step(noise, self.place, self.latents, self.generator))
         self.index, self._scaled = self.index + 1, None
         if self.index == self.guided_steps and not self.done:
             self.parts = _conditional(self.parts)
             self.features = [conditional_rows(features) for features in self.features]
-        return Step(index, self.total, timestep, self.latents)
+        return Step(self.earlier + index, self.earlier + self.total + self.later, timestep, self.latents)
+
+    def _kept(self, latents: FloatArray) -> FloatArray:
+        """Return the sample after a step, with the part that the run keeps of its image."""
+        return latents
 
 
 @dataclass(frozen=True)
@@ -231,13 +237,15 @@ class Rounds:
 
 
 def denoise(run: Denoising) -> Iterator[Step]:
-    """Yield the steps of a single run; raise its error."""
+    """Yield the steps of a single run, and of those that follow it; raise its error."""
     rounds = Rounds(run.parts[0].bound.engine.most_rows)
     while not run.done:
         for _, outcome in rounds.take([run]):
             if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
+    if run.then is not None:
+        yield from denoise(run.then(run.latents))
 
 
 def _pack(runs: Sequence[Denoising], most_rows: int | None) -> list[_Batch]:
@@ -290,10 +298,3 @@ def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
     """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
     halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
     return [replace(part, bound=halves[part.bound]) for part in parts]
-
-
-def partial_steps(total: int, count: int) -> dict[int, int]:
-    """Return the indices of the steps after which the ``count`` unfinished images are taken, with the number
-    of each: spread evenly over ``total`` steps, the last of which makes the finished one."""
-    count = min(count, total - 1)
-    return {total * number // (count + 1) - 1: number - 1 for number in range(1, count + 1)}

@@ -1,6 +1,7 @@
-"""The resize that Stable Video Diffusion's image encoder was trained with: Gaussian blur, then cubic.
+"""The resize that Stable Video Diffusion's image encoder was trained with, Gaussian blur, then cubic, and
+that of latents, bilinear.
 
-Both are linear and separable, so one matrix for each axis does both.
+They are linear and separable, so one matrix for each axis does all.
 """
 
 from __future__ import annotations
@@ -50,6 +51,24 @@ def resize_antialiased(image: FloatArray, size: int | tuple[int, int]) -> FloatA
         )
     rows, columns = _resize_matrix(image.shape[1], height), _resize_matrix(image.shape[2], width)
     return np.matmul(np.matmul(rows, image), columns.T)
+
+
+def resize_bilinear(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Return feature maps (..., H, W) float32 enlarged to (..., h, w) of ``size``, as PyTorch's bilinear
+    interpolation without aligned corners does."""
+    rows, columns = (_bilinear(*pair) for pair in zip(maps.shape[-2:], size, strict=True))
+    return np.matmul(np.matmul(rows, maps), columns.T)
+
+
+def _bilinear(length: int, size: int) -> FloatArray:
+    """Return the weight of each of ``length`` pixels in each of ``size``, (size, length) float32."""
+    places = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0)
+    first = np.minimum(np.floor(places).astype(np.int64), length - 1)
+    second, share = np.minimum(first + 1, length - 1), places - first
+    matrix = np.zeros((size, length))
+    np.add.at(matrix, (np.arange(size), first), 1 - share)
+    np.add.at(matrix, (np.arange(size), second), share)
+    return matrix.astype(np.float32)
 
 
 def _resize_matrix(length: int, size: int) -> FloatArray:

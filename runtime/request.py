@@ -12,6 +12,7 @@ import numpy as np
 
 from controlnext.errors import InputError
 from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
+from controlnext.runtime.start_request import StartArguments
 from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -91,7 +92,7 @@ class CommonRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Request(CommonRequest):
+class Request(StartArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None
@@ -130,6 +131,7 @@ class Request(CommonRequest):
             )
         self._check_prompts()
         check_loras(self.lora)
+        self.check_start(self.output_type, self.latents)
 
     def _check_prompts(self) -> None:
         """Apply the rules of diffusers' ``check_inputs`` that need no model."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from controlnext.errors import InputError
 from controlnext.families import Family
@@ -19,13 +20,18 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def choose_size(
-    family: Family, config: Mapping[str, Any], request: CommonRequest, control_size: Size
-) -> Size:
-    """Return the requested size, else that of the latents, else that of the control image.
+class OwnSize(NamedTuple):
+    """The size of an image that a request has, and what messages call that image."""
 
-    The size of the control image, ``control_size``, is rounded down to what the model supports, as diffusers
-    does. ``config``: the denoiser's. Raises :class:`InputError` for a size that the model does not support.
+    size: Size
+    name: str = "control image"
+
+
+def choose_size(family: Family, config: Mapping[str, Any], request: CommonRequest, own: OwnSize) -> Size:
+    """Return the requested size, else that of the latents, else that of the request's own image.
+
+    The image's own size is rounded down to what the model supports, as diffusers does. ``config``: the
+    denoiser's. Raises :class:`InputError` for a size that the model does not support.
     """
     sizes = []
     for axis, name in enumerate(("height", "width")):
@@ -36,10 +42,27 @@ def choose_size(
             size = family.vae_factor * request.latents.shape[axis - 2]
             given = f"the {name} of the latents is {size}"
         else:
-            given = f"the {name} of the control image is {control_size[axis]}"
-            size = control_size[axis] // family.size_multiple * family.size_multiple
+            given = f"the {name} of the {own.name} is {own.size[axis]}"
+            size = own.size[axis] // family.size_multiple * family.size_multiple
         sizes.append(_checked(family, config, name, size, given))
     return sizes[0], sizes[1]
+
+
+def enlarged_size(family: Family, config: Mapping[str, Any], size: Size, factor: float) -> Size:
+    """Return ``factor`` times a size, rounded down to what the model supports.
+
+    Raises :class:`InputError` for one that is too large, or not larger.
+    """
+    multiple, largest = family.size_multiple, family.largest_size(config)
+    height, width = (int(side * factor) // multiple * multiple for side in size)
+    if (height, width) == size or max(height, width) > largest:
+        limit = "" if math.isinf(largest) else f", up to {largest:g}"
+        raise InputError(
+            f"upscale is {factor:g}, which makes {width} x {height} of {size[1]} x {size[0]} pixels; give one"
+            f" that makes a larger multiple of {multiple}{limit}",
+            argument="upscale",
+        )
+    return height, width
 
 
 def _checked(family: Family, config: Mapping[str, Any], name: str, size: object, given: str) -> int:

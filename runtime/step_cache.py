@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from controlnext.engines import Engine
+from controlnext.engines.steps import StepKind
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed
@@ -15,6 +16,16 @@ from controlnext.types import Feed
 MOST_BYTES = 4 << 30
 """The most memory for the features of a run: those of an image take 42 MB at most families' own size, those
 of a window of a clip 300 MB."""
+
+
+def step_kind(index: int, total: int, interval: int) -> StepKind:
+    """Return the kind of a step, of ``total``, with this ``cache_interval``."""
+    if interval == 1:
+        return StepKind.PLAIN
+    if index % interval:
+        return StepKind.SHALLOW
+    # the last step has none after it that could take over features
+    return StepKind.FULL if index + 1 < total else StepKind.PLAIN
 
 
 def open_step_cache(

@@ -1,6 +1,6 @@
-"""Decoding in overlapping tiles with diffusers' arithmetic.
+"""Decoding and encoding in overlapping tiles with diffusers' arithmetic.
 
-The memory of the decoder does not grow with the image.
+The memory of decoder and encoder does not grow with the image.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ import numpy as np
 from controlnext.errors import InputError
 from controlnext.families.parts import TINY_VAE
 from controlnext.types import FloatArray
+
+Tile = Callable[[FloatArray], FloatArray]
+"""Decodes or encodes a tile."""
+Part = tuple[int, int, FloatArray]
+"""The upper and the left edge of a part of a result, and the part."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +54,44 @@ class Tiles:
         """The distance from one tile to the next, in latents."""
         return self.size - self.size // 4
 
-    def decode(
-        self, decode: Callable[[FloatArray], FloatArray], latents: FloatArray
-    ) -> Iterator[tuple[int, int, FloatArray]]:
+    def decode(self, decode: Tile, latents: FloatArray) -> Iterator[Part]:
         """Yield the image of the latents (N, C, h, w) part by part, row by row.
 
         ``decode`` turns the latents of a tile into samples (N, 3, H, W) float32. Each item is the upper and
         the left edge of a part in pixels, and its samples. Latents that fit in one tile are one part.
         """
-        height, width = latents.shape[2:]
-        if max(height, width) <= self.size:
-            yield 0, 0, decode(latents)
+        return self._parts(decode, latents, self.size, self.stride, lambda length: length * self.factor)
+
+    def encode(self, encode: Tile, samples: FloatArray) -> FloatArray:
+        """Return what ``encode`` makes of samples (N, 3, H, W), tile by tile: (N, C, H/factor, W/factor)."""
+        size, stride = self.size * self.factor, self.stride * self.factor
+        parts = list(self._parts(encode, samples, size, stride, lambda length: length // self.factor))
+        count, channels = parts[0][2].shape[:2]
+        height, width = (length // self.factor for length in samples.shape[2:])
+        whole = np.empty((count, channels, height, width), np.float32)
+        for top, left, part in parts:
+            whole[:, :, top : top + part.shape[2], left : left + part.shape[3]] = part
+        return whole
+
+    def _parts(
+        self, run: Tile, given: FloatArray, size: int, stride: int, across: Callable[[int], int]
+    ) -> Iterator[Part]:
+        """Yield the results of ``run`` for tiles of ``given``, each with its upper and its left edge.
+
+        ``size`` and ``stride`` of the tiles are in pixels or latents as ``given`` is; ``across`` returns such
+        a length in those of the results.
+        """
+        height, width = given.shape[2:]
+        if max(height, width) <= size:
+            yield 0, 0, run(given)
             return
-        overlap, reach = self.size // 4 * self.factor, self.stride * self.factor
+        overlap, reach = across(size - stride), across(stride)
         above: list[FloatArray] = []
-        for top in range(0, height, self.stride):
+        for top in range(0, height, stride):
             below: list[FloatArray] = []
             beside = None
-            for column, left in enumerate(range(0, width, self.stride)):
-                tile = decode(latents[:, :, top : top + self.size, left : left + self.size])
+            for column, left in enumerate(range(0, width, stride)):
+                tile = run(given[:, :, top : top + size, left : left + size])
                 if above:
                     _fade(above[column], tile, 2)
                 if beside is not None:
@@ -75,7 +99,7 @@ class Tiles:
                 # copies: a view would keep the tile
                 below.append(tile[:, :, -overlap:].copy())
                 beside = tile[:, :, :, -overlap:].copy()
-                yield top * self.factor, left * self.factor, tile[:, :, :reach, :reach]
+                yield across(top), across(left), tile[:, :, :reach, :reach]
             above = below
 
 
@@ -94,26 +118,30 @@ class TinyTiles(Tiles):
         """The distance from one tile to the next, in latents."""
         return self.size - self.size // 8
 
-    def decode(
-        self, decode: Callable[[FloatArray], FloatArray], latents: FloatArray
-    ) -> Iterator[tuple[int, int, FloatArray]]:
-        """Yield the image of the latents strip by strip; see :meth:`Tiles.decode`."""
-        count, _, height, width = latents.shape
-        reach, extent = self.stride * self.factor, self.size * self.factor
+    def _parts(
+        self, run: Tile, given: FloatArray, size: int, stride: int, across: Callable[[int], int]
+    ) -> Iterator[Part]:
+        """Yield the results strip by strip; see :meth:`Tiles._parts`."""
+        height, width = given.shape[2:]
+        reach, extent = across(stride), across(size)
         ramp = np.arange(extent, dtype=np.float32) / np.float32(extent - reach - 1)
         fading, whole = ramp.clip(0, 1), np.ones(extent, np.float32)
-        carried = np.zeros((count, 3, 0, width * self.factor), np.float32)
-        for top in range(0, height, self.stride):
-            rows = min(self.size, height - top) * self.factor
-            strip = np.zeros((count, 3, rows, width * self.factor), np.float32)
-            strip[:, :, : carried.shape[2]] = carried[:, :, :rows]
-            for left in range(0, width, self.stride):
-                tile = decode(latents[:, :, top : top + self.size, left : left + self.size])
+        carried: FloatArray | None = None
+        for top in range(0, height, stride):
+            rows = across(min(size, height - top))
+            strip: FloatArray | None = None
+            for left in range(0, width, stride):
+                tile = run(given[:, :, top : top + size, left : left + size])
+                if strip is None:
+                    strip = np.zeros((*tile.shape[:2], rows, across(width)), np.float32)
+                    if carried is not None:
+                        strip[:, :, : carried.shape[2]] = carried[:, :, :rows]
                 mask = (fading if top else whole)[:, None] * (fading if left else whole)
                 mask = mask[:rows, : tile.shape[3]]
-                place = strip[:, :, :, left * self.factor :][..., : tile.shape[3]]
+                place = strip[:, :, :, across(left) :][..., : tile.shape[3]]
                 place[:] = mask * tile + (1 - mask) * place
-            yield top * self.factor, 0, strip[:, :, :reach]
+            assert strip is not None
+            yield across(top), 0, strip[:, :, :reach]
             carried = strip[:, :, reach:].copy()
 
 

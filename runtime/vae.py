@@ -1,4 +1,4 @@
-"""Turn control images into arrays, and latents into images."""
+"""Turn images into arrays and latents, and latents into images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from controlnext.engines import Engine
 from controlnext.errors import InputError, WorkError
 from controlnext.families import LatentRgb
 from controlnext.image_input import Bands, ImageReader
+from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.tiling import Tiles
 from controlnext.types import FloatArray
 
@@ -91,6 +92,65 @@ def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
 def _pixels(samples: FloatArray) -> FloatArray:
     """Return samples as pixels (N, H, W, 3) in [0, 1]."""
     return np.ascontiguousarray((samples / 2 + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1))
+
+
+def encode_samples(
+    encoder: Engine,
+    config: Mapping[str, Any],
+    samples: FloatArray,
+    generator: TorchGenerator,
+    tiles: Tiles | None = None,
+) -> FloatArray:
+    """Return the latents (N, C, H/8, W/8) of samples (N, 3, H, W) in [-1, 1], scaled for the denoiser.
+
+    They are drawn from the distribution that the encoder predicts, as in diffusers' image-to-image pipelines;
+    an encoder that predicts none (a tiny VAE's) draws nothing. ``config`` is the VAE's: its scaling, mean and
+    shift are applied. ``tiles``: as for :func:`decode_latents`.
+
+    Raises:
+        WorkError: the encoder's output is not finite.
+    """
+    (output,) = (spec.name for spec in encoder.outputs)
+
+    def encoded(some: FloatArray) -> FloatArray:
+        return encoder.run({"sample": some})[output]
+
+    # one by one: the encoder needs more memory than the denoiser
+    each = [
+        encoded(one) if tiles is None else tiles.encode(encoded, one)
+        for one in np.split(samples, len(samples))
+    ]
+    parameters = np.concatenate(each)
+    if not np.isfinite(parameters).all():
+        raise WorkError(
+            "the encoded image is not finite: this VAE overflows in float16; export with `precision`"
+            " fp32 or with the VAE that is made for float16"
+        )
+    return _scaled(config, drawn(parameters, generator) if output == MOMENTS else parameters)
+
+
+MOMENTS = "latent_parameters"
+"""The encoder's output where it is a distribution: mean and logarithm of the variance."""
+
+
+def drawn(parameters: FloatArray, generator: TorchGenerator) -> FloatArray:
+    """Return latents from the distribution with this mean and logarithm of the variance, (N, 2 C, h, w)."""
+    mean, log_variance = np.split(parameters, 2, axis=1)
+    deviation = np.exp(np.float32(0.5) * log_variance.clip(*_LOG_VARIANCE))
+    return (mean + deviation * generator.randn(mean.shape)).astype(np.float32, copy=False)
+
+
+_LOG_VARIANCE = (-30, 20)
+"""Its range, as diffusers limits it."""
+
+
+def _scaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:
+    scale = np.float32(config["scaling_factor"])
+    mean, std = (config.get(name) for name in ("latents_mean", "latents_std"))
+    if mean is not None and std is not None:
+        return (latents - _per_channel(mean)) * scale / _per_channel(std)
+    scaled: FloatArray = (latents - np.float32(config.get("shift_factor") or 0)) * scale
+    return scaled
 
 
 def _unscaled(config: Mapping[str, Any], latents: FloatArray) -> FloatArray:

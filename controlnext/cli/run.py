@@ -58,6 +58,12 @@ def run(
     num_images: run_options.NumImages = None,
     vae_tiling: run_options.VaeTiling = None,
     image: run_options.Image = None,
+    strength: run_options.Strength = None,
+    mask_image: run_options.MaskImage = None,
+    padding_mask_crop: run_options.PaddingMaskCrop = None,
+    overlay: run_options.Overlay = None,
+    upscale: run_options.Upscale = None,
+    upscale_mode: run_options.UpscaleMode = None,
     frames: run_options.Frames = None,
     fps: run_options.Fps = None,
     frames_per_batch: run_options.FramesPerBatch = None,
@@ -95,6 +101,12 @@ def run(
         "num_images": num_images,
         "vae_tiling": vae_tiling,
         "image": image,
+        "strength": strength,
+        "mask_image": mask_image,
+        "padding_mask_crop": padding_mask_crop,
+        "overlay": overlay,
+        "upscale": upscale,
+        "upscale_mode": upscale_mode,
         "frames": frames,
         "fps": fps,
         "frames_per_batch": frames_per_batch,
@@ -123,10 +135,11 @@ def run(
             for step in pipeline.steps(request):
                 report(f"step {step.index + 1} of {step.total}", (step.index + 1) / step.total)
             count = math.prod(step.latents.shape[:-3])
-            images = pipeline.images(step.latents, request.chunk, request.vae_tiling)
-            written = files.save(_reported(images, count, report))
+            images = pipeline.result_images(request, step.latents)
+            sizes: list[tuple[int, int]] = []
+            written = files.save(_reported(images, count, report, sizes))
         ran_by = pipeline.backend
-    high, wide = (pipeline.family.vae_factor * size for size in step.latents.shape[-2:])
+    wide, high = sizes[0]
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         size = {"width": wide, "height": high, "count": count}
@@ -186,8 +199,9 @@ def _request(
     values["control_image"] = one_or_all(controls)
     if "scale" in given:
         values["scale"] = one_or_all(given["scale"])
-    if "image" in given:
-        values["image"] = open_image(given["image"])
+    for name in ("image", "mask_image"):
+        if name in given:
+            values[name] = open_image(given[name])
     if "lora" in given:
         values["lora"] = _added(pipeline, given["lora"])
     for name in GIVEN_STEPS:
@@ -226,8 +240,12 @@ def _flags(names: Iterable[str]) -> str:
     return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _reported(images: Iterator[Image.Image], count: int, report: Progress) -> Iterator[Image.Image]:
+def _reported(
+    images: Iterator[Image.Image], count: int, report: Progress, sizes: list[tuple[int, int]]
+) -> Iterator[Image.Image]:
+    """Yield the images; report on them, and add their sizes to ``sizes``."""
     report("decoding", 0.0)
     for number, image in enumerate(images, start=1):
+        sizes.append(image.size)
         yield image
         report(f"decoding, {number} of {count}", number / count)

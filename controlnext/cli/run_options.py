@@ -9,6 +9,7 @@ import typer
 
 from controlnext.cli.options import local_path
 from controlnext.runtime.preprocess import PREPROCESSORS
+from controlnext.runtime.start_request import UPSCALE_MODES
 
 IMAGES, CLIPS = "Options of image bundles", "Options of video bundles"
 
@@ -105,7 +106,58 @@ VaeTiling = Annotated[
 ]
 Image = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Path to the input image to animate.", rich_help_panel=CLIPS),
+    typer.Option(
+        "--image",
+        "--init-image",
+        metavar="FILE",
+        help="Path to the image to start from; for a clip, to animate.",
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of the input image to change, from 0 to 1.", show_default="0.8", rich_help_panel=IMAGES
+    ),
+]
+MaskImage = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask-image",
+        "--mask",
+        metavar="FILE",
+        help="Path to the mask: white where the input image is to be inpainted.",
+        rich_help_panel=IMAGES,
+    ),
+]
+PaddingMaskCrop = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Inpaint only the part around the mask, with this margin in pixels, and paste it back.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Overlay = Annotated[
+    bool | None,
+    typer.Option(
+        "--overlay",
+        help="Keep the input image's own pixels outside the mask, at its own size.",
+        rich_help_panel=IMAGES,
+    ),
+]
+Upscale = Annotated[
+    float | None,
+    typer.Option(
+        help="Factor by which the image is enlarged for a second pass at that size.", rich_help_panel=IMAGES
+    ),
+]
+UpscaleMode = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How it is enlarged: {' or '.join(UPSCALE_MODES)}.",
+        show_default=UPSCALE_MODES[0],
+        rich_help_panel=IMAGES,
+    ),
 ]
 Frames = Annotated[
     int | None,

@@ -17,6 +17,7 @@ from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.evaluation.random_lora import NAME, random_inputs
 from controlnext.families import Family, get_family
+from controlnext.runtime.pipelines.beginning import MASK
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
 from controlnext.runtime.tokens import prompt_tokenizer
@@ -42,7 +43,7 @@ class SamplingRun:
     """The inputs of a whole sampling run. If ``prompt`` is None, random embeddings are used.
 
     For a clip of ``frames`` frames the control image is moved from frame to frame. Further controls get it
-    rotated.
+    rotated. With a ``strength`` the run starts from the control image.
     """
 
     prompt: str | None
@@ -52,14 +53,16 @@ class SamplingRun:
     width: int
     frames: int | None = None
     cache_interval: int = 1
+    strength: float | None = None
     lora_rank: int = 0
     """Rank of a LoRA of random numbers."""
 
     def __str__(self) -> str:
         clip = f"x{self.frames}" if self.frames else ""
         cache = f", cache interval {self.cache_interval}" if self.cache_interval > 1 else ""
+        start = "" if self.strength is None else f", from an image at strength {self.strength:g}"
         lora = f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
-        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{lora}"
+        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}{lora}"
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
@@ -88,16 +91,31 @@ def added_words(bundle: Path, manifest: Manifest) -> list[str]:
 
 def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     """Return the arguments of ``run``, for the PyTorch reference and the runtime's pipeline alike."""
-    common = {"num_inference_steps": run.steps, "height": run.height, "width": run.width, "seed": SEED}
+    common: dict[str, Any] = {"num_inference_steps": run.steps, "seed": SEED}
+    common |= {"height": run.height, "width": run.width}
     if run.cache_interval > 1:
         common["cache_interval"] = run.cache_interval
-    lora = {"lora": {NAME: 1.0}} if run.lora_rank else {}
-    return {**common, **lora, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
+    if run.strength is not None:
+        common |= {"image": run.control_image, "strength": run.strength}
+    if run.lora_rank:
+        common["lora"] = {NAME: 1.0}
+    return {**common, **_ARGUMENTS[get_family(manifest.family).task](manifest, run)}
 
 
 def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
-    return {"control_image": one_or_all(_turned(run.control_image, _controls(manifest))), **words}
+    controls = one_or_all(_turned(run.control_image, _controls(manifest)))
+    return {"control_image": controls, **words, **_inpainting_arguments(manifest, run)}
+
+
+def _inpainting_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
+    """Return what a denoiser that was trained to inpaint is for: an image of which a half is made anew."""
+    if MASK not in {tensor.name for tensor in manifest.graphs[get_family(manifest.family).denoiser].inputs}:
+        return {}
+    mask = Image.new("L", run.control_image.size)
+    mask.paste(255, (0, 0, mask.width // 2, mask.height))
+    strength = 1.0 if run.strength is None else run.strength
+    return {"image": run.control_image, "mask_image": mask, "strength": strength}
 
 
 def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:

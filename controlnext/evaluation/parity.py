@@ -38,7 +38,7 @@ from controlnext.evaluation.metrics import psnr, relative_l2
 from controlnext.evaluation.random_lora import NAME
 from controlnext.export.adapters import wrap
 from controlnext.families import GraphSpec, get_family
-from controlnext.families.schema import PREVIEW_DECODER
+from controlnext.families.schema import PREVIEW_DECODER, VAE_ENCODER
 from controlnext.models.cross_normalization import CrossNormalization
 from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
@@ -50,6 +50,8 @@ Feeds = Mapping[str, Sequence[Feed]]
 _FEW_STEPS = 4
 """Most steps of runs besides the first; with the step cache two full ones, each with a shallow one behind
 it."""
+_STRENGTH = 0.5
+"""That of the run from an image, which takes half of its steps."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def compare(
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
-    runs = [run, *_lora_runs(manifest, run), *_cached_runs(manifest, run)]
+    runs = [run, *_other_runs(manifest, run)]
     arguments = [run_arguments(manifest, one) for one in runs]
     expected = _pytorch(manifest, checkpoint, feeds, arguments, progress)
     gc.collect()
@@ -137,17 +139,19 @@ def compare(
     return Comparison(rows, expected.images[-1], found.images[-1])
 
 
-def _lora_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return a run with a LoRA, of few steps, if the bundle has room for it."""
-    room = manifest.graphs[get_family(manifest.family).denoiser].lora
-    return [dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS), lora_rank=room.rank)] if room else []
-
-
-def _cached_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return a run with the step cache, of few steps, if the denoiser can be cut."""
-    if manifest.graphs[get_family(manifest.family).denoiser].shallow is None:
-        return []
-    return [dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS), cache_interval=2)]
+def _other_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
+    """Return runs of few steps: one from an image, if the bundle can; with a LoRA, if it has room for it; and
+    with the step cache, if the denoiser can be cut."""
+    family, runs = get_family(manifest.family), []
+    few = dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS))
+    denoiser = manifest.graphs[family.denoiser]
+    if family.image_start is not None and VAE_ENCODER in manifest.graphs:
+        runs.append(dataclasses.replace(few, steps=max(few.steps, 2), strength=_STRENGTH))
+    if denoiser.lora:
+        runs.append(dataclasses.replace(few, lora_rank=denoiser.lora.rank))
+    if denoiser.shallow is not None:
+        runs.append(dataclasses.replace(few, cache_interval=2))
+    return runs
 
 
 def _rows(

@@ -80,7 +80,7 @@ class GraphSpec:
         """Return the graph of a network with this configuration: that of its class, without the inputs that
         it does not need."""
         own = self.of_class.get(config.get(CLASS, ""), self)
-        inputs = [spec for spec in own.inputs if not spec.needs or config.get(spec.needs) is not None]
+        inputs = [spec for spec in own.inputs if spec.is_input_of(config)]
         return replace(own, inputs=tuple(inputs))
 
     def with_controls(self, count: int) -> GraphSpec:

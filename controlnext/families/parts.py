@@ -57,6 +57,16 @@ GUIDANCE = TensorSpec("timestep_cond", "float32", ("batch", f"@{_GUIDANCE_WIDTH}
 """The embedding of the guidance scale, which denoisers that were distilled from guided ones take
 (arXiv:2210.03142)."""
 
+_INPAINTS = "in_channels=9"
+INPAINTING = (
+    TensorSpec("mask", "float32", ("batch", 1, "height", "width"), "+sample", _INPAINTS),
+    TensorSpec("masked_image_latents", "float32", ("batch", 4, "height", "width"), "+sample", _INPAINTS),
+)
+"""Inputs of UNets that were trained to inpaint: 1 for what is made anew, and the latents of the rest. In
+diffusers they are further channels of the sample."""
+LATENT_OR_INPAINTING = frozenset({4, 9})
+"""Numbers of channels that a UNet may take."""
+
 CONTROL = (
     TensorSpec("control_image", "float32", ("control_batch", 3, "8*height", "8*width")),
     TensorSpec("control_scale", "float32", ("batch",)),

@@ -10,12 +10,15 @@ from typing import Literal
 
 from controlnext.errors import InputError
 from controlnext.families.graph_spec import CLASS, Config, GraphSpec
+from controlnext.families.image_start import ImageStart
 from controlnext.families.samplers import NOISE_SCHEDULERS
 
 VAE, PREVIEW_VAE = "vae", "preview_vae"
 """Names of the network that decodes results, and of the tiny one that may decode previews."""
 VAE_DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
 """Names of their graphs."""
+VAE_ENCODER = "vae_encoder"
+"""Name of the graph that encodes images."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Network:
     tokens: int = 0
     """The number of tokens that prompts are padded and truncated to; 0: the encoder's number of positions."""
     required: Config = field(default_factory=dict)
-    """Configuration values that distinguish this family's network from others of the same class."""
+    """Configuration values that distinguish this family's network from others of the same class; a set is of
+    values that it may have."""
     read: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
     """Configuration values that the runtime reads from a bundle's manifest, with their types."""
     traced: Config = field(default_factory=dict)
@@ -98,6 +102,11 @@ class Network:
     engines run faster. Weights may differ in dimensions of 1."""
     alternatives: tuple[Network, ...] = ()
     """Networks of other classes that may take its place, such as a tiny VAE of the same latents."""
+
+    def accepts(self, key: str, value: object) -> bool:
+        """Return whether a network of this family may have a value of :attr:`required`."""
+        wanted = self.required[key]
+        return value in wanted if isinstance(wanted, frozenset) else bool(value == wanted)
 
     def of(self, config: Config) -> Network:
         """Return the network that a configuration is of: an alternative if it names its class."""
@@ -193,6 +202,8 @@ class Family:
     """The map of latents to the colours of previews where a bundle has no decoder for them."""
     controlnet: ControlNet | None = None
     """The ControlNet to compare with; None if diffusers has none."""
+    image_start: ImageStart | None = None
+    """How a run starts from an image; None if it cannot."""
     note: str = ""
     """A note for users who choose this family."""
 

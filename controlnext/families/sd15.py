@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from controlnext.families.cuts import unet_cut
 from controlnext.families.graph_spec import GraphSpec
+from controlnext.families.image_start import ImageStart
 from controlnext.families.parts import (
     CLIP_L,
     CONTROL,
@@ -11,6 +12,8 @@ from controlnext.families.parts import (
     GUIDANCE,
     HIDDEN,
     IMAGE_TRACE,
+    INPAINTING,
+    LATENT_OR_INPAINTING,
     NO_SHIFT,
     NO_STATISTICS,
     OF_DENOISER,
@@ -78,7 +81,7 @@ SD15 = Family(
             required={
                 "addition_embed_type": None,
                 "use_linear_projection": False,
-                "in_channels": 4,
+                "in_channels": LATENT_OR_INPAINTING,
                 "out_channels": 4,
             },
             read=OF_DENOISER,
@@ -109,6 +112,7 @@ SD15 = Family(
                 TensorSpec("timestep", "float32", ("batch",)),
                 TensorSpec("encoder_hidden_states", "float32", ("batch", "sequence", "@cross_attention_dim")),
                 GUIDANCE,
+                *INPAINTING,
                 *CONTROL,
             ),
             outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),
@@ -136,5 +140,6 @@ SD15 = Family(
     prompt_encoders=("text_encoder",),
     preview_vae=preview_vae(4),
     latent_rgb=SD_RGB,
+    image_start=ImageStart("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from controlnext.families.cuts import transformer_cut
 from controlnext.families.graph_spec import Config, GraphSpec
+from controlnext.families.image_start import ImageStart
 from controlnext.families.parts import (
     CLIP_G,
     FLOAT32,
@@ -179,6 +180,9 @@ SD3 = Family(
             (-0.1448, -0.1463, -0.1189),
         ),
         bias=(0.2394, 0.2135, 0.1925),
+    ),
+    image_start=ImageStart(
+        "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", takes_begun=True
     ),
     controlnet=ControlNet(
         "SD3ControlNetModel",

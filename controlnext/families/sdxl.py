@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from controlnext.families.cuts import unet_cut
 from controlnext.families.graph_spec import Config, GraphSpec
+from controlnext.families.image_start import ImageStart
 from controlnext.families.parts import (
     ADDED_TIME,
     CLIP_G,
@@ -13,6 +14,8 @@ from controlnext.families.parts import (
     GUIDANCE,
     HIDDEN,
     IMAGE_TRACE,
+    INPAINTING,
+    LATENT_OR_INPAINTING,
     NO_SHIFT,
     OF_DENOISER,
     OF_VAE,
@@ -76,7 +79,11 @@ SDXL = Family(
             "unet",
             "diffusers",
             "UNet2DConditionModel",
-            required={"addition_embed_type": "text_time", "in_channels": 4, "out_channels": 4},
+            required={
+                "addition_embed_type": "text_time",
+                "in_channels": LATENT_OR_INPAINTING,
+                "out_channels": 4,
+            },
             read=OF_DENOISER,
         ),
         "vae": Network(
@@ -106,6 +113,7 @@ SDXL = Family(
                 TensorSpec("text_embeds", "float32", ("batch", "@pooled"), "added_cond_kwargs.text_embeds"),
                 TensorSpec("time_ids", "float32", ("batch", "@ids"), "added_cond_kwargs.time_ids"),
                 GUIDANCE,
+                *INPAINTING,
                 *CONTROL,
             ),
             outputs=(TensorSpec("noise_pred", "float32", ("batch", 4, "height", "width")),),
@@ -138,5 +146,6 @@ SDXL = Family(
         ),
         bias=(0.1084, -0.0175, -0.0011),
     ),
+    image_start=ImageStart("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionXLControlNetPipeline"),
 )

@@ -53,17 +53,20 @@ def conditional_alone(denoiser: nn.Module, cut_off: CutOff) -> Iterator[None]:
     whole, step = denoiser.forward, -1
 
     def half(value: Any, rows: int) -> Any:
+        if isinstance(value, dict):
+            return {name: half(entry, rows) for name, entry in value.items()}
         batch = isinstance(value, Tensor) and value.ndim and len(value) == rows
         return value.chunk(2)[-1] if batch else value
 
-    def forward(sample: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor]:
         nonlocal step
         step += 1
         if cut_off.guided(step):
-            return whole(sample, *args, **kwargs)
-        rows = len(sample)
-        given, named = [half(v, rows) for v in args], {name: half(v, rows) for name, v in kwargs.items()}
-        return (torch.cat([whole(half(sample, rows), *given, **named)[0]] * 2),)
+            return whole(*args, **kwargs)
+        # the sample is the first argument
+        rows = len(args[0] if args else next(iter(kwargs.values())))
+        noise = whole(*(half(value, rows) for value in args), **half(kwargs, rows))[0]
+        return (torch.cat([noise] * 2),)
 
     denoiser.forward = forward  # type: ignore[method-assign]
     try:

@@ -137,19 +137,31 @@ class StockPipeline:
         cache = StepCache(interval, graph.cached(self.denoiser.config))  # type: ignore[arg-type]
         return with_control(self.denoiser, self.variant.injection, control_inputs, windows, cache, **fixed)
 
-    def set_steps(self, sampler: str | None, steps: int | None, **given: Any) -> tuple[dict[str, Any], int]:
+    def set_steps(
+        self, sampler: str | None, steps: int | None, pipeline: Any = None, **given: Any
+    ) -> tuple[dict[str, Any], int]:
         """Set a new scheduler; return the pipeline's arguments for it, and the number of steps that it takes.
 
-        ``given``: timesteps or sigmas in place of the number of steps; None counts as missing.
+        ``pipeline``: by default the stock one. ``given``: timesteps or sigmas in place of the number of
+        steps; None counts as missing.
         """
-        name = sampler or self.family.default_sampler
-        self.pipeline.scheduler = self.scheduler(name)
+        name, pipeline = sampler or self.family.default_sampler, pipeline or self.pipeline
+        pipeline.scheduler = self.scheduler(name)
         asked = {key: value for key, value in given.items() if value is not None}
         asked = asked or {"num_inference_steps": steps or self.family.default_steps}
-        self.pipeline.scheduler.set_timesteps(**asked)
+        pipeline.scheduler.set_timesteps(**asked)
         # not a setting of diffusers' class but an argument of its pipelines
         eta = {"eta": self._config.get("eta", 0.0)} if "eta" in SAMPLER_SPECS[name].options else {}
-        return {**asked, **eta}, len(self.pipeline.scheduler.timesteps)
+        return {**asked, **eta}, len(pipeline.scheduler.timesteps)
+
+    def other_pipeline(self, name: str) -> Any:
+        """Return diffusers' pipeline of the class ``name`` with the same networks."""
+        cls, stock = getattr(diffusers, name), self.pipeline
+        options = {**stock.config, **stock.components, **self.family.pipeline_options}
+        accepted = inspect.signature(cls).parameters
+        pipeline = cls(**{key: value for key, value in options.items() if key in accepted})
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
 
 def _stock_denoiser(checkpoint: Checkpoint) -> NetworkWeights:

@@ -20,7 +20,7 @@ GIVE_VAE = "; give another with `vae`: a directory, a file or a hub id"
 
 # UNets of models that are not supported, recognized by their configurations
 _OTHER_BASES = (
-    ("an inpainting model", {"in_channels": 9}),
+    ("InstructPix2Pix", {"in_channels": 8}),
     ("Stable Diffusion 2", {"use_linear_projection": True, "cross_attention_dim": 1024}),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from controlnext.families.schema import PREVIEW_VAE, VAE
 from controlnext.weights.advice import GIVE_VAE, lacking, network_alone, other_base
 from controlnext.weights.choices import choose_base
 from controlnext.weights.json_files import INDEX, read_json, read_json_if_there
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.markers import marked_settings
 from controlnext.weights.model_index import part_names
 from controlnext.weights.networks import computed_tensors, empty_module, shapes_of
@@ -26,6 +27,7 @@ from controlnext.weights.random_weights import random_tensors
 from controlnext.weights.scheduler import Scheduler, checked_scheduler, read_scheduler
 from controlnext.weights.shipped import (
     SCHEDULER,
+    original_layout,
     read_options,
     section,
     shipped_config,
@@ -195,6 +197,23 @@ def _give_scheduler(family: Family) -> str:
     )
 
 
+_FIRST_LAYER, _CHANNELS = "conv_in.weight", "in_channels"
+
+
+def _with_channels(
+    family: Family, name: str, config: dict[str, Any], found: Mapping[str, LazyTensor]
+) -> dict[str, Any]:
+    """Return a network's shipped configuration with the number of channels that a file's network takes, where
+    the family has networks of several: UNets that were trained to inpaint."""
+    network = family.networks[name]
+    if not isinstance(network.required.get(_CHANNELS), frozenset):
+        return config
+    first = section(family, name, found).get(original_layout(family, name, config)(_FIRST_LAYER).name)
+    if first is None or not network.accepts(_CHANNELS, first.shape[1]):
+        return config
+    return {**config, _CHANNELS: first.shape[1]}
+
+
 def _read_single_file(family: Family, weight_source: WeightSource, settings: Config) -> Base:
     base = _shipped_base(family)
     found, base.sources = read_weights(weight_source, weight_source.path, (), "base")
@@ -205,7 +224,7 @@ def _read_single_file(family: Family, weight_source: WeightSource, settings: Con
             if network.optional:
                 continue
             raise CheckpointError(lacking(family, name, found, weight_source.path))
-        config = shipped_config(family, network)
+        config = _with_channels(family, name, shipped_config(family, network), found)
         tokenizer = shipped_tokenizer(family, network, config) if network.tokenizer else ""
         if tokenizer is None:
             log.warning(

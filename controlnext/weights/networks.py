@@ -87,10 +87,11 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
 
 def _check_family(network: Network, found: Mapping[str, Any]) -> None:
     for key, value in found.items():
-        if value != network.required[key]:
+        if not network.accepts(key, value):
+            wanted = network.required[key]
+            several = " or ".join(map(str, sorted(wanted))) if isinstance(wanted, frozenset) else wanted
             raise CheckpointError(
-                f"its {network.folder} is of another family: {key} is {value}, expected"
-                f" {network.required[key]}"
+                f"its {network.folder} is of another family: {key} is {value}, expected {several}"
             )
 
 

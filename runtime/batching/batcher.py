@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Condition, current_thread
 from types import TracebackType
 from typing import Any, Self
@@ -181,11 +182,14 @@ class Batcher(Closeable):
 
     def _encode(self, job: _Job) -> None:
         self._observer.spent(Phase.WAITING, job.phase())
+        self._begin(job, partial(self.pipe.start, job.request))
+
+    def _begin(self, job: _Job, start: Callable[[], Denoising]) -> None:
         if job.future.cancelled():
             self._leave(job)
             return
         try:
-            run = self.pipe.start(job.request)
+            run = start()
         except Exception as error:
             self._leave(job, error)
             return
@@ -245,7 +249,15 @@ class Batcher(Closeable):
             self._observer.spent(Phase.DENOISING, job.phase())
             with self._changed:
                 del self._ready[run]
-            self._decoder.submit(self._decode, job, run)
+            if run.then is None:
+                self._decoder.submit(self._decode, job, run)
+            else:
+                self._encoder.submit(self._go_on, job, run)
+
+    def _go_on(self, job: _Job, run: Denoising) -> None:
+        """Begin the run that follows one that is done."""
+        assert run.then is not None
+        self._begin(job, partial(run.then, run.latents))
 
     def _decode(self, job: _Job, run: Denoising) -> None:
         if job.future.cancelled():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from PIL import Image
 
 from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
@@ -23,7 +24,7 @@ from controlnext.runtime.pipelines.decoding import LatentDecoder
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import CommonRequest
 from controlnext.runtime.samplers import Sampler, make_sampler
-from controlnext.runtime.sizes import Size, choose_size, warn_if_large
+from controlnext.runtime.sizes import OwnSize, Size, choose_size, warn_if_large
 from controlnext.types import Feed, FloatArray
 
 
@@ -161,38 +162,44 @@ class Pipeline(LatentDecoder):
         """Return the run of a request, its arguments checked and its prompts and controls encoded."""
         # refuse before sampling what cannot be decoded after it
         self.tiles(request.vae_tiling)
-        controls, control_size = self._read(request)
-        size = choose_size(self.family, self._config, request, control_size)
+        inputs, own = self._read(request)
+        size = self._warned(choose_size(self.family, self._config, request, own))
+        guard = self._guard(*size)
+        with guard.watch():
+            return self._start(request, inputs, *size, guard)
+
+    def _warned(self, size: Size) -> Size:
+        """Return a size; log a warning at the first run at one far above that of the training images."""
         if size not in self._sizes:
             self._sizes.add(size)
             warn_if_large(self.family, self._config, size)
-        guard = self._guard(*size)
-        with guard.watch():
-            return self._start(request, controls, *size, guard)
+        return size
 
     @abstractmethod
     def finish(self, request: Any, latents: FloatArray) -> Any:
         """Return what a call returns for the latents of the last step."""
+
+    def result_images(self, request: Any, latents: FloatArray) -> Iterator[Image.Image]:
+        """Yield the PIL images of a request's result one by one."""
+        return self.images(latents, request.chunk, request.vae_tiling)
 
     def _run(self, request: CommonRequest) -> Any:
         """Return what a call returns."""
         (last,) = deque(self.steps(request), maxlen=1)
         return self.finish(request, last.latents)
 
-    def _images(self, request: CommonRequest, latents: FloatArray) -> Any:
+    def _images(self, request: Any, latents: FloatArray) -> Any:
         """Return the images of a run's last latents; None for output type "latent"."""
         if request.output_type == "latent":
             return None
         return self.decode(latents, request.output_type, request.chunk, request.vae_tiling)
 
     @abstractmethod
-    def _read(self, request: Any) -> tuple[list[Any], Size]:
-        """Return the images of each control, and the size of the first image of the first control."""
+    def _read(self, request: Any) -> tuple[Any, OwnSize]:
+        """Return the images of a request, and the size of the first of those that decide on the result's."""
 
     @abstractmethod
-    def _start(
-        self, request: Any, controls: list[Any], height: int, width: int, guard: MemoryGuard
-    ) -> Denoising:
+    def _start(self, request: Any, inputs: Any, height: int, width: int, guard: MemoryGuard) -> Denoising:
         """Return the run of a checked request at this size."""
 
     def close(self) -> None:
@@ -205,8 +212,9 @@ class Pipeline(LatentDecoder):
         bound.prepare()
         return bound
 
-    def sampler(self, request: CommonRequest) -> Sampler:
-        """Return the sampler of a run; raise :class:`InputError` for one that the family does not have."""
+    def sampler(self, request: CommonRequest, begin: int = 0) -> Sampler:
+        """Return the sampler of a run from step ``begin`` on; raise :class:`InputError` for one that the
+        family does not have."""
         family, steps = self.family, request.steps
         name = family.default_sampler if request.sampler is None else request.sampler
         if name not in family.samplers:
@@ -216,7 +224,7 @@ class Pipeline(LatentDecoder):
             )
         if all(given is None for given in steps.values()):
             steps["num_inference_steps"] = family.default_steps
-        return make_sampler(name, self._scheduler, **steps)
+        return make_sampler(name, self._scheduler, **steps, begin=begin)
 
     def guided_steps(self, request: CommonRequest, steps: int, rows: int) -> int:
         """Return how many of the ``steps`` of a guided run are guided; the others have ``rows`` rows.

@@ -8,21 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from controlnext.image_input import Bands
-from controlnext.runtime.bundle import Bundle
-from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Denoising, Step, StepPart
-from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
-from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.pipelines.base import Pipeline
+from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
-from controlnext.runtime.pipelines.image_controls import control_images, control_scale, for_every_row
-from controlnext.runtime.pipelines.image_denoising import ImageDenoising
-from controlnext.runtime.random import TorchGenerator
+from controlnext.runtime.pipelines.image_runs import ImageRuns
 from controlnext.runtime.request import Prompt, Request, Scale, Scales
-from controlnext.runtime.sizes import Size
-from controlnext.runtime.step_cache import open_step_cache
-from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 
 
@@ -39,7 +28,7 @@ class Output:
     latents: FloatArray
 
 
-class ImagePipeline(Pipeline, task="image"):
+class ImagePipeline(ImageRuns, task="image"):
     """A pipeline that makes images from prompts and control images.
 
     It samples with classifier-free guidance over a batch of prompts; the control applies to both halves of
@@ -73,6 +62,18 @@ class ImagePipeline(Pipeline, task="image"):
             from tile to tile.
         cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
             is faster (docs/fewer.md); 1: at every step.
+        image: the image that the run starts from, or one for each prompt, given as ``control_image`` is;
+            resized to the result's size, which is by default its own (none: the run starts from noise).
+        strength: the part of the run that is taken if it starts from an image, from 0 to 1, which leaves
+            nothing of it.
+        mask_image: white where the image is made anew, black where it is kept; of the image's size. Denoisers
+            that were trained to inpaint take it as an input.
+        padding_mask_crop: make only the part around the mask anew, at the result's size, with this many
+            pixels besides, and put it back into the image: outside the mask it has the image's pixels.
+        overlay: put the result back into the image without such a crop.
+        upscale: a factor of the result's size, above 1: the image is enlarged, or without one the result of a
+            first run, and a run starts from that.
+        upscale_mode: "pixel" (decoded, Lanczos) or "latent" (bilinear).
         guidance_scale: classifier-free guidance; none at 1 or less (the family's default). A distilled model
             that takes it as an input computes no unconditional half.
         num_images_per_prompt: number of images for each prompt, at least 1.
@@ -90,10 +91,6 @@ class ImagePipeline(Pipeline, task="image"):
 
     request = Request
     memory_savers = ("vae_tiling", "offload")
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self._condition = Conditioner(bundle)
 
     def __call__(
         self,
@@ -115,6 +112,13 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        image: Any = None,
+        strength: float = 0.8,
+        mask_image: Any = None,
+        padding_mask_crop: int | None = None,
+        overlay: bool = False,
+        upscale: float | None = None,
+        upscale_mode: str = "pixel",
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -142,8 +146,15 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
-            timesteps=timesteps,
             cache_interval=cache_interval,
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            padding_mask_crop=padding_mask_crop,
+            overlay=overlay,
+            upscale=upscale,
+            upscale_mode=upscale_mode,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
@@ -174,6 +185,13 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        image: Any = None,
+        strength: float = 0.8,
+        mask_image: Any = None,
+        padding_mask_crop: int | None = None,
+        overlay: bool = False,
+        upscale: float | None = None,
+        upscale_mode: str = "pixel",
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -201,8 +219,15 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_end=guidance_end,
             output_type=output_type,
             vae_tiling=vae_tiling,
-            timesteps=timesteps,
             cache_interval=cache_interval,
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            padding_mask_crop=padding_mask_crop,
+            overlay=overlay,
+            upscale=upscale,
+            upscale_mode=upscale_mode,
+            timesteps=timesteps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
@@ -213,70 +238,9 @@ class ImagePipeline(Pipeline, task="image"):
         )
         return self.steps(request)
 
-    def _read(self, request: Request) -> tuple[list[list[Bands]], Size]:
-        controls = [
-            control_images(given, request)
-            for given in self.controls.each("control_image", request.control_image)
-        ]
-        width, height = controls[0][0][0].size
-        return controls, (height, width)
-
-    def _start(
-        self, request: Request, controls: list[list[Bands]], height: int, width: int, guard: MemoryGuard
-    ) -> Denoising:
-        family = self.family
-        sampler = self.sampler(request)
-        generator = TorchGenerator(request.seed)
-        latents = self._latents(request, height, width, generator)
-        guidance = family.default_guidance if request.guidance_scale is None else request.guidance_scale
-        steps = len(sampler.timesteps)
-        guided = self.guided_steps(request, steps, len(latents)) if is_guided(guidance, self.inputs) else 0
-        halves = 2 if guided else 1
-        scales = [control_scale(scale, request) for scale in self.controls.each_scale(request.control_scale)]
-        strengths = self.controls.schedules(scales, request, steps, guided)
-        images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
-        loras = self._loras.choose(request.lora, request.prompt_count)
-        prompts = self._condition(request, guided > 0, loras)
-        constants = {
-            **prompts,
-            **self.conditioning(height, width, halves * len(latents)),
-            **self._guidance_embedding(guidance, len(latents)),
-            **self.controls.images(images),
-            **loras.inputs(family.denoiser, request.num_images_per_prompt, halves),
-        }
-        tokens = prompts["encoder_hidden_states"].shape[1]
-        rows = {"batch": halves * len(latents), "sequence": tokens}
-        open_step_cache(self.bundle, request.cache_interval, (height, width), [rows])
-        part = StepPart(self.denoiser(constants), (height, width, tokens))
-        return ImageDenoising(
-            sampler=sampler,
-            latents=latents,
-            generator=generator,
-            parts=[part],
-            guided_steps=guided,
-            guard=guard,
-            cache_interval=request.cache_interval,
-            strengths=strengths,
-            guidance=float(guidance),
-        )
-
-    def _guidance_embedding(self, guidance: float, rows: int) -> dict[str, FloatArray]:
-        """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
-        if EMBEDDING not in self.inputs:
-            return {}
-        width = self.inputs[EMBEDDING].shape[1]
-        assert isinstance(width, int)
-        return {EMBEDDING: guidance_embedding(guidance, width, rows)}
-
     def finish(self, request: Request, latents: FloatArray) -> Output:
         """Return what a call returns for the latents of the last step."""
         return Output(self._images(request, latents), latents)
 
     def _arrange(self, images: Any) -> Images:
         return images
-
-    def _latents(self, request: Request, height: int, width: int, generator: TorchGenerator) -> FloatArray:
-        count, factor = request.prompt_count * request.num_images_per_prompt, self.family.vae_factor
-        channels = self.inputs["sample"].shape[1]
-        assert isinstance(channels, int)
-        return self.noise(request, (count, channels, height // factor, width // factor), generator)

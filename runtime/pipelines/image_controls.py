@@ -21,15 +21,17 @@ def control_images(given: Any, request: Request) -> list[Bands]:
             "no control image was given; set `control_image` (`control_scale` 0 switches it off)",
             argument="control_image",
         )
-    with blames("control_image"):
-        images = read_images(given, ImageReader("control_image"))
+    return images_of_prompts(given, request, "control_image", "control images")
+
+
+def images_of_prompts(given: Any, request: Request, argument: str, called: str) -> list[Bands]:
+    """Return the images of an argument: one, or one for each prompt."""
+    with blames(argument):
+        images = read_images(given, ImageReader(argument))
     count = request.prompt_count
     if len(images) not in (1, count):
         given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"
-        raise InputError(
-            f"{len(images)} control images were given for {given_for}",
-            argument="control_image",
-        )
+        raise InputError(f"{len(images)} {called} were given for {given_for}", argument=argument)
     return images
 
 

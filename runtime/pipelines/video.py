@@ -21,7 +21,7 @@ from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
 from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
-from controlnext.runtime.sizes import Size
+from controlnext.runtime.sizes import OwnSize
 from controlnext.runtime.step_cache import open_step_cache
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
@@ -209,9 +209,9 @@ class VideoPipeline(Pipeline, task="video"):
         )
         return self.steps(request)
 
-    def _read(self, request: VideoRequest) -> tuple[list[Clip], Size]:
+    def _read(self, request: VideoRequest) -> tuple[list[Clip], OwnSize]:
         clips = [Clip(given) for given in self.controls.each("control_images", request.control_images)]
-        return clips, clips[0].size
+        return clips, OwnSize(clips[0].size)
 
     def _start(
         self, request: VideoRequest, clips: list[Clip], height: int, width: int, guard: MemoryGuard
@@ -232,7 +232,7 @@ class VideoPipeline(Pipeline, task="video"):
         image, constants = self._image(request, height, width, guided > 0, generator)
         factor = self.family.vae_factor
         shape = (1, frames, image.shape[1], height // factor, width // factor)
-        latents = self.noise(request, shape, generator)
+        latents = self.noise(request, shape, generator) * np.float32(sampler.init_noise_sigma)
 
         control = partial(self._control, clips, height, width)
         # several windows do not fit into the memory that one needs

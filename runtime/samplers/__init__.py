@@ -37,6 +37,7 @@ def make_sampler(
     *,
     timesteps: Sequence[int] | Given | None = None,
     sigmas: Sequence[float] | Given | None = None,
+    begin: int = 0,
 ) -> Sampler:
     """Return a sampler set up for one run.
 
@@ -47,6 +48,7 @@ def make_sampler(
         num_inference_steps: at least 1; for some samplers there is a highest number too.
         timesteps, sigmas: in place of it, for the samplers whose `given` in `SAMPLER_SPECS` has the name: the
             training timesteps of the steps, or their noise levels, highest first.
+        begin: index of the first step that is taken, as in diffusers' `set_begin_index`.
 
     Raises:
         InputError: an unknown name, steps or an option that are not supported.
@@ -55,4 +57,4 @@ def make_sampler(
         raise InputError(
             f"unknown sampler {name!r}; accepted: {', '.join(SAMPLER_SPECS)}", argument="sampler"
         )
-    return sampler_class(name)(config, read_steps(num_inference_steps, timesteps, sigmas))
+    return sampler_class(name)(config, read_steps(num_inference_steps, timesteps, sigmas, begin))

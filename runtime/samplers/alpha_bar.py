@@ -37,6 +37,10 @@ class AlphaBarSampler(Sampler):
         # timestep -1 (see spaced_timesteps) reads the last entry, as in diffusers
         self.alpha_bar = table[visited]
 
+    def add_noise(self, sample: FloatArray, noise: FloatArray, i: int) -> FloatArray:
+        """Return a clean `sample` with the noise of the timestep of step `i`."""
+        return np.sqrt(self.alpha_bar[i]) * sample + np.sqrt(_ONE - self.alpha_bar[i]) * noise
+
     def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
         """Return the predicted x0 before clipping."""
         signal, noise = np.sqrt(self.alpha_bar[i]), np.sqrt(_ONE - self.alpha_bar[i])

@@ -29,7 +29,8 @@ class Sampler(ABC):
     A step runs the denoiser once. A sampler of second order (heun) has about two of them for each that is
     asked for, as diffusers' scheduler has timesteps.
 
-    A run starts at index 0, as in diffusers' SDXL pipeline with `set_begin_index(0)`.
+    A run starts at index `begin`, as in diffusers' pipelines with `set_begin_index`: 0, or a later one if it
+    starts from an image, to which :meth:`add_noise` adds the noise of that step.
 
     Attributes:
         timesteps: float32 (steps,), the denoiser's timestep at each step. They are integers if those of
@@ -42,6 +43,8 @@ class Sampler(ABC):
     """Whether diffusers refuses more steps than training timesteps."""
     has_history: ClassVar[bool] = False
     """Whether a step depends on earlier ones."""
+    order: ClassVar[int] = 1
+    """How often a step that is asked for runs the denoiser, but for the last one."""
     further_sigmas: ClassVar[int] = 0
     """How many `sigmas` a call gives beyond those of the steps."""
 
@@ -52,7 +55,7 @@ class Sampler(ABC):
         self.options: Options = read_options(self.name, SAMPLER_SPECS[self.name].options, config)
         self.asked = asked
         self.num_inference_steps = self._counted()
-        self._taken = 0
+        self.begin = self._taken = asked.begin
         self._noise_scales: dict[int, np.float32] = {}
         """The factor of the noise, which may be 0, for each step that draws noise."""
 
@@ -60,6 +63,12 @@ class Sampler(ABC):
     def needs_noise(self) -> bool:
         """Whether any step draws from the generator."""
         return bool(self._noise_scales)
+
+    @property
+    def counted_steps(self) -> int:
+        """The number of steps of a whole run as diffusers' pipelines count them when they shorten it."""
+        given = self.asked.argument != "num_inference_steps"
+        return len(self.timesteps) if given else self.num_inference_steps
 
     def _counted(self) -> int:
         """Return the number of steps that were asked for, after checks that need no schedule."""
@@ -102,6 +111,10 @@ class Sampler(ABC):
     def scale_model_input(self, sample: FloatArray, i: int) -> FloatArray:  # noqa: ARG002
         """Return the denoiser's input for `sample` at step `i`, float32 of the same shape."""
         return sample
+
+    @abstractmethod
+    def add_noise(self, sample: FloatArray, noise: FloatArray, i: int) -> FloatArray:
+        """Return a clean `sample` with as much unit-variance `noise` as there is before step `i`."""
 
     def step(
         self, model_output: FloatArray, i: int, sample: FloatArray, generator: TorchGenerator | None = None

@@ -114,7 +114,9 @@ class DPMMultistepSampler(DPMSolver):
             short or self.options["euler_at_final"] or self.options["final_sigmas_type"] == "zero"
         ):
             return 1
-        return min(self.options["solver_order"], i + 1, 2 if left == 2 and short else 3)
+        # steps before the first are not taken
+        known = max(1, i + 1 - self.begin)
+        return min(self.options["solver_order"], known, 2 if left == 2 and short else 3)
 
     def _update(self, i: int, step: StepWeights) -> Update:
         order = self._order(i)

@@ -36,7 +36,8 @@ class DPMPPSDESampler(DPMSolver):
         orders = [i % highest + 1 for i in range(steps)]
         if to_zero or (self.options["lower_order_final"] and steps % highest == 0):
             orders[-1] = 1
-        return orders
+        # a run that begins within a group has no outputs of its earlier steps
+        return [min(order, max(1, i + 1 - self.begin)) for i, order in enumerate(orders)]
 
     def _update(self, i: int, step: StepWeights) -> Update:
         """Return the update on the outputs of the group, oldest first."""

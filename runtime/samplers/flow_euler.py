@@ -61,6 +61,10 @@ class FlowEulerSampler(Sampler):
         shift = self.options["shift"]
         return shift * sigmas / (1 + (shift - 1) * sigmas)
 
+    def add_noise(self, sample: FloatArray, noise: FloatArray, i: int) -> FloatArray:
+        """Return a clean `sample` mixed with as much `noise` as there is before step `i`."""
+        return self.sigmas[i] * noise + (_ONE - self.sigmas[i]) * sample
+
     def _step(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
         sigma, target = self.sigmas[i], self.sigmas[i + 1]
         if self.options["stochastic_sampling"]:

@@ -29,6 +29,7 @@ class HeunSampler(NoiseLevelSampler):
 
     name = "heun"
     has_history = True
+    order = 2
 
     def __init__(self, config: Mapping[str, Any], asked: Steps) -> None:
         super().__init__(config, asked)

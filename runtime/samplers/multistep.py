@@ -58,6 +58,10 @@ class MultistepSampler(Sampler):
         self._lambdas = log_snr(self._alphas, self._stds)
         self._outputs: list[FloatArray] = []
 
+    def add_noise(self, sample: FloatArray, noise: FloatArray, i: int) -> FloatArray:
+        """Return a clean `sample` with the noise of the level before step `i`."""
+        return self._alphas[i] * sample + self._stds[i] * noise
+
     def _set_schedule(self, table: FloatArray) -> None:
         options, steps = self.options, self.num_inference_steps
         replaced = replacement_sigmas(options, float(table[-1]), float(table[0]), steps)

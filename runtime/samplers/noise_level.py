@@ -35,6 +35,10 @@ class NoiseLevelSampler(Sampler):
         """Return `sample` scaled to unit variance at step `i`."""
         return sample / np.sqrt(self.sigmas[i] ** 2 + _ONE)
 
+    def add_noise(self, sample: FloatArray, noise: FloatArray, i: int) -> FloatArray:
+        """Return a clean `sample` with the noise of the level before step `i`."""
+        return sample + noise * self.sigmas[i]
+
     def _clean_sample(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
         """Return x0; v_prediction by the scalings of arXiv:2206.00364, table 1, with sigma_data 1."""
         sigma = self.sigmas[i]

@@ -24,16 +24,17 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps that a call asks for; one of the three is set.
+    """The steps that a call asks for; one of the first three is set.
 
     count: the number of steps. timesteps: training timesteps to visit, integers from 0, highest first,
     (steps,) float64. sigmas: noise levels, highest first, (steps,) float64, or with the level after the last
-    step (steps + 1,).
+    step (steps + 1,). begin: index of the first step of a run that starts from an image.
     """
 
     count: Any = None
     timesteps: Given | None = None
     sigmas: Given | None = None
+    begin: int = 0
 
     @property
     def argument(self) -> str:
@@ -43,7 +44,7 @@ class Steps:
         return "num_inference_steps" if self.sigmas is None else "sigmas"
 
 
-def read_steps(num_inference_steps: Any, timesteps: Any, sigmas: Any) -> Steps:
+def read_steps(num_inference_steps: Any, timesteps: Any, sigmas: Any, begin: int = 0) -> Steps:
     """Return the steps of a call's arguments, each of which may be None; of `num_inference_steps` only the
     largest is checked, before anything of that size is made.
 
@@ -65,6 +66,7 @@ def read_steps(num_inference_steps: Any, timesteps: Any, sigmas: Any) -> Steps:
         num_inference_steps,
         _falling("timesteps", timesteps, is_integer, "integers"),
         _falling("sigmas", sigmas, is_number, "finite numbers"),
+        begin,
     )
 
 

@@ -49,7 +49,8 @@ class UniPCSampler(MultistepSampler):
         return self._predictors[i].apply(sample, self._outputs)
 
     def _order(self, i: int) -> int:
-        order = min(self.options["solver_order"], i + 1)
+        # steps before the first have no update
+        order = max(1, min(self.options["solver_order"], i + 1 - self.begin))
         return min(order, len(self.timesteps) - i) if self.options["lower_order_final"] else order
 
     def _add_updates(self, i: int) -> None:

@@ -22,6 +22,7 @@ from controlnext.runtime.random import random_seed
 from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.runtime.serving.factors import LoraScales, Strength
 from controlnext.runtime.serving.settings import ServerSettings
+from controlnext.runtime.serving.start_fields import StartFields
 
 MOST_CONTROLS = 8
 """Most controls that a request may have images for, before the bundle's own number is known."""
@@ -190,7 +191,7 @@ class CommonCall(BaseModel):
         return given
 
 
-class ImageFields(CommonCall):
+class ImageFields(CommonCall, StartFields):
     """The fields of a request for images, but for the control images."""
 
     prompt: Text = Field(description="The image in words.")
@@ -265,11 +266,19 @@ class ImageFields(CommonCall):
         for name in ("negative_prompt", "guidance_scale", "lora"):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
+        given |= self.start_arguments()
         return {**given, "prompt": self.prompt, "num_images_per_prompt": self.images}
 
 
 class ImageCall(ImageFields):
-    """A request for images, with the control images as text."""
+    """A request for images, with its images as text."""
+
+    image: str | None = Field(
+        None, description="The image that the run starts from: PNG, JPEG or WebP as base64 or as a data URL."
+    )
+    mask: str | None = Field(
+        None, description="White, or transparent as in OpenAI's API, where the image is made anew."
+    )
 
     control_image: Images | None = Field(
         None,

@@ -20,7 +20,7 @@ from controlnext.errors import (
 from controlnext.families.values import did_you_mean
 
 IMAGE_FIELDS: Mapping[str, str] = MappingProxyType(
-    {"height": "size", "width": "size", "num_images_per_prompt": "n"}
+    {"height": "size", "width": "size", "num_images_per_prompt": "n", "mask_image": "mask"}
 )
 """Fields of requests for images by the argument of the pipeline, where the names differ."""
 EDIT_FIELDS: Mapping[str, str] = MappingProxyType({**IMAGE_FIELDS, "control_image": "image"})

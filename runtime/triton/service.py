@@ -14,12 +14,13 @@ from controlnext.closeable import Closeable
 from controlnext.errors import ControlNeXtError, QueueFullError
 from controlnext.runtime.batching.batcher import Batcher
 from controlnext.runtime.batching.worker import Worker
-from controlnext.runtime.denoise import Step, partial_steps
+from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.image import ImagePipeline
 from controlnext.runtime.triton.call import TritonCall
 from controlnext.runtime.triton.cancelling import CancelWatch
 from controlnext.runtime.triton.failures import CANCELLED, Failure, failure_of
 from controlnext.runtime.triton.settings import TritonSettings
+from controlnext.runtime.unfinished import partial_steps
 from controlnext.types import FloatArray
 
 logger = logging.getLogger(__name__)

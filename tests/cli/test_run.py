@@ -138,8 +138,8 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"control_image": []}, ["--control-image"]),
         (
             "image",
-            {"image": "{tmp}/outline.png", "decode_chunk": 2},
-            ["Stable Diffusion XL does not support --image, --decode-chunk;", "accepted:", "--num-images"],
+            {"frames": 2, "decode_chunk": 2},
+            ["Stable Diffusion XL does not support --frames, --decode-chunk;", "accepted:", "--num-images"],
         ),
         ("image", {"fps": 7}, ["does not support --fps;"]),
         ("image", {"scale": [1, 2]}, ["--scale was given 2 times, but the number of controls is 1"]),

@@ -103,11 +103,11 @@ def test_without_control_the_shape_is_elsewhere(draw: Draw) -> None:
 
 
 def test_the_export_measured_every_output(shapes_bundle_fp16: Path) -> None:
-    """The manifest holds a row for every output of every graph, and three for sampling runs."""
+    """The manifest holds a row for every output of every graph, and four for sampling runs."""
     manifest = read_manifest(shapes_bundle_fp16)
     outputs = [f"{folder}: {out.name}" for folder, graph in manifest.graphs.items() for out in graph.outputs]
     assert [row.name for row in manifest.parity][: len(outputs)] == outputs
-    assert len(manifest.parity) == len(outputs) + 3
+    assert len(manifest.parity) == len(outputs) + 4
     assert all(row.passed for row in manifest.parity)
 
 

@@ -20,6 +20,7 @@ from support.exports import once
 from support.gate import PATIENCE
 from support.recipe import drawing
 from support.roomy import Roomy, write_roomy
+from support.start_images import mask, photo
 
 pytestmark = pytest.mark.export
 
@@ -29,6 +30,7 @@ CHOICES: Mapping[str, dict[str, float]] = {
     "other": {"b": -0.5},
     "both": {"a": 0.4, "b": 0.3},
 }
+START: Mapping[str, Any] = {"image": photo(7, 101, 67), "mask_image": mask(101, 67), "strength": 0.6}
 LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
 """Limits of the relative L2 of latents."""
 
@@ -113,6 +115,7 @@ def stock(model: Roomy) -> dict[str, np.ndarray]:
         stock.set_adapters(list(scales), list(scales.values()))
         made[title] = reference(**arguments()).latents
     made["cached"] = reference(**arguments(cache_interval=2)).latents
+    made["started"] = reference(**arguments(**START)).latents
     stock.disable_lora()
     made["none"] = reference(**arguments()).latents
     return made
@@ -131,6 +134,13 @@ def test_shallow_steps_have_the_lora_too(pipe: Pipeline, expected: Any) -> None:
     found = latents(pipe, CHOICES["both"], cache_interval=2)
     assert relative_l2(found, wanted["cached"]) < LIMITS["fp32"]
     assert relative_l2(wanted["cached"], wanted["both"]) > 1e-4
+
+
+def test_a_run_from_an_image_has_the_lora(pipe: Pipeline, expected: Any) -> None:
+    """As diffusers' inpainting has it."""
+    wanted = expected(pipe.family.name)["started"]
+    assert relative_l2(latents(pipe, CHOICES["both"], **START), wanted) < LIMITS["fp32"]
+    assert relative_l2(latents(pipe, **START), wanted) > 0.001
 
 
 def test_the_first_after_another_is_the_first_to_the_last_bit(pipe: Pipeline) -> None:

@@ -23,6 +23,7 @@ from controlnext.reference import reference_pipeline
 from controlnext.runtime import Pipeline
 from controlnext.weights import Checkpoint, NetworkWeights, bundle_checkpoint
 from support.recipe import drawing, fill, rand
+from support.start_images import mask, photo
 from support.two_controls import (
     DOWN,
     V2,
@@ -135,6 +136,21 @@ def test_a_run_equals_pytorchs(pipe: Pipeline, checkpoint: Checkpoint) -> None:
     assert np.abs(other.images - wanted.images).max() > 0.05
 
 
+def test_a_run_from_an_image_equals_pytorchs(pipe: Pipeline, checkpoint: Checkpoint) -> None:
+    """With a mask and a crop around it, which both control images get too, and at a larger size."""
+    start = {"image": photo(7, 101, 67), "latents": None}
+    reference = reference_pipeline(checkpoint)
+    for changes in (
+        {**start, "guidance_scale": 1.0},
+        {**start, "mask_image": mask(101, 67), "padding_mask_crop": 8},
+        {"upscale": 1.5, "strength": 0.4},
+    ):
+        got, wanted = pipe(**arguments(**changes)), reference(**arguments(**changes))
+        assert difference(got.latents, wanted.latents) < 10 * ROUNDING
+        other = pipe(**arguments(**{**changes, "control_scale": [0.7, 0.0]}))
+        assert difference(other.latents, wanted.latents) > 0.001
+
+
 def test_images_and_scales_for_every_prompt(pipe: Pipeline, checkpoint: Checkpoint) -> None:
     """A list for one control, a single image for the other; two results of every prompt."""
     several = arguments(
@@ -226,7 +242,7 @@ def test_the_bundle_gives_back_both_controls(bundle: Path, checkpoint: Checkpoin
         assert all(torch.equal(tensor, wanted.tensors[name]) for name, tensor in got.tensors.items())
     assert [s.role for s in read_manifest(bundle).sources if "control" in s.role] == ["control", "control 2"]
     rows = measure(bundle, found, lambda _stage, _fraction: None)
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert rows[-2].name.endswith("cache interval 2")
     assert all(row.passed for row in rows), rows
 

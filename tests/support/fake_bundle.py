@@ -28,6 +28,7 @@ from controlnext.bundle.manifest import (
 from controlnext.families import Family, get_family
 from controlnext.tensor_spec import LORA_INPUTS, TensorSpec
 from support.fake_tokenizer import WORDS, write_tokenizer
+from support.fake_vae import Nodes, vae_decoder, vae_encoder
 
 LENGTH = 8
 CACHED = "cached_hidden_states"
@@ -86,13 +87,16 @@ def write_fake_bundle(
     previews: bool = False,
     added: Mapping[str, Sequence[str]] = MappingProxyType({}),
     shallow: bool = False,
+    encoder: bool = False,
     lora_rank: int = 0,
 ) -> Path:
     """Write a bundle of an image family to ``directory``, without the graphs ``leave_out``, and without text
     encoders if ``text_encoders`` is false. ``previews``: whether it has a decoder for them. ``added``: tokens
-    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part. ``lora_rank``: room for
-    LoRAs of denoiser and text encoders, which add up their matrices."""
+    added to the tokenizers. ``shallow``: whether the denoiser has a shallow part. ``encoder``: whether the
+    VAE has one. ``lora_rank``: room for LoRAs of denoiser and text encoders, which add up their matrices."""
     family, sizes = get_family(family_name), dict(SIZES[family_name])
+    if encoder:
+        sizes["vae_encoder"] = {"moments": 2 * sizes["vae_decoder"]["latent_channels"]}
     if previews:
         sizes["preview_decoder"] = sizes["vae_decoder"]
     graphs = {}
@@ -224,13 +228,14 @@ def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, kind, spec.shape)
 
 
-Nodes = tuple[list[tuple[str, list[str], list[str], dict[str, object]]], dict[str, np.ndarray]]
 Body = Callable[[list[TensorSpec], list[TensorSpec]], Nodes]
 
 
 def _body(graph_name: str) -> Body:
     if graph_name.startswith("text_encoder"):
         return _text_encoder
+    if graph_name == "vae_encoder":
+        return vae_encoder
     return vae_decoder if graph_name.endswith("_decoder") else _denoiser
 
 
@@ -252,16 +257,6 @@ def _text_encoder(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:
     ]
     ends = {"tokens": [1], "start": [0], "end": [outputs[1].shape[-1]], "last": [1]}
     return nodes, {**arrays, **{name: np.array(value) for name, value in ends.items()}}
-
-
-def vae_decoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
-    """Return nodes that show the first three channels of the latents."""
-    nodes = [
-        ("Slice", ["latent_sample", "start", "end", "axis"], ["three"], {}),
-        ("Resize", ["three", "", "scales"], ["sample"], {"mode": "nearest"}),
-    ]
-    arrays = {"start": np.array([0]), "end": np.array([3]), "axis": np.array([1])}
-    return nodes, {**arrays, "scales": np.array([1, 1, 8, 8], np.float32)}
 
 
 def _denoiser(inputs: list[TensorSpec], outputs: list[TensorSpec]) -> Nodes:

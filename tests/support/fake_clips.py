@@ -8,7 +8,8 @@ import numpy as np
 
 from controlnext.families import get_family
 from controlnext.tensor_spec import TensorSpec
-from support.fake_bundle import Nodes, vae_decoder, write_graph
+from support.fake_bundle import write_graph
+from support.fake_vae import Nodes, vae_decoder, vae_encoder
 from support.idle_clips import SIZES, clip_tensors, write_clip_manifest
 
 
@@ -17,7 +18,7 @@ def write_fake_clips(directory: Path) -> Path:
     bodies = {
         "image_encoder": _image_encoder,
         "vae_decoder": vae_decoder,
-        "vae_encoder": _vae_encoder,
+        "vae_encoder": vae_encoder,
         "unet": _denoiser,
     }
     for spec in get_family("svd").graphs:
@@ -36,17 +37,6 @@ def _image_encoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nod
     ]
     entries = [1, SIZES["image_encoder"]["projection_dim"]]
     return nodes, {"pixels": np.array([1, 2, 3]), "column": np.array([-1, 1]), "entries": np.array(entries)}
-
-
-def _vae_encoder(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:
-    """Return nodes that scale the image down and repeat its channels."""
-    nodes = [
-        ("AveragePool", ["sample"], ["small"], {"kernel_shape": [8, 8], "strides": [8, 8]}),
-        ("Concat", ["small", "small", "small"], ["nine"], {"axis": 1}),
-        ("Slice", ["nine", "start", "end", "axis"], ["latent_parameters"], {}),
-    ]
-    end = SIZES["vae_encoder"]["moments"]
-    return nodes, {"start": np.array([0]), "end": np.array([end]), "axis": np.array([1])}
 
 
 def _denoiser(_inputs: list[TensorSpec], _outputs: list[TensorSpec]) -> Nodes:

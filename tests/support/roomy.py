@@ -24,7 +24,7 @@ from support.weights_models import add_text_encoders
 
 RANK = 10
 """Room of the bundles."""
-_UNETS: dict[str, dict[str, Any]] = {
+UNETS: dict[str, dict[str, Any]] = {
     "sd15": {
         "sample_size": 16,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -50,6 +50,7 @@ _UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 72,
     },
 }
+"""Configurations of UNets of two blocks."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def write_roomy(family_name: str, tiny_checkpoint: Callable[[str], Path], direct
     family = get_family(family_name)
     shutil.copytree(tiny_checkpoint(family_name), directory)
     add_text_encoders(directory / "base", family)
-    if family_name in _UNETS:
-        unet = fill(diffusers.UNet2DConditionModel(**_UNETS[family_name]), 7)
+    if family_name in UNETS:
+        unet = fill(diffusers.UNet2DConditionModel(**UNETS[family_name]), 7)
         unet.save_pretrained(directory / "base" / "unet")
     if family_name == "sdxl":
         # what both encoders give has to be as wide as what this UNet takes
@@ -91,7 +92,7 @@ def write_roomy(family_name: str, tiny_checkpoint: Callable[[str], Path], direct
     names = (family.denoiser, *family.prompt_encoders)
     modules = {name: networks[name].module() for name in names}
     first = as_peft(low_rank(modules, 1))
-    if family_name in _UNETS:
+    if family_name in UNETS:
         layout = original_layout(family, "unet", dict(modules["unet"].config))
         first = as_kohya(low_rank(modules, 1), 2.0, layout if family_name == "sdxl" else None)
     save_file(first, directory / "a.safetensors")

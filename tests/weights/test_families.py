@@ -218,7 +218,7 @@ def test_a_base_of_another_family_is_refused_and_named(
 @pytest.mark.parametrize(
     ("changes", "problem", "looks"),
     [
-        ({"in_channels": 9}, "in_channels is 9, expected 4", "an inpainting model"),
+        ({"in_channels": 8}, "in_channels is 8, expected 4 or 9", "InstructPix2Pix"),
         (
             {"use_linear_projection": True, "cross_attention_dim": 1024},
             "use_linear_projection is True, expected False",

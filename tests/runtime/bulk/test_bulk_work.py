@@ -23,6 +23,7 @@ from PIL import Image
 
 from controlnext.errors import BundleError, OutOfMemoryError
 from controlnext.runtime import Pipeline
+from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
 from controlnext.runtime.bulk.ledger import LEDGER
 from controlnext.runtime.bulk.results import JobResults
@@ -31,6 +32,7 @@ from support.fake_bundle import write_fake_bundle
 from support.idle_clips import idle_pipeline, no_noise
 from support.recipe import drawing
 from support.serving import open_pipeline
+from support.start_images import mask, photo
 
 CALL: dict[str, Any] = {
     "prompt": "a red circle",
@@ -50,6 +52,26 @@ def spec(tmp_path: Path, toy: Path) -> BulkSpec:
     drawing(1, 24, 16).save(tmp_path / "control.png")
     (tmp_path / "out").mkdir()
     return BulkSpec(str(toy), str(tmp_path), str(tmp_path / "out"), "auto", "cpu", 1, max_rows=3)
+
+
+def test_jobs_start_from_images_that_are_paths(tmp_path: Path, spec: BulkSpec) -> None:
+    """A changed mask makes it another job."""
+    toy = write_fake_bundle(tmp_path / "encoding", encoder=True)
+    images = {"image": photo(2, 24, 16), "mask_image": mask(24, 16)}
+    for name, image in images.items():
+        image.save(tmp_path / f"{name}.png")
+    given = {**CALL, "seed": 1, "overlay": True, **{name: f"{name}.png" for name in images}}
+    job = Job("one", given)
+    (record,) = done(replace(spec, bundle=str(toy)), job).values()
+    with open_pipeline(toy) as pipe:
+        control = Image.open(tmp_path / "control.png")
+        (wanted,) = pipe(**{**given, **images, "control_image": control}).images
+    with Image.open(tmp_path / "out" / record["files"][0]) as made:
+        np.testing.assert_array_equal(np.asarray(made), np.asarray(wanted))
+    (before,) = with_basis([job], tmp_path, "bundle")
+    images["mask_image"].rotate(90).save(tmp_path / "mask_image.png")
+    (after,) = with_basis([job], tmp_path, "bundle")
+    assert before.digest != after.digest
 
 
 def done(spec: BulkSpec, *jobs: Job) -> dict[str, dict[str, Any]]:

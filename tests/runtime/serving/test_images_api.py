@@ -12,8 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from controlnext.runtime import Pipeline
-from controlnext.runtime.denoise import partial_steps
 from controlnext.runtime.preprocess import preprocess
+from controlnext.runtime.unfinished import partial_steps
 from support.gate import until
 from support.images import drawn
 from support.recipe import drawing

@@ -66,11 +66,16 @@ def test_refusals_name_the_field(site: Site, changes: dict[str, Any], param: str
 @pytest.mark.parametrize(
     ("form", "files", "param", "message"),
     [
-        ({}, ["image", "mask"], "mask", "this server does not inpaint"),
+        ({}, ["image", "mask"], "control_image", "mask was given without control_image"),
         ({"image": "control.png"}, [], "image", "image is text; send it as a file"),
         ({}, [], "image", "no control image was given; set image"),
         ({}, ["image", "prompt"], "prompt", "prompt is a file; send it as text"),
-        ({"control_image": "x"}, ["image"], "control_image", "there is no field control_image"),
+        (
+            {"control_image": "x"},
+            ["image"],
+            "control_image",
+            "control_image is neither base64 nor a data URL",
+        ),
         ({"control_scale": "[1"}, ["image"], "control_scale", "control_scale"),
     ],
 )
