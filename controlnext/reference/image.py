@@ -78,6 +78,7 @@ class ImageReference(StockPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
+                clip_skip=self.clip_skip or None,
                 callback_on_step_end=cut_off,
                 callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
                 **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
