@@ -16,8 +16,8 @@ from controlnext.types import FloatArray
 _CANVAS = 2160
 """The shorter side of what is drawn and then made smaller, in pixels; all widths are of this size."""
 _STICK, _JOINT, _FACE_DOT, _HAND_LINE = 4, 4, 3, 2
-_FADED = 0.6
-"""Factor of the limbs' levels; joints, hands and faces are drawn over them in full."""
+_FADED = (np.arange(256) * 0.6).astype(np.uint8)
+"""The limbs' levels by what they were; joints, hands and faces are drawn over them in full."""
 
 _LIMBS = (
     *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7)),  # shoulders and arms
@@ -49,7 +49,7 @@ def draw_pose(cv2: Any, pose: Pose, height: int, width: int) -> np.ndarray:
     for number, limb in enumerate(_LIMBS):
         for points, scores in zip(people, pose.scores, strict=True):
             _draw_limb(cv2, canvas, points[[*limb]], scores[[*limb]], _BODY_COLOURS[number])
-    canvas = (canvas * _FADED).astype(np.uint8)
+    canvas = cv2.LUT(canvas, _FADED)
     for number, colour in enumerate(_BODY_COLOURS):
         for points, scores in zip(people, pose.scores, strict=True):
             if scores[number] > SHOWN:

@@ -18,11 +18,16 @@ from controlnext.types import FloatArray
 
 Rgb = tuple[float, float, float]
 
+_FLAT = 1e-5
+"""A range of this part of a map's levels is rounding alone."""
+
 
 def scale_to_range(maps: Sequence[FloatArray]) -> FloatArray:
     """Return the first map from its least value, 0, to its largest, 1; a flat one is 0."""
-    least, largest = maps[0].min(), maps[0].max()
-    return (maps[0] - least) / (largest - least if largest > least else 1.0)
+    least, largest = float(maps[0].min()), float(maps[0].max())
+    if largest - least <= _FLAT * max(abs(least), abs(largest)):
+        return np.zeros_like(maps[0])
+    return (maps[0] - least) / (largest - least)
 
 
 def mean_of_logits(maps: Sequence[FloatArray]) -> FloatArray:

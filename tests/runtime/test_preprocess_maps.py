@@ -75,7 +75,8 @@ def test_line_art_is_white_on_black(tmp_path: Path) -> None:
 
 
 def test_a_flat_map_is_black(tmp_path: Path) -> None:
-    with make_preprocessor("depth", weights=write_map_model(tmp_path / "depth.onnx")) as depth:
+    model = write_map_model(tmp_path / "depth.onnx", size=(28, 28))
+    with make_preprocessor("depth", weights=model) as depth:
         assert not grey(depth(Image.new("RGB", (40, 30), (9, 9, 9)))).any()
 
 

@@ -39,7 +39,7 @@ def places() -> np.ndarray:
 
 @pytest.fixture
 def models(tmp_path: Path, places: np.ndarray) -> dict[str, Path]:
-    scores = np.linspace(0.2, 0.9, KEYPOINTS)
+    scores = np.linspace(0.9, 0.4, KEYPOINTS)
     return {
         "detector": write_detector(tmp_path / "detector.onnx", {18: PERSON}),
         "estimator": write_estimator(tmp_path / "estimator.onnx", places, scores),
