@@ -236,6 +236,8 @@ def test_the_command_line_refuses_it_for_clips(cli: Cli, tmp_path: Path, tiny: C
     output = tmp_path / "clip.gif"
     done = cli("run", tiny("svd"), *given_files, "--vae-tiling", "--output", output)
     assert_refused(
-        done, "vae_tiling", "is not supported by the VAE of Stable Video Diffusion; remove --vae-tiling"
+        done,
+        "--vae-tiling was given",
+        "is not supported by the VAE of Stable Video Diffusion; remove --vae-tiling",
     )
     assert not output.exists()
