@@ -91,7 +91,8 @@ def _arguments(spec: GraphSpec, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class TextEncoder(nn.Module):
-    """Token ids -> hidden states of the last (``penultimate``: the one before) layer, [pooled projection]."""
+    """Token ids -> hidden states of the last (``penultimate``: the one before) layer, [pooled projection],
+    with ``clip_skip`` also the hidden states of so many layers before that one."""
 
     def __init__(
         self,
@@ -100,17 +101,28 @@ class TextEncoder(nn.Module):
         *,
         penultimate: bool = False,
         pooled: bool = False,
+        clip_skip: int = 0,
     ) -> None:
         super().__init__()
         self.network, self.room = network, room
-        self.penultimate, self.pooled = penultimate, pooled
+        self.penultimate, self.pooled, self.clip_skip = penultimate, pooled, clip_skip
 
     def forward(self, input_ids: Tensor, *loras: Tensor) -> tuple[Tensor, ...]:
-        """Return the hidden states and, with ``pooled``, the pooled projection."""
+        """Return the hidden states, with ``pooled`` the pooled projection, and with ``clip_skip`` the hidden
+        states of the earlier layer."""
         with lora_branches(self.network, self.room, loras):
-            output = self.network(input_ids, output_hidden_states=self.penultimate)
+            output = self.network(input_ids, output_hidden_states=self.penultimate or self.clip_skip > 0)
         hidden = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
-        return (hidden, output.text_embeds) if self.pooled else (hidden,)
+        pooled = (output.text_embeds,) if self.pooled else ()
+        skipped = (self._skipped(output.hidden_states),) if self.clip_skip else ()
+        return (hidden, *pooled, *skipped)
+
+    def _skipped(self, hidden_states: Sequence[Tensor]) -> Tensor:
+        """Return the earlier layer's states, normalized if those of the last layer are, as in diffusers."""
+        states = hidden_states[-1 - self.penultimate - self.clip_skip]
+        # not all classes and releases of transformers have text_model
+        encoder: Any = getattr(self.network, "text_model", self.network)
+        return states if self.penultimate else encoder.final_layer_norm(states)
 
 
 class ImageEncoder(nn.Module):
@@ -201,4 +213,5 @@ def wrap(
     """
     if spec.wrapper == "denoiser":
         return FusedDenoiser(network, controls, normalization, spec, cached, room).eval()
-    return ADAPTERS[spec.wrapper](network, *([room] if room else [])).eval()
+    skipping = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
+    return ADAPTERS[spec.wrapper](network, *([room] if room else []), **skipping).eval()

@@ -227,6 +227,7 @@ class _Job:
             inputs=[TensorEntry.of(tensor) for tensor in self.inputs],
             outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
             lora=self.room or msgspec.UNSET,
+            clip_skip=self.spec.clip_skip or msgspec.UNSET,
         )
 
 

@@ -24,25 +24,27 @@ class Conditioner:
         self._pooled_width = denoiser_width(bundle, self._pooled) if self._pooled else None
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
-    def __call__(self, request: Request, guided: bool, loras: ChosenLoras) -> dict[str, FloatArray]:
+    def __call__(
+        self, request: Request, guided: bool, loras: ChosenLoras | None = None
+    ) -> dict[str, FloatArray]:
         """Return the inputs by name, one row for each image; ``guided``: the negative prompts' rows first.
 
         ``loras``: those of the text encoders too.
         """
         names = ("prompt_embeds", "pooled_prompt_embeds")
-        positive = self._embeddings(request, *names, texts(request.prompt, 1), loras)
+        positive = self._embeddings(request, names, texts(request.prompt, 1), loras)
         parts = [self._negative(request, positive, loras), positive] if guided else [positive]
         count = request.num_images_per_prompt
         inputs = {_HIDDEN: np.concatenate([np.repeat(part.hidden, count, axis=0) for part in parts])}
         pooled = [np.repeat(part.pooled, count, axis=0) for part in parts if part.pooled is not None]
         return {**inputs, self._pooled: np.concatenate(pooled)} if pooled else inputs
 
-    def _negative(self, request: Request, positive: Embeddings, loras: ChosenLoras) -> Embeddings:
+    def _negative(self, request: Request, positive: Embeddings, loras: ChosenLoras | None) -> Embeddings:
         names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
         if self._zeros and request.negative_prompt is None and request.negative_prompt_embeds is None:
             return positive.zeros()
         prompts = texts(request.negative_prompt, len(positive.hidden))
-        made = self._embeddings(request, *names, prompts, loras)
+        made = self._embeddings(request, names, prompts, loras, negative=True)
         for name, one, other in zip(names, made, positive, strict=True):
             if one is not None and other is not None and one.shape != other.shape:
                 raise InputError(
@@ -52,11 +54,17 @@ class Conditioner:
         return made
 
     def _embeddings(
-        self, request: Request, name: str, pooled_name: str, prompts: list[str], loras: ChosenLoras
+        self,
+        request: Request,
+        names: tuple[str, str],
+        prompts: list[str],
+        loras: ChosenLoras | None,
+        negative: bool = False,
     ) -> Embeddings:
+        name, pooled_name = names
         given, given_pooled = getattr(request, name), getattr(request, pooled_name)
         if given is None:
-            hidden, pooled = self._encode(prompts, loras)
+            hidden, pooled = self._encode(prompts, loras, negative=negative)
         else:
             hidden, pooled = _checked(name, given, ("batch", "tokens", self._width)), None
         if self._pooled_width is None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.families.graph_spec import SKIPPED
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.loras.store import ChosenLoras
 from controlnext.runtime.tokens import PromptTokenizer, Tokens, prompt_tokenizer
@@ -38,13 +39,16 @@ class TextEncoders:
         self._bundle, self._family = bundle, bundle.family
         self._tokenizers: dict[str, PromptTokenizer] = {}
 
-    def __call__(self, prompts: Sequence[str], loras: ChosenLoras | None = None) -> Embeddings:
+    def __call__(
+        self, prompts: Sequence[str], loras: ChosenLoras | None = None, *, negative: bool = False
+    ) -> Embeddings:
         """Return the embeddings of ``prompts`` by all text encoders, as diffusers' ``encode_prompt`` does.
 
         Hidden states are concatenated on the last axis. The family decides whether the pooled embeddings are
         concatenated too or the last encoder's is used. The tokens of a family's sequence encoder follow on
         the token axis. Prompts that are too long are truncated, and a warning names the part. ``loras``:
-        those of each prompt.
+        those of each prompt. ``negative``: whether they are negative prompts, for which no layer of the text
+        encoders is skipped.
 
         Raises :class:`~controlnext.errors.InputError` if the bundle lacks a text encoder.
         """
@@ -55,7 +59,7 @@ class TextEncoders:
         _warn_of_truncation(tokens)
         outputs = {graph_name: self._run(graph_name, tokens[graph_name], loras) for graph_name in graph_names}
         following = outputs.pop(self._family.sequence_encoder, None)
-        hidden = np.concatenate([output[_HIDDEN] for output in outputs.values()], axis=-1)
+        hidden = np.concatenate([_hidden(output, negative) for output in outputs.values()], axis=-1)
         pooled = [output[_POOLED] for output in outputs.values() if _POOLED in output]
         if not self._family.join_pooled:
             pooled = pooled[-1:]
@@ -98,6 +102,11 @@ class TextEncoders:
                 self._bundle.path, self._bundle.manifest, graph_name
             )
         return self._tokenizers[graph_name]
+
+
+def _hidden(output: Mapping[str, FloatArray], negative: bool) -> FloatArray:
+    """Return the hidden states among a text encoder's outputs; only negative prompts skip no layers."""
+    return output[SKIPPED if SKIPPED in output and not negative else _HIDDEN]
 
 
 def denoiser_width(bundle: Bundle, name: str) -> int:

@@ -57,6 +57,7 @@ class StockRunner:
             self._controls(dtype),
             torch_dtype=dtype,
         )
+        self.reference.skip_layers(self.manifest.clip_skip)
         self.reference.pipeline.to(self.device)
         self.clock = ModuleClock(self.parts(), self.wait)
         return {"import": imported - started, "load": time.perf_counter() - ready}

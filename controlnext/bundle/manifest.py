@@ -109,6 +109,7 @@ class Graph(msgspec.Struct, frozen=True):
     ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
     layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
     exported for the step cache. ``lora``: for a graph that was exported with room for LoRAs.
+    ``clip_skip``: for a text encoder, the number of last layers that the embeddings of prompts leave out.
     """
 
     network: str
@@ -119,6 +120,7 @@ class Graph(msgspec.Struct, frozen=True):
     quantization: Quantization | None = None
     shallow: Shallow | None = None
     lora: LoraRoom | msgspec.UnsetType = msgspec.UNSET
+    clip_skip: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -183,6 +185,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return self.graphs[name]
         inputs = [tensor for tensor in whole.inputs if tensor.name in whole.shallow.inputs]
         return msgspec.structs.replace(whole, inputs=inputs + whole.shallow.features, shallow=None)
+
+    @property
+    def clip_skip(self) -> int:
+        """The number of last layers of text encoders that the embeddings of prompts leave out."""
+        return max((graph.clip_skip or 0 for graph in self.graphs.values()), default=0)
 
     @property
     def parts(self) -> list[str]:

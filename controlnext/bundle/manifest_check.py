@@ -82,6 +82,8 @@ def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
     wanted = spec.with_controls(len(control_inputs(tensor.name for tensor in graph.inputs)))
     if graph.lora:
         wanted = wanted.with_loras(*graph.lora.columns)
+    if graph.clip_skip:
+        wanted = wanted.with_clip_skip(graph.clip_skip)
     for side, found, expected in (
         ("inputs", graph.inputs, wanted.inputs),
         ("outputs", graph.outputs, wanted.outputs),

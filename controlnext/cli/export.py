@@ -38,6 +38,7 @@ def export(
     lora: options.Lora = None,
     lora_rank: export_options.LoraRank = 0,
     textual_inversion: options.TextualInversion = None,
+    clip_skip: export_options.ClipSkip = 0,
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
@@ -86,7 +87,7 @@ def export(
     engines: list[Built] = []
     try:
         with progress(quiet=as_json) as report:
-            checkpoint = sources.load(family, variant)
+            checkpoint = sources.load(family, variant, clip_skip)
 
             def measured(bundle: Path) -> list[ParityRow]:
                 rows.extend(measure(bundle, checkpoint, report))

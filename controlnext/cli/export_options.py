@@ -38,6 +38,15 @@ LoraRank = Annotated[
         show_default="0, none",
     ),
 ]
+ClipSkip = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Number of last layers of the text encoders to skip for prompts, as in diffusers.",
+        show_default="0, none",
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(

@@ -41,6 +41,8 @@ def _print(manifest: Manifest) -> None:
         print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
     if rank := max((graph.lora.rank for graph in manifest.graphs.values() if graph.lora), default=0):
         print(f"It has room for LoRAs of up to rank {rank} together.")
+    if manifest.clip_skip:
+        print(f"Prompts skip the last {manifest.clip_skip} layers of the text encoders (clip skip).")
     if faster := faster_backend(manifest.precision):
         print(f"On this processor auto runs {manifest.precision} graphs by {faster.name}.")
     print_table(

@@ -30,6 +30,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "model": ("family",),
         "no_t5": ("leave_out",),
         "num_images": ("num_images_per_prompt",),
+        "preprocessor_model": ("weights", "detector", "estimator"),
         "queue": ("max_waiting",),
         "ray": ("address",),
         "random_weights": ("random_seed",),

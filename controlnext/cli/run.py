@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,10 @@ from controlnext.cli import options, run_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
+from controlnext.cli.preprocessors import Controls, opened
 from controlnext.errors import InputError
-from controlnext.image_input import ImageReader, open_image
+from controlnext.image_input import open_image
 from controlnext.lora_names import split_scale
-from controlnext.runtime.media.image_files import Change, unchanged
 from controlnext.runtime.media.kinds import FILES, Files
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers.steps import GIVEN_STEPS
@@ -28,10 +26,9 @@ from controlnext.types import Progress
 
 if TYPE_CHECKING:
     from controlnext.runtime import Pipeline
-    from controlnext.runtime.preprocess import Preprocessor
     from controlnext.runtime.request import CommonRequest
 
-OWN = ("preprocess", "output")
+OWN = ("preprocess", "preprocessor_model", "output")
 """Options that every bundle accepts and no pipeline has as an argument."""
 
 
@@ -39,6 +36,7 @@ def run(
     bundle: options.Bundle,
     control_image: run_options.ControlImage,
     preprocess: run_options.Preprocess = None,
+    preprocessor_model: run_options.PreprocessorModel = None,
     scale: run_options.Scale = None,
     control_start: run_options.ControlStart = None,
     control_end: run_options.ControlEnd = None,
@@ -82,6 +80,7 @@ def run(
     asked = {
         "control_image": control_image,
         "preprocess": preprocess,
+        "preprocessor_model": preprocessor_model,
         "scale": scale,
         "control_start": control_start,
         "control_end": control_end,
@@ -129,9 +128,9 @@ def run(
         given = _check_options(pipeline, kind, asked)
         with (
             kind(output, **{name: given[name] for name in kind.takes if name in given}) as files,
-            _opened(preprocess) as preprocessor,
+            opened(preprocess, preprocessor_model) as preprocessor,
         ):
-            request = _request(pipeline, files, given, preprocessor)
+            request = _request(pipeline, Controls(files, preprocessor, report), given)
             for step in pipeline.steps(request):
                 report(f"step {step.index + 1} of {step.total}", (step.index + 1) / step.total)
             count = math.prod(step.latents.shape[:-3])
@@ -177,25 +176,10 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
     return given
 
 
-def _opened(preprocess: str | None) -> AbstractContextManager[Preprocessor | None]:
-    from controlnext.runtime.preprocess import make_preprocessor
-
-    return nullcontext() if preprocess is None else make_preprocessor(preprocess)
-
-
-def _request(
-    pipeline: Pipeline, files: Files, given: Mapping[str, Any], preprocessor: Preprocessor | None
-) -> CommonRequest:
+def _request(pipeline: Pipeline, control: Controls, given: Mapping[str, Any]) -> CommonRequest:
     """Return the pipeline's request; images are read, clips opened."""
-
-    def change(path: Path) -> Change:
-        if preprocessor is None:
-            return unchanged
-        # one reader per control: all its frames get the same background
-        return partial(preprocessor, reader=ImageReader(str(path), one_ground=True))
-
     values = dict(given)
-    controls = [files.control(path, change(path)) for path in given["control_image"]]
+    controls = [control(path, given) for path in given["control_image"]]
     values["control_image"] = one_or_all(controls)
     if "scale" in given:
         values["scale"] = one_or_all(given["scale"])

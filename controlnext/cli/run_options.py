@@ -24,6 +24,15 @@ Preprocess = Annotated[
     str | None,
     typer.Option(metavar="NAME", help=f"Preprocessor of the control image: {', '.join(PREPROCESSORS)}."),
 ]
+PreprocessorModel = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[OPTION=]PATH_OR_ID[:FILE]",
+        help="ONNX file of the preprocessor, by its path or at the hub; OPTION is detector or estimator for"
+        " pose; may be repeated.",
+        show_default="the preprocessor's own",
+    ),
+]
 Scale = Annotated[
     list[float] | None,
     typer.Option(help="Control scale, one for all controls or one per control.", show_default="1"),

@@ -44,7 +44,7 @@ class Sources:
             if getattr(self, field.name) != field.default
         ]
 
-    def load(self, family: Family, variant: str) -> Checkpoint:
+    def load(self, family: Family, variant: str, clip_skip: int = 0) -> Checkpoint:
         """Load the checkpoint; raise :class:`~controlnext.errors.ControlNeXtError` if that fails."""
         from controlnext.weights import load_checkpoint
 
@@ -63,6 +63,7 @@ class Sources:
             preview_vae=self.preview_vae,
             lora=self.lora or (),
             textual_inversion=self.textual_inversion or (),
+            clip_skip=clip_skip,
             leave_out=(family.sequence_encoder,) if self.no_t5 else (),
             scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,

@@ -113,7 +113,11 @@ def verify(
             found = measure_ranges(directory, run, depth, bars)
         _show_ranges(directory, run, found, as_json)
         return
-    checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(directory)
+    checkpoint = (
+        sources.load(family, manifest.variant, manifest.clip_skip)
+        if original
+        else bundle_checkpoint(directory)
+    )
     others = dict.fromkeys([*automatic_backends(manifest), *(backend or ())])
     with progress(quiet=as_json) as bars:
         comparison = compare(directory, checkpoint, run, bars, list(others))

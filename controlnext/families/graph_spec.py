@@ -24,6 +24,10 @@ CLASS = "_class_name"
 PER_STEP_INPUTS = ("sample", "timestep")
 """The denoiser's inputs that change at every step."""
 
+SKIPPED = "skipped_prompt_embeds"
+"""The output of a text encoder for prompts where the last layers are skipped; negative prompts take the
+other one."""
+
 
 @dataclass(frozen=True)
 class CachedFeature:
@@ -71,6 +75,8 @@ class GraphSpec:
     cached: Callable[[Config], tuple[CachedFeature, ...]] = field(default=lambda _config: ())
     """The features between a denoiser's deep and its shallow part, from its configuration; none if it cannot
     be cut."""
+    clip_skip: int = 0
+    """The number of last layers that a text encoder's output :data:`SKIPPED` leaves out; 0: it has none."""
 
     def with_features(self, config: Config) -> GraphSpec:
         """Return the graph with the features for the step cache as further outputs."""
@@ -104,6 +110,12 @@ class GraphSpec:
         """Return the graph with the inputs for LoRAs, of so many columns, behind its own."""
         trace = {**self.trace_sizes, **_LORA_TRACE}
         return replace(self, inputs=(*self.inputs, *lora_specs(down, up)), trace_sizes=trace)
+
+    def with_clip_skip(self, layers: int) -> GraphSpec:
+        """Return a text encoder's graph with its embeddings without the last ``layers`` as a further
+        output."""
+        skipped = replace(self.outputs[0], name=SKIPPED)
+        return replace(self, outputs=(*self.outputs, skipped), clip_skip=layers)
 
 
 _LORA_TRACE = MappingProxyType({LORA_ROWS: 2, LORA_RANK: 5})

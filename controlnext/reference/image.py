@@ -153,6 +153,7 @@ class ImageReference(StartingPipeline):
                 num_images_per_prompt=call.images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
+                clip_skip=self.clip_skip or None,
                 callback_on_step_end=cut_off,
                 callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
             )

@@ -55,6 +55,7 @@ class StockPipeline:
         if preview_vae is not None:
             self.modules[PREVIEW_VAE] = preview_vae
         self.controls = list(controls.values())
+        self.clip_skip = 0
         self._config = scheduler
         pipeline.set_progress_bar_config(disable=True)
 
@@ -78,7 +79,9 @@ class StockPipeline:
         if checkpoint.directory is not None:
             # the pipeline's version of the base's configuration, then the settings that the export was given
             config = _with_given(pipeline.scheduler.config, checkpoint)
-        return cls(family, checkpoint.variant, pipeline, controls, config, modules.get(PREVIEW_VAE))
+        found = cls(family, checkpoint.variant, pipeline, controls, config, modules.get(PREVIEW_VAE))
+        found.skip_layers(checkpoint.clip_skip)
+        return found
 
     @classmethod
     def from_folder(
@@ -115,6 +118,16 @@ class StockPipeline:
         scaled = rows / vae.config.scaling_factor + vae.config.shift_factor
         images: np.ndarray = VaeImageProcessor().postprocess(vae.decode(scaled).sample, output_type="np")
         return images
+
+    def skip_layers(self, clip_skip: int) -> None:
+        """Have the pipeline's ``clip_skip`` for all runs; 0 skips no layer of the text encoders."""
+        self.clip_skip = clip_skip
+        for name in self.family.prompt_encoders if clip_skip else ():
+            encoder = self.modules[name]
+            if not hasattr(encoder, "text_model"):
+                # diffusers looks for the final norm in it, newer transformers have no such module; not as a
+                # submodule, which would contain itself
+                object.__setattr__(encoder, "text_model", encoder)
 
     def placed(self, tensor: Tensor) -> Tensor:
         """Return ``tensor`` with the networks' device and dtype."""

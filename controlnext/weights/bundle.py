@@ -62,6 +62,7 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
         sources=manifest.sources,
         random=any(source.role == "random" for source in manifest.sources),
         settings=manifest.scheduler,
+        clip_skip=manifest.clip_skip,
     )
 
 

@@ -58,6 +58,7 @@ class Checkpoint:
     ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: whether the
     weights are random numbers. ``settings``: the origin of each setting of the scheduler. ``directory``: the
     base's diffusers directory, from which stock diffusers can load it; None if the base is not one.
+    ``clip_skip``: the number of last layers of text encoders that the embeddings of prompts leave out.
     """
 
     family: Family
@@ -71,6 +72,7 @@ class Checkpoint:
     settings: dict[str, Setting] = field(default_factory=dict)
     directory: Path | None = None
     added_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    clip_skip: int = 0
 
     @property
     def controls(self) -> list[NetworkWeights]:
@@ -87,7 +89,11 @@ class Checkpoint:
         """The graphs that an export of this checkpoint contains."""
         configs = {name: network.config for name, network in self.networks.items()}
         return [
-            spec.of(configs.get(spec.network, {})).with_controls(len(self.controls))
+            self._skipping(spec.of(configs.get(spec.network, {})).with_controls(len(self.controls)))
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
         ]
+
+    def _skipping(self, spec: GraphSpec) -> GraphSpec:
+        skips = self.clip_skip and spec.name in self.family.prompt_encoders
+        return spec.with_clip_skip(self.clip_skip) if skips else spec

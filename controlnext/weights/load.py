@@ -24,6 +24,7 @@ from controlnext.weights.choices import (
     choose_control,
     choose_trained,
 )
+from controlnext.weights.clip_skip import check_clip_skip
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
 from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
@@ -51,6 +52,7 @@ def load_checkpoint(
     preview_vae: Given | None = None,
     lora: Sequence[str] = (),
     textual_inversion: Sequence[str] = (),
+    clip_skip: int = 0,
     leave_out: Collection[str] = (),
     scheduler: Mapping[str, Any] = MappingProxyType({}),
     random_seed: int | None = None,
@@ -66,6 +68,8 @@ def load_checkpoint(
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
+    ``clip_skip``: the number of last layers of the text encoders to leave out for prompts, as in diffusers
+    (not for negative prompts).
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
     (``prediction_type``, ``timestep_spacing``, ...).
@@ -77,7 +81,7 @@ def load_checkpoint(
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
         given |= {"preview_vae": preview_vae, "lora": lora, "textual_inversion": textual_inversion}
         _refuse_files([key for key, value in given.items() if value])
-        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
+        return _random_checkpoint(family, variant, random_seed, clip_skip, leave_out, scheduler)
     choices = partial(choose_control, family), partial(beside_control, family)
     with blames("control"):
         weight_sources = [resolve(one, *choices) for one in _each(control)]
@@ -93,7 +97,8 @@ def load_checkpoint(
         sources += apply_loras(family, loaded, lora)
     with blames("textual_inversion"):
         sources += add_inversions(family, loaded, textual_inversion)
-    return _assemble(family, loaded, controls, sources, random=False)
+    check_clip_skip(family, loaded, clip_skip)
+    return _assemble(family, loaded, controls, sources, clip_skip, random=False)
 
 
 def _each(given: Given | Sequence[Given] | None) -> list[Given]:
@@ -183,7 +188,12 @@ def _apply_trained(
 
 
 def _assemble(
-    family: Family, base: Base, controls: Sequence[ControlWeights], sources: list[Source], random: bool
+    family: Family,
+    base: Base,
+    controls: Sequence[ControlWeights],
+    sources: list[Source],
+    clip_skip: int,
+    random: bool,
 ) -> Checkpoint:
     known = family.known_networks
     networks = {
@@ -205,6 +215,7 @@ def _assemble(
         base.scheduler.settings,
         base.directory,
         base.added_tokens,
+        clip_skip,
     )
 
 
@@ -218,7 +229,12 @@ def _refuse_files(given: Sequence[str]) -> None:
 
 
 def _random_checkpoint(
-    family: Family, variant: str, seed: int, leave_out: Collection[str], scheduler: Mapping[str, Any]
+    family: Family,
+    variant: str,
+    seed: int,
+    clip_skip: int,
+    leave_out: Collection[str],
+    scheduler: Mapping[str, Any],
 ) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
@@ -227,4 +243,5 @@ def _random_checkpoint(
     )
     sources = [Source("random", f"seed {seed}")]
     base = random_base(family, seed, leave_out, scheduler)
-    return _assemble(family, base, [control], sources, random=True)
+    check_clip_skip(family, base, clip_skip)
+    return _assemble(family, base, [control], sources, clip_skip, random=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -17,19 +18,39 @@ from PIL import Image
 
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader
-from controlnext.runtime.preprocess.base import Preprocessor
+from controlnext.runtime.preprocess.base import MadeOnce, Preprocessor
 from controlnext.runtime.preprocess.canny import Canny
+from controlnext.runtime.preprocess.maps import Depth, LineArt, SoftEdge
+from controlnext.runtime.preprocess.plain import Tile, Unchanged
+from controlnext.runtime.preprocess.pose import PosePreprocessor
 
-__all__ = ["PREPROCESSORS", "Preprocessor", "make_preprocessor", "preprocess"]
+__all__ = [
+    "PREPROCESSORS",
+    "MadeOnce",
+    "Preprocessor",
+    "make_preprocessor",
+    "preprocess",
+    "shared_preprocessor",
+]
 
-PREPROCESSORS: Mapping[str, type[Preprocessor]] = MappingProxyType({"canny": Canny})
+PREPROCESSORS: Mapping[str, type[Preprocessor]] = MappingProxyType(
+    {
+        "canny": Canny,
+        "depth": Depth,
+        "lineart": LineArt,
+        "none": Unchanged,
+        "pose": PosePreprocessor,
+        "softedge": SoftEdge,
+        "tile": Tile,
+    }
+)
 
 
 def make_preprocessor(name: str, **options: Any) -> Preprocessor:
     """Return the preprocessor ``name``, a key of :data:`PREPROCESSORS`, with these ``options``.
 
-    Raises :class:`~controlnext.errors.InputError` for an unknown name or option. The
-    caller closes the preprocessor.
+    Raises :class:`~controlnext.errors.InputError` for an unknown name or option, and for a model that is not
+    there. The caller closes the preprocessor.
     """
     if name not in PREPROCESSORS:
         raise InputError(f"unknown preprocessor {name!r}; accepted: {', '.join(PREPROCESSORS)}")
@@ -43,11 +64,21 @@ def make_preprocessor(name: str, **options: Any) -> Preprocessor:
     return PREPROCESSORS[name](**options)
 
 
-def preprocess(name: str, image: Image.Image, reader: ImageReader | None = None) -> Image.Image:
-    """Return the control image that the preprocessor ``name`` makes of ``image``.
+@cache
+def shared_preprocessor(name: str) -> Preprocessor:
+    """Return the preprocessor ``name`` without options, the same for all callers of this process, who do not
+    close it: its models are opened once. The errors are those of :func:`make_preprocessor`."""
+    try:
+        return make_preprocessor(name)
+    except InputError as error:
+        # not the option of a model, which these callers do not have
+        error.argument = "preprocess"
+        raise
 
-    ``reader`` reads the image; by default it is a new one. For several images :func:`make_preprocessor` is
-    faster.
+
+def preprocess(name: str, image: Image.Image, reader: ImageReader | None = None) -> Image.Image:
+    """Return the control image that the preprocessor ``name``, a shared one, makes of ``image``.
+
+    ``reader`` reads the image; by default it is a new one.
     """
-    with make_preprocessor(name) as preprocessor:
-        return preprocessor(image, reader)
+    return shared_preprocessor(name)(image, reader)

@@ -14,7 +14,7 @@ from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
 from controlnext.runtime.media.inline_images import decode_image
 from controlnext.runtime.media.video_files import Frames, open_clip
-from controlnext.runtime.preprocess import make_preprocessor
+from controlnext.runtime.preprocess import MadeOnce, shared_preprocessor
 
 FIELD = "control_clip"
 
@@ -47,18 +47,26 @@ def holds_video(contents: Sequence[bytes]) -> bool:
 
 def control_clip(
     contents: Sequence[bytes], preprocess: str | None, max_frames: int, max_pixels: int, opened: ExitStack
-) -> InlineFrames | Frames:
+) -> InlineFrames | Frames | MadeOnce:
     """Return the control clip of a request: one video, or an image for every frame.
 
-    Of a video at most one frame more than ``max_frames`` is there, so that who counts them sees that there
-    are too many. ``opened``: closes what is open, and removes files, when the clip is done.
+    A frame that is preprocessed is so once. Of a video at most one frame more than ``max_frames`` is there,
+    so that who counts them sees that there are too many. ``opened``: closes what is open, and removes files,
+    when the clip is done.
 
     Raises :class:`InputError` for a file that cannot be read, or of more than ``max_pixels`` in a frame.
     """
     change: Change = ImageReader(f"the clip in {FIELD}", one_ground=True).read_rgb
     if preprocess is not None:
         with blames("preprocess"):
-            change = opened.enter_context(make_preprocessor(preprocess))
+            change = shared_preprocessor(preprocess)
+    clip = _opened_clip(contents, change, max_frames, max_pixels, opened)
+    return clip if preprocess is None else MadeOnce(clip)
+
+
+def _opened_clip(
+    contents: Sequence[bytes], change: Change, max_frames: int, max_pixels: int, opened: ExitStack
+) -> InlineFrames | Frames:
     if holds_video(contents):
         path = Path(opened.enter_context(TemporaryDirectory(prefix="controlnext-"))) / "control"
         path.write_bytes(contents[0])

@@ -44,8 +44,8 @@ def test_canny_finds_an_outline() -> None:
 
 
 def test_unknown_preprocessor() -> None:
-    with pytest.raises(InputError, match="unknown preprocessor 'depth'; accepted: canny"):
-        preprocess("depth", _photo(0, 255))
+    with pytest.raises(InputError, match="unknown preprocessor 'edges'; accepted: canny, depth"):
+        preprocess("edges", _photo(0, 255))
 
 
 def test_missing_opencv_names_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ def test_a_clip_that_fails(idle: Site, held: Engines) -> None:
         ({"fps": 1000}, FILES, "fps", "fps is '1000'"),
         ({"frames": 2}, FILES, "frames", "there is no field frames"),
         ({}, FILES + FILES[1:] * 2, "num_frames", "this server makes at most 6"),
-        ({"preprocess": "none"}, FILES, "preprocess", "unknown preprocessor"),
+        ({"preprocess": "edges"}, FILES, "preprocess", "unknown preprocessor"),
         ({}, [FILES[0], ("control_clip", b"#EXTM3U")], "control_clip", "or give one video: MP4, WebM"),
         ({}, [FILES[0], ("control_clip", b"GIF89a")], "control_clip", "cannot be read as a video"),
         ({}, [FILES[0], ("control_clip", file_of(drawing(1, 72, 72)))], "control_clip", "72 x 72 pixels"),
