@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.runtime.image_prompt_request import ImagePromptArguments
 from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
 from controlnext.types import FloatArray
 
@@ -90,7 +91,7 @@ class CommonRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Request(CommonRequest):
+class Request(ImagePromptArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None
@@ -129,6 +130,7 @@ class Request(CommonRequest):
             )
         self._check_prompts()
         check_loras(self.lora)
+        self.check_image_prompts()
 
     def _check_prompts(self) -> None:
         """Apply the rules of diffusers' ``check_inputs`` that need no model."""

@@ -103,12 +103,22 @@ class LoraRoom(msgspec.Struct, frozen=True):
         return last.down[1], last.up[1]
 
 
+class ImagePrompt(msgspec.Struct, frozen=True):
+    """An IP-Adapter of a denoiser: its ``kind`` (:data:`controlnext.image_prompts.KINDS`), the number of
+    ``tokens`` that it makes of an image, and the shape of what it reads of one."""
+
+    kind: str
+    tokens: int
+    embedding: list[int]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
     ``compute`` and ``quantization`` are set if the ``precision`` is a calibrated one: the arithmetic of the
     layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
     exported for the step cache. ``lora``: for a graph that was exported with room for LoRAs.
+    ``image_prompts``: the IP-Adapters of a denoiser that was exported with some.
     """
 
     network: str
@@ -119,6 +129,12 @@ class Graph(msgspec.Struct, frozen=True):
     quantization: Quantization | None = None
     shallow: Shallow | None = None
     lora: LoraRoom | msgspec.UnsetType = msgspec.UNSET
+    image_prompts: list[ImagePrompt] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def adapters(self) -> list[ImagePrompt]:
+        """The IP-Adapters; none for a graph without."""
+        return self.image_prompts or []
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -123,7 +123,7 @@ def compare(
     backends = usable_backends(bundle, manifest)
     profiles = [backend.profiles for backend in backends.values()]
     feeds, run = graph_feeds(bundle, manifest, profiles), fit_run(manifest, run, profiles)
-    runs = [run, *_lora_runs(manifest, run), *_cached_runs(manifest, run)]
+    runs = [run, *_prompted_runs(manifest, run), *_lora_runs(manifest, run), *_cached_runs(manifest, run)]
     arguments = [run_arguments(manifest, one) for one in runs]
     expected = _pytorch(manifest, checkpoint, feeds, arguments, progress)
     gc.collect()
@@ -135,6 +135,13 @@ def compare(
         own = _rows(manifest, runs, expected, outputs, limits)
         rows += [replace(row, name=f"{name}: {row.name}") for row in own]
     return Comparison(rows, expected.images[-1], found.images[-1])
+
+
+def _prompted_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
+    """Return a run with an image prompt, of few steps, if the bundle has IP-Adapters."""
+    if not manifest.graphs[get_family(manifest.family).denoiser].adapters:
+        return []
+    return [dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS), image_prompt=True)]
 
 
 def _lora_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
@@ -207,7 +214,8 @@ def _pytorch(
             spec = spec.with_loras(*room.columns)
         network = reference.modules[spec.network]
         normalization = CrossNormalization(checkpoint.variant.injection)
-        module = wrap(spec, network, reference.controls, normalization, room=room)
+        adapters = [one.module() for one in checkpoint.adapters]
+        module = wrap(spec, network, reference.controls, normalization, room=room, adapters=adapters)
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
     outputs = _runs(reference, manifest, arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.reference.cut_off import CutOff
+from controlnext.reference.image_prompts import with_image_prompts
 from controlnext.reference.injection import ControlInput, scale_rows, scale_schedule
 from controlnext.reference.stock import StockPipeline, control_tensor, per_control
 
@@ -50,6 +52,8 @@ class ImageReference(StockPipeline):
         guidance_end: float = 1.0,
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: float | Sequence[float] = 1.0,
         **embeddings: np.ndarray | None,
     ) -> ReferenceOutput:
         asked, steps = self.set_steps(sampler, num_inference_steps, timesteps=timesteps, sigmas=sigmas)
@@ -66,7 +70,12 @@ class ImageReference(StockPipeline):
         ]
         vae = self.modules["vae"]
         (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
-        with self.controlled(control_inputs, cache_interval):
+        # not every stock pipeline takes image prompts
+        prompts = {} if ip_adapter_image is None else {"ip_adapter_image": ip_adapter_image}
+        with (
+            self._prompted(ip_adapter_image, ip_adapter_scale),
+            self.controlled(control_inputs, cache_interval),
+        ):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
@@ -78,11 +87,18 @@ class ImageReference(StockPipeline):
                 num_images_per_prompt=num_images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
+                **prompts,
                 callback_on_step_end=cut_off,
                 callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
                 **{k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in embeddings.items()},
             )
         return ReferenceOutput(cut_off.latents.float().cpu().numpy(), result.images)
+
+    def _prompted(self, image: Any, scale: float | Sequence[float]) -> AbstractContextManager[None]:
+        """Return the context with the image prompts that the checkpoint has adapters for."""
+        if image is None or not self.adapters:
+            return nullcontext()
+        return with_image_prompts(self.pipeline, self.adapters, scale)
 
     def _controls(
         self,

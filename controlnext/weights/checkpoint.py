@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from controlnext.bundle.manifest import Setting, Source
 from controlnext.families import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
+from controlnext.weights.ip_adapter import AdapterWeights
 from controlnext.weights.networks import empty_module
 
 
@@ -58,6 +59,7 @@ class Checkpoint:
     ``scheduler_config.json``. ``options``: pipeline options of ``model_index.json``. ``random``: whether the
     weights are random numbers. ``settings``: the origin of each setting of the scheduler. ``directory``: the
     base's diffusers directory, from which stock diffusers can load it; None if the base is not one.
+    ``adapters``: the IP-Adapters.
     """
 
     family: Family
@@ -71,6 +73,7 @@ class Checkpoint:
     settings: dict[str, Setting] = field(default_factory=dict)
     directory: Path | None = None
     added_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    adapters: Sequence[AdapterWeights] = ()
 
     @property
     def controls(self) -> list[NetworkWeights]:
@@ -86,8 +89,13 @@ class Checkpoint:
     def graphs(self) -> list[GraphSpec]:
         """The graphs that an export of this checkpoint contains."""
         configs = {name: network.config for name, network in self.networks.items()}
-        return [
+        embeddings = [adapter.spec.embedding for adapter in self.adapters]
+        graphs = [
             spec.of(configs.get(spec.network, {})).with_controls(len(self.controls))
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
+        ]
+        return [
+            graph.with_image_prompts(embeddings) if graph.name == self.family.denoiser else graph
+            for graph in graphs
         ]

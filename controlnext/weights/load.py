@@ -13,6 +13,7 @@ from typing import Any
 from controlnext.bundle.manifest import Source
 from controlnext.errors import InputError, blames
 from controlnext.families import Family
+from controlnext.image_prompts import IMAGE_ENCODER
 from controlnext.tensor_spec import numbered_controls
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
@@ -25,6 +26,7 @@ from controlnext.weights.choices import (
     choose_trained,
 )
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
+from controlnext.weights.ip_adapter import Adapters, random_adapters, read_adapters
 from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
 from controlnext.weights.markers import is_marker, marked_settings
@@ -51,6 +53,8 @@ def load_checkpoint(
     preview_vae: Given | None = None,
     lora: Sequence[str] = (),
     textual_inversion: Sequence[str] = (),
+    ip_adapter: Sequence[Given] = (),
+    ip_adapter_image_encoder: Given | None = None,
     leave_out: Collection[str] = (),
     scheduler: Mapping[str, Any] = MappingProxyType({}),
     random_seed: int | None = None,
@@ -66,6 +70,9 @@ def load_checkpoint(
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
+    ``ip_adapter``: files of IP-Adapters, or hub ids of such files; ``ip_adapter_image_encoder``: directory or
+    hub id of their image encoder, by default ``image_encoder`` beside the first. With ``random_seed`` the
+    adapters are kinds, ``"base"`` or ``"plus"``.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
     (``prediction_type``, ``timestep_spacing``, ...).
@@ -76,8 +83,10 @@ def load_checkpoint(
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
         given |= {"preview_vae": preview_vae, "lora": lora, "textual_inversion": textual_inversion}
+        given |= {"ip_adapter_image_encoder": ip_adapter_image_encoder}
         _refuse_files([key for key, value in given.items() if value])
-        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler)
+        kinds = [str(kind) for kind in ip_adapter]
+        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler, kinds)
     choices = partial(choose_control, family), partial(beside_control, family)
     with blames("control"):
         weight_sources = [resolve(one, *choices) for one in _each(control)]
@@ -93,7 +102,10 @@ def load_checkpoint(
         sources += apply_loras(family, loaded, lora)
     with blames("textual_inversion"):
         sources += add_inversions(family, loaded, textual_inversion)
-    return _assemble(family, loaded, controls, sources, random=False)
+    with blames("ip_adapter"):
+        config = loaded.parts[family.denoiser].config
+        adapters = read_adapters(family, config, ip_adapter, ip_adapter_image_encoder)
+    return _assemble(family, loaded, controls, sources, random=False, adapters=adapters)
 
 
 def _each(given: Given | Sequence[Given] | None) -> list[Given]:
@@ -183,9 +195,17 @@ def _apply_trained(
 
 
 def _assemble(
-    family: Family, base: Base, controls: Sequence[ControlWeights], sources: list[Source], random: bool
+    family: Family,
+    base: Base,
+    controls: Sequence[ControlWeights],
+    sources: list[Source],
+    random: bool,
+    adapters: Adapters | None,
 ) -> Checkpoint:
     known = family.known_networks
+    if adapters:
+        base.parts[IMAGE_ENCODER] = adapters.encoder
+        sources = sources + adapters.sources
     networks = {
         name: NetworkWeights(known[name].of(part.config), part.config, LazyTensors(part.tensors, name))
         for name, part in base.parts.items()
@@ -205,6 +225,7 @@ def _assemble(
         base.scheduler.settings,
         base.directory,
         base.added_tokens,
+        adapters.weights if adapters else (),
     )
 
 
@@ -218,7 +239,12 @@ def _refuse_files(given: Sequence[str]) -> None:
 
 
 def _random_checkpoint(
-    family: Family, variant: str, seed: int, leave_out: Collection[str], scheduler: Mapping[str, Any]
+    family: Family,
+    variant: str,
+    seed: int,
+    leave_out: Collection[str],
+    scheduler: Mapping[str, Any],
+    kinds: Sequence[str],
 ) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
@@ -227,4 +253,5 @@ def _random_checkpoint(
     )
     sources = [Source("random", f"seed {seed}")]
     base = random_base(family, seed, leave_out, scheduler)
-    return _assemble(family, base, [control], sources, random=True)
+    adapters = random_adapters(family, base.parts[family.denoiser].config, kinds, seed)
+    return _assemble(family, base, [control], sources, random=True, adapters=adapters)

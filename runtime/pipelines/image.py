@@ -12,7 +12,9 @@ from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
-from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
+from controlnext.runtime.guidance import embedding_input, is_guided
+from controlnext.runtime.image_prompt_request import PromptScale
+from controlnext.runtime.image_prompts import ImagePrompts
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.pipelines.decoding import Images
@@ -78,6 +80,12 @@ class ImagePipeline(Pipeline, task="image"):
         num_images_per_prompt: number of images for each prompt, at least 1.
         lora: scales of LoRAs by the names that :meth:`add_lora` gave them; or a list of these, one for each
             prompt.
+        ip_adapter_image: an image prompt, or several that act together; for several IP-Adapters a list of
+            these (docs/image-prompts.md). For several prompts also a list of lists, one for each prompt.
+        ip_adapter_image_embeds: the same as the image encoder reads them, as in diffusers: (1 or N, images,
+            ...), with guidance the unconditional half first.
+        ip_adapter_scale: strength of the image prompt; one, or one for each prompt; for several IP-Adapters
+            one for all, or a list.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
@@ -94,6 +102,7 @@ class ImagePipeline(Pipeline, task="image"):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self._condition = Conditioner(bundle)
+        self._image_prompts = ImagePrompts(bundle)
 
     def __call__(
         self,
@@ -115,6 +124,9 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
+        ip_adapter_scale: PromptScale | Sequence[PromptScale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -147,6 +159,9 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -174,6 +189,9 @@ class ImagePipeline(Pipeline, task="image"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
+        ip_adapter_scale: PromptScale | Sequence[PromptScale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -206,6 +224,9 @@ class ImagePipeline(Pipeline, task="image"):
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -237,17 +258,19 @@ class ImagePipeline(Pipeline, task="image"):
         images = [for_every_row(control_array(own, height, width), request, halves) for own in controls]
         loras = self._loras.choose(request.lora, request.prompt_count)
         prompts = self._condition(request, guided > 0, loras)
+        image_prompts = self._image_prompts(request, guided > 0)
         constants = {
             **prompts,
+            **image_prompts.feed,
             **self.conditioning(height, width, halves * len(latents)),
-            **self._guidance_embedding(guidance, len(latents)),
+            **embedding_input(self.inputs, guidance, len(latents)),
             **self.controls.images(images),
             **loras.inputs(family.denoiser, request.num_images_per_prompt, halves),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
-        rows = {"batch": halves * len(latents), "sequence": tokens}
+        rows = {"batch": halves * len(latents), "sequence": tokens, **image_prompts.sizes}
         open_step_cache(self.bundle, request.cache_interval, (height, width), [rows])
-        part = StepPart(self.denoiser(constants), (height, width, tokens))
+        part = StepPart(self.denoiser(constants), (height, width, tokens, *image_prompts.sizes.values()))
         return ImageDenoising(
             sampler=sampler,
             latents=latents,
@@ -259,14 +282,6 @@ class ImagePipeline(Pipeline, task="image"):
             strengths=strengths,
             guidance=float(guidance),
         )
-
-    def _guidance_embedding(self, guidance: float, rows: int) -> dict[str, FloatArray]:
-        """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
-        if EMBEDDING not in self.inputs:
-            return {}
-        width = self.inputs[EMBEDDING].shape[1]
-        assert isinstance(width, int)
-        return {EMBEDDING: guidance_embedding(guidance, width, rows)}
 
     def finish(self, request: Request, latents: FloatArray) -> Output:
         """Return what a call returns for the latents of the last step."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -19,13 +20,14 @@ from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.answers import ImageData, ImageEvent, ImagesAnswer, TokenUsage
 from controlnext.runtime.serving.calls import ImageFields, check_size
 from controlnext.runtime.serving.generation import Generation
+from controlnext.runtime.serving.image_inputs import RequestImages
 from controlnext.runtime.serving.service import Service
 from controlnext.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
-Source = Callable[[], list[Image.Image]]
-"""Decodes the control images of a request; called in a thread."""
+Source = Callable[[], RequestImages]
+"""Decodes the images of a request; called in a thread."""
 
 
 class ImageWork:
@@ -99,17 +101,16 @@ class ImageWork:
     def _arguments(self, pipe: Pipeline) -> dict[str, Any]:
         call, settings = self._call, self._service.settings
         given = {**call.arguments(pipe.family, settings), "seed": self._seed}
-        if images := self._source():
-            if not call.width_and_height:
-                width, height = images[0].size
-                check_size(
-                    (width, height), settings, f"size is missing and the image has {width} x {height} pixels"
-                )
-            if call.preprocess is not None:
-                with blames("preprocess"):
-                    images = [preprocess(call.preprocess, image) for image in images]
-            given["control_image"] = images if len(images) > 1 else images[0]
-        return given
+        images = self._source()
+        if images.size is not None and not call.width_and_height:
+            width, height = images.size
+            told = f"size is missing and the image has {width} x {height} pixels"
+            check_size((width, height), settings, told)
+        if call.preprocess is not None:
+            with blames("preprocess"):
+                made = [preprocess(call.preprocess, image) for image in images.controls]
+            images = replace(images, controls=made)
+        return {**given, **images.arguments()}
 
     def _watch(self, pipe: Pipeline, step: Step) -> Coroutine[Any, Any, None] | None:
         number = partial_steps(step.total, self._call.partial_images or 0).get(step.index)

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
-from PIL import Image
 
-from controlnext.runtime.media.inline_images import decode_image, decode_text
 from controlnext.runtime.serving.access_log import request_facts
 from controlnext.runtime.serving.answers import ImagesAnswer, errors
 from controlnext.runtime.serving.bodies import form_body, json_body, read_form, read_json
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
 from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS, HttpError
 from controlnext.runtime.serving.generation import unless_left
+from controlnext.runtime.serving.image_inputs import EDIT_FILES, images_of_call, images_of_form
 from controlnext.runtime.serving.image_work import ImageWork, Source
 from controlnext.runtime.serving.service import Service
 from controlnext.runtime.serving.streams import EVENT_STREAM, stream
@@ -46,14 +45,14 @@ def image_routes(service: Service) -> APIRouter:
     async def generate_images(request: Request) -> Response:
         """Make images of a prompt and a control image."""
         call = await read_json(request, ImageCall)
-        source = partial(_decoded, call.control_image or [], service.settings.max_pixels)
+        source = partial(images_of_call, call, service.settings.max_pixels)
         return await _answer(request, service, call, source, "image_generation", IMAGE_FIELDS)
 
     @router.post(
         "/v1/images/edits",
         response_model=ImagesAnswer,
         responses=ANSWERS,
-        openapi_extra=form_body(ImageFields, "image", needed=["image"]),
+        openapi_extra=form_body(ImageFields, *EDIT_FILES, needed=["image"]),
     )
     async def edit_images(request: Request) -> Response:
         """Make images of a prompt and control images that are files."""
@@ -61,19 +60,11 @@ def image_routes(service: Service) -> APIRouter:
         if "mask" in form.files or "mask" in form.fields:
             message = "mask is not accepted: this server does not inpaint; remove it"
             raise HttpError(400, message, param="mask", code="invalid_value")
-        call = form.parse(ImageFields, "image")
-        source = partial(_opened, form.files.get("image", []), service.settings.max_pixels)
+        call = form.parse(ImageFields, *EDIT_FILES)
+        source = partial(images_of_form, form, service.settings.max_pixels)
         return await _answer(request, service, call, source, "image_edit", EDIT_FIELDS)
 
     return router
-
-
-def _opened(files: list[bytes], max_pixels: int) -> list[Image.Image]:
-    return [decode_image("image", content, max_pixels) for content in files]
-
-
-def _decoded(texts: list[str], max_pixels: int) -> list[Image.Image]:
-    return [decode_text("control_image", text, max_pixels) for text in texts]
 
 
 async def _answer(
