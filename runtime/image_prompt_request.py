@@ -9,7 +9,7 @@ from typing import Any
 from controlnext.errors import InputError
 from controlnext.types import FloatArray
 
-PromptScale = float | Sequence[float] | FloatArray
+Scale = float | Sequence[float] | FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class ImagePromptArguments:
     _: KW_ONLY
     ip_adapter_image: Any = None
     ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None
-    ip_adapter_scale: PromptScale | Sequence[PromptScale] = 1.0
+    ip_adapter_scale: Scale | Sequence[Scale] = 1.0
 
     def check_image_prompts(self) -> None:
         """Raise :class:`InputError` for arguments that no model accepts."""

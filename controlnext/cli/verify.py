@@ -22,8 +22,10 @@ from controlnext.optional import extra
 from controlnext.runtime.media.image_files import read_image
 
 if TYPE_CHECKING:
+    from controlnext.bundle.manifest import Manifest
     from controlnext.evaluation.inputs import SamplingRun
     from controlnext.evaluation.ranges import Ranges
+    from controlnext.weights import Checkpoint
 
 
 def verify(
@@ -118,6 +120,7 @@ def verify(
         _show_ranges(directory, run, found, as_json)
         return
     checkpoint = sources.load(family, manifest.variant) if original else bundle_checkpoint(directory)
+    _check_adapters(manifest, checkpoint)
     others = dict.fromkeys([*automatic_backends(manifest), *(backend or ())])
     with progress(quiet=as_json) as bars:
         comparison = compare(directory, checkpoint, run, bars, list(others))
@@ -128,6 +131,17 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _check_adapters(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise :class:`InputError` unless bundle and weights have as many IP-Adapters."""
+    own = len(manifest.graphs[checkpoint.family.denoiser].adapters)
+    if len(checkpoint.adapters) != own:
+        raise InputError(
+            f"the bundle has {own} IP-Adapters, but {len(checkpoint.adapters)} were given to compare with;"
+            " give `ip_adapter` those that it was exported with",
+            argument="ip_adapter",
+        )
 
 
 def _check_backends(names: Sequence[str]) -> None:

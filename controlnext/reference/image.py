@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +72,7 @@ class ImageReference(StockPipeline):
         (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
         # not every stock pipeline takes image prompts
         prompts = {} if ip_adapter_image is None else {"ip_adapter_image": ip_adapter_image}
-        with (
-            self._prompted(ip_adapter_image, ip_adapter_scale),
-            self.controlled(control_inputs, cache_interval),
-        ):
+        with self._steered(control_inputs, cache_interval, ip_adapter_image, ip_adapter_scale):
             result = self.pipeline(
                 prompt=prompt,
                 negative_prompt=negative_prompt,
@@ -94,11 +91,21 @@ class ImageReference(StockPipeline):
             )
         return ReferenceOutput(cut_off.latents.float().cpu().numpy(), result.images)
 
-    def _prompted(self, image: Any, scale: float | Sequence[float]) -> AbstractContextManager[None]:
-        """Return the context with the image prompts that the checkpoint has adapters for."""
-        if image is None or not self.adapters:
-            return nullcontext()
-        return with_image_prompts(self.pipeline, self.adapters, scale)
+    @contextmanager
+    def _steered(
+        self,
+        control_inputs: Sequence[ControlInput],
+        interval: int,
+        image: Any,
+        scale: float | Sequence[float],
+    ) -> Iterator[None]:
+        """Add the controls, and the adapters of the checkpoint for an image prompt."""
+        adapters = () if image is None else self.adapters
+        with (
+            with_image_prompts(self.pipeline, adapters, scale) if adapters else nullcontext(),
+            self.controlled(control_inputs, interval),
+        ):
+            yield
 
     def _controls(
         self,

@@ -76,13 +76,14 @@ def empty_adapter(spec: AdapterSpec) -> ImagePromptAdapter:
         return ImagePromptAdapter(spec).eval().requires_grad_(False)
 
 
+@blames("ip_adapter")
 def read_adapters(
     family: Family,
-    denoiser: Mapping[str, Any],
+    denoiser: Part,
     given: Sequence[str | Path],
     image_encoder: str | Path | None,
 ) -> Adapters | None:
-    """Read the IP-Adapters ``given`` (files, or hub ids of files) for a denoiser of this configuration.
+    """Read the IP-Adapters ``given`` (files, or hub ids of files) for a ``denoiser``.
 
     ``image_encoder``: directory or hub id of their image encoder; None for the directory ``image_encoder``
     beside the first. Returns None if none are given. Raises :class:`CheckpointError` for other kinds, for an
@@ -100,7 +101,7 @@ def read_adapters(
     found = [_resolved(one, beside) for one in given]
     weights, sources = [], []
     for number, (source, tensors) in enumerate(found):
-        weights.append(_matched(family, denoiser, tensors, source.name))
+        weights.append(_matched(family, denoiser.config, tensors, source.name))
         role = numbered_adapters(number + 1)[-1].network.replace("_", " ")
         sources.append(source.source(role, source.path))
     with blames("ip_adapter_image_encoder"):
@@ -113,9 +114,10 @@ def read_adapters(
 
 
 def random_adapters(
-    family: Family, denoiser: Mapping[str, Any], kinds: Sequence[str], seed: int
+    family: Family, denoiser: Mapping[str, Any], given: Sequence[str | Path], seed: int
 ) -> Adapters | None:
-    """Return adapters of these ``kinds`` as published, with random numbers, and their image encoder."""
+    """Return adapters of the kinds ``given``, as published, with random numbers, and their image encoder."""
+    kinds = [str(kind) for kind in given]
     if not kinds:
         return None
     needs = _needs(family)

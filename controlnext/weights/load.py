@@ -70,9 +70,8 @@ def load_checkpoint(
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
-    ``ip_adapter``: files of IP-Adapters, or hub ids of such files; ``ip_adapter_image_encoder``: directory or
-    hub id of their image encoder, by default ``image_encoder`` beside the first. With ``random_seed`` the
-    adapters are kinds, ``"base"`` or ``"plus"``.
+    ``ip_adapter``: files or hub ids of IP-Adapters, with ``random_seed`` kinds (``"base"``, ``"plus"``);
+    ``ip_adapter_image_encoder``: of their image encoder, by default ``image_encoder`` beside the first.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
     (``prediction_type``, ``timestep_spacing``, ...).
@@ -85,11 +84,9 @@ def load_checkpoint(
         given |= {"preview_vae": preview_vae, "lora": lora, "textual_inversion": textual_inversion}
         given |= {"ip_adapter_image_encoder": ip_adapter_image_encoder}
         _refuse_files([key for key, value in given.items() if value])
-        kinds = [str(kind) for kind in ip_adapter]
-        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler, kinds)
-    choices = partial(choose_control, family), partial(beside_control, family)
+        return _random_checkpoint(family, variant, random_seed, leave_out, scheduler, ip_adapter)
     with blames("control"):
-        weight_sources = [resolve(one, *choices) for one in _each(control)]
+        weight_sources = _control_sources(family, _each(control))
         controls, sources = _read_controls(family, variant, weight_sources)
     with blames("base"):
         loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler, preview_vae)
@@ -102,10 +99,13 @@ def load_checkpoint(
         sources += apply_loras(family, loaded, lora)
     with blames("textual_inversion"):
         sources += add_inversions(family, loaded, textual_inversion)
-    with blames("ip_adapter"):
-        config = loaded.parts[family.denoiser].config
-        adapters = read_adapters(family, config, ip_adapter, ip_adapter_image_encoder)
+    adapters = read_adapters(family, loaded.parts[family.denoiser], ip_adapter, ip_adapter_image_encoder)
     return _assemble(family, loaded, controls, sources, random=False, adapters=adapters)
+
+
+def _control_sources(family: Family, given: Sequence[Given]) -> list[WeightSource]:
+    choices = partial(choose_control, family), partial(beside_control, family)
+    return [resolve(one, *choices) for one in given]
 
 
 def _each(given: Given | Sequence[Given] | None) -> list[Given]:
@@ -244,7 +244,7 @@ def _random_checkpoint(
     seed: int,
     leave_out: Collection[str],
     scheduler: Mapping[str, Any],
-    kinds: Sequence[str],
+    kinds: Sequence[Given],
 ) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))

@@ -13,7 +13,6 @@ from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, Step, StepPart
 from controlnext.runtime.guidance import embedding_input, is_guided
-from controlnext.runtime.image_prompt_request import PromptScale
 from controlnext.runtime.image_prompts import ImagePrompts
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Pipeline
@@ -126,7 +125,7 @@ class ImagePipeline(Pipeline, task="image"):
         cache_interval: int = 1,
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
-        ip_adapter_scale: PromptScale | Sequence[PromptScale] = 1.0,
+        ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -191,7 +190,7 @@ class ImagePipeline(Pipeline, task="image"):
         cache_interval: int = 1,
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
-        ip_adapter_scale: PromptScale | Sequence[PromptScale] = 1.0,
+        ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
