@@ -80,11 +80,8 @@ class ImagePrompts:
     def _scales(self, request: Request) -> FloatArray:
         """Return the scale of each prompt and adapter."""
         given, name, count = request.ip_adapter_scale, "ip_adapter_scale", request.prompt_count
-        each = (
-            self._each(name, given)
-            if np.ndim(given) or isinstance(given, (list, tuple))
-            else [given] * len(self)
-        )
+        several = isinstance(given, (list, tuple)) or np.ndim(given) > 0
+        each = self._each(name, given) if several else [given] * len(self)
         columns = []
         for one in each:
             scale = as_floats(name, one)
