@@ -25,7 +25,7 @@ def shared_server(directory: Path, options: Sequence[str]) -> Iterator[tuple[str
     start, and two of them would be in each other's way. ``directory``: one that they share.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state, lock = directory / "server.json", FileLock(directory / "server.lock")
+    state, lock = directory / "server.json", FileLock(directory / "server.lock", timeout=2 * _START_S)
     with lock:
         found = json.loads(state.read_text()) if state.exists() else _start(directory, options)
         found["users"] += 1

@@ -83,7 +83,11 @@ def serve(
     metrics, listener = Metrics(), open_listener("127.0.0.1", 0)
     models = Models(bundles, settings, load, metrics)
     app = make_app(models, settings, metrics, local=True)
-    server = uvicorn.Server(uvicorn.Config(AccessLog(app, metrics), log_config=None, access_log=False))
+    # a test that failed in the middle of an answer may keep its connection: the end does not wait for it
+    config = uvicorn.Config(
+        AccessLog(app, metrics), log_config=None, access_log=False, timeout_graceful_shutdown=10
+    )
+    server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
 
     async def run() -> None:
@@ -91,7 +95,7 @@ def serve(
         await server.serve(sockets=[listener])
         await models.close()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=[run()])
+    thread = threading.Thread(target=loop.run_until_complete, args=[run()], daemon=True)
     thread.start()
     try:
         until(lambda: server.started or not thread.is_alive())
@@ -100,7 +104,8 @@ def serve(
             yield Site(address, models, loop, app, client)
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(timeout=60)
+        assert not thread.is_alive(), "the server does not end"
         loop.close()
         listener.close()
 
