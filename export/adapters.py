@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from controlnext.bundle.manifest import LoraRoom
 from controlnext.families import CachedFeature, GraphSpec
+from controlnext.image_prompts import SCALE, numbered_adapters
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
+from controlnext.models.image_prompt import ImagePrompt, image_prompts
 from controlnext.models.lora import lora_branches
 from controlnext.models.step_cache import cut
 from controlnext.tensor_spec import LORA_INPUTS, ControlInputs, numbered_controls
@@ -23,7 +25,8 @@ class FusedDenoiser(nn.Module):
 
     The inputs are the tensors of ``spec.inputs`` in that order. A control image may have batch 1 while the
     latents have a guided batch: its control module then runs once and its feature is repeated. Further
-    outputs are the features ``cached``. With ``room`` for LoRAs these are inputs too.
+    outputs are the features ``cached``. With ``room`` for LoRAs these are inputs too, with ``adapters`` image
+    prompts.
     """
 
     def __init__(
@@ -34,12 +37,16 @@ class FusedDenoiser(nn.Module):
         spec: GraphSpec,
         cached: Sequence[CachedFeature] = (),
         room: LoraRoom | None = None,
+        adapters: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.denoiser, self.cached, self.room = denoiser, tuple(cached), room
         self.controls = numbered_controls(len(controls))
         for names, control in zip(self.controls, controls, strict=True):
             self.add_module(names.network, control)
+        self.adapters = numbered_adapters(len(adapters))
+        for one, adapter in zip(self.adapters, adapters, strict=True):
+            self.add_module(one.network, adapter)
         self.cross_normalization = normalization
         self.spec = spec
 
@@ -49,13 +56,23 @@ class FusedDenoiser(nn.Module):
         controls = [self._control(inputs, names) for names in self.controls]
         features: dict[str, Tensor] = {}
         loras = tuple(inputs.pop(name) for name in LORA_INPUTS if name in inputs)
+        prompts = self._image_prompts(inputs)
         with (
             lora_branches(self.denoiser, self.room, loras),
+            # behind the branches of LoRAs, which queries have too
+            image_prompts(self.denoiser, prompts),
             inject(self.denoiser, self.cross_normalization, controls),
             cut(self.denoiser, self.cached, features, shallow=False),
         ):
             noise = self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
         return (noise, *(features[one.spec.name] for one in self.cached)) if self.cached else noise
+
+    def _image_prompts(self, inputs: dict[str, Tensor]) -> list[ImagePrompt]:
+        scales = inputs.pop(SCALE).unbind(1) if self.adapters else ()
+        return [
+            ImagePrompt(self.get_submodule(one.network), inputs.pop(one.embeds), scale)  # type: ignore[arg-type]
+            for one, scale in zip(self.adapters, scales, strict=True)
+        ]
 
     def _control(self, inputs: dict[str, Tensor], names: ControlInputs) -> Control:
         module = self.get_submodule(names.network)
@@ -137,6 +154,19 @@ class ImageEncoder(nn.Module):
         return self.network(pixel_values).image_embeds
 
 
+class ImagePromptEncoder(nn.Module):
+    """CLIP's normalized pixels -> projected embedding, and the hidden states of the layer before the last."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what either kind of IP-Adapter reads."""
+        output = self.network(pixel_values, output_hidden_states=True)
+        return output.image_embeds, output.hidden_states[-2]
+
+
 class VaeDecoder(nn.Module):
     """Latents (already divided by the scaling factor) -> image in about [-1, 1].
 
@@ -190,6 +220,7 @@ ADAPTERS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "text_penultimate": partial(TextEncoder, penultimate=True),
         "text_penultimate_pooled": partial(TextEncoder, penultimate=True, pooled=True),
         "image_encoder": ImageEncoder,
+        "image_prompt_encoder": ImagePromptEncoder,
         "vae_decoder": VaeDecoder,
         "temporal_vae_decoder": partial(VaeDecoder, temporal=True),
         "vae_encoder": VaeEncoder,
@@ -206,12 +237,14 @@ def wrap(
     normalization: CrossNormalization,
     cached: Sequence[CachedFeature] = (),
     room: LoraRoom | None = None,
+    adapters: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """Return the module of the graph ``spec``, a denoiser's with the features ``cached`` as outputs too.
 
     ``normalization`` needs a traceable pool (averaging_pool). ``room``: that of a graph which takes LoRAs.
+    ``adapters``: a denoiser's IP-Adapters.
     """
     if spec.wrapper == "denoiser":
-        return FusedDenoiser(network, controls, normalization, spec, cached, room).eval()
+        return FusedDenoiser(network, controls, normalization, spec, cached, room, adapters).eval()
     skipping = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     return ADAPTERS[spec.wrapper](network, *([room] if room else []), **skipping).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import onnx_ir as ir
-from torch import Tensor, nn
+from torch import nn
 
 from controlnext import __version__
 from controlnext.bundle.files import new_folder
@@ -35,6 +35,7 @@ from controlnext.export.lora import check_lora_rank, with_room
 from controlnext.export.passes import finish_graph, quantize, without_outputs
 from controlnext.export.quantization.calibrate import Denoise, calibrate
 from controlnext.export.quantization.config import DEFAULT, CalibrationSettings
+from controlnext.export.readers import weight_readers
 from controlnext.export.tracing import materialize_meta_parameters, trace
 from controlnext.export.writer import attach_weights, write_graph, write_parts, write_shallow
 from controlnext.families import PER_STEP_INPUTS, CachedFeature, GraphSpec
@@ -42,6 +43,7 @@ from controlnext.models.cross_normalization import CrossNormalization, averaging
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import COMPUTES, Precision, Progress
 from controlnext.weights import Checkpoint
+from controlnext.weights.ip_adapter import AdapterWeights
 
 Measure = Callable[[Path], list[ParityRow]]
 """Called with the directory of the finished graphs; its rows become the manifest's ``parity``."""
@@ -181,6 +183,10 @@ class _Job:
         return self.spec.sizes(self.config)
 
     @property
+    def adapters(self) -> Sequence[AdapterWeights]:
+        return self.checkpoint.adapters if self.spec.wrapper == "denoiser" else ()
+
+    @property
     def cached(self) -> tuple[CachedFeature, ...]:
         return self.spec.cached(self.config)
 
@@ -201,7 +207,7 @@ class _Job:
         self.step("simplifying", 0.6)
         outputs = [*self.outputs, *(one.spec for one in self.cached)]
         model = finish_graph(traced, self.inputs, outputs, precision, self.spec.float32)
-        return attach_weights(model, _readers(self.checkpoint, self.spec))
+        return attach_weights(model, weight_readers(self.checkpoint, self.spec))
 
     def write(self, model: ir.Model) -> None:
         write_graph(
@@ -228,6 +234,7 @@ class _Job:
             outputs=[TensorEntry.of(tensor) for tensor in self.outputs],
             lora=self.room or msgspec.UNSET,
             clip_skip=self.spec.clip_skip or msgspec.UNSET,
+            image_prompts=[adapter.entry for adapter in self.adapters] or msgspec.UNSET,
         )
 
 
@@ -266,20 +273,8 @@ def _meta_module(job: _Job) -> nn.Module:
     network = materialize_meta_parameters(checkpoint.networks[spec.network].meta_module(traced=True))
     controls = [materialize_meta_parameters(control.meta_module()) for control in checkpoint.controls]
     normalization = CrossNormalization(checkpoint.variant.injection, averaging_pool)
-    return wrap(spec, network, controls, normalization, job.cached, job.room)
-
-
-def _readers(checkpoint: Checkpoint, spec: GraphSpec) -> dict[str, Callable[[], Tensor]]:
-    """Return a function that reads each weight of a graph, by the weight's name in the traced module."""
-    parts = {"network": spec.network}
-    if spec.wrapper == "denoiser":
-        controls = {name: name for name, network in checkpoint.networks.items() if network.spec is None}
-        parts = {"denoiser": spec.network, **controls}
-    return {
-        f"{prefix}.{name}": partial(checkpoint.networks[network].tensors.__getitem__, name)
-        for prefix, network in parts.items()
-        for name in checkpoint.networks[network].tensors
-    }
+    adapters = [materialize_meta_parameters(adapter.meta_module()) for adapter in job.adapters]
+    return wrap(spec, network, controls, normalization, job.cached, job.room, adapters)
 
 
 def _write_texts(checkpoint: Checkpoint, directory: Path) -> None:

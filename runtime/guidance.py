@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import numpy as np
 
+from controlnext.tensor_spec import TensorSpec
 from controlnext.types import FloatArray
 
 EMBEDDING = "timestep_cond"
@@ -54,3 +55,12 @@ def guidance_embedding(scale: float, width: int, rows: int) -> FloatArray:
     angles = (np.float32(scale - 1) * np.float32(1000) * frequencies).astype(np.float64)
     values = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2)])
     return np.tile(values.astype(np.float32), (rows, 1))
+
+
+def embedding_input(inputs: Mapping[str, TensorSpec], scale: float, rows: int) -> dict[str, FloatArray]:
+    """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
+    if EMBEDDING not in inputs:
+        return {}
+    width = inputs[EMBEDDING].shape[1]
+    assert isinstance(width, int)
+    return {EMBEDDING: guidance_embedding(scale, width, rows)}

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from controlnext.errors import InputError
+from controlnext.runtime.image_prompt_request import ImagePromptArguments
 from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
 from controlnext.runtime.start_request import StartArguments
 from controlnext.types import FloatArray
@@ -92,7 +93,7 @@ class CommonRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Request(StartArguments, CommonRequest):
+class Request(StartArguments, ImagePromptArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None
@@ -132,6 +133,7 @@ class Request(StartArguments, CommonRequest):
         self._check_prompts()
         check_loras(self.lora)
         self.check_start(self.output_type, self.latents)
+        self.check_image_prompts()
 
     def _check_prompts(self) -> None:
         """Apply the rules of diffusers' ``check_inputs`` that need no model."""

@@ -54,7 +54,9 @@ class TorchRunner:
             weights.module(self.dtype)
             for weights in (checkpoint.networks[self.spec.network], *checkpoint.controls)
         ]
-        module = wrap(self.spec, network, controls, CrossNormalization(checkpoint.variant.injection))
+        normalization = CrossNormalization(checkpoint.variant.injection)
+        adapters = [one.module().to(self.dtype) for one in checkpoint.adapters]
+        module = wrap(self.spec, network, controls, normalization, adapters=adapters)
         module = module.to(self.device)
         self.module: Any = torch.compile(module, dynamic=False) if self._compiled else module
         return {"import": imported - started, "load": time.perf_counter() - imported}

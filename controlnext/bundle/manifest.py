@@ -103,6 +103,15 @@ class LoraRoom(msgspec.Struct, frozen=True):
         return last.down[1], last.up[1]
 
 
+class ImagePrompt(msgspec.Struct, frozen=True):
+    """An IP-Adapter of a denoiser: its ``kind`` (:data:`controlnext.image_prompts.KINDS`), the number of
+    ``tokens`` that it makes of an image, and the shape of what it reads of one."""
+
+    kind: str
+    tokens: int
+    embedding: list[int]
+
+
 class Graph(msgspec.Struct, frozen=True):
     """One ONNX graph of the bundle (``<directory>/model.onnx``) and the configuration of its network.
 
@@ -110,6 +119,7 @@ class Graph(msgspec.Struct, frozen=True):
     layers that are not quantized, and the result of calibration. ``shallow``: for a denoiser that was
     exported for the step cache. ``lora``: for a graph that was exported with room for LoRAs.
     ``clip_skip``: for a text encoder, the number of last layers that the embeddings of prompts leave out.
+    ``image_prompts``: the IP-Adapters of a denoiser that was exported with some.
     """
 
     network: str
@@ -121,6 +131,12 @@ class Graph(msgspec.Struct, frozen=True):
     shallow: Shallow | None = None
     lora: LoraRoom | msgspec.UnsetType = msgspec.UNSET
     clip_skip: int | msgspec.UnsetType = msgspec.UNSET
+    image_prompts: list[ImagePrompt] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def adapters(self) -> list[ImagePrompt]:
+        """The IP-Adapters; none for a graph without."""
+        return self.image_prompts or []
 
 
 class Source(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from controlnext import families as registry
 from controlnext.errors import BundleError
 from controlnext.families import Family, GraphSpec
 from controlnext.families.values import alike
+from controlnext.image_prompts import IMAGE_ENCODER, KINDS
 from controlnext.tensor_spec import control_inputs, numbered_controls
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def check_manifest(manifest: Manifest) -> None:
         if name not in known:
             raise BundleError(f"graphs has the unknown graph {name}; accepted: {', '.join(known)}")
         _check_graph(name, graph, known[name])
+        _check_adapters(name, graph)
         _check_config(family, manifest.configs, graph.network)
     _check_controls(manifest, family)
 
@@ -41,6 +43,9 @@ def check_complete(manifest: Manifest, family: Family) -> None:
         if spec.name not in manifest.graphs:
             raise BundleError(f"graphs has no {spec.name}, which {family.title} needs")
         _check_tensors(spec.of(manifest.configs[spec.network]), manifest.graphs[spec.name])
+    prompted = [name for name, graph in manifest.graphs.items() if graph.adapters]
+    if prompted and IMAGE_ENCODER not in manifest.graphs:
+        raise BundleError(f"graphs has no {IMAGE_ENCODER}, which the image prompts of {prompted[0]} need")
     for name, default in family.checkpoint_options.items():
         if name not in manifest.options:
             raise BundleError(f"options has no {name}, which {family.title} needs")
@@ -51,6 +56,15 @@ def check_complete(manifest: Manifest, family: Family) -> None:
 def _check_graph(name: str, graph: Graph, spec: GraphSpec) -> None:
     if graph.network != spec.network:
         raise BundleError(f"graphs.{name}.network is {graph.network!r}; expected {spec.network!r}")
+
+
+def _check_adapters(name: str, graph: Graph) -> None:
+    for adapter in graph.adapters:
+        if adapter.kind not in KINDS:
+            raise BundleError(
+                f"graphs.{name}.image_prompts has the unknown kind {adapter.kind!r}; accepted:"
+                f" {', '.join(KINDS)}"
+            )
 
 
 def _check_config(family: Family, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
@@ -80,6 +94,7 @@ def _check_controls(manifest: Manifest, family: Family) -> None:
 
 def _check_tensors(spec: GraphSpec, graph: Graph) -> None:
     wanted = spec.with_controls(len(control_inputs(tensor.name for tensor in graph.inputs)))
+    wanted = wanted.with_image_prompts([adapter.embedding for adapter in graph.adapters])
     if graph.lora:
         wanted = wanted.with_loras(*graph.lora.columns)
     if graph.clip_skip:

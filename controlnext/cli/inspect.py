@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from controlnext.bundle.format import check_file
-from controlnext.bundle.manifest import Graph, Manifest, TensorEntry
+from controlnext.bundle.manifest import Graph, ImagePrompt, Manifest, TensorEntry
 from controlnext.bundle.reader import read_manifest
 from controlnext.cli import options
 from controlnext.cli.bundles import fetch_bundle
@@ -17,6 +17,7 @@ from controlnext.cli.tables import print_parity
 from controlnext.engines import registry
 from controlnext.engines.measured import faster_backend
 from controlnext.engines.onnxruntime.int8 import known_int8_form
+from controlnext.image_prompts import KINDS
 
 
 def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
@@ -43,6 +44,9 @@ def _print(manifest: Manifest) -> None:
         print(f"It has room for LoRAs of up to rank {rank} together.")
     if manifest.clip_skip:
         print(f"Prompts skip the last {manifest.clip_skip} layers of the text encoders (clip skip).")
+    for number, adapter in enumerate(_adapters(manifest), start=1):
+        title = KINDS[adapter.kind].title
+        print(f"Image prompt {number}: {title}, which makes {adapter.tokens} tokens of an image.")
     if faster := faster_backend(manifest.precision):
         print(f"On this processor auto runs {manifest.precision} graphs by {faster.name}.")
     print_table(
@@ -69,6 +73,10 @@ def _print(manifest: Manifest) -> None:
         print_parity(manifest.parity)
     else:
         print("The export was not compared with PyTorch; controlnext verify does that.")
+
+
+def _adapters(manifest: Manifest) -> list[ImagePrompt]:
+    return [adapter for graph in manifest.graphs.values() for adapter in graph.adapters]
 
 
 def _backends(bundle: Path, manifest: Manifest) -> Iterator[tuple[str, str, str]]:

@@ -98,6 +98,23 @@ TextualInversion = Annotated[
         show_default=False,
     ),
 ]
+IpAdapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Path or hub id of an IP-Adapter's file, for image prompts at run time; may be repeated. With"
+        " --random-weights: base or plus.",
+        show_default=False,
+    ),
+]
+IpAdapterImageEncoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Path or hub id of the IP-Adapters' image encoder.",
+        show_default="image_encoder beside the first",
+    ),
+]
 NoT5 = Annotated[
     bool, typer.Option("--no-t5", help="Export without the T5 text encoder (sd3 only), which takes 9 GB.")
 ]

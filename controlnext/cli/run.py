@@ -53,6 +53,8 @@ def run(
     prompt: run_options.Prompt = None,
     negative_prompt: run_options.NegativePrompt = None,
     lora: run_options.Lora = None,
+    ip_adapter_image: run_options.IpAdapterImage = None,
+    ip_adapter_scale: run_options.IpAdapterScale = None,
     num_images: run_options.NumImages = None,
     vae_tiling: run_options.VaeTiling = None,
     image: run_options.Image = None,
@@ -97,6 +99,8 @@ def run(
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "lora": lora,
+        "ip_adapter_image": ip_adapter_image,
+        "ip_adapter_scale": ip_adapter_scale,
         "num_images": num_images,
         "vae_tiling": vae_tiling,
         "image": image,
@@ -186,6 +190,10 @@ def _request(pipeline: Pipeline, control: Controls, given: Mapping[str, Any]) ->
     for name in ("image", "mask_image"):
         if name in given:
             values[name] = open_image(given[name])
+    if "ip_adapter_image" in given:
+        values["ip_adapter_image"] = [open_image(path) for path in given["ip_adapter_image"]]
+    if "ip_adapter_scale" in given:
+        values["ip_adapter_scale"] = one_or_all(given["ip_adapter_scale"])
     if "lora" in given:
         values["lora"] = _added(pipeline, given["lora"])
     for name in GIVEN_STEPS:

@@ -97,6 +97,23 @@ Lora = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+IpAdapterImage = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Path to an image prompt; once per IP-Adapter, or several that act together for one.",
+        show_default=False,
+        rich_help_panel=IMAGES,
+    ),
+]
+IpAdapterScale = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Scale of the image prompts, one for all IP-Adapters or one per IP-Adapter.",
+        show_default="1",
+        rich_help_panel=IMAGES,
+    ),
+]
 NumImages = Annotated[
     int | None,
     typer.Option(

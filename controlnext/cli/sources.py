@@ -31,6 +31,8 @@ class Sources:
     preview_vae: options.PreviewVae = None
     lora: options.Lora = None
     textual_inversion: options.TextualInversion = None
+    ip_adapter: options.IpAdapter = None
+    ip_adapter_image_encoder: options.IpAdapterImageEncoder = None
     no_t5: options.NoT5 = False
     scheduler: options.Scheduler = None
     random_weights: options.RandomWeights = None
@@ -64,6 +66,8 @@ class Sources:
             lora=self.lora or (),
             textual_inversion=self.textual_inversion or (),
             clip_skip=clip_skip,
+            ip_adapter=self.ip_adapter or (),
+            ip_adapter_image_encoder=self.ip_adapter_image_encoder,
             leave_out=(family.sequence_encoder,) if self.no_t5 else (),
             scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,

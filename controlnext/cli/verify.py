@@ -22,8 +22,10 @@ from controlnext.optional import extra
 from controlnext.runtime.media.image_files import read_image
 
 if TYPE_CHECKING:
+    from controlnext.bundle.manifest import Manifest
     from controlnext.evaluation.inputs import SamplingRun
     from controlnext.evaluation.ranges import Ranges
+    from controlnext.weights import Checkpoint
 
 
 def verify(
@@ -37,6 +39,8 @@ def verify(
     preview_vae: options.PreviewVae = None,
     lora: options.Lora = None,
     textual_inversion: options.TextualInversion = None,
+    ip_adapter: options.IpAdapter = None,
+    ip_adapter_image_encoder: options.IpAdapterImageEncoder = None,
     no_t5: options.NoT5 = False,
     scheduler: options.Scheduler = None,
     random_weights: options.RandomWeights = None,
@@ -65,6 +69,8 @@ def verify(
         preview_vae=preview_vae,
         lora=lora,
         textual_inversion=textual_inversion,
+        ip_adapter=ip_adapter,
+        ip_adapter_image_encoder=ip_adapter_image_encoder,
         no_t5=no_t5,
         scheduler=scheduler,
         random_weights=random_weights,
@@ -118,6 +124,7 @@ def verify(
         if original
         else bundle_checkpoint(directory)
     )
+    _check_adapters(manifest, checkpoint)
     others = dict.fromkeys([*automatic_backends(manifest), *(backend or ())])
     with progress(quiet=as_json) as bars:
         comparison = compare(directory, checkpoint, run, bars, list(others))
@@ -128,6 +135,17 @@ def verify(
     else:
         print_parity(comparison.rows)
     check_parity(comparison.rows)
+
+
+def _check_adapters(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise :class:`InputError` unless bundle and weights have as many IP-Adapters."""
+    own = len(manifest.graphs[checkpoint.family.denoiser].adapters)
+    if len(checkpoint.adapters) != own:
+        raise InputError(
+            f"the bundle has {own} IP-Adapters, but {len(checkpoint.adapters)} were given to compare with;"
+            " give `ip_adapter` those that it was exported with",
+            argument="ip_adapter",
+        )
 
 
 def _check_backends(names: Sequence[str]) -> None:

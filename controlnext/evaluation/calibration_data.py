@@ -116,6 +116,7 @@ def _arguments(manifest: Manifest, example: Example, index: int) -> dict[str, ob
         height=side,
         width=side,
         frames=CLIP if run.frames else None,
+        image_prompt=bool(manifest.graphs[family.denoiser].adapters),
     )
     scale = {"control_scale": SCALES[index % len(SCALES)]}
     return {**run_arguments(manifest, run), **scale, "seed": index}

@@ -17,6 +17,7 @@ from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.evaluation.random_lora import NAME, random_inputs
 from controlnext.families import Family, get_family
+from controlnext.image_prompts import SCALE, is_image_count
 from controlnext.runtime.pipelines.beginning import MASK
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.samplers import make_sampler
@@ -30,6 +31,7 @@ Profiles = Mapping[str, Profile]
 logger = logging.getLogger(__name__)
 
 SEED = 0
+_PROMPT_SCALE = 0.6
 
 # Sizes at which no graph is traced and which every family accepts.
 SIZES = (
@@ -56,13 +58,16 @@ class SamplingRun:
     strength: float | None = None
     lora_rank: int = 0
     """Rank of a LoRA of random numbers."""
+    image_prompt: bool = False
+    """Whether each IP-Adapter gets an image of random colours."""
 
     def __str__(self) -> str:
         clip = f"x{self.frames}" if self.frames else ""
         cache = f", cache interval {self.cache_interval}" if self.cache_interval > 1 else ""
         start = "" if self.strength is None else f", from an image at strength {self.strength:g}"
         lora = f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
-        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}{lora}"
+        prompt = ", image prompt" if self.image_prompt else ""
+        return f"{self.steps} steps {self.width}x{self.height}{clip}{cache}{start}{lora}{prompt}"
 
 
 def default_run(manifest: Manifest, words: Sequence[str] = ()) -> SamplingRun:
@@ -105,7 +110,8 @@ def run_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
 def _image_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
     words = _random_embeddings(manifest) if run.prompt is None else {"prompt": run.prompt}
     controls = one_or_all(_turned(run.control_image, _controls(manifest)))
-    return {"control_image": controls, **words, **_inpainting_arguments(manifest, run)}
+    prompts = _image_prompt(manifest) if run.image_prompt else {}
+    return {"control_image": controls, **words, **_inpainting_arguments(manifest, run), **prompts}
 
 
 def _inpainting_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
@@ -116,6 +122,13 @@ def _inpainting_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any
     mask.paste(255, (0, 0, mask.width // 2, mask.height))
     strength = 1.0 if run.strength is None else run.strength
     return {"image": run.control_image, "mask_image": mask, "strength": strength}
+
+
+def _image_prompt(manifest: Manifest) -> dict[str, Any]:
+    adapters = manifest.graphs[get_family(manifest.family).denoiser].adapters
+    colours = np.random.default_rng(SEED).integers(0, 256, (len(adapters), 6, 8, 3), np.uint8)
+    images = [Image.fromarray(one).resize((256, 192)) for one in colours]
+    return {"ip_adapter_image": images, "ip_adapter_scale": _PROMPT_SCALE}
 
 
 def _video_arguments(manifest: Manifest, run: SamplingRun) -> dict[str, Any]:
@@ -246,7 +259,10 @@ def _feed(
     for tensor in graph.inputs:
         if tensor.name in LORA_INPUTS:
             continue
-        shape = tensor.spec().shape_at({**batches, **sizes})
+        # an image prompt of one image, and one of two
+        counts = filter(is_image_count, tensor.spec().symbols())
+        images_of = dict.fromkeys(counts, min(sizes["batch"], 2))
+        shape = tensor.spec().shape_at({**batches, **images_of, **sizes})
         values: np.ndarray
         if tensor.name == "input_ids":
             values = generator.integers(0, config["vocab_size"], shape)
@@ -255,7 +271,7 @@ def _feed(
             values = np.full(shape, generator.choice(timesteps))
         elif tensor.name in images:
             values = generator.random(shape)
-        elif tensor.name in scales:
+        elif tensor.name in scales or tensor.name == SCALE:
             values = generator.uniform(0.3, 1.0, shape)
         elif tensor.name in family.conditioning:
             size = (family.vae_factor * sizes["height"], family.vae_factor * sizes["width"])

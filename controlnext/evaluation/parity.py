@@ -140,13 +140,15 @@ def compare(
 
 
 def _other_runs(manifest: Manifest, run: SamplingRun) -> list[SamplingRun]:
-    """Return runs of few steps: one from an image, if the bundle can; with a LoRA, if it has room for it; and
-    with the step cache, if the denoiser can be cut."""
+    """Return runs of few steps: one from an image, if the bundle can; with an image prompt, if it has
+    IP-Adapters; with a LoRA, if it has room for it; and with the step cache, if the denoiser can be cut."""
     family, runs = get_family(manifest.family), []
     few = dataclasses.replace(run, steps=min(run.steps, _FEW_STEPS))
     denoiser = manifest.graphs[family.denoiser]
     if family.image_start is not None and VAE_ENCODER in manifest.graphs:
         runs.append(dataclasses.replace(few, steps=max(few.steps, 2), strength=_STRENGTH))
+    if denoiser.adapters:
+        runs.append(dataclasses.replace(few, image_prompt=True))
     if denoiser.lora:
         runs.append(dataclasses.replace(few, lora_rank=denoiser.lora.rank))
     if denoiser.shallow is not None:
@@ -211,7 +213,8 @@ def _pytorch(
             spec = spec.with_loras(*room.columns)
         network = reference.modules[spec.network]
         normalization = CrossNormalization(checkpoint.variant.injection)
-        module = wrap(spec, network, reference.controls, normalization, room=room)
+        adapters = [one.module() for one in checkpoint.adapters]
+        module = wrap(spec, network, reference.controls, normalization, room=room, adapters=adapters)
         graphs[graph_name] = [_forward(module, spec, feed) for feed in inputs]
     progress("sampling run: PyTorch", 0.5)
     outputs = _runs(reference, manifest, arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from controlnext.image_prompts import numbered_adapters, scale_spec
 from controlnext.tensor_spec import (
     LORA_RANK,
     LORA_ROWS,
@@ -105,6 +106,18 @@ class GraphSpec:
         if first.batch in trace:
             trace |= dict.fromkeys((control.batch for control in further), trace[first.batch])
         return replace(self, inputs=tuple(inputs), trace_sizes=trace)
+
+    def with_image_prompts(self, embeddings: Sequence[Sequence[int]]) -> GraphSpec:
+        """Return the graph with the inputs for image prompts behind its own, unchanged without adapters.
+
+        ``embeddings``: the shape of what each adapter reads of an image.
+        """
+        if not embeddings:
+            return self
+        adapters = numbered_adapters(len(embeddings))
+        inputs = [one.spec(shape) for one, shape in zip(adapters, embeddings, strict=True)]
+        trace = {**self.trace_sizes, **{one.images: 5 + one.number for one in adapters}}
+        return replace(self, inputs=(*self.inputs, *inputs, scale_spec(len(adapters))), trace_sizes=trace)
 
     def with_loras(self, down: int, up: int) -> GraphSpec:
         """Return the graph with the inputs for LoRAs, of so many columns, behind its own."""

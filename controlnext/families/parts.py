@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from controlnext.families.graph_spec import Config, GraphSpec
 from controlnext.families.schema import PREVIEW_DECODER, PREVIEW_VAE, VAE, VAE_DECODER, LatentRgb, Network
+from controlnext.image_prompts import IMAGE_ENCODER, KINDS
 from controlnext.tensor_spec import TensorSpec
 
 _SINUSOIDS = "sine and cosine of numbers up to 1000: float16 keeps three digits of the angle"
@@ -118,6 +119,41 @@ def tiny_vae(channels: int, *, shifted: bool = False, network: str = VAE) -> Net
 def preview_vae(channels: int, *, shifted: bool = False) -> Network:
     """Return the tiny VAE that decodes previews; for the arguments see :func:`tiny_vae`."""
     return tiny_vae(channels, shifted=shifted, network=PREVIEW_VAE)
+
+
+def image_encoder() -> Network:
+    """Return CLIP's image encoder."""
+    return Network(IMAGE_ENCODER, "transformers", "CLIPVisionModelWithProjection")
+
+
+def image_prompt_encoder() -> GraphSpec:
+    """Return the graph of the encoder of image prompts: pixels (batch, 3, size, size) to what either kind of
+    adapter reads."""
+    hidden = ("batch", "@positions", "@hidden_size")
+    return GraphSpec(
+        name=IMAGE_ENCODER,
+        network=IMAGE_ENCODER,
+        wrapper="image_prompt_encoder",
+        inputs=(TensorSpec("pixel_values", "float32", ("batch", 3, "@image_size", "@image_size")),),
+        outputs=(
+            TensorSpec(KINDS["base"].output, "float32", ("batch", "@projection_dim")),
+            TensorSpec(KINDS["plus"].output, "float32", hidden),
+        ),
+        sizes=_encoder_sizes,
+        trace_sizes={"batch": 2},
+        optional=True,
+    )
+
+
+def _encoder_sizes(config: Config) -> dict[str, int]:
+    sizes = {name: config[name] for name in ("image_size", "projection_dim", "hidden_size")}
+    return {**sizes, "positions": image_positions(config)}
+
+
+def image_positions(config: Config) -> int:
+    """Return the number of positions of an image encoder: its patches, and one for the whole image."""
+    across: int = config["image_size"] // config["patch_size"]
+    return across**2 + 1
 
 
 def vae_graphs() -> tuple[GraphSpec, ...]:

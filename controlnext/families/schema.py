@@ -12,6 +12,7 @@ from controlnext.errors import InputError
 from controlnext.families.graph_spec import CLASS, Config, GraphSpec
 from controlnext.families.image_start import ImageStart
 from controlnext.families.samplers import NOISE_SCHEDULERS
+from controlnext.image_prompts import IMAGE_ENCODER
 
 VAE, PREVIEW_VAE = "vae", "preview_vae"
 """Names of the network that decodes results, and of the tiny one that may decode previews."""
@@ -141,6 +142,14 @@ class ControlNet:
 
 
 @dataclass(frozen=True)
+class ImagePrompts:
+    """What image prompts need: the image encoder, and the width of the published resamplers' latents."""
+
+    encoder: Network
+    hidden: int
+
+
+@dataclass(frozen=True)
 class Family:
     """A family of ControlNeXt models."""
 
@@ -198,6 +207,8 @@ class Family:
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
     preview_vae: Network | None = None
     """A tiny VAE that may be given beside the base, for previews."""
+    image_prompts: ImagePrompts | None = None
+    """For families that IP-Adapters are trained for."""
     latent_rgb: LatentRgb | None = None
     """The map of latents to the colours of previews where a bundle has no decoder for them."""
     controlnet: ControlNet | None = None
@@ -209,9 +220,11 @@ class Family:
 
     @property
     def known_networks(self) -> Mapping[str, Network]:
-        """The networks that a bundle may have: the base's, and the VAE of previews."""
+        """The networks that a bundle may have: the base's, the VAE of previews, the encoder of image
+        prompts."""
         previews = {} if self.preview_vae is None else {PREVIEW_VAE: self.preview_vae}
-        return {**self.networks, **previews}
+        encoder = {} if self.image_prompts is None else {IMAGE_ENCODER: self.image_prompts.encoder}
+        return {**self.networks, **previews, **encoder}
 
     def made_for(self, config: Config) -> tuple[int, int] | None:
         """Return height and width in pixels of the denoiser's training images, if its configuration has

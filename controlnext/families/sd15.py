@@ -20,13 +20,23 @@ from controlnext.families.parts import (
     OF_VAE,
     SD_RGB,
     guidance_size,
+    image_encoder,
+    image_prompt_encoder,
     preview_vae,
     text_encoder,
     tiny_vae,
     vae_graphs,
 )
 from controlnext.families.samplers import samplers_of
-from controlnext.families.schema import ControlNet, ControlSpec, Family, Injection, Network, Variant
+from controlnext.families.schema import (
+    ControlNet,
+    ControlSpec,
+    Family,
+    ImagePrompts,
+    Injection,
+    Network,
+    Variant,
+)
 from controlnext.tensor_spec import TensorSpec
 
 SD15 = Family(
@@ -102,6 +112,7 @@ SD15 = Family(
     graphs=(
         text_encoder("text_encoder", (HIDDEN,), "text_last"),
         *vae_graphs(),
+        image_prompt_encoder(),
         GraphSpec(
             name="unet",
             network="unet",
@@ -139,6 +150,7 @@ SD15 = Family(
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
     preview_vae=preview_vae(4),
+    image_prompts=ImagePrompts(image_encoder(), hidden=768),
     latent_rgb=SD_RGB,
     image_start=ImageStart("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),

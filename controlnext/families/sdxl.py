@@ -21,6 +21,8 @@ from controlnext.families.parts import (
     OF_VAE,
     POOLED,
     guidance_size,
+    image_encoder,
+    image_prompt_encoder,
     preview_vae,
     text_encoder,
     tiny_vae,
@@ -31,6 +33,7 @@ from controlnext.families.schema import (
     ControlNet,
     ControlSpec,
     Family,
+    ImagePrompts,
     Injection,
     LatentRgb,
     Network,
@@ -101,6 +104,7 @@ SDXL = Family(
         text_encoder("text_encoder", (HIDDEN,), "text_penultimate"),
         text_encoder("text_encoder_2", (HIDDEN, POOLED), "text_penultimate_pooled"),
         *vae_graphs(),
+        image_prompt_encoder(),
         GraphSpec(
             name="unet",
             network="unet",
@@ -137,6 +141,7 @@ SDXL = Family(
     # true in the original SDXL VAE's configuration, false in the fp16-fix VAE's
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
     preview_vae=preview_vae(4),
+    image_prompts=ImagePrompts(image_encoder(), hidden=1280),
     latent_rgb=LatentRgb(
         factors=(
             (0.3651, 0.4232, 0.4341),

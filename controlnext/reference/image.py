@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.reference.cut_off import CutOff, conditional_alone
+from controlnext.reference.image_prompts import with_image_prompts
 from controlnext.reference.image_start import (
     START_ARGUMENTS,
     Asked,
@@ -38,7 +39,7 @@ class ReferenceOutput:
 class _Call:
     """The arguments that all runs of a call share, and the generator, which goes on from one to the next.
 
-    ``texts``: the pipelines' arguments for prompts and embeddings.
+    ``texts``: the pipelines' arguments for prompts, image prompts and embeddings.
     """
 
     texts: dict[str, Any]
@@ -84,12 +85,21 @@ class ImageReference(StartingPipeline):
         guidance_end: float = 1.0,
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        ip_adapter_image: Any = None,
+        ip_adapter_scale: float | Sequence[float] = 1.0,
         **others: Any,
     ) -> ReferenceOutput:
         asked = Asked(**{name: others.pop(name) for name in START_ARGUMENTS if name in others})
         placed = {k: None if v is None else self.placed(torch.from_numpy(v)) for k, v in others.items()}
         call = _Call(
-            {"prompt": prompt, "negative_prompt": negative_prompt, **placed},
+            {
+                "prompt": prompt,
+                "negative_prompt": negative_prompt,
+                "clip_skip": self.clip_skip or None,
+                # not every stock pipeline takes image prompts
+                **({} if ip_adapter_image is None else {"ip_adapter_image": ip_adapter_image}),
+                **placed,
+            },
             control_image,
             control_scale,
             num_inference_steps,
@@ -104,7 +114,9 @@ class ImageReference(StartingPipeline):
         )
         vae: Any = self.modules["vae"]
         (vae.enable_tiling if vae_tiling else vae.disable_tiling)()
-        return self._runs(call, asked, (height, width), latents)
+        adapters = () if ip_adapter_image is None else self.adapters
+        with with_image_prompts(self.pipeline, adapters, ip_adapter_scale):
+            return self._runs(call, asked, (height, width), latents)
 
     def _runs(self, call: _Call, asked: Asked, size: Size, latents: np.ndarray | None) -> ReferenceOutput:
         """Make the runs of a call, and return the result of the last."""
@@ -153,7 +165,6 @@ class ImageReference(StartingPipeline):
                 num_images_per_prompt=call.images_per_prompt,
                 latents=None if latents is None else torch.from_numpy(latents),
                 output_type="np",
-                clip_skip=self.clip_skip or None,
                 callback_on_step_end=cut_off,
                 callback_on_step_end_tensor_inputs=cut_off.tensors(self.pipeline),
             )

@@ -22,10 +22,12 @@ from controlnext.families.graph_spec import CLASS
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.families.schema import PREVIEW_VAE
 from controlnext.image_input import ImageReader
+from controlnext.image_prompts import IMAGE_ENCODER
 from controlnext.reference.injection import ControlInput, StepCache, with_control
 from controlnext.reference.tokens import stock_tokenizers
 from controlnext.weights import Checkpoint
 from controlnext.weights.checkpoint import NetworkWeights
+from controlnext.weights.ip_adapter import AdapterWeights
 from controlnext.windows import Window
 
 SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
@@ -35,7 +37,8 @@ SCHEDULERS = {name: spec.scheduler for name, spec in SAMPLER_SPECS.items()}
 class StockPipeline:
     """A stock diffusers ``pipeline`` with control modules, and the tiny VAE of previews if there is one.
 
-    ``modules``: all networks by name; ``scheduler``: the scheduler configuration for all samplers.
+    ``modules``: all networks by name; ``scheduler``: the scheduler configuration for all samplers;
+    ``adapters``: IP-Adapters, loaded for the calls with image prompts.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class StockPipeline:
         controls: Mapping[str, nn.Module],
         scheduler: Mapping[str, Any],
         preview_vae: nn.Module | None = None,
+        adapters: Sequence[AdapterWeights] = (),
     ) -> None:
         self.family, self.variant, self.pipeline = family, variant, pipeline
         networks = {name: getattr(pipeline, name) for name in family.networks}
@@ -54,6 +58,9 @@ class StockPipeline:
         self.modules |= controls
         if preview_vae is not None:
             self.modules[PREVIEW_VAE] = preview_vae
+        self.adapters = adapters
+        if adapters:
+            self.modules[IMAGE_ENCODER] = pipeline.image_encoder
         self.controls = list(controls.values())
         self.clip_skip = 0
         self._config = scheduler
@@ -66,10 +73,12 @@ class StockPipeline:
         accepted = inspect.signature(stock).parameters
         networks = {**checkpoint.networks, family.denoiser: _stock_denoiser(checkpoint)}
         modules = {name: network.module() for name, network in networks.items()}
+        encoder = {IMAGE_ENCODER: modules[IMAGE_ENCODER]} if checkpoint.adapters else {}
         pipeline = stock(
             **{name: modules.get(name) for name in family.networks},
             **stock_tokenizers(checkpoint, modules),
             **cls.parts(checkpoint),
+            **encoder,
             scheduler=_stock_scheduler(checkpoint),
             **{key: value for key, value in checkpoint.options.items() if key in accepted},
             **family.pipeline_options,
@@ -79,7 +88,8 @@ class StockPipeline:
         if checkpoint.directory is not None:
             # the pipeline's version of the base's configuration, then the settings that the export was given
             config = _with_given(pipeline.scheduler.config, checkpoint)
-        found = cls(family, checkpoint.variant, pipeline, controls, config, modules.get(PREVIEW_VAE))
+        previews = modules.get(PREVIEW_VAE)
+        found = cls(family, checkpoint.variant, pipeline, controls, config, previews, checkpoint.adapters)
         found.skip_layers(checkpoint.clip_skip)
         return found
 

@@ -15,6 +15,7 @@ from controlnext.errors import CheckpointError, blames
 from controlnext.families import Family, Network
 from controlnext.families.graph_spec import Config
 from controlnext.families.schema import PREVIEW_VAE, VAE
+from controlnext.image_prompts import IMAGE_ENCODER
 from controlnext.weights.advice import GIVE_VAE, lacking, network_alone, other_base
 from controlnext.weights.choices import choose_base
 from controlnext.weights.json_files import INDEX, read_json, read_json_if_there
@@ -103,6 +104,8 @@ def random_base(
     base = _shipped_base(family)
     base.scheduler = base.scheduler.given(family, scheduler).checked(family, "random weights")
     for name, network in family.known_networks.items():
+        if name not in family.networks and name == IMAGE_ENCODER:
+            continue  # belongs to the image prompts, of which there may be none
         config = _random_config(family, name, network)
         module = empty_module(network, config)
         tensors = random_tensors(shapes_of(module), name, seed) | computed_tensors(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 from controlnext.bundle.format import MODEL, check_file
-from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.manifest import ImagePrompt, Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, CheckpointError
 from controlnext.families import ControlSpec, Network, get_family
+from controlnext.image_prompts import numbered_adapters
 from controlnext.tensor_spec import numbered_controls
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.control import empty_control
 from controlnext.weights.graphs import read_graph
+from controlnext.weights.ip_adapter import AdapterWeights, adapter_spec
 from controlnext.weights.json_files import read_json
 from controlnext.weights.lazy import LazyTensor, LazyTensors
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
@@ -29,7 +32,7 @@ from controlnext.weights.shipped import SCHEDULER
 
 SCALE, TRANSPOSED = ".scale", ".transposed"
 """Suffixes of the name of an int8 weight: of its scales, and of a weight that is stored transposed."""
-# prefixes of a graph's own network's initializers; those of a control module have its name
+# prefixes of a graph's own network's initializers; those of a control module or IP-Adapter have its name
 _OWN = ("network", "denoiser")
 
 
@@ -46,7 +49,9 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
     known = family.known_networks
     count = len(manifest.configs.keys() - known.keys())
     controls = [control.network for control in numbered_controls(count)]
-    found = _initializers(bundle, manifest, controls)
+    adapters = manifest.graphs[family.denoiser].adapters if family.denoiser in manifest.graphs else []
+    prompted = [adapter.network for adapter in numbered_adapters(len(adapters))]
+    found = _initializers(bundle, manifest, [*controls, *prompted])
     names = [name for name in known if name in manifest.configs] + controls
     networks = {
         name: _network(bundle, name, known.get(name), manifest.configs[name], found[name]) for name in names
@@ -63,19 +68,31 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
         random=any(source.role == "random" for source in manifest.sources),
         settings=manifest.scheduler,
         clip_skip=manifest.clip_skip,
+        adapters=[
+            _adapter(bundle, name, entry, found[name]) for name, entry in zip(prompted, adapters, strict=True)
+        ],
     )
 
 
+def _adapter(bundle: Path, name: str, entry: ImagePrompt, found: Mapping[str, LazyTensor]) -> AdapterWeights:
+    try:
+        spec = adapter_spec(found, f"{bundle}: {name}")
+    except CheckpointError as error:
+        raise BundleError(f"{error}; export the bundle again", argument="bundle") from error
+    fitted = replace(spec, embedding=tuple(entry.embedding))
+    return AdapterWeights(fitted, LazyTensors(found, name))
+
+
 def _initializers(
-    bundle: Path, manifest: Manifest, controls: Collection[str]
+    bundle: Path, manifest: Manifest, others: Collection[str]
 ) -> dict[str, dict[str, LazyTensor]]:
     """Return the tensors of every network by state-dict name, collected from all graphs that hold some."""
-    found: dict[str, dict[str, LazyTensor]] = {name: {} for name in manifest.configs}
+    found: dict[str, dict[str, LazyTensor]] = {name: {} for name in (*manifest.configs, *others)}
     for directory, graph in manifest.graphs.items():
         model = read_graph(bundle / directory / MODEL)
         for name, lazy in _weights(model.graph.initializers):
             prefix, _, tensor = name.partition(".")
-            if prefix in _OWN or prefix in controls:
+            if prefix in _OWN or prefix in others:
                 found[graph.network if prefix in _OWN else prefix][tensor] = lazy
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from controlnext.bundle.manifest import Setting, Source
 from controlnext.families import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
+from controlnext.weights.ip_adapter import AdapterWeights
 from controlnext.weights.networks import empty_module
 
 
@@ -59,6 +60,7 @@ class Checkpoint:
     weights are random numbers. ``settings``: the origin of each setting of the scheduler. ``directory``: the
     base's diffusers directory, from which stock diffusers can load it; None if the base is not one.
     ``clip_skip``: the number of last layers of text encoders that the embeddings of prompts leave out.
+    ``adapters``: the IP-Adapters.
     """
 
     family: Family
@@ -73,6 +75,7 @@ class Checkpoint:
     directory: Path | None = None
     added_tokens: Mapping[str, Sequence[str]] = field(default_factory=dict)
     clip_skip: int = 0
+    adapters: Sequence[AdapterWeights] = ()
 
     @property
     def controls(self) -> list[NetworkWeights]:
@@ -88,10 +91,15 @@ class Checkpoint:
     def graphs(self) -> list[GraphSpec]:
         """The graphs that an export of this checkpoint contains."""
         configs = {name: network.config for name, network in self.networks.items()}
-        return [
+        embeddings = [adapter.spec.embedding for adapter in self.adapters]
+        graphs = [
             self._skipping(spec.of(configs.get(spec.network, {})).with_controls(len(self.controls)))
             for spec in self.family.graphs
             if not spec.optional or spec.network in self.networks
+        ]
+        return [
+            graph.with_image_prompts(embeddings) if graph.name == self.family.denoiser else graph
+            for graph in graphs
         ]
 
     def _skipping(self, spec: GraphSpec) -> GraphSpec:

@@ -41,6 +41,16 @@ def _choose_network(network: Network, names: Sequence[str]) -> list[str]:
     return [prefix + name for name in (*config, *choose_weights(inside, STEMS[network.library]))]
 
 
+def choose_network_files(network: Network, names: Sequence[str]) -> list[str]:
+    """Return the files of a network in its own directory."""
+    return [name for name in names if name == _CONFIG] + choose_weights(names, STEMS[network.library])
+
+
+def choose_network_in(network: Network, names: Sequence[str]) -> list[str]:
+    """Return the files of a network among those of the directory that contains its own."""
+    return _choose_network(network, names)
+
+
 def choose_vae(network: Network, names: Sequence[str]) -> list[str]:
     """Return the files of a VAE's own directory, or of the VAE in a diffusers directory."""
     if _CONFIG in names:

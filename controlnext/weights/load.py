@@ -13,6 +13,7 @@ from typing import Any
 from controlnext.bundle.manifest import Source
 from controlnext.errors import InputError, blames
 from controlnext.families import Family
+from controlnext.image_prompts import IMAGE_ENCODER
 from controlnext.tensor_spec import numbered_controls
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
@@ -26,6 +27,7 @@ from controlnext.weights.choices import (
 )
 from controlnext.weights.clip_skip import check_clip_skip
 from controlnext.weights.control import ControlWeights, check_one_variant, check_width, match_control
+from controlnext.weights.ip_adapter import Adapters, random_adapters, read_adapters
 from controlnext.weights.lazy import LazyTensors
 from controlnext.weights.lora import apply_loras
 from controlnext.weights.markers import is_marker, marked_settings
@@ -53,6 +55,8 @@ def load_checkpoint(
     lora: Sequence[str] = (),
     textual_inversion: Sequence[str] = (),
     clip_skip: int = 0,
+    ip_adapter: Sequence[Given] = (),
+    ip_adapter_image_encoder: Given | None = None,
     leave_out: Collection[str] = (),
     scheduler: Mapping[str, Any] = MappingProxyType({}),
     random_seed: int | None = None,
@@ -70,6 +74,8 @@ def load_checkpoint(
     ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
     ``clip_skip``: the number of last layers of the text encoders to leave out for prompts, as in diffusers
     (not for negative prompts).
+    ``ip_adapter``: files or hub ids of IP-Adapters, with ``random_seed`` kinds (``"base"``, ``"plus"``);
+    ``ip_adapter_image_encoder``: of their image encoder, by default ``image_encoder`` beside the first.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
     ``scheduler``: settings that take the place of those of the base's scheduler configuration, by its keys
     (``prediction_type``, ``timestep_spacing``, ...).
@@ -80,11 +86,11 @@ def load_checkpoint(
     if random_seed is not None:
         given = {"base": base, "control": control, "unet_weights": unet_weights, "vae": vae}
         given |= {"preview_vae": preview_vae, "lora": lora, "textual_inversion": textual_inversion}
+        given |= {"ip_adapter_image_encoder": ip_adapter_image_encoder}
         _refuse_files([key for key, value in given.items() if value])
-        return _random_checkpoint(family, variant, random_seed, clip_skip, leave_out, scheduler)
-    choices = partial(choose_control, family), partial(beside_control, family)
+        return _random_checkpoint(family, variant, random_seed, clip_skip, leave_out, scheduler, ip_adapter)
     with blames("control"):
-        weight_sources = [resolve(one, *choices) for one in _each(control)]
+        weight_sources = _control_sources(family, _each(control))
         controls, sources = _read_controls(family, variant, weight_sources)
     with blames("base"):
         loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler, preview_vae)
@@ -98,7 +104,13 @@ def load_checkpoint(
     with blames("textual_inversion"):
         sources += add_inversions(family, loaded, textual_inversion)
     check_clip_skip(family, loaded, clip_skip)
-    return _assemble(family, loaded, controls, sources, clip_skip, random=False)
+    adapters = read_adapters(family, loaded.parts[family.denoiser], ip_adapter, ip_adapter_image_encoder)
+    return _assemble(family, loaded, controls, sources, clip_skip, random=False, adapters=adapters)
+
+
+def _control_sources(family: Family, given: Sequence[Given]) -> list[WeightSource]:
+    choices = partial(choose_control, family), partial(beside_control, family)
+    return [resolve(one, *choices) for one in given]
 
 
 def _each(given: Given | Sequence[Given] | None) -> list[Given]:
@@ -194,8 +206,12 @@ def _assemble(
     sources: list[Source],
     clip_skip: int,
     random: bool,
+    adapters: Adapters | None,
 ) -> Checkpoint:
     known = family.known_networks
+    if adapters:
+        base.parts[IMAGE_ENCODER] = adapters.encoder
+        sources = sources + adapters.sources
     networks = {
         name: NetworkWeights(known[name].of(part.config), part.config, LazyTensors(part.tensors, name))
         for name, part in base.parts.items()
@@ -216,6 +232,7 @@ def _assemble(
         base.directory,
         base.added_tokens,
         clip_skip,
+        adapters.weights if adapters else (),
     )
 
 
@@ -235,6 +252,7 @@ def _random_checkpoint(
     clip_skip: int,
     leave_out: Collection[str],
     scheduler: Mapping[str, Any],
+    kinds: Sequence[Given],
 ) -> Checkpoint:
     chosen = next(iter(family.variants.values())) if variant == "auto" else family.variant(variant)
     shapes = shapes_of(control_weights.empty_control(chosen.control))
@@ -244,4 +262,5 @@ def _random_checkpoint(
     sources = [Source("random", f"seed {seed}")]
     base = random_base(family, seed, leave_out, scheduler)
     check_clip_skip(family, base, clip_skip)
-    return _assemble(family, base, [control], sources, clip_skip, random=True)
+    adapters = random_adapters(family, base.parts[family.denoiser].config, kinds, seed)
+    return _assemble(family, base, [control], sources, clip_skip, random=True, adapters=adapters)

@@ -9,12 +9,15 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
+from controlnext.image_prompts import is_image_count
 from controlnext.tensor_spec import LORA_RANK, LORA_ROWS, control_inputs, split_dim
 
 PIXELS = ("height", "width")
 SIZES = (*PIXELS, "batch", "frames")
 """The sizes that have ranges; ``batch`` counts images or clips."""
 
+_MOST_PROMPT_IMAGES = 4
+"""Most images of an image prompt that an engine is built for."""
 _PROMPT_TOKENS = 77
 """The length to which CLIP truncates and pads prompts, also assumed for embeddings."""
 _MOST_IMAGES = 4
@@ -126,6 +129,8 @@ def _symbol_range(symbol: str, manifest: Manifest, graph_name: str, ranges: Mapp
         assert room
         # no engine was seen to take tensors without elements: one rank of zeros stands for no LoRA
         return Range(1, room.rank, room.rank)
+    if is_image_count(symbol):
+        return Range(1, 1, _MOST_PROMPT_IMAGES)
     if symbol == "sequence":
         return _tokens(manifest, family, graph_name)
     return ranges[symbol]

@@ -12,7 +12,7 @@ from typing import Any
 from controlnext.bundle.files import sha256
 from controlnext.runtime.bulk.jobs import Job, matches
 
-INPUTS = ("image", "mask_image", "control_image", "control_images", "lora")
+INPUTS = ("image", "mask_image", "control_image", "control_images", "ip_adapter_image", "lora")
 """The arguments that are paths of files. A clip's frames may be in a directory; LoRAs are paths with
 scales."""
 

@@ -40,6 +40,7 @@ _NOT_FROM_JOBS = (
     "negative_prompt_embeds",
     "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
+    "ip_adapter_image_embeds",
 )
 """Arguments of a call that a job does not have: the form of its result, and arrays."""
 
@@ -180,6 +181,7 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
     if files.subject not in arguments:
         raise InputError(f"no {files.subject} was given; set `{files.subject}`", argument=files.subject)
     readers = {"image": _images, "mask_image": _images, "control_image": _images, "control_images": _clips}
+    readers["ip_adapter_image"] = _images
     if isinstance(loras := arguments.get("lora"), dict):
         pipe.offer_loras({path: root / path for path in loras})
     return {
@@ -196,7 +198,7 @@ def _image(path: Any, root: Path, _files: Files) -> Image.Image:
 
 def _images(paths: Any, root: Path, files: Files) -> Any:
     return (
-        [_image(path, root, files) for path in paths]
+        [_images(path, root, files) for path in paths]
         if isinstance(paths, list)
         else _image(paths, root, files)
     )

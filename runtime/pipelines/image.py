@@ -79,6 +79,12 @@ class ImagePipeline(ImageRuns, task="image"):
         num_images_per_prompt: number of images for each prompt, at least 1.
         lora: scales of LoRAs by the names that :meth:`add_lora` gave them; or a list of these, one for each
             prompt.
+        ip_adapter_image: an image prompt, or several that act together; for several IP-Adapters a list of
+            these (docs/image-prompts.md). For several prompts also a list of lists, one for each prompt.
+        ip_adapter_image_embeds: the same as the image encoder reads them, as in diffusers: (1 or N, images,
+            ...), with guidance the unconditional half first.
+        ip_adapter_scale: strength of the image prompt; one, or one for each prompt; for several IP-Adapters
+            one for all, or a list.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
@@ -119,6 +125,9 @@ class ImagePipeline(ImageRuns, task="image"):
         overlay: bool = False,
         upscale: float | None = None,
         upscale_mode: str = "pixel",
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
+        ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -158,6 +167,9 @@ class ImagePipeline(ImageRuns, task="image"):
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -192,6 +204,9 @@ class ImagePipeline(ImageRuns, task="image"):
         overlay: bool = False,
         upscale: float | None = None,
         upscale_mode: str = "pixel",
+        ip_adapter_image: Any = None,
+        ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
+        ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -231,6 +246,9 @@ class ImagePipeline(ImageRuns, task="image"):
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             lora=lora,
+            ip_adapter_image=ip_adapter_image,
+            ip_adapter_image_embeds=ip_adapter_image_embeds,
+            ip_adapter_scale=ip_adapter_scale,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,

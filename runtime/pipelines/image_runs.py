@@ -14,8 +14,9 @@ from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.denoise import Denoising, StepPart
-from controlnext.runtime.guidance import EMBEDDING, guidance_embedding, is_guided
+from controlnext.runtime.guidance import embedding_input, is_guided
 from controlnext.runtime.image_processing import resize_bilinear
+from controlnext.runtime.image_prompts import ImagePrompts
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.pipelines.beginning import MASK, Beginner, Beginning
@@ -65,6 +66,7 @@ class ImageRuns(Pipeline):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
         self._condition = Conditioner(bundle)
+        self._image_prompts = ImagePrompts(bundle)
         self._beginner = Beginner(bundle, inpaints=MASK in self.inputs)
 
     def _read(self, request: Request) -> tuple[ImageInputs, OwnSize]:
@@ -161,23 +163,25 @@ class ImageRuns(Pipeline):
         arrays = run.inputs.control_arrays(*size)
         loras = self._loras.choose(request.lora, request.prompt_count)
         prompts = self._condition(request, guided > 0, loras)
+        image_prompts = self._image_prompts(request, guided > 0)
         constants = {
             **prompts,
+            **image_prompts.feed,
             **self.conditioning(*size, halves * count),
-            **self._guidance_embedding(guidance, count),
+            **embedding_input(self.inputs, guidance, count),
             **{name: np.concatenate([rows] * halves) for name, rows in begun.inputs.items()},
             **self.controls.images([for_every_row(own, request, halves) for own in arrays]),
             **loras.inputs(self.family.denoiser, request.num_images_per_prompt, halves),
         }
         tokens = prompts["encoder_hidden_states"].shape[1]
-        open_step_cache(
-            self.bundle, request.cache_interval, size, [{"batch": halves * count, "sequence": tokens}]
-        )
+        rows = {"batch": halves * count, "sequence": tokens, **image_prompts.sizes}
+        open_step_cache(self.bundle, request.cache_interval, size, [rows])
+        part = StepPart(self.denoiser(constants), (*size, tokens, *image_prompts.sizes.values()))
         return ImageDenoising(
             sampler=run.sampler,
             latents=begun.latents,
             generator=run.generator,
-            parts=[StepPart(self.denoiser(constants), (*size, tokens))],
+            parts=[part],
             guided_steps=guided,
             guard=guard,
             cache_interval=request.cache_interval,
@@ -188,14 +192,6 @@ class ImageRuns(Pipeline):
             guidance=float(guidance),
             outside=begun.outside,
         )
-
-    def _guidance_embedding(self, guidance: float, rows: int) -> dict[str, FloatArray]:
-        """Return the denoiser's input for the guidance scale, if it is a distilled one that has it."""
-        if EMBEDDING not in self.inputs:
-            return {}
-        width = self.inputs[EMBEDDING].shape[1]
-        assert isinstance(width, int)
-        return {EMBEDDING: guidance_embedding(guidance, width, rows)}
 
     def _shape(self, request: Request, size: Size) -> tuple[int, ...]:
         """Return the shape of a request's latents at a size in pixels."""

@@ -204,6 +204,9 @@ class ImageFields(CommonCall, StartFields):
         description="Scales of LoRAs, by the names of the files that the server was given.",
         examples=[{"style": 0.8}],
     )
+    ip_adapter_scale: Scales | None = Field(
+        None, description="Strength of the image prompt; one for all IP-Adapters or one for each."
+    )
     n: int | None = Field(None, ge=1, description="Number of images: one run, in which the seed goes on.")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json.")
     output_format: ImageFormat | None = Field(None, description="By default png.")
@@ -267,6 +270,8 @@ class ImageFields(CommonCall, StartFields):
             if getattr(self, name) is not None:
                 given[name] = getattr(self, name)
         given |= self.start_arguments()
+        if self.ip_adapter_scale is not None:
+            given["ip_adapter_scale"] = one_or_all(self.ip_adapter_scale)
         return {**given, "prompt": self.prompt, "num_images_per_prompt": self.images}
 
 
@@ -283,6 +288,11 @@ class ImageCall(ImageFields):
     control_image: Images | None = Field(
         None,
         description="PNG, JPEG or WebP as base64 or as a data URL; a list for a bundle of several controls.",
+    )
+    ip_adapter_image: Images | None = Field(
+        None,
+        description="Image prompt, likewise; a list for a bundle of several IP-Adapters, else of images that"
+        " act together.",
     )
 
 

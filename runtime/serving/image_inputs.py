@@ -1,4 +1,5 @@
-"""The images of a request for images: those of the controls, and what the run starts from."""
+"""The images of a request for images: those of the controls, what the run starts from, and image
+prompts."""
 
 from __future__ import annotations
 
@@ -15,17 +16,20 @@ from controlnext.runtime.serving.bodies import Form
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
 from controlnext.runtime.serving.errors import EDIT_FIELDS, IMAGE_FIELDS
 
-EDIT_FILES = ("image", "mask", "control_image")
+PROMPTS = "ip_adapter_image"
+EDIT_FILES = ("image", "mask", "control_image", PROMPTS)
 """Files of a form. Without a ``control_image`` the ``image`` is that."""
 
 
 @dataclass(frozen=True)
 class RequestImages:
-    """Decoded images: ``controls``, the ``image`` that the run starts from, and its ``mask``."""
+    """Decoded images: ``controls``, the ``image`` that the run starts from, its ``mask``, and ``prompts``, one
+    for each IP-Adapter or several for one."""
 
     controls: Sequence[Image.Image] = ()
     image: Image.Image | None = None
     mask: Image.Image | None = None
+    prompts: Sequence[Image.Image] = ()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -39,6 +43,7 @@ class RequestImages:
             "image": self.image,
             "mask_image": None if self.mask is None else opaque_mask(self.mask),
             "control_image": one_or_all(list(self.controls)) if self.controls else None,
+            PROMPTS: list(self.prompts) or None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -57,11 +62,14 @@ def opaque_mask(mask: Image.Image) -> Image.Image:
 def images_of_call(call: ImageCall, max_pixels: int) -> RequestImages:
     """Decode the images of a JSON body."""
 
-    def decoded(field: str, text: str | None) -> Image.Image | None:
+    def one(field: str) -> Image.Image | None:
+        text = getattr(call, field)
         return None if text is None else decode_text(field, text, max_pixels)
 
-    controls = [decode_text("control_image", text, max_pixels) for text in call.control_image or []]
-    return RequestImages(controls, decoded("image", call.image), decoded("mask", call.mask))
+    def several(field: str) -> list[Image.Image]:
+        return [decode_text(field, text, max_pixels) for text in getattr(call, field) or []]
+
+    return RequestImages(several("control_image"), one("image"), one("mask"), several(PROMPTS))
 
 
 def images_of_form(form: Form, max_pixels: int) -> RequestImages:
@@ -71,9 +79,9 @@ def images_of_form(form: Form, max_pixels: int) -> RequestImages:
         for name in EDIT_FILES
     }
     if not opened["control_image"]:
-        return RequestImages(opened["image"])
+        return RequestImages(opened["image"], prompts=opened[PROMPTS])
     image, mask = (opened[name][0] if opened[name] else None for name in ("image", "mask"))
-    return RequestImages(opened["control_image"], image, mask)
+    return RequestImages(opened["control_image"], image, mask, opened[PROMPTS])
 
 
 def read_texts(form: Form) -> None:
