@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Controls:
+class ControlFiles:
     """Makes the controls of a run of its files, with a preprocessor or as they are.
 
     A clip is preprocessed as a whole, and fitted to the image that it begins with.

@@ -15,7 +15,7 @@ from controlnext.cli import options, run_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import ARGUMENTS
-from controlnext.cli.preprocessors import Controls, opened
+from controlnext.cli.preprocessors import ControlFiles, opened
 from controlnext.errors import InputError
 from controlnext.image_input import open_image
 from controlnext.lora_names import split_scale
@@ -134,7 +134,7 @@ def run(
             kind(output, **{name: given[name] for name in kind.takes if name in given}) as files,
             opened(preprocess, preprocessor_model) as preprocessor,
         ):
-            request = _request(pipeline, Controls(files, preprocessor, report), given)
+            request = _request(pipeline, ControlFiles(files, preprocessor, report), given)
             for step in pipeline.steps(request):
                 report(f"step {step.index + 1} of {step.total}", (step.index + 1) / step.total)
             count = math.prod(step.latents.shape[:-3])
@@ -180,7 +180,7 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
     return given
 
 
-def _request(pipeline: Pipeline, control: Controls, given: Mapping[str, Any]) -> CommonRequest:
+def _request(pipeline: Pipeline, control: ControlFiles, given: Mapping[str, Any]) -> CommonRequest:
     """Return the pipeline's request; images are read, clips opened."""
     values = dict(given)
     controls = [control(path, given) for path in given["control_image"]]

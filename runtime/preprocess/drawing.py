@@ -45,7 +45,7 @@ def draw_pose(cv2: Any, pose: Pose, height: int, width: int) -> np.ndarray:
     scale = _CANVAS / min(height, width)
     canvas = np.zeros((int(height * scale), int(width * scale), 3), np.uint8)
     # drawing truncates to pixels
-    people = [person * np.float32(canvas.shape[1::-1]) for person in pose.points]
+    people = [person * np.array(canvas.shape[1::-1], np.float32) for person in pose.points]
     for number, limb in enumerate(_LIMBS):
         for points, scores in zip(people, pose.scores, strict=True):
             _draw_limb(cv2, canvas, points[[*limb]], scores[[*limb]], _BODY_COLOURS[number])

@@ -64,7 +64,7 @@ class KeypointEstimator:
         points = np.array([points for points, _ in found], np.float32).reshape(-1, _WHOLE_BODY, 2)
         scores = np.array([scores for _, scores in found], np.float32).reshape(-1, _WHOLE_BODY)
         points, scores = with_neck(points, scores)
-        return Pose(points / np.float32(pixels.shape[1::-1]), scores)
+        return Pose(points / np.array(pixels.shape[1::-1], np.float32), scores)
 
     def _person(self, cv2: Any, pixels: np.ndarray, box: FloatArray) -> tuple[FloatArray, FloatArray]:
         height, width = self._size
@@ -102,7 +102,7 @@ def decode_simcc(x: FloatArray, y: FloatArray, size: tuple[int, int]) -> tuple[F
     places = np.stack([x.argmax(axis=-1), y.argmax(axis=-1)], axis=-1).astype(np.float32)
     scores = np.minimum(x.max(axis=-1), y.max(axis=-1))
     places[scores <= 0] = -1
-    bins = np.float32([x.shape[-1] / size[1], y.shape[-1] / size[0]])
+    bins = np.array([x.shape[-1] / size[1], y.shape[-1] / size[0]], np.float32)
     return places / bins, scores
 
 

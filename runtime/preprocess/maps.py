@@ -42,7 +42,7 @@ def invert(maps: Sequence[FloatArray]) -> FloatArray:
 
 @dataclass(frozen=True)
 class MapSpec:
-    """What a model takes and gives.
+    """A model's input and outputs.
 
     ``mean``, ``deviation``: of RGB levels from 0 to 255, subtracted and divided by. ``side``: the size that
     one side of an image gets, the one that is changed less; None: images keep their size. Sizes are rounded
@@ -77,7 +77,8 @@ class MapPreprocessor(Preprocessor):
         pixels = np.asarray(image, np.float32)
         height, width = model.size or self._size(image.height, image.width)
         resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255)
-        outputs = model((resized - np.float32(self.spec.mean)) / np.float32(self.spec.deviation))
+        mean, deviation = (np.array(rgb, np.float32) for rgb in (self.spec.mean, self.spec.deviation))
+        outputs = model((resized - mean) / deviation)
         maps = [cv2.resize(_plane(model, one), image.size, interpolation=cv2.INTER_LINEAR) for one in outputs]
         levels = np.rint(255 * self.spec.finish(maps)).clip(0, 255).astype(np.uint8)
         return Image.fromarray(levels).convert("RGB")

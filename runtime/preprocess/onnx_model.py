@@ -45,7 +45,7 @@ class OnnxModel:
 
     def __call__(self, image: FloatArray) -> list[FloatArray]:
         """Return the outputs, in float32, for an image (height, width, 3)."""
-        batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None], self._type)
+        batch: np.ndarray = np.ascontiguousarray(image.transpose(2, 0, 1)[None], self._type)
         try:
             outputs = self._session.run(None, {self._name: batch})
         except Exception as error:  # as above

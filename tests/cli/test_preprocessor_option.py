@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnext.cli.preprocessors import Controls, opened
+from controlnext.cli.preprocessors import ControlFiles, opened
 from controlnext.errors import InputError
 from controlnext.runtime.media.image_files import ImageFiles
 from controlnext.runtime.media.video_files import ClipFiles
@@ -66,14 +66,14 @@ def test_a_clip_is_made_before_the_run(clip: Path, tmp_path: Path) -> None:
     """As many frames as the run asks for, with progress; without a preprocessor it is read on demand."""
     steps: list[tuple[str, float]] = []
     with ClipFiles(tmp_path / "out") as files, opened("canny", None) as canny:
-        made = Controls(files, canny, lambda *step: steps.append(step))(clip, {"frames": 2})
+        made = ControlFiles(files, canny, lambda *step: steps.append(step))(clip, {"frames": 2})
         assert steps == [("preprocessing", 0.5), ("preprocessing", 1.0)]
         expected = preprocess("canny", Image.open(clip / "1.png"))
         assert np.array_equal(np.asarray(made[1]), np.asarray(expected))
         assert len(made) == 2
-        assert len(Controls(files, None, told)(clip, {"frames": 2})) == FRAMES
+        assert len(ControlFiles(files, None, told)(clip, {"frames": 2})) == FRAMES
 
 
 def test_an_image_is_made(clip: Path, tmp_path: Path) -> None:
     with ImageFiles(tmp_path / "out.png") as files, opened("tile", None) as tile:
-        assert Controls(files, tile, told)(clip / "0.png", {}).size == (128, 96)
+        assert ControlFiles(files, tile, told)(clip / "0.png", {}).size == (128, 96)

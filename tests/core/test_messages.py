@@ -27,6 +27,9 @@ from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.jobs import read_jobs
 from controlnext.runtime.cluster.config import write_config
 from controlnext.runtime.media.video_files import ClipFiles
+from controlnext.runtime.preprocess.maps import Depth
+from controlnext.runtime.preprocess.plain import Tile
+from controlnext.runtime.preprocess.pose import PosePreprocessor
 from controlnext.runtime.ray_cluster import ReplicaRange, join_cluster
 from controlnext.runtime.request import Request, VideoRequest
 from controlnext.runtime.serving.calls import ImageCall
@@ -58,6 +61,9 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Pipeline.decode,
     Request,
     VideoRequest,
+    Depth,
+    PosePreprocessor,
+    Tile,
     ClipFiles,
     Settings,
     ServerSettings,

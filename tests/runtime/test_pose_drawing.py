@@ -66,7 +66,7 @@ def test_limbs() -> None:
 def test_hands() -> None:
     """Red joints; bones in the hues of a ring, their levels the product of two scores."""
     points, scores = nobody()
-    points[92:113] = [(100 + 80 * (number % 7), 100 + 90 * (number // 7)) for number in range(21)]
+    points[92:113] = [(100.5 + 80 * (number % 7), 100.5 + 90 * (number // 7)) for number in range(21)]
     scores[92:113] = 0.5
     got = drawn(points, scores)
     assert (got[100, 100] == (127, 0, 0)).all()
@@ -79,7 +79,7 @@ def test_hands() -> None:
 
 def test_faces() -> None:
     points, scores = nobody()
-    points[24:92] = [(50 + 20 * number, 700) for number in range(68)]
+    points[24:92] = [(50.5 + 20 * number, 700.5) for number in range(68)]
     scores[24:92] = 0.9
     got = drawn(points, scores)
     assert (got[700, 50] == 229).all()
