@@ -29,7 +29,7 @@ from controlnext.families.schema import (
     ControlNet,
     ControlSpec,
     Family,
-    ImagePrompts,
+    ImagePromptNeeds,
     Injection,
     Network,
     Variant,
@@ -146,7 +146,7 @@ SD15 = Family(
     scheduler_options={"steps_offset": 1, "clip_sample": False},
     prompt_encoders=("text_encoder",),
     preview_vae=preview_vae(4),
-    image_prompts=ImagePrompts(image_encoder(), hidden=768),
+    image_prompts=ImagePromptNeeds(image_encoder(), hidden=768),
     latent_rgb=SD_RGB,
     controlnet=ControlNet("ControlNetModel", "StableDiffusionControlNetPipeline"),
 )
