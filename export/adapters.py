@@ -14,7 +14,7 @@ from controlnext.bundle.manifest import LoraRoom
 from controlnext.families import CachedFeature, GraphSpec
 from controlnext.image_prompts import SCALE, numbered_adapters
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject
-from controlnext.models.image_prompt import ImagePrompt, image_prompts
+from controlnext.models.image_prompt import AdapterPrompt, image_prompts
 from controlnext.models.lora import lora_branches
 from controlnext.models.step_cache import cut
 from controlnext.tensor_spec import LORA_INPUTS, ControlInputs, numbered_controls
@@ -67,10 +67,10 @@ class FusedDenoiser(nn.Module):
             noise = self.denoiser(**_arguments(self.spec, inputs), return_dict=False)[0]
         return (noise, *(features[one.spec.name] for one in self.cached)) if self.cached else noise
 
-    def _image_prompts(self, inputs: dict[str, Tensor]) -> list[ImagePrompt]:
+    def _image_prompts(self, inputs: dict[str, Tensor]) -> list[AdapterPrompt]:
         scales = inputs.pop(SCALE).unbind(1) if self.adapters else ()
         return [
-            ImagePrompt(self.get_submodule(one.network), inputs.pop(one.embeds), scale)  # type: ignore[arg-type]
+            AdapterPrompt(self.get_submodule(one.network), inputs.pop(one.embeds), scale)  # type: ignore[arg-type]
             for one, scale in zip(self.adapters, scales, strict=True)
         ]
 

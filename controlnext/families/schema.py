@@ -142,8 +142,8 @@ class ControlNet:
 
 
 @dataclass(frozen=True)
-class ImagePrompts:
-    """What image prompts need: the image encoder, and the width of the published resamplers' latents."""
+class ImagePromptNeeds:
+    """The image encoder that image prompts need, and the width of the published resamplers' latents."""
 
     encoder: Network
     hidden: int
@@ -207,7 +207,7 @@ class Family:
     """Whether a VAE of this configuration overflows in float16 and has to stay in float32."""
     preview_vae: Network | None = None
     """A tiny VAE that may be given beside the base, for previews."""
-    image_prompts: ImagePrompts | None = None
+    image_prompts: ImagePromptNeeds | None = None
     """For families that IP-Adapters are trained for."""
     latent_rgb: LatentRgb | None = None
     """The map of latents to the colours of previews where a bundle has no decoder for them."""

@@ -33,7 +33,7 @@ from controlnext.families.schema import (
     ControlNet,
     ControlSpec,
     Family,
-    ImagePrompts,
+    ImagePromptNeeds,
     Injection,
     LatentRgb,
     Network,
@@ -141,7 +141,7 @@ SDXL = Family(
     # true in the original SDXL VAE's configuration, false in the fp16-fix VAE's
     float32_vae=lambda config: bool(config.get("force_upcast", True)),
     preview_vae=preview_vae(4),
-    image_prompts=ImagePrompts(image_encoder(), hidden=1280),
+    image_prompts=ImagePromptNeeds(image_encoder(), hidden=1280),
     latent_rgb=LatentRgb(
         factors=(
             (0.3651, 0.4232, 0.4341),

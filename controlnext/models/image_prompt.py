@@ -122,7 +122,7 @@ class ImagePromptAdapter(nn.Module):
 
 
 @dataclass(frozen=True)
-class ImagePrompt:
+class AdapterPrompt:
     """The image prompt of each row of a batch: ``embeds`` (B, images, ...) for ``adapter``, and its ``scale``
     (B,)."""
 
@@ -148,7 +148,7 @@ def cross_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
 
 
 @contextmanager
-def image_prompts(denoiser: nn.Module, prompts: Sequence[ImagePrompt]) -> Iterator[None]:
+def image_prompts(denoiser: nn.Module, prompts: Sequence[AdapterPrompt]) -> Iterator[None]:
     """Add the attention to image prompts to ``denoiser`` while the context is open.
 
     Everything else is computed as without, and a scale of 0 adds zeros to it.
@@ -166,7 +166,7 @@ class _Layer:
     """The hooks of one cross-attention."""
 
     def __init__(
-        self, prompts: Sequence[ImagePrompt], tokens: Sequence[Tensor], layer: int, heads: int
+        self, prompts: Sequence[AdapterPrompt], tokens: Sequence[Tensor], layer: int, heads: int
     ) -> None:
         self.prompts, self.tokens, self.layer, self.heads = prompts, tokens, layer, heads
         self.query: Tensor | None = None

@@ -15,7 +15,7 @@ from controlnext.bundle.manifest import ImagePrompt, Source
 from controlnext.errors import CheckpointError, InputError, blames
 from controlnext.families import Family, Network
 from controlnext.families.parts import image_positions
-from controlnext.families.schema import ImagePrompts
+from controlnext.families.schema import ImagePromptNeeds
 from controlnext.image_prompts import KINDS, AdapterSpec, numbered_adapters
 from controlnext.models.image_prompt import HEAD, ImagePromptAdapter, cross_attentions
 from controlnext.weights.choices import choose_network_files, choose_network_in
@@ -188,14 +188,14 @@ def _check_kind(names: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _needs(family: Family) -> ImagePrompts:
+def _needs(family: Family) -> ImagePromptNeeds:
     if family.image_prompts is None:
         raise InputError(f"{family.title} takes no IP-Adapters; remove `ip_adapter`", argument="ip_adapter")
     return family.image_prompts
 
 
 def _published(
-    kind: str, needs: ImagePrompts, encoder: Mapping[str, Any], layers: tuple[int, tuple[int, ...]]
+    kind: str, needs: ImagePromptNeeds, encoder: Mapping[str, Any], layers: tuple[int, tuple[int, ...]]
 ) -> AdapterSpec:
     width, widths = layers
     if kind == "base":

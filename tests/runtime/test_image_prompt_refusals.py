@@ -68,7 +68,7 @@ def test_each_prompt_may_have_its_own_images(pipe: Pipeline) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "scale": ({"ip_adapter_scale": [[1.0, 2.0, 3.0]]}, "ip_adapter_scale has shape (3,) for 1 prompts"),
-    "not a number": ({"ip_adapter_scale": "x"}, "ip_adapter_scale is not an array of numbers"),
+    "not a number": ({"ip_adapter_scale": "x"}, "ip_adapter_scale is 'x'; give numbers"),
     "not an image": ({"ip_adapter_image": ["x.png"]}, "the image is of type str"),
     "none": ({"ip_adapter_image": [[]]}, "ip_adapter_image has no image"),
     "prompts": (

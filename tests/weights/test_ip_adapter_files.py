@@ -63,7 +63,7 @@ def test_other_kinds_are_refused(prompted: Prompted, tmp_path: Path, kind: str) 
 
 
 def refused(model: Prompted, *adapters: object, **changes: Any) -> ControlNeXtError:
-    with pytest.raises(CheckpointError | InputError) as caught:
+    with pytest.raises((CheckpointError, InputError)) as caught:
         loaded(model, *adapters, **changes)
     assert "\n" not in str(caught.value)
     return caught.value
