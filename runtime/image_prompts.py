@@ -80,7 +80,7 @@ class ImagePrompts:
     def _scales(self, request: Request) -> FloatArray:
         """Return the scale of each prompt and adapter."""
         given, name, count = request.ip_adapter_scale, "ip_adapter_scale", request.prompt_count
-        several = isinstance(given, (list, tuple)) or np.ndim(given) > 0
+        several = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.ndim > 0)
         each = self._each(name, given) if several else [given] * len(self)
         columns = []
         for one in each:

@@ -81,7 +81,8 @@ class _Resampler(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return the tokens (N, tokens, width)."""
         positions, latents = self.proj_in(states), self.latents.expand(states.shape[0], -1, -1)
-        for attention, widened in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, widened = layer.children()
             latents = attention(positions, latents) + latents
             latents = widened(latents) + latents
         return self.norm_out(self.proj_out(latents))

@@ -21,7 +21,7 @@ from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.runtime.serving.factors import LoraScales, Strength
-from controlnext.runtime.serving.settings import ServerSettings
+from controlnext.runtime.serving.settings import ServerSettings, check_size
 from controlnext.runtime.serving.start_fields import StartFields
 
 MOST_CONTROLS = 8
@@ -294,11 +294,3 @@ class ImageCall(ImageFields):
         description="Image prompt, likewise; a list for a bundle of several IP-Adapters, else of images that"
         " act together.",
     )
-
-
-def check_size(size: tuple[int, int], settings: ServerSettings, given: str) -> None:
-    """Raise :class:`InputError` for a result whose width or height is more than the server allows."""
-    if max(size) > settings.max_size:
-        raise InputError(
-            f"{given}; this server takes at most {settings.max_size} in width and height", argument="size"
-        )

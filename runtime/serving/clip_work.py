@@ -18,11 +18,11 @@ from controlnext.runtime.media.inline_images import decode_image
 from controlnext.runtime.media.video_files import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS, write_clip
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.access_log import RequestFacts
-from controlnext.runtime.serving.calls import check_size
 from controlnext.runtime.serving.clip_calls import ClipFields
 from controlnext.runtime.serving.clip_inputs import control_clip, holds_video
 from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.service import Service
+from controlnext.runtime.serving.settings import check_size
 from controlnext.types import FloatArray
 
 

@@ -23,8 +23,8 @@ EDIT_FILES = ("image", "mask", "control_image", PROMPTS)
 
 @dataclass(frozen=True)
 class RequestImages:
-    """Decoded images: ``controls``, the ``image`` that the run starts from, its ``mask``, and ``prompts``, one
-    for each IP-Adapter or several for one."""
+    """Decoded images: ``controls``, the ``image`` that the run starts from, its ``mask``, and image
+    ``prompts``, one for each IP-Adapter or several for one."""
 
     controls: Sequence[Image.Image] = ()
     image: Image.Image | None = None

@@ -18,10 +18,11 @@ from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.answers import ImageData, ImageEvent, ImagesAnswer, TokenUsage
-from controlnext.runtime.serving.calls import ImageFields, check_size
+from controlnext.runtime.serving.calls import ImageFields
 from controlnext.runtime.serving.generation import Generation
 from controlnext.runtime.serving.image_inputs import RequestImages
 from controlnext.runtime.serving.service import Service
+from controlnext.runtime.serving.settings import check_size
 from controlnext.runtime.unfinished import partial_steps
 from controlnext.types import FloatArray
 

@@ -87,3 +87,11 @@ def read_keys(api_keys: Path) -> tuple[str, ...]:
             argument="api_keys",
         )
     return keys
+
+
+def check_size(size: tuple[int, int], settings: ServerSettings, given: str) -> None:
+    """Raise :class:`InputError` for a result whose width or height is more than the server allows."""
+    if max(size) > settings.max_size:
+        raise InputError(
+            f"{given}; this server takes at most {settings.max_size} in width and height", argument="size"
+        )
