@@ -93,7 +93,7 @@ class CommonRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Request(StartArguments, ImagePromptArguments, CommonRequest):
+class Request(ImagePromptArguments, StartArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None

@@ -72,8 +72,7 @@ def load_checkpoint(
     ``control`` (``unet.safetensors`` or ``.bin``) are used, as increments if the family is published so.
     ``lora``: ``PATH[:SCALE]`` of LoRAs, added to what all of the above gave.
     ``textual_inversion``: ``PATH[:TOKEN]`` of textual inversions, words that are added to the vocabulary.
-    ``clip_skip``: the number of last layers of the text encoders to leave out for prompts, as in diffusers
-    (not for negative prompts).
+    ``clip_skip``: number of last layers of the text encoders that prompts skip (not negative prompts).
     ``ip_adapter``: files or hub ids of IP-Adapters, with ``random_seed`` kinds (``"base"``, ``"plus"``);
     ``ip_adapter_image_encoder``: of their image encoder, by default ``image_encoder`` beside the first.
     ``leave_out``: optional networks of the registry that are not wanted, such as a large text encoder.
@@ -99,13 +98,19 @@ def load_checkpoint(
             check_width(one, family, loaded.parts[family.denoiser].config)
     with blames("unet_weights" if unet_weights else "control"):
         sources += _find_trained(family, loaded, weight_sources, _each(unet_weights), unet_increments)
-    with blames("lora"):
-        sources += apply_loras(family, loaded, lora)
-    with blames("textual_inversion"):
-        sources += add_inversions(family, loaded, textual_inversion)
+    sources += _adapt(family, loaded, lora, textual_inversion)
     check_clip_skip(family, loaded, clip_skip)
     adapters = read_adapters(family, loaded.parts[family.denoiser], ip_adapter, ip_adapter_image_encoder)
     return _assemble(family, loaded, controls, sources, clip_skip, random=False, adapters=adapters)
+
+
+def _adapt(
+    family: Family, loaded: Base, lora: Sequence[str], textual_inversion: Sequence[str]
+) -> list[Source]:
+    with blames("lora"):
+        sources = apply_loras(family, loaded, lora)
+    with blames("textual_inversion"):
+        return sources + add_inversions(family, loaded, textual_inversion)
 
 
 def _control_sources(family: Family, given: Sequence[Given]) -> list[WeightSource]:
