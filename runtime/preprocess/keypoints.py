@@ -64,8 +64,8 @@ class KeypointEstimator:
         points = np.array([points for points, _ in found], np.float32).reshape(-1, _WHOLE_BODY, 2)
         scores = np.array([scores for _, scores in found], np.float32).reshape(-1, _WHOLE_BODY)
         points, scores = with_neck(points, scores)
-        size = np.array(pixels.shape[1::-1], np.float32)
-        return Pose((points / size).astype(np.float32), scores)
+        size: FloatArray = np.array(pixels.shape[1::-1], np.float32)
+        return Pose(points / size, scores)
 
     def _person(self, cv2: Any, pixels: np.ndarray, box: FloatArray) -> tuple[FloatArray, FloatArray]:
         height, width = self._size
