@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from controlnext.errors import CheckpointError, ControlNeXtError, InputError
 from controlnext.families import get_family
 from controlnext.weights import load_checkpoint
+from controlnext.weights.ip_adapter import random_adapters
+from controlnext.weights.shipped import shipped_config
 from support.exports import once
 from support.prompted import Prompted, write_prompted
 
@@ -102,12 +104,15 @@ def test_an_encoder_without_an_adapter_is_refused(prompted: Prompted) -> None:
 
 
 def test_random_weights_take_kinds() -> None:
-    """At the published sizes, which are read off the shapes alone."""
-    checkpoint = load_checkpoint(get_family("sdxl"), random_seed=0, ip_adapter=["base", "plus"])
-    base, plus = (adapter.spec for adapter in checkpoint.adapters)
-    assert (base.embedding, base.tokens, base.width, len(base.layers)) == ((1024,), 4, 2048, 70)
-    assert (plus.embedding, plus.tokens, plus.hidden, plus.heads) == ((257, 1280), 16, 1280, 20)
+    """At the published sizes."""
+    family = get_family("sd15")
+    unet = shipped_config(family, family.networks["unet"])
+    found = random_adapters(family, unet, ["base", "plus"], 0)
+    assert found is not None
+    base, plus = (adapter.spec for adapter in found.weights)
+    assert (base.embedding, base.tokens, base.width, len(base.layers)) == ((1024,), 4, 768, 16)
+    assert (plus.embedding, plus.tokens, plus.hidden, plus.heads) == ((257, 1280), 16, 768, 12)
     with pytest.raises(InputError, match="accepted with `random_seed`: base, plus"):
-        load_checkpoint(get_family("sdxl"), random_seed=0, ip_adapter=["x.safetensors"])
+        random_adapters(family, unet, ["x.safetensors"], 0)
     with pytest.raises(InputError, match="takes no IP-Adapters; remove `ip_adapter`"):
-        load_checkpoint(get_family("sd3"), random_seed=0, ip_adapter=["base"])
+        random_adapters(get_family("sd3"), unet, ["base"], 0)
