@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -55,6 +56,14 @@ def check_settings(settings: Settings, manifests: Sequence[Manifest]) -> None:
             )
     _check_less(settings, manifests)
     check_threads(settings.threads)
+    for name in ("optimum", "sdcpp"):
+        given = getattr(settings, name)
+        if given is not None and shutil.which(given) is None:
+            raise InputError(
+                f"`{name}` is {given!r}, which is no program; give the path of the Python interpreter with its"
+                " library",
+                argument=name,
+            )
     for name, sampler in (("sampler", settings.sampler), ("few_steps", FEW_STEPS["sampler"])):
         if getattr(settings, name) is not None and sampler not in family.samplers:
             raise InputError(

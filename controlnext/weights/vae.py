@@ -81,6 +81,11 @@ def _read_directory(
 ) -> tuple[Part, list[Source]]:
     alone = (weight_source.path / _CONFIG).is_file()
     directory = weight_source.path if alone else weight_source.path / VAE
+    if not (directory / _CONFIG).is_file():
+        raise CheckpointError(
+            f"{weight_source.name or weight_source.path} has neither {_CONFIG} nor {VAE}/{_CONFIG}; give the"
+            " directory of a VAE or of a diffusers model, or a file"
+        )
     config = read_json(directory / _CONFIG)
     _check_class(family, network, config, weight_source.name)
     return read_network(network.of(config), weight_source, directory, warn=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,7 @@ def test_a_long_image_is_warmed_up_with_a_short_one(
         (["--measure=image", "--guidance-end=0.5", "--guidance=1"], ["--guidance-end", "--guidance 1"]),
         (["--measure=image", "--guidance=nan"], ["--guidance is nan", "a finite number"]),
         (["--measure=image", "--threads=1000000"], ["--threads is 1000000", "an integer from 1 to"]),
+        (["--measure=image", "--sdcpp=/nowhere"], ["--sdcpp is '/nowhere'", "no program"]),
         (["--measure=image", "--tiny-decoder"], ["--tiny-decoder", "no bundle has a tiny VAE"]),
         (["--measure=image", "--sampler=flow_euler"], ["--sampler", "no sampler 'flow_euler'", "unipc"]),
     ],
@@ -148,7 +150,8 @@ def test_where_nothing_could_be_measured_the_reasons_are_written(
     cli: Cli, bundle: Path, tmp_path: Path
 ) -> None:
     where = tmp_path / "out"
-    done = cli("bench", bundle, "--measure=image", "--only=stable*", "--sdcpp=/nowhere", "--output", where)
+    program = f"--sdcpp={sys.executable}"
+    done = cli("bench", bundle, "--measure=image", "--only=stable*", program, "--output", where)
     assert done.status == 1
     assert done.err.splitlines()[-1].startswith("controlnext: error: nothing was measured: ")
     assert json.loads((where / "bench.json").read_text())["missing"]

@@ -88,6 +88,14 @@ def test_a_folder_without_a_vae_is_refused_with_the_option(base: Path, tmp_path:
     assert "give another with `vae`" in message
 
 
+def test_a_directory_without_a_vae_says_what_it_lacks(base: Path, tmp_path: Path) -> None:
+    (empty := tmp_path / "nothing").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"^nothing has neither config\.json nor vae/config\.json; give"
+    ):
+        read_base(SDXL, base, empty)
+
+
 def test_a_vae_that_is_replaced_is_not_looked_at(base: Path, tmp_path: Path) -> None:
     """Whatever is wrong with it; its configuration serves a file without one."""
     (base / "vae").mkdir()
