@@ -218,7 +218,7 @@ def as_floats(name: str, values: object) -> FloatArray:
         # NumPy would take a text for the number that it spells, None for NaN and drop an imaginary part
         if given.dtype.kind in "bcmMSU" or (given.dtype.kind == "O" and None in given.ravel().tolist()):
             raise InputError(f"{name} is {reprlib.repr(values)}; give numbers", argument=name)
-        array = given.astype(np.float32)
+        array = given.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))

@@ -191,7 +191,7 @@ class CommonCall(BaseModel):
         return given
 
 
-class ImageFields(CommonCall, StartFields):
+class ImageFields(StartFields, CommonCall):
     """The fields of a request for images, but for the control images."""
 
     prompt: Text = Field(description="The image in words.")

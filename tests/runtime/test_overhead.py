@@ -74,7 +74,7 @@ def _steps(folder: Path, sampler: str) -> Iterator[Step]:
 
 @pytest.mark.parametrize("sampler", get_family("sdxl").samplers)
 def test_a_step_is_few_calls(sampler: str, tmp_path: Path) -> None:
-    """Of functions, Python's and C's: 222 to 246 measured, the most where noise is drawn."""
+    """Of functions, Python's and C's: 227 to 260 measured, the most where noise is drawn."""
     calls = Counter[str]()
     steps = _steps(tmp_path, sampler)
     sys.setprofile(lambda _frame, event, _function: calls.update([event]))
@@ -83,7 +83,7 @@ def test_a_step_is_few_calls(sampler: str, tmp_path: Path) -> None:
     finally:
         sys.setprofile(None)
     assert len(taken) == taken[-1].total - 2
-    assert (calls["call"] + calls["c_call"]) / len(taken) < 250
+    assert (calls["call"] + calls["c_call"]) / len(taken) < 265
 
 
 @pytest.mark.parametrize("sampler", get_family("sdxl").samplers)
