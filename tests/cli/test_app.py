@@ -159,15 +159,17 @@ def test_verify_refuses(cli: Cli, tiny_bundle: Path, options: list[str], words: 
 def test_verify_compares_and_reports(
     cli: Cli, tmp_path: Path, tiny_bundle_fp16: Path, tiny_checkpoint_dir: Path, outline: Path
 ) -> None:
-    """With the original weights there is a row per output and two for the run; the report has the images."""
+    """With the original weights there is a row per output, for the runs and for the image; the report has the images."""
     page = tmp_path / "report.html"
     run = ["--steps", 2, "--height", 64, "--width", 96, "--control-image", outline]
     done = cli("verify", tiny_bundle_fp16, *_sources(tiny_checkpoint_dir), *run, "--report", page, "--json")
     assert (done.status, done.err) == (0, "")
     rows = {row["name"]: row for row in json.loads(done.out)["parity"]}
     outputs = ["unet: noise_pred", "vae_decoder: sample", "vae_encoder: latent_parameters"]
-    cached = "latents, 2 steps 96x64, cache interval 2"
-    assert list(rows) == [*outputs, "latents, 2 steps 96x64", cached, "image, 2 steps 96x64"]
+    few = [
+        f"latents, 2 steps 96x64, {what}" for what in ("from an image at strength 0.5", "cache interval 2")
+    ]
+    assert list(rows) == [*outputs, "latents, 2 steps 96x64", *few, "image, 2 steps 96x64"]
     assert 1e-5 < rows["unet: noise_pred"]["value"] <= rows["unet: noise_pred"]["limit"]
     content = page.read_text()
     assert content.count('src="data:image/png;base64,') == 4
@@ -193,7 +195,7 @@ def test_verify_fails_when_parity_is_missed(
     done = cli("verify", tiny_bundle, "--steps", 1, "--height", 64, "--width", 64)
     assert done.status == 1
     assert "MISSED" in done.out
-    assert done.err.startswith("controlnext: error: parity missed in 3 of 6 rows: unet: noise_pred")
+    assert done.err.startswith("controlnext: error: parity missed in 3 of 7 rows: unet: noise_pred")
 
 
 def test_export_that_misses_parity_keeps_the_old_bundle(
