@@ -24,7 +24,9 @@ class Conditioner:
         self._pooled_width = denoiser_width(bundle, self._pooled) if self._pooled else None
         self._zeros = bool(bundle.manifest.options.get("force_zeros_for_empty_prompt", False))
 
-    def __call__(self, request: Request, guided: bool, loras: ChosenLoras) -> dict[str, FloatArray]:
+    def __call__(
+        self, request: Request, guided: bool, loras: ChosenLoras | None = None
+    ) -> dict[str, FloatArray]:
         """Return the inputs by name, one row for each image; ``guided``: the negative prompts' rows first.
 
         ``loras``: those of the text encoders too.
@@ -37,7 +39,7 @@ class Conditioner:
         pooled = [np.repeat(part.pooled, count, axis=0) for part in parts if part.pooled is not None]
         return {**inputs, self._pooled: np.concatenate(pooled)} if pooled else inputs
 
-    def _negative(self, request: Request, positive: Embeddings, loras: ChosenLoras) -> Embeddings:
+    def _negative(self, request: Request, positive: Embeddings, loras: ChosenLoras | None) -> Embeddings:
         names = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
         if self._zeros and request.negative_prompt is None and request.negative_prompt_embeds is None:
             return positive.zeros()
@@ -52,7 +54,7 @@ class Conditioner:
         return made
 
     def _embeddings(
-        self, request: Request, name: str, pooled_name: str, prompts: list[str], loras: ChosenLoras
+        self, request: Request, name: str, pooled_name: str, prompts: list[str], loras: ChosenLoras | None
     ) -> Embeddings:
         given, given_pooled = getattr(request, name), getattr(request, pooled_name)
         if given is None:

@@ -156,7 +156,7 @@ def _cell(value: Any) -> Any:
     if math.isnan(number):
         return None
     # a decimal may have more digits than a float
-    return int(value) if number.is_integer() and abs(number) < _LARGEST else number
+    return int(value) if number.is_integer() and abs(Decimal(value)) < _LARGEST else number
 
 
 def _unreadable(jobs: Path, reason: str) -> InputError:

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.errors import InputError
+from controlnext.errors import InputError, blames
 from controlnext.families import get_family
 from controlnext.runtime.loras.reader import Lora, Packed, read_lora
 from controlnext.runtime.request import Scales
@@ -146,7 +146,8 @@ class Loras:
         return found
 
     def _read(self, name: str, path: Path) -> Lora:
-        lora = read_lora(name, path, self._manifest)
+        with blames("lora"):
+            lora = read_lora(name, path, self._manifest)
         if lora.rank > self.room:
             raise InputError(
                 f"{path.name} has rank {lora.rank}, but the bundle has room for {self.room}; export it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from support.fake_unet import open_unet, unet_feed
 from support.recipe import rand
 from support.stand_in_gpu import put_in_place, write_engine
 
+NEAR: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+"""Limits of float32 sums in another order."""
 COLUMNS = LORA_LAYERS[-1].down[1], LORA_LAYERS[-1].up[1]
 
 
@@ -35,10 +38,10 @@ def test_without_inputs_for_them_there_are_none(bundle: Path) -> None:
     with open_unet(bundle, "onnxruntime") as engine:
         bare = engine.run(feed)["noise_pred"]
         for given in (matrices(1, 0), {name: 0 * array for name, array in matrices(1, 2).items()}):
-            np.testing.assert_allclose(engine.run({**feed, **given})["noise_pred"], bare, rtol=1e-6)
+            np.testing.assert_allclose(engine.run({**feed, **given})["noise_pred"], bare, **NEAR)
         for rows, rank in ((1, 3), (2, 1)):
             given = {**feed, **matrices(rows, rank)}
-            np.testing.assert_allclose(engine.run(given)["noise_pred"], fake_denoiser(given), rtol=1e-5)
+            np.testing.assert_allclose(engine.run(given)["noise_pred"], fake_denoiser(given), **NEAR)
 
 
 def test_rows_that_are_neither_one_nor_the_batch_are_refused(bundle: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_built_engine_gets_zeros_in_place_of_none(
             wanted = fake_denoiser({**unet_feed(), **zeros}).astype(np.float32)
             np.testing.assert_array_equal(engine.run({**unet_feed(), **given})["noise_pred"], wanted)
         given = {**unet_feed(), **matrices(2, 3)}
-        np.testing.assert_allclose(engine.run(given)["noise_pred"], fake_denoiser(given), rtol=1e-6)
+        np.testing.assert_allclose(engine.run(given)["noise_pred"], fake_denoiser(given), **NEAR)
         with pytest.raises(InputError, match="lora_down has shape"):
             engine.run({**unet_feed(), **matrices(1, 5)})
 

@@ -14,7 +14,7 @@ import pytest
 
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import artifact_cache, open_engine, select_backend
-from controlnext.engines.base import device_index, device_kind
+from controlnext.engines.devices import device_index, device_kind
 from controlnext.engines.onnxruntime.sessions import OrtEngine
 from controlnext.engines.openvino.backend import OpenVinoBackend
 from controlnext.errors import BundleError, InputError, MissingDependencyError, WorkError

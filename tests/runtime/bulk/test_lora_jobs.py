@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
+from controlnext.runtime.bulk.results import JobResults
 from controlnext.runtime.bulk.work import BulkSpec, do_jobs
 from support.fake_bundle import write_fake_bundle
 from support.fake_loras import write_fake_lora
@@ -34,8 +36,8 @@ def test_jobs_have_their_loras(tmp_path: Path) -> None:
     loras = {"with": {"styles/ink.safetensors": 0.8}, "without": None, "wrong": {"none.safetensors": 1.0}}
     jobs = [Job(name, {**CALL, "lora": lora}) for name, lora in loras.items()]
     spec = BulkSpec(str(bundle), str(tmp_path), str(tmp_path / "out"), "auto", "cpu", 1, max_rows=4)
-    with open_pipeline(bundle) as pipe:
-        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec)}
+    with open_pipeline(bundle) as pipe, closing(JobResults(tmp_path / "out").whole()) as ledger:
+        records = {record["id"]: record for record in do_jobs(pipe, jobs, spec, ledger)}
         pipe.add_lora("ink", tmp_path / "styles" / "ink.safetensors")
         given = {**CALL, "control_image": drawing(1, 24, 16)}
         wanted = {"with": pipe(**given, lora={"ink": 0.8}), "without": pipe(**given)}

@@ -82,7 +82,7 @@ def test_an_image_that_a_job_reads(jobs: Path, tmp_path: Path, name: str) -> Non
     told = "the result of job c0 would replace .*c0.png, which job a reads"
     refused(told, jobs, output, Job("c0"), reader)
     record = {"id": "c0", "job": "x", "files": ["c0.png"], "checksum": [sha256(b"image").hexdigest()]}
-    (output / LEDGER).write_text(json.dumps(record))
+    (output / LEDGER).write_text(json.dumps(record) + "\n")
     refused(told, jobs, output, Job("c0"), reader)
     # two images have other names, but that one would go
     refused(told, jobs, output, Job("c0", {"num_images_per_prompt": 2}), reader)
