@@ -84,7 +84,7 @@ def test_latents_are_scaled_as_diffusers_scales_them(config: dict[str, Any], app
 def test_an_encoder_that_overflows_is_told() -> None:
     run = lambda _feed: {MOMENTS: np.full((1, 8, 2, 2), np.inf, np.float32)}  # noqa: E731
     encoder: Any = SimpleNamespace(outputs=[SimpleNamespace(name=MOMENTS)], run=run)
-    with pytest.raises(WorkError, match="the encoded image is not finite: this VAE overflows in float16"):
+    with pytest.raises(WorkError, match="the encoded image is not finite: this VAE overflows with it"):
         encode_samples(encoder, SCALED, rand(1, 1, 3, 16, 16), TorchGenerator(0))
 
 
