@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from controlnext.runtime.conditioning import Conditioner
 from controlnext.runtime.request import Request
 from controlnext.types import Precision
 from controlnext.weights import Checkpoint, bundle_checkpoint, load_checkpoint
+from controlnext.weights.clip_skip import check_clip_skip
 from support.exports import once
 from support.roomy import write_roomy
 
@@ -51,7 +53,7 @@ class TextBundle:
     def __init__(self, checkpoint: Checkpoint, path: Path) -> None:
         self.path, self.family, self._checkpoint = path, checkpoint.family, checkpoint
         for name, content in checkpoint.tokenizers.items():
-            (path / name).mkdir()
+            (path / name).mkdir(parents=True)
             (path / name / "tokenizer.json").write_text(content, encoding="utf-8")
         graphs = {spec.name: self._entry(spec) for spec in checkpoint.graphs}
         self.manifest = SimpleNamespace(
@@ -75,10 +77,9 @@ class TextBundle:
         return SimpleNamespace(run=run)
 
 
-def diffusers_embeddings(checkpoint: Checkpoint, clip_skip: int) -> list[np.ndarray]:
+def diffusers_embeddings(reference: Any, clip_skip: int) -> list[np.ndarray]:
     """Prompt's, negative prompt's, and those pooled where the family has them."""
-    reference = reference_pipeline(checkpoint)
-    further = {"prompt_2": None, "prompt_3": None} if checkpoint.family.sequence_encoder else {}
+    further = {"prompt_2": None, "prompt_3": None} if reference.family.sequence_encoder else {}
     device = {"device": torch.device("cpu"), "num_images_per_prompt": 1}
     with torch.no_grad():
         made = reference.pipeline.encode_prompt(
@@ -93,24 +94,26 @@ def diffusers_embeddings(checkpoint: Checkpoint, clip_skip: int) -> list[np.ndar
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3"])
-@pytest.mark.parametrize("clip_skip", [0, 1, 2])
 def test_embeddings_are_those_of_diffusers(
-    checkpoint: Callable[..., Checkpoint], family: str, clip_skip: int, tmp_path: Path
+    checkpoint: Callable[..., Checkpoint], family: str, tmp_path: Path
 ) -> None:
     """Of the prompt, which skips layers, of the negative one, which does not, and both pooled ones."""
-    loaded = checkpoint(family, clip_skip=clip_skip)
+    loaded = checkpoint(family)
+    reference = reference_pipeline(replace(loaded, clip_skip=1))
     request = Request(prompt=PROMPT, negative_prompt=NEGATIVE, control_image=None)
-    made = Conditioner(TextBundle(loaded, tmp_path))(request, guided=True)  # type: ignore[arg-type]
-    hidden, negative, *pooled = diffusers_embeddings(loaded, clip_skip)
-    expected = {"encoder_hidden_states": [negative, hidden]}
-    if pooled:
-        expected[loaded.family.pooled_input] = pooled[::-1]
-    assert made.keys() == expected.keys()
-    for name, rows in expected.items():
-        np.testing.assert_allclose(made[name], np.concatenate(rows), rtol=1e-5, atol=1e-6)
-    plain = diffusers_embeddings(loaded, 0)
-    assert np.array_equal(plain[0], hidden) == (clip_skip == 0)
-    assert np.array_equal(plain[1], negative)
+    plain = diffusers_embeddings(reference, 0)
+    for clip_skip in (0, 1, 2):
+        bundle: Any = TextBundle(replace(loaded, clip_skip=clip_skip), tmp_path / str(clip_skip))
+        made = Conditioner(bundle)(request, guided=True)
+        hidden, negative, *pooled = diffusers_embeddings(reference, clip_skip)
+        expected = {"encoder_hidden_states": [negative, hidden]}
+        if pooled:
+            expected[loaded.family.pooled_input] = pooled[::-1]
+        assert made.keys() == expected.keys()
+        for name, rows in expected.items():
+            np.testing.assert_allclose(made[name], np.concatenate(rows), rtol=1e-5, atol=1e-6)
+        assert np.array_equal(plain[0], hidden) == (clip_skip == 0)
+        assert np.array_equal(plain[1], negative)
 
 
 @pytest.mark.export
@@ -128,31 +131,32 @@ def test_an_export_is_compared_with_the_reference(
     assert bundle_checkpoint(tmp_path / "bundle").clip_skip == 2
 
 
-def test_without_it_there_is_no_further_output(checkpoint: Callable[..., Checkpoint]) -> None:
-    for spec in checkpoint("sdxl").graphs:
-        assert spec.clip_skip == 0
-        assert "skipped_prompt_embeds" not in [tensor.name for tensor in spec.outputs]
+def depths(**layers: int) -> Any:
+    """A base whose text encoders have so many layers."""
+    parts = {name: SimpleNamespace(config={"num_hidden_layers": number}) for name, number in layers.items()}
+    return SimpleNamespace(parts=parts)
 
 
 @pytest.mark.parametrize("clip_skip", [3, -1, True, 1.0])
-def test_a_number_that_the_encoders_do_not_have(
-    checkpoint: Callable[..., Checkpoint], clip_skip: Any
-) -> None:
+def test_a_number_that_the_encoders_do_not_have(clip_skip: Any) -> None:
+    """The encoder with the fewest layers decides."""
+    sdxl, base = get_family("sdxl"), depths(text_encoder=5, text_encoder_2=3)
+    check_clip_skip(sdxl, base, 2)
     with pytest.raises(InputError) as caught:
-        checkpoint("sdxl", clip_skip=clip_skip)
+        check_clip_skip(sdxl, base, clip_skip)
     assert caught.value.argument == "clip_skip"
     assert str(caught.value) == (
         f"clip_skip is {clip_skip!r}: it must be an integer from 0 (none) to 2"
-        " (layers of text_encoder 3, text_encoder_2 3)"
+        " (layers of text_encoder 5, text_encoder_2 3)"
     )
 
 
-@pytest.mark.parametrize(("variant", "family"), [("svd", "svd"), ("sdxl", "sdxl")])
-def test_without_text_encoders_nothing_can_be_skipped(
-    tiny_checkpoint: Callable[[str], Path], variant: str, family: str
-) -> None:
+def test_without_text_encoders_nothing_can_be_skipped(tiny_checkpoint: Callable[[str], Path]) -> None:
     """In a family that has none, and in a base that comes without."""
-    folder = tiny_checkpoint(variant)
+    folder = tiny_checkpoint("sdxl")
     weights = {"base": folder / "base", "control": folder / "control.safetensors"}
-    with pytest.raises(InputError, match=f"clip_skip is 1: {family} has no text encoder, or this base"):
-        load_checkpoint(get_family(family), clip_skip=1, **weights)
+    with pytest.raises(InputError, match="clip_skip is 1: sdxl has no text encoder, or this base"):
+        load_checkpoint(get_family("sdxl"), clip_skip=1, **weights)
+    check_clip_skip(get_family("svd"), depths(), 0)
+    with pytest.raises(InputError, match="clip_skip is 2: svd has no text encoder, or this base"):
+        check_clip_skip(get_family("svd"), depths(), 2)
