@@ -60,8 +60,8 @@ def check_settings(settings: Settings, manifests: Sequence[Manifest]) -> None:
         given = getattr(settings, name)
         if given is not None and shutil.which(given) is None:
             raise InputError(
-                f"`{name}` is {given!r}, which is no program; give the path of the Python interpreter with its"
-                " library",
+                f"`{name}` is {given!r}, which is no program; give the path of the Python interpreter with"
+                " its library",
                 argument=name,
             )
     for name, sampler in (("sampler", settings.sampler), ("few_steps", FEW_STEPS["sampler"])):

@@ -159,7 +159,7 @@ def test_verify_refuses(cli: Cli, tiny_bundle: Path, options: list[str], words: 
 def test_verify_compares_and_reports(
     cli: Cli, tmp_path: Path, tiny_bundle_fp16: Path, tiny_checkpoint_dir: Path, outline: Path
 ) -> None:
-    """With the original weights there is a row per output, for the runs and for the image; the report has the images."""
+    """With the original weights there is a row per output and for what was run; the report has the images."""
     page = tmp_path / "report.html"
     run = ["--steps", 2, "--height", 64, "--width", 96, "--control-image", outline]
     done = cli("verify", tiny_bundle_fp16, *_sources(tiny_checkpoint_dir), *run, "--report", page, "--json")
