@@ -35,12 +35,18 @@ class Trial:
     clip: bool = False
 
 
+ADAPTERS = ("--lora-rank", "32", "--ip-adapter", "base", "--ip-adapter", "plus")
 TRIALS = (
     Trial("sd15-fp32", ("--model", "sd15", "--precision", "fp32")),
     Trial("sd15-fp16", ("--model", "sd15", "--precision", "fp16")),
     Trial("svd-fp16", ("--model", "svd", "--precision", "fp16"), clip=True),
     Trial("sd3-fp16", ("--model", "sd3", "--precision", "fp16", "--no-t5")),
     Trial("sdxl-fp16", ("--model", "sdxl", "--precision", "fp16")),
+    Trial("sd15-fp16-adapters", ("--model", "sd15", "--precision", "fp16", *ADAPTERS)),
+    Trial(
+        "sdxl-fp16-adapters",
+        ("--model", "sdxl", "--precision", "fp16", *ADAPTERS[:2], "--ip-adapter", "plus"),
+    ),
 )
 T5 = "t5-xxl-fp16"
 COLUMNS = (
@@ -98,7 +104,9 @@ def images(trial: Trial, directory: Path) -> list[str]:
     size = (256, 256)
     if not trial.clip:
         Image.new("RGB", size, "white").save(directory / "control.png")
-        words = ["--prompt", "a red circle", "--control-image", str(directory / "control.png")]
+        control = str(directory / "control.png")
+        words = ["--prompt", "a red circle", "--control-image", control]
+        words += ["--ip-adapter-image", control] * trial.options.count("--ip-adapter")
         return [*words, "--output", str(directory / "image.png")]
     (directory / "clip").mkdir()
     for frame in range(2):
