@@ -55,10 +55,10 @@ def matched(
         "other tensors": [n for n in shapes if n not in matches and n.removesuffix(".alpha") not in layers],
     }
     if any(problems.values()) or not matches:
+        found = "; ".join(filter(None, (f"{len(matches)} low-rank matrices", listing(problems))))
         raise CheckpointError(
-            f"{what} is not a plain LoRA ({describe()}): {len(matches)} low-rank"
-            f" matrices; {listing(problems)}; accepted: pairs of them, with or without alpha, not DoRA, LoHa"
-            " or LoKr"
+            f"{what} is not a plain LoRA ({describe()}): {found}; accepted: pairs of them, with or without"
+            " alpha, not DoRA, LoHa or LoKr"
         )
     return matches
 

@@ -38,7 +38,7 @@ class StartArguments:
         strength = self.strength
         if not is_number(_plain(strength)) or not 0 <= strength <= 1:
             raise InputError(
-                f"strength is {strength!r}; it must be a number from 0, which keeps the image, to 1",
+                f"strength is {strength!r}; it must be a number from 0 to 1 that leaves a step",
                 argument="strength",
             )
         self._check_upscale()

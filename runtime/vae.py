@@ -27,7 +27,7 @@ def read_images(given: object, reader: ImageReader | None = None) -> list[Bands]
     several = given.ndim == 4 if isinstance(given, np.ndarray) else isinstance(given, Sequence)
     images = [reader.read(image) for image in given] if several else [reader.read(given)]  # type: ignore[attr-defined]
     if not images:
-        raise InputError("no control image was given; give one, or one for each prompt")
+        raise InputError("no image was given; give one, or one for each prompt")
     return images
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -54,6 +55,8 @@ class Loras:
                 f"there is a LoRA named {name} already; give another name, or remove it first",
                 argument="name",
             )
+        if not isinstance(path, (str, PathLike)):
+            raise InputError(f"path is {path!r}; give the path of a LoRA's file", argument="path")
         self._read(name, Path(path).expanduser())
 
     def offer(self, paths: Mapping[str, Path]) -> None:

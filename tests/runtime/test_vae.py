@@ -83,7 +83,7 @@ def test_several_images() -> None:
     ("given", "message"),
     [
         ("image.png", "of type str"),
-        ([], "no control image was given"),
+        ([], "no image was given"),
         (np.zeros((4, 4, 2), np.float32), r"shape \(4, 4, 2\)"),
         (np.zeros((4, 4), np.int64), "cannot be read"),
         (np.full((4, 4, 3), np.nan), "values from nan to nan"),

@@ -111,6 +111,8 @@ def test_a_removed_lora_is_unknown_and_its_name_free(roomy: Pipeline, tmp_path: 
     first = latents(roomy, lora={"x": 1.0})
     with pytest.raises(InputError, match="there is a LoRA named x already"):
         roomy.add_lora("x", file)
+    with pytest.raises(InputError, match="path is None; give the path of a LoRA's file"):
+        roomy.add_lora("y", None)  # type: ignore[arg-type]
     roomy.remove_lora("x")
     assert "x" not in roomy.loras
     with pytest.raises(InputError, match="there is no LoRA named x; accepted: a, b, c"):
