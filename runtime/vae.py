@@ -123,8 +123,8 @@ def encode_samples(
     parameters = np.concatenate(each)
     if not np.isfinite(parameters).all():
         raise WorkError(
-            "the encoded image is not finite: this VAE overflows with it; in float16 export it with `precision`"
-            " fp32, or take the VAE that is made for float16"
+            "the encoded image is not finite: this VAE overflows with it; in float16 export it with"
+            " `precision` fp32, or take the VAE that is made for float16"
         )
     return _scaled(config, drawn(parameters, generator) if output == MOMENTS else parameters)
 
