@@ -12,7 +12,7 @@ def device_index(device: str) -> int | None:
 
     Raises :class:`~controlnext.errors.InputError` for anything else.
     """
-    cuda = re.fullmatch(r"cuda(?::(\d+))?", device)
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if not cuda and device not in ("auto", "cpu"):
         raise InputError(
             f"unknown device {device!r}; accepted: auto, cpu, cuda, cuda:0, cuda:1, ...", argument="device"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Self
@@ -53,6 +54,11 @@ class Bundle(Closeable):
         offload: bool = False,
     ) -> Self:
         """Open a bundle; arguments and errors are those of :meth:`controlnext.runtime.Pipeline.load`."""
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"bundle is {path!r}; give the path of a directory", argument="bundle")
+        for name, given in (("cache", cache), ("offload", offload)):
+            if not isinstance(given, bool):
+                raise InputError(f"{name} is {given!r}; it must be True or False", argument=name)
         chosen = select_backend(backend, device, provider, threads)
         return cls(local_copy(path), OffloadBackend(chosen) if offload else chosen, cache)
 

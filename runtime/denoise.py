@@ -133,8 +133,8 @@ class Denoising(ABC):
         index, timestep, noise = self.index, self.timestep, self._guided(predictions)
         if not np.isfinite(noise).all():
             raise WorkError(
-                f"the denoiser's output at step {index + 1} of {self.total} is not finite: float16 overflows"
-                " with these weights; export them with `precision` fp32"
+                f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows with"
+                " these weights and scales; export with `precision` fp32, or use smaller scales"
             )
         self.latents = self.sampler.step(noise, index, self.latents, self.generator)
         self.index, self._scaled = self.index + 1, None

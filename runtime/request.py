@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -209,7 +210,11 @@ def texts(prompt: Prompt | None, count: int) -> list[str]:
 def as_floats(name: str, values: object) -> FloatArray:
     """Return ``values`` as float32; raise :class:`InputError` if they are not finite numbers."""
     try:
-        array = np.asarray(values, np.float32)
+        given = np.asarray(values)
+        # NumPy would take a text for the number that it spells, None for NaN and drop an imaginary part
+        if given.dtype.kind in "bcmMSU" or (given.dtype.kind == "O" and None in given.ravel().tolist()):
+            raise InputError(f"{name} is {reprlib.repr(values)}; give numbers", argument=name)
+        array = given.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))
@@ -245,11 +250,14 @@ def is_integer(value: object) -> bool:
 
 
 def is_finite(*values: object) -> bool:
-    """Return whether all ``values`` are finite numbers."""
-    return all(isinstance(v, (int, float, np.number)) and math.isfinite(v) for v in values)
+    """Return whether all ``values`` are finite numbers; True and False are not."""
+    return all(
+        isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v)
+        for v in values
+    )
 
 
 def check_least(name: str, value: object, least: int) -> None:
     """Raise :class:`InputError` unless an argument is an integer of at least ``least``."""
-    if not isinstance(value, int) or not is_integer(value) or value < least:
+    if not is_integer(value) or value < least:  # type: ignore[operator]
         raise InputError(f"{name} is {value!r}; it must be an integer of at least {least}", argument=name)

@@ -82,8 +82,8 @@ def _samples(decoder: Engine, latents: FloatArray) -> FloatArray:
     samples = decoder.run({"latent_sample": latents})["sample"]
     if not np.isfinite(samples).all():
         raise WorkError(
-            "the decoded image is not finite: this VAE overflows in float16; export with `precision`"
-            " fp32 or with the VAE that is made for float16"
+            "the decoded image is not finite: this VAE overflows with these latents; in float16 export it"
+            " with `precision` fp32, or take the VAE that is made for float16"
         )
     return samples
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from controlnext.bench.choices import FEW_STEPS, IMAGES, MEASURES
 from controlnext.bench.settings import Settings
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
+from controlnext.engines.threads import check_threads
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
 from controlnext.families.schema import PREVIEW_DECODER
@@ -52,6 +54,7 @@ def check_settings(settings: Settings, manifests: Sequence[Manifest]) -> None:
                 argument=name,
             )
     _check_less(settings, manifests)
+    check_threads(settings.threads)
     for name, sampler in (("sampler", settings.sampler), ("few_steps", FEW_STEPS["sampler"])):
         if getattr(settings, name) is not None and sampler not in family.samplers:
             raise InputError(
@@ -75,6 +78,10 @@ def _check_measures(settings: Settings, family: Family) -> None:
 
 
 def _check_less(settings: Settings, manifests: Sequence[Manifest]) -> None:
+    if settings.guidance is not None and not math.isfinite(settings.guidance):
+        raise InputError(
+            f"`guidance` is {settings.guidance}; it must be a finite number", argument="guidance"
+        )
     end = settings.guidance_end
     if end is not None and not 0 <= end < 1:
         raise InputError(

@@ -147,7 +147,8 @@ def _write(output: Path, results: Results) -> None:
     content = msgspec.json.format(msgspec.json.encode(results), indent=2)
     (output / "bench.json").write_bytes(content + b"\n")
     (output / "bench.md").write_text(markdown(results), encoding="utf-8")
-    write_plot(output / "bench.png", results)
+    if results.measurements:
+        write_plot(output / "bench.png", results)
 
 
 def _show(results: Results) -> None:

@@ -16,7 +16,7 @@ from controlnext.families.graph_spec import CLASS
 from controlnext.families.schema import PREVIEW_DECODER, PREVIEW_VAE, VAE, VAE_DECODER
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.request import CommonRequest, is_integer
+from controlnext.runtime.request import CommonRequest, as_floats, is_integer
 from controlnext.runtime.tiling import Tiles, tiles_of
 from controlnext.runtime.vae import decode_latents, latent_colours, to_pil
 from controlnext.types import FloatArray
@@ -58,7 +58,7 @@ class LatentDecoder(Closeable):
         Raises:
             InputError: an unknown ``output_type``, latents of another shape, or neither of the two.
         """
-        return self._of_type(output_type, lambda: self._previews(np.asarray(latents, np.float32)))
+        return self._of_type(output_type, lambda: self._previews(as_floats("latents", latents)))
 
     def unfinished(self, latents: FloatArray) -> Images:
         """Return PIL images of a step's latents in the size of the result, for showing before the end: made
@@ -99,7 +99,8 @@ class LatentDecoder(Closeable):
         size = self.request.default_chunk if chunk is None else chunk
         if not is_integer(size) or size < 1:
             raise InputError(f"chunk is {chunk!r}; it must be a positive integer", argument="chunk")
-        rows = latents.reshape(-1, *latents.shape[-3:])
+        (samples,) = self.bundle.manifest.graphs[VAE_DECODER].inputs
+        rows = _rows(as_floats("latents", latents), samples.shape[1])
         return self._run_decoder(VAE_DECODER, VAE, rows, size, self.tiles(vae_tiling))
 
     def _run_decoder(
@@ -137,9 +138,9 @@ class LatentDecoder(Closeable):
         """Return PIL images, or an array (N, H, W, 3), in the form in which a call returns them."""
 
 
-def _rows(latents: FloatArray, channels: int) -> FloatArray:
+def _rows(latents: FloatArray, channels: int | str) -> FloatArray:
     """Return the latents of images or of a clip as (N, C, h, w)."""
-    if latents.ndim < 4 or latents.shape[-3] != channels:
+    if latents.ndim < 4 or latents.shape[-3] != channels or not latents.size:
         raise InputError(
             f"latents have shape {latents.shape}, expected (N, {channels}, height, width), or"
             f" (1, frames, {channels}, height, width) for a clip",

@@ -132,6 +132,8 @@ def test_a_long_image_is_warmed_up_with_a_short_one(
         (["--measure=image", "--cache-interval=1"], ["--cache-interval", "greater than or equal to 2"]),
         (["--measure=image", "--guidance-end=1"], ["--guidance-end is 1", "below 1"]),
         (["--measure=image", "--guidance-end=0.5", "--guidance=1"], ["--guidance-end", "--guidance 1"]),
+        (["--measure=image", "--guidance=nan"], ["--guidance is nan", "a finite number"]),
+        (["--measure=image", "--threads=1000000"], ["--threads is 1000000", "an integer from 1 to"]),
         (["--measure=image", "--tiny-decoder"], ["--tiny-decoder", "no bundle has a tiny VAE"]),
         (["--measure=image", "--sampler=flow_euler"], ["--sampler", "no sampler 'flow_euler'", "unipc"]),
     ],
@@ -140,3 +142,14 @@ def test_what_has_no_effect_is_refused(
     cli: Cli, bundle: Path, arguments: list[str], words: list[str]
 ) -> None:
     assert_refused(cli("bench", bundle, *arguments), *words)
+
+
+def test_where_nothing_could_be_measured_the_reasons_are_written(
+    cli: Cli, bundle: Path, tmp_path: Path
+) -> None:
+    where = tmp_path / "out"
+    done = cli("bench", bundle, "--measure=image", "--only=stable*", "--sdcpp=/nowhere", "--output", where)
+    assert done.status == 1
+    assert done.err.splitlines()[-1].startswith("controlnext: error: nothing was measured: ")
+    assert json.loads((where / "bench.json").read_text())["missing"]
+    assert not (where / "bench.png").exists()

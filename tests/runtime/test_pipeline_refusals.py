@@ -36,7 +36,14 @@ from support.recipe import drawing, rand
         ({"control_image": np.full((16, 24, 3), np.nan)}, "image has values from nan"),
         ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN or infinite"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\) for 1 prompts"),
-        ({"control_scale": "strong"}, "control_scale is not an array of numbers"),
+        ({"control_scale": "strong"}, "control_scale is 'strong'; give numbers"),
+        ({"control_scale": "1"}, "control_scale is '1'; give numbers"),
+        ({"control_scale": None}, "control_scale is None; give numbers"),
+        ({"control_scale": True}, "control_scale is True; give numbers"),
+        ({"latents": np.full((1, 4, 2, 3), 1j)}, "latents is array.*; give numbers"),
+        ({"control_end": True}, "control_end True; give 0 <="),
+        ({"guidance_end": True}, "guidance_end is True"),
+        ({"guidance_scale": True}, "guidance_scale is True"),
         ({"control_start": 0.6, "control_end": 0.5}, "control_start is 0.6 and control_end 0.5"),
         ({"control_end": 1.5}, "control_end 1.5; give 0 <= control_start < control_end <= 1"),
         ({"guidance_end": 1.5}, "guidance_end is 1.5; it must be a number from 0 to 1"),
@@ -109,8 +116,33 @@ def test_bad_embeddings_are_one_clear_error(bare: Pipeline, changes: dict[str, A
 
 def test_a_denoiser_that_overflows_is_named(bare: Pipeline) -> None:
     huge = {**embeds(), "prompt_embeds": np.full((1, 7, 16), 3e38)}
-    with pytest.raises(WorkError, match="output at step 1 of 3 is not finite: float16 overflows"):
+    with pytest.raises(WorkError, match="output at step 1 of 3 is not finite: it overflows"):
         bare(**arguments(prompt=None, **huge))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bundle": None}, "bundle is None; give the path of a directory"),
+        ({"bundle": 3}, "bundle is 3; give the path"),
+        ({"device": None}, "unknown device None; accepted: auto, cpu, cuda"),
+        ({"device": 0}, "unknown device 0; accepted"),
+        ({"cache": "no"}, "cache is 'no'; it must be True or False"),
+        ({"offload": 1}, "offload is 1; it must be True or False"),
+    ],
+)
+def test_loading_refuses_arguments_of_other_types(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Pipeline.load(**{"bundle": tmp_path, **given})
+    assert caught.value.argument in given
+
+
+def test_integers_of_numpy_are_integers(pipe: Pipeline) -> None:
+    given = arguments(num_inference_steps=4, output_type="np")
+    plain = pipe(**given, cache_interval=1).images
+    np.testing.assert_array_equal(pipe(**given, cache_interval=np.int64(1)).images, plain)
 
 
 def test_a_closed_pipeline_says_so(tmp_path: Path) -> None:

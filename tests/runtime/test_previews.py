@@ -67,6 +67,15 @@ def test_without_it_unfinished_images_are_those_of_the_vae(opened: Opened) -> No
         assert unfinished.tobytes() == decoded.tobytes()
 
 
+_NO_LATENTS = [
+    ("x", "latents is 'x'; give numbers"),
+    ([[1, 2], [3]], "latents is not an array of numbers"),
+    (np.full((1, 4, 3, 2), np.nan), "latents has 24 values of 24 that are NaN or infinite"),
+    (np.full((1, 4, 3, 2), 1j), "latents is array.*; give numbers"),
+    (np.zeros((0, 4, 3, 2)), r"latents have shape \(0, 4, 3, 2\), expected"),
+]
+
+
 def test_what_is_no_preview_is_refused(opened: Opened) -> None:
     with opened() as pipe:
         with pytest.raises(InputError, match="unknown output_type 'latent' for images; accepted: pil, np"):
@@ -75,6 +84,10 @@ def test_what_is_no_preview_is_refused(opened: Opened) -> None:
             pipe.preview(rand(1, 1, 16, 3, 2))
         with pytest.raises(InputError, match=r"latents have shape \(4, 3, 2\)"):
             pipe.preview(rand(1, 4, 3, 2))
+        for make in (pipe.preview, pipe.decode):
+            for given, message in _NO_LATENTS:
+                with pytest.raises(InputError, match=message):
+                    make(given)  # type: ignore[arg-type]
         pipe.family = replace(pipe.family, latent_rgb=None)
         with pytest.raises(InputError, match=r"has no tiny VAE for previews.*; export it with `preview_vae`"):
             pipe.preview(rand(1, 1, 4, 3, 2))
