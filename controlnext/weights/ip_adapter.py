@@ -155,6 +155,10 @@ def adapter_spec(tensors: Mapping[str, LazyTensor], what: str) -> AdapterSpec:
         return AdapterSpec("base", (embedding,), _BASE_TOKENS, wide // _BASE_TOKENS, layers)
     _, tokens, hidden = shapes[f"{_IMAGE}latents"]
     depth = len([name for name in shapes if re.fullmatch(r"image_proj\.layers\.\d+\.0\.to_q\.weight", name)])
+    if depth != _PLUS_DEPTH:
+        raise CheckpointError(
+            f"{what} has a resampler of {depth} layers; accepted: the {_PLUS_DEPTH} of IP-Adapter Plus"
+        )
     return AdapterSpec(
         "plus",
         (0, shapes[f"{_IMAGE}proj_in.weight"][1]),

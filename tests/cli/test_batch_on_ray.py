@@ -118,7 +118,8 @@ def test_a_killed_driver(command: list[str], tmp_path: Path) -> None:
     """The next one waits until the actors of the one before are gone, and goes on from what they did."""
     output = tmp_path / "out"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        until(lambda: bool(done_by_actors(output)) or process.poll() is not None)
+        # starting a cluster takes long where the processor is busy
+        until(lambda: bool(done_by_actors(output)) or process.poll() is not None, patience=200)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)

@@ -49,10 +49,10 @@ class Gate:
         self._permits.release()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition of another thread holds."""
+def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Wait until a condition of another thread holds, at most so many seconds."""
     pause = Event()
-    for _ in range(int(PATIENCE / 0.002)):
+    for _ in range(int(patience / 0.002)):
         if condition():
             return
         pause.wait(0.002)

@@ -71,6 +71,15 @@ def refused(model: Prompted, *adapters: object, **changes: Any) -> ControlNeXtEr
     return caught.value
 
 
+def test_a_resampler_of_fewer_layers_is_refused(prompted: Prompted, tmp_path: Path) -> None:
+    """Diffusers' class has the published number of them."""
+    tensors = load_file(prompted.directory / "plus.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "image_proj.layers.3." not in name}
+    save_file(kept, tmp_path / "short.safetensors")
+    error = refused(prompted, tmp_path / "short.safetensors")
+    assert "short.safetensors has a resampler of 3 layers; accepted: the 4 of IP-Adapter Plus" in str(error)
+
+
 def test_what_does_not_fit_is_refused(prompted: Prompted, tmp_path: Path) -> None:
     tensors = load_file(prompted.directory / "base.safetensors")
     cut = {name: tensor for name, tensor in tensors.items() if not name.startswith("ip_adapter.3.")}
