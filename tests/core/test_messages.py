@@ -58,6 +58,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     BuildOptions,
     Flavor.hardware,
     Pipeline.load,
+    Pipeline.add_lora,
     Pipeline.decode,
     Request,
     VideoRequest,
