@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 OWN = ("preprocess", "preprocessor_model", "output")
 """Options that every bundle accepts and no pipeline has as an argument."""
+_NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "strength": ("image", "upscale"),
+        "upscale_mode": ("upscale",),
+        "ip_adapter_scale": ("ip_adapter_image",),
+    }
+)
+"""Options that have an effect together with one of others alone."""
 
 
 def run(
@@ -176,6 +185,12 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
             raise InputError(
                 f"{_flags([name])} was given {len(given[name])} times, but the number of controls is"
                 f" {controls}; give one per control"
+            )
+    for name, partners in _NEEDS.items():
+        if name in given and not set(partners) & given.keys():
+            raise InputError(
+                f"{_flags([name])} was given, but has no effect without {_flags(partners)}; add that, or"
+                f" remove {_flags([name])}"
             )
     return given
 

@@ -78,6 +78,8 @@ def test_refusals_name_the_option(cli: Cli, encoding: Path, files: dict[str, Pat
     for flags, message in (
         ({"image": files["photo"], "strength": 0.1}, "raise --strength or --steps"),
         ({"mask_image": files["mask"]}, "set --image"),
+        ({"strength": 0.5}, "--strength was given, but has no effect without --image, --upscale; add that"),
+        ({"upscale_mode": "latent"}, "--upscale-mode was given, but has no effect without --upscale;"),
         ({"image": files["photo"], "mask_image": files["control"]}, "give --mask-image the size of --image"),
         ({"image": files["photo"].with_name("none.png")}, "none.png: No such file or directory; give a PNG"),
         (
