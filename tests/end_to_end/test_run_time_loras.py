@@ -30,6 +30,11 @@ CHOICES: Mapping[str, dict[str, float]] = {
     "other": {"b": -0.5},
     "both": {"a": 0.4, "b": 0.3},
 }
+CALLS: Mapping[str, dict[str, Any]] = {
+    "unguided": {"guidance_scale": 1.0},
+    "other size": {"height": 80, "width": 48, "control_image": drawing(4, 48, 80)},
+}
+"""Further calls, with both."""
 START: Mapping[str, Any] = {"image": photo(7, 101, 67), "mask_image": mask(101, 67), "strength": 0.6}
 LIMITS = {"fp32": 1e-5, "fp16": 2e-3}
 """Limits of the relative L2 of latents."""
@@ -114,6 +119,8 @@ def stock(model: Roomy) -> dict[str, np.ndarray]:
     for title, scales in CHOICES.items():
         stock.set_adapters(list(scales), list(scales.values()))
         made[title] = reference(**arguments()).latents
+    for title, changes in CALLS.items():
+        made[title] = reference(**arguments(**changes)).latents
     made["cached"] = reference(**arguments(cache_interval=2)).latents
     made["started"] = reference(**arguments(**START)).latents
     stock.disable_lora()
@@ -127,6 +134,8 @@ def test_latents_equal_those_of_diffusers(pipe: Pipeline, expected: Any) -> None
         assert relative_l2(latents(pipe, lora), wanted[title]) < LIMITS["fp32"], title
         assert relative_l2(wanted[title], wanted["none"]) > 0.01, title
     assert relative_l2(latents(pipe), wanted["none"]) < LIMITS["fp32"]
+    for title, changes in CALLS.items():
+        assert relative_l2(latents(pipe, CHOICES["both"], **changes), wanted[title]) < LIMITS["fp32"], title
 
 
 def test_shallow_steps_have_the_lora_too(pipe: Pipeline, expected: Any) -> None:
