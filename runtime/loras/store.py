@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from controlnext.bundle.manifest import Manifest
-from controlnext.errors import InputError, blames
+from controlnext.errors import CheckpointError, InputError, blames
 from controlnext.families import get_family
 from controlnext.runtime.loras.reader import Lora, Packed, read_lora
 from controlnext.runtime.request import Scales
@@ -143,10 +143,19 @@ class Loras:
     def _find(self, name: str) -> Lora:
         found = self._added.get(name)
         if found is None and name in self._offered:
-            return self._read(name, self._offered[name])
+            return self._read_offered(name)
         if found is None:
             raise InputError(f"there is no LoRA named {name}; {self._accepted()}", argument="lora")
         return found
+
+    def _read_offered(self, name: str) -> Lora:
+        """Read a LoRA that was offered; errors do not tell callers the directory of its file."""
+        path = self._offered[name]
+        try:
+            return self._read(name, path)
+        except (CheckpointError, InputError) as error:
+            told = str(error).replace(str(path), path.name)
+            raise type(error)(told, argument=error.argument) from error
 
     def _read(self, name: str, path: Path) -> Lora:
         with blames("lora"):

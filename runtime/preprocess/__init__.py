@@ -71,9 +71,14 @@ def shared_preprocessor(name: str) -> Preprocessor:
     try:
         return make_preprocessor(name)
     except InputError as error:
-        # not the option of a model, which these callers do not have
-        error.argument = "preprocess"
-        raise
+        if name not in PREPROCESSORS:
+            raise
+        # its options are not those of these callers
+        raise InputError(
+            f"preprocessor {name!r} cannot be used here ({error}); give the control image itself, and leave"
+            " `preprocess` out",
+            argument="preprocess",
+        ) from error
 
 
 def preprocess(name: str, image: Image.Image, reader: ImageReader | None = None) -> Image.Image:

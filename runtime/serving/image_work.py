@@ -106,9 +106,14 @@ class ImageWork:
         images = self._source()
         self._check_size(images)
         if call.preprocess is not None:
+            for image in images.controls:
+                width, height = image.size
+                check_size(image.size, settings, f"the image to preprocess has {width} x {height} pixels")
             with blames("preprocess"):
                 made = [preprocess(call.preprocess, image) for image in images.controls]
             images = replace(images, controls=made)
+            # what was made may be larger
+            self._check_size(images)
         return {**given, **images.arguments()}
 
     def _check_size(self, images: RequestImages) -> None:

@@ -38,6 +38,8 @@ REFUSED = [
     ({"size": "17x16"}, "size", "width is 17; height and width must be multiples of 8"),
     ({"size": "big"}, "size", "size is 'big'; give width x height in pixels, such as 512x512, or auto"),
     ({"sampler": "none"}, "sampler", "unknown sampler 'none'"),
+    ({"preprocess": "tile"}, "size", "the image has 96 x 64 pixels; this server takes at most 64"),
+    ({"preprocess": "softedge"}, "preprocess", "'softedge' cannot be used here (no model is given"),
     ({"preprocess": "edges"}, "preprocess", "unknown preprocessor 'edges'; accepted: canny"),
     ({"control_scale": [1, 2]}, "control_scale", "control_scale has shape"),
     ({"control_start": 0.8, "control_end": 0.2}, "control_end", "give 0 <= control_start < control_end"),
