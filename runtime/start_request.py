@@ -44,7 +44,7 @@ class StartArguments:
         self._check_upscale()
         for name in ("mask_image", "padding_mask_crop"):
             if getattr(self, name) is not None and self.image is None:
-                raise InputError(f"{name} was given without an image; set `image`", argument="image")
+                raise InputError(f"`{name}` was given without an image; set `image`", argument="image")
         if self.image is not None and latents is not None:
             raise InputError(
                 "latents and image were given; give one of them: `seed` chooses the noise that is added to an"
@@ -66,7 +66,7 @@ class StartArguments:
         if asked is None:
             return
         if self.mask_image is None:
-            raise InputError(f"{asked} was given without a mask; set `mask_image`", argument="mask_image")
+            raise InputError(f"`{asked}` was given without a mask; set `mask_image`", argument="mask_image")
         if output_type != "pil":
             raise InputError(
                 f"output_type is {output_type!r}, but {asked} puts the result into the image; give pil",
@@ -88,7 +88,7 @@ class StartArguments:
                 argument="upscale",
             )
         if self.mask_image is not None:
-            raise InputError("upscale and mask_image were given; give one of them", argument="upscale")
+            raise InputError("`upscale` and `mask_image` were given; give one of them", argument="upscale")
 
 
 def _plain(value: Any) -> Any:

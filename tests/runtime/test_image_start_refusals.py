@@ -23,8 +23,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"strength": True}, "strength", "strength is True"),
     ({"image": PHOTO, "strength": 0.0}, "strength", "strength is 0, which leaves none of 3 steps; raise"),
     ({"image": PHOTO, "strength": 0.3}, "strength", "strength is 0.3, which leaves none of 3 steps"),
-    ({"mask_image": MASK}, "image", "mask_image was given without an image; set `image`"),
-    ({"padding_mask_crop": 3}, "image", "padding_mask_crop was given without an image"),
+    ({"mask_image": MASK}, "image", "`mask_image` was given without an image; set `image`"),
+    ({"padding_mask_crop": 3}, "image", "`padding_mask_crop` was given without an image"),
     (
         {"image": PHOTO, "mask_image": mask(16, 24)},
         "mask_image",
@@ -38,7 +38,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"image": PHOTO, "overlay": True, "output_type": "pil"},
         "mask_image",
-        "overlay was given without a mask",
+        "`overlay` was given without a mask",
     ),
     (
         {"image": PHOTO, "mask_image": MASK, "padding_mask_crop": -1},
@@ -86,7 +86,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "upscale_mode",
         "unknown upscale_mode 'cubic'; accepted: pixel, latent",
     ),
-    ({"upscale": 2, "image": PHOTO, "mask_image": MASK}, "upscale", "upscale and mask_image were given"),
+    ({"upscale": 2, "image": PHOTO, "mask_image": MASK}, "upscale", "`upscale` and `mask_image` were given"),
     ({"image": PHOTO, "height": 17}, "height", "height is 17; height and width must be multiples of 8"),
 ]
 

@@ -98,7 +98,7 @@ def test_a_second_run_without_an_image(site: Site, alone: Any) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"mask": text_of(MASK)}, "image", "mask_image was given without an image; set image"),
+    ({"mask": text_of(MASK)}, "image", "mask was given without an image; set image"),
     ({"image": text_of(PHOTO), "mask": text_of(mask(16, 24))}, "mask", "give mask the size of image"),
     ({"image": text_of(PHOTO), "strength": 1.5}, "strength", "less than or equal to 1"),
     ({"image": text_of(PHOTO), "strength": 0.05}, "strength", "leaves none of 8 steps"),
@@ -131,7 +131,7 @@ def test_refusals_name_the_field(site: Site, fields: dict[str, Any], param: str,
         ),
         ({"strength": "0.5"}, ["image"], "control_image", "strength was given without control_image"),
         ({}, ["image", "image", "control_image"], "image", "2 files image were given; give one"),
-        ({}, ["mask", "control_image"], "image", "mask_image was given without an image"),
+        ({}, ["mask", "control_image"], "image", "mask was given without an image"),
     ],
 )
 def test_refusals_of_forms(
