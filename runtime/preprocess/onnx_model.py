@@ -52,7 +52,10 @@ class OnnxModel:
             raise self.refused(
                 f"it does not run on an image of {image.shape[1]} x {image.shape[0]}"
             ) from error
-        return [np.asarray(output, np.float32) for output in outputs]
+        made = [np.asarray(output, np.float32) for output in outputs]
+        if not all(np.isfinite(output).all() for output in made):
+            raise self.refused("it gives numbers that are not finite")
+        return made
 
     def refused(self, reason: str) -> InputError:
         """Return the error that this file does not fit, for ``reason``."""

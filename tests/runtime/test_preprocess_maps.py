@@ -81,6 +81,15 @@ def test_a_flat_map_is_black(tmp_path: Path) -> None:
         assert not grey(depth(Image.new("RGB", (40, 30), (9, 9, 9)))).any()
 
 
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = write_map_model(tmp_path / "lines.onnx", factors=(float("nan"),))
+    with (
+        make_preprocessor("lineart", weights=model) as lineart,
+        pytest.raises(InputError, match=r"lines\.onnx .*: it gives numbers that are not finite"),
+    ):
+        lineart(photo())
+
+
 def test_none_and_tile() -> None:
     image = photo()
     assert np.array_equal(np.asarray(preprocess("none", image)), np.asarray(image))
