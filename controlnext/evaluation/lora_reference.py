@@ -40,7 +40,9 @@ def merge_random_lora(modules: Mapping[str, nn.Module], manifest: Manifest, seed
             down, up = inputs[LORA_DOWN][0, :, slice(*layer.down)], inputs[LORA_UP][0, :, slice(*layer.up)]
             # columns in the order height, width, channel
             delta = (up.T @ down).reshape(len(weight), *layer.kernel, -1).transpose(0, 3, 1, 2)
-            weight.data += torch.from_numpy(np.ascontiguousarray(delta)).reshape(weight.shape).to(weight)
+            added = torch.from_numpy(np.ascontiguousarray(delta)).reshape(weight.shape).to(weight)
+            # not in place: weights that a bundle's graph does not read are one number, expanded
+            weight.data = weight.data + added
 
 
 def _rooms(manifest: Manifest, seed: int) -> list[tuple[str, LoraRoom, Feed]]:
