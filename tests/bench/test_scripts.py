@@ -150,7 +150,19 @@ def small(monkeypatch: pytest.MonkeyPatch, cli: Cli, tiny: Tiny) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("name", [*(trial.name for trial in full_size.TRIALS), full_size.T5])
+PROMPTED = [trial for trial in full_size.TRIALS if "--ip-adapter" in trial.options]
+"""Trials with IP-Adapters, which the small models in place of exports do not have."""
+
+
+@pytest.mark.parametrize("trial", PROMPTED, ids=lambda trial: trial.name)
+def test_full_size_runs_have_an_image_for_each_adapter(trial: full_size.Trial, tmp_path: Path) -> None:
+    given = full_size.images(trial, tmp_path)
+    assert given.count("--ip-adapter-image") == trial.options.count("--ip-adapter") > 0
+
+
+@pytest.mark.parametrize(
+    "name", [*(trial.name for trial in full_size.TRIALS if trial not in PROMPTED), full_size.T5]
+)
 def test_full_size_exports(
     name: str, small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
