@@ -113,6 +113,16 @@ def blames(argument: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def begins_with(argument: str) -> Iterator[None]:
+    """Have an :class:`InputError` of the block, which does not say what it was given for, begin with
+    ``argument``, which it gets."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{argument}: {error}", argument=argument) from error
+
+
 def is_mistake(error: BaseException) -> bool:
     """Return whether a request is at fault for an error: not the bundle, nor what is installed."""
     return isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from controlnext.bundle.manifest import ImagePrompt
-from controlnext.errors import InputError
+from controlnext.errors import InputError, begins_with
 from controlnext.image_input import ImageReader
 from controlnext.image_prompts import IMAGE_ENCODER, KINDS, SCALE, numbered_adapters
 from controlnext.runtime.bundle import Bundle
@@ -121,10 +121,8 @@ class ImagePrompts:
         (pixels,) = self._bundle.manifest.graphs[IMAGE_ENCODER].inputs
         size = int(pixels.shape[-1])
         reader = ImageReader("ip_adapter_image")
-        try:
+        with begins_with("ip_adapter_image"):
             arrays = [prompt_pixels(reader.read_rgb(one), size) for images in prompts for one in images]
-        except InputError as error:
-            raise InputError(f"ip_adapter_image: {error}", argument="ip_adapter_image") from error
         engine = self._bundle.engine(IMAGE_ENCODER)
 
         def run(array: FloatArray) -> FloatArray:

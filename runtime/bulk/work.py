@@ -180,8 +180,8 @@ def _call(pipe: Pipeline, files: Files, arguments: Mapping[str, Any], root: Path
             raise InputError(f"there is no argument {name!r}{hint}", argument=name)
     if files.subject not in arguments:
         raise InputError(f"no {files.subject} was given; set `{files.subject}`", argument=files.subject)
-    readers = {"image": _images, "mask_image": _images, "control_image": _images, "control_images": _clips}
-    readers["ip_adapter_image"] = _images
+    readers = dict.fromkeys(("image", "mask_image", "control_image", "ip_adapter_image"), _images)
+    readers["control_images"] = _clips
     if isinstance(loras := arguments.get("lora"), dict):
         pipe.offer_loras({path: root / path for path in loras})
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.errors import InputError
+from controlnext.errors import InputError, begins_with
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.request import Request, as_floats
 from controlnext.runtime.vae import read_images
@@ -26,10 +26,8 @@ def control_images(given: Any, request: Request) -> list[Bands]:
 
 def images_of_prompts(given: Any, request: Request, argument: str, called: str) -> list[Bands]:
     """Return the images of an argument: one, or one for each prompt."""
-    try:
+    with begins_with(argument):
         images = read_images(given, ImageReader(argument))
-    except InputError as error:
-        raise InputError(f"{argument}: {error}", argument=argument) from error
     count = request.prompt_count
     if len(images) not in (1, count):
         given_for = "one prompt; give one" if count == 1 else f"{count} prompts; give one, or {count}"

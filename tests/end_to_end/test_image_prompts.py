@@ -20,6 +20,7 @@ from controlnext.weights import bundle_checkpoint
 from support.exports import once
 from support.fake_prompts import colours
 from support.gate import PATIENCE
+from support.image_calls import guided_call as arguments
 from support.prompted import Prompted, write_prompted
 from support.recipe import drawing
 
@@ -52,21 +53,6 @@ def bundle(shared_folder: Path, prompted: Callable[[str], Prompted]) -> Callable
         )
 
     return made
-
-
-def arguments(**changes: Any) -> dict[str, Any]:
-    usual = {
-        "prompt": "a red circle on a blue background",
-        "negative_prompt": "grey",
-        "control_image": drawing(4, 96, 64),
-        "control_scale": 0.8,
-        "num_inference_steps": 2,
-        "guidance_scale": 4.0,
-        "height": 64,
-        "width": 96,
-        "seed": 3,
-    }
-    return {**usual, **changes}
 
 
 def latents(pipe: Pipeline, **changes: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from controlnext.reference import reference_pipeline
 from controlnext.runtime import Batcher, Pipeline
 from support.exports import once
 from support.gate import PATIENCE
+from support.image_calls import guided_call as arguments
 from support.recipe import drawing
 from support.roomy import Roomy, write_roomy
 from support.start_images import mask, photo
@@ -75,21 +76,6 @@ def loaded(path: Path, model: Roomy) -> Pipeline:
     for name in ("a", "b"):
         pipe.add_lora(name, model.directory / f"{name}.safetensors")
     return pipe
-
-
-def arguments(**changes: Any) -> dict[str, Any]:
-    usual = {
-        "prompt": "a red circle on a blue background",
-        "negative_prompt": "grey",
-        "control_image": drawing(4, 96, 64),
-        "control_scale": 0.8,
-        "num_inference_steps": 2,
-        "guidance_scale": 4.0,
-        "height": 64,
-        "width": 96,
-        "seed": 3,
-    }
-    return {**usual, **changes}
 
 
 def latents(pipe: Pipeline, lora: Any = None, **changes: Any) -> np.ndarray:

@@ -23,6 +23,22 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return {**usual, **changes}
 
 
+def guided_call(**changes: Any) -> dict[str, Any]:
+    """Return the arguments of a guided call of a tiny model, which its reference takes too."""
+    usual = {
+        "prompt": "a red circle on a blue background",
+        "negative_prompt": "grey",
+        "control_image": drawing(4, 96, 64),
+        "control_scale": 0.8,
+        "num_inference_steps": 2,
+        "guidance_scale": 4.0,
+        "height": 64,
+        "width": 96,
+        "seed": 3,
+    }
+    return {**usual, **changes}
+
+
 def embeds(count: int = 1, start: int = 0) -> dict[str, np.ndarray]:
     return {
         "prompt_embeds": rand(start, count, 7, 16),
