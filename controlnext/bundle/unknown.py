@@ -1,4 +1,4 @@
-"""What a manifest has that this version does not know: a newer version wrote it, or it is misspelled."""
+"""Entries of a manifest that this version does not know: a newer one wrote them, or they are misspelled."""
 
 from __future__ import annotations
 

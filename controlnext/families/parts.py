@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from controlnext.families.graph_spec import Config, GraphSpec
 from controlnext.families.schema import PREVIEW_DECODER, PREVIEW_VAE, VAE, VAE_DECODER, LatentRgb, Network
-from controlnext.families.values import Range
+from controlnext.families.values import Numbers
 from controlnext.image_prompts import IMAGE_ENCODER, KINDS
 from controlnext.tensor_spec import TensorSpec
 
@@ -18,11 +18,11 @@ FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_n
 """Modules that stay in float32 in every denoiser, each with the reason."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
 
-SIZE = Range(int, 1, 1 << 16)
-SHIFT = Range(float, -1e6, 1e6)
-OF_DENOISER: Mapping[str, Range] = MappingProxyType({"sample_size": SIZE})
-OF_VAE: Mapping[str, Range] = MappingProxyType({"scaling_factor": Range(float, 1e-6, 1e6)})
-OF_TEXT: Mapping[str, Range] = MappingProxyType({"vocab_size": Range(int, 1, 1 << 24)})
+SIZE = Numbers(int, 1, 1 << 16)
+SHIFT = Numbers(float, -1e6, 1e6)
+OF_DENOISER: Mapping[str, Numbers] = MappingProxyType({"sample_size": SIZE})
+OF_VAE: Mapping[str, Numbers] = MappingProxyType({"scaling_factor": Numbers(float, 1e-6, 1e6)})
+OF_TEXT: Mapping[str, Numbers] = MappingProxyType({"vocab_size": Numbers(int, 1, 1 << 24)})
 """Configuration values that a running bundle reads: the denoiser's, the VAE's, a text encoder's."""
 
 NO_SHIFT: Config = MappingProxyType({"shift_factor": None})

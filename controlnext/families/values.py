@@ -25,7 +25,7 @@ def is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Range:
+class Numbers:
     """The numbers that a configuration value may be: integers or all, from ``least`` to ``most``."""
 
     kind: type[int] | type[float]
