@@ -87,6 +87,10 @@ def export_bundle(
         message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
     check_lora_rank(checkpoint.family, lora_rank)
+    if not checkpoint.random:
+        progress("reading the weights", 0.0)
+        # before the minutes that tracing takes
+        checkpoint.check_finite()
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
     with new_folder(output, force) as directory:

@@ -126,6 +126,7 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"preprocess": "magic"}, ["'magic'", "canny"]),
         ("image", {"scale": "nan"}, ["--scale has 1 values"]),
         ("image", {"timesteps": "999,x", "steps": []}, ["--timesteps is '999,x'; give numbers with commas"]),
+        ("image", {"timesteps": "-1", "steps": []}, ["--timesteps is [-1]; give a list of integers"]),
         ("image", {"timesteps": "999"}, ["--steps and --timesteps were given"]),
         ("image", {"sigmas": "2,0", "steps": []}, ["'unipc' does not take; use --sampler euler, or --steps"]),
         ("image", {"num_images": 0}, ["--num-images is 0", "positive integer"]),
