@@ -1,6 +1,6 @@
 """Compare runs at the edges of what is accepted with PyTorch: sizes, batches, steps, scales and weights.
 
-    python benchmarks/numbers.py
+    python benchmarks/numbers_at_edges.py
 
 Prints a Markdown table for the tests' tiny models, which have the structure of the real ones. A row is right
 if the latents are PyTorch's, or if neither has finite numbers and the run says so. The status is 1 if one is
