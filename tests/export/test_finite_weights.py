@@ -6,11 +6,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from controlnext.errors import CheckpointError
 from controlnext.export import export_bundle
+from controlnext.export.writer import attach_weights
 from controlnext.families import get_family
 from controlnext.weights import load_checkpoint
 from support.exports import once
@@ -89,3 +93,21 @@ def test_random_weights_are_not_read_twice(tmp_path: Path, monkeypatch: pytest.M
 
 def _stop(_job: object) -> None:
     raise RuntimeError("traced")
+
+
+@pytest.mark.parametrize(("largest", "fits"), [(65504.0, True), (65600.0, False), (-1e30, False)])
+def test_a_weight_beyond_float16_is_named_and_not_clamped(largest: float, fits: bool) -> None:
+    """Constants of a graph, such as masks, are clamped; weights, which are attached later, are not."""
+    half = ir.tensor(np.zeros(3, np.float16), name="unet.conv_in.bias")
+    value = ir.Value(name="unet.conv_in.bias", type=ir.TensorType(half.dtype), shape=ir.Shape([3]))
+    value.const_value = half
+    model = ir.Model(ir.Graph([], [], nodes=[], initializers=[value]), ir_version=10)
+    weights = torch.tensor([1.0, largest, 6e-8])
+    attach_weights(model, {"unet.conv_in.bias": lambda: weights})
+    if fits:
+        np.testing.assert_array_equal(value.const_value.numpy(), weights.half().numpy())
+        return
+    with pytest.raises(
+        CheckpointError, match=r"tensor unet\.conv_in\.bias has values that float16 cannot hold"
+    ):
+        value.const_value.numpy()
