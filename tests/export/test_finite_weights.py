@@ -108,6 +108,6 @@ def test_a_weight_beyond_float16_is_named_and_not_clamped(largest: float, fits: 
         np.testing.assert_array_equal(value.const_value.numpy(), weights.half().numpy())
         return
     with pytest.raises(
-        CheckpointError, match=r"tensor unet\.conv_in\.bias has values that float16 cannot hold"
+        CheckpointError, match=r"tensor unet\.conv_in\.bias .* float16 cannot hold"
     ):
         value.const_value.numpy()
