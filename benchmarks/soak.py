@@ -23,7 +23,7 @@ from pathlib import Path
 
 from soak_bundles import Subject, small_clips, small_images
 from soak_calls import fresh_results, open_subject
-from soak_meter import Meter, Phase, print_head
+from soak_meter import Meter, SoakPhase, print_head
 from soak_phases import BATCHED_ROWS, batched, in_threads, loads, one_by_one
 from soak_server import served
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _soak(images: Subject, clips: Subject, given: argparse.Namespace, meter: Meter) -> list[Phase]:
+def _soak(images: Subject, clips: Subject, given: argparse.Namespace, meter: Meter) -> list[SoakPhase]:
     threads = given.engine_threads
     kinds = [min(given.kinds, given.images), min(given.kinds, given.clips)]
     both = (images, clips)

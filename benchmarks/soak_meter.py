@@ -30,7 +30,7 @@ class Reading:
 
 
 @dataclass
-class Phase:
+class SoakPhase:
     """A part of the soak test: its title, the results, those that were wrong, its time, the readings."""
 
     title: str
@@ -80,7 +80,7 @@ class Meter:
 
     def __init__(self, directories: Iterable[Path]) -> None:
         self._directories, self._process = list(directories), psutil.Process()
-        self.phases: list[Phase] = []
+        self.phases: list[SoakPhase] = []
 
     def read(self) -> Reading:
         """Return what the process holds once all that is free was released."""
@@ -91,10 +91,10 @@ class Meter:
         files = sum(1 for directory in self._directories for _ in directory.rglob("*"))
         return Reading(process.memory_info().rss / 1e6, process.num_fds(), process.num_threads(), files)
 
-    def measure(self, title: str, work: Iterator[bool], count: int, readings: int = 40) -> Phase:
+    def measure(self, title: str, work: Iterator[bool], count: int, readings: int = 40) -> SoakPhase:
         """Do ``work``, which yields after each of ``count`` results whether it is right, with ``readings``
         meanwhile; keep and return the phase."""
-        phase, every, started = Phase(title), max(count // readings, 1), time.perf_counter()
+        phase, every, started = SoakPhase(title), max(count // readings, 1), time.perf_counter()
         for right in work:
             phase.done += 1
             phase.wrong += not right

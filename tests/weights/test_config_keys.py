@@ -147,7 +147,7 @@ def test_what_a_network_asks_for_and_no_graph_does_is_refused_by_name(
 TOO_LARGE: list[tuple[str, str, Any, int]] = [
     ("UNet2DConditionModel", "layers_per_block", 10**9, 200),
     ("UNet2DConditionModel", "layers_per_block", [2, 10**9], 200),
-    ("UNet2DConditionModel", "transformer_layers_per_block", [[1, 201], 2], 200),
+    ("UNet2DConditionModel", "transformer_layers_per_block", [1, 201], 200),
     ("UNet2DConditionModel", "block_out_channels", [320, 10**9], 10**6),
     ("UNetSpatioTemporalConditionModel", "layers_per_block", 10**9, 200),
     ("SD3Transformer2DModel", "num_layers", 10**9, 200),
