@@ -135,7 +135,7 @@ def _call(pipe: Any, **changes: Any) -> Call:
 def _embeddings(pipe: Any, count: int) -> Call:
     widths = {name: spec.shape[-1] for name, spec in pipe.inputs.items()}
     random = np.random.RandomState(count)
-    sides = {"prompt_embeds": (77, widths["encoder_hidden_states"])}
+    sides: dict[str, tuple[int, ...]] = {"prompt_embeds": (77, widths["encoder_hidden_states"])}
     if pooled := pipe.family.pooled_input:
         sides["pooled_prompt_embeds"] = (widths[pooled],)
     return {

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(given.folder)
     bundles = [given.bundle or small_images(folder), given.clip_bundle or small_clips(folder)]
     with _own_temporary_directory() as scratch:
-        subjects = [_copy(Subject.of(bundle), scratch / "bundles") for bundle in bundles]
-        phases = _soak(*subjects, given, Meter([scratch]))
+        images, clips = (_copy(Subject.of(bundle), scratch / "bundles") for bundle in bundles)
+        phases = _soak(images, clips, given, Meter([scratch]))
     faults = [f"{phase.title}: {fault}" for phase in phases for fault in phase.faults]
     print("\n".join(faults or ["nothing is wrong"]), flush=True)
     if faults:
