@@ -43,7 +43,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_bytes(
         b"\n".join([*(json.dumps(one).encode() for one in (record, *others, failed)), torn])
     )
-    (tmp_path / ".x.partial").mkdir()
+    (tmp_path / ".results.0123abcd.partial").mkdir()
     with open_results(tmp_path) as results:
         assert results.prepare(jobs) == jobs[1:]
         with pytest.raises(InputError, match="another process writes to") as caught, open_results(tmp_path):
@@ -91,7 +91,7 @@ def test_a_worker_finds_what_another_did_meanwhile(tmp_path: Path) -> None:
     assert second.done(other) is None
     line = json.dumps(record_of(other, b"image"))
     ledger = tmp_path / ".parts" / "torn.jsonl"
-    ledger.write_text(line)
+    ledger.write_text(line[:-1])
     second.look()
     assert second.done(other) is None
     ledger.write_text(f"{line}\n")
