@@ -14,7 +14,7 @@ import msgspec
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.renames import put_directory
-from controlnext.bundle.scratch import scratch_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 
 CHECKSUMS = "checksums.json"
 _LARGE = 1 << 26
@@ -31,7 +31,9 @@ class _Entry(msgspec.Struct):
 
 
 def is_intact(directory: Path) -> bool:
-    """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`)."""
+    """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`);
+    remove what a killed process left beside it."""
+    remove_abandoned(directory.parent, directory.name)
     if not (directory / CHECKSUMS).is_file():
         return False
     damage = find_damage(directory)

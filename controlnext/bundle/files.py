@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from controlnext.bundle.renames import put_directory, put_file
-from controlnext.bundle.scratch import scratch_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import InputError, WorkError
 
 MANIFEST = "controlnext.json"
@@ -56,9 +56,10 @@ def check_here(target: Path, argument: str) -> None:
 def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or of this ``kind`` and ``force`` is set.
 
-    ``marker``: the file by which a directory of this kind is known.
+    ``marker``: the file by which a directory of this kind is known. What killed processes left is removed.
     """
     check_here(target, "output")
+    remove_abandoned(target.parent, target.name)
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):

@@ -16,7 +16,7 @@ from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
 from controlnext.bundle.remote_files import RemoteFiles, has_scheme
 from controlnext.bundle.renames import put_directory
-from controlnext.bundle.scratch import scratch_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import BundleError, InputError, WorkError, blames
 from controlnext.types import Progress
 
@@ -79,6 +79,7 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     entry = (cache_directory() if cache is None else cache) / key
     copy = entry / source.name
     if _is_whole(copy, manifest, key):
+        remove_abandoned(entry)
         return copy
     with _writing(source, entry.parent), _locked(source, entry):
         # another process may have made it meanwhile
