@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 
-from kill_server import Ended, Moment, Server
+from kill_server import Ended, Moment, RunServer
 from kill_tools import Kind, Tree, check, damage, is_scratch, tree
 from PIL import Image
 
@@ -24,7 +24,7 @@ class Export(Kind):
     name, share, exports = "export", 35, True
     precisions: tuple[str, ...] = ("fp32", "fp16")
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Write the checkpoint and an older bundle, and trace the graphs."""
         write_checkpoint("sd15", self.directory / "checkpoint")
         write_fake_bundle(self.directory / "older", "sd15", text_encoders=False)
@@ -43,7 +43,7 @@ class Export(Kind):
         if chance.random() < 0.5:
             shutil.copytree(self.directory / "older", self.place / "bundle")
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Export."""
         traces, checkpoint = self.directory / "traces", self.directory / "checkpoint"
         return server.run("export", checkpoint, self.precision, self.place / "bundle", traces, moment=moment)
@@ -73,7 +73,7 @@ class Build(Kind):
 
     name, share = "build", 30
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Write the bundle, and build once."""
         write_fake_bundle(self.directory / "bundle", "sd15", text_encoders=False)
         shutil.copytree(self.directory / "bundle", self.place)
@@ -86,7 +86,7 @@ class Build(Kind):
         shutil.rmtree(self.place, ignore_errors=True)
         shutil.copytree(self.directory / chance.choice(["bundle", "built"]), self.place)
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Build anew."""
         options = ["--backend", "tensorrt-rtx", "--optimization-level", 0, "--force"]
         return server.run("command", "build", self.place, *options, moment=moment)
@@ -128,7 +128,7 @@ class Caches(Build):
 
     name, share = "caches", 35
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Write the bundle and an image, and run once."""
         Image.new("RGB", (64, 64), "white").save(self.directory / "control.png")
         write_fake_bundle(self.directory / "bundle", "sd15")
@@ -153,7 +153,7 @@ class Caches(Build):
             (kept,) = (self.place / ENGINES).iterdir()
             shutil.rmtree(kept / chance.choice(sorted(path.name for path in kept.iterdir() if path.is_dir())))
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Make an image."""
         options = ["--control-image", self.directory / "control.png", "--prompt", "a cat", "--steps", 3]
         options += ["--backend", "onnxruntime", "--device", "cpu", "--threads", 1, "--output", self._image]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bulk_kills import records, write_jobs
 from kill_bundles import Build, Caches, Export, Int8
-from kill_server import Ended, Moment, Server
+from kill_server import Ended, Moment, RunServer
 from kill_tools import Kind, Tree, check, is_scratch, tree
 
 from support.exports import list_anew
@@ -22,7 +22,7 @@ class Batch(Kind):
 
     name, share = "batch", 50
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Write the bundle and the jobs, and do them, and others with the same ids."""
         write_fake_bundle(self.directory / "bundle")
         self._jobs = write_jobs(self.directory, 64, 12)
@@ -53,7 +53,7 @@ class Batch(Kind):
                 (self.place / record["files"][0]).unlink()
             ledger.write_bytes(b"".join(lines[:stay])[:-cut])
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Do the jobs."""
         return server.run("command", *self._arguments(self._jobs), moment=moment)
 
@@ -84,7 +84,7 @@ class Downloads(Kind):
 
     name, share = "downloads", 20
 
-    def prepare(self, server: Server) -> None:  # noqa: ARG002
+    def prepare(self, server: RunServer) -> None:  # noqa: ARG002
         """Put a repository on the hub."""
         self.place = self.directory.parent / "hub"
         self._found: Path | None = None
@@ -101,7 +101,7 @@ class Downloads(Kind):
         """Forget what was downloaded."""
         shutil.rmtree(self.place, ignore_errors=True)
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Download all."""
         ended = server.run("download", "somebody/adapter", moment=moment)
         self._found = _directory(ended)
@@ -130,7 +130,7 @@ class Copies(Kind):
 
     name, share = "copies", 15
 
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Write the bundle, and copy it."""
         write_fake_bundle(self.directory / "bundle")
         (self.directory / "bundle" / "unet" / "model.onnx.data").write_bytes(
@@ -144,7 +144,7 @@ class Copies(Kind):
         """Forget the copy."""
         shutil.rmtree(self.place, ignore_errors=True)
 
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Copy."""
         return server.run("copy", f"file://{self.directory / 'bundle'}", self.place, moment=moment)
 

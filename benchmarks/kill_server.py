@@ -60,7 +60,7 @@ def choose_moment(chance: random.Random, usual: Ended) -> Moment:
     return Moment(change=1 + min(int(share * usual.changes), usual.changes - 1))
 
 
-class Server:
+class RunServer:
     """The server; ``module`` has the functions that are run, and is imported first."""
 
     def __init__(self, module: str, log: Path, environment: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-from kill_server import Ended, Moment, Server
+from kill_server import Ended, Moment, RunServer
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.format import check_file
@@ -47,7 +47,7 @@ class Kind(ABC):
         directory.mkdir()
 
     @abstractmethod
-    def prepare(self, server: Server) -> None:
+    def prepare(self, server: RunServer) -> None:
         """Make what all runs need, and set ``usual``, what an undisturbed run makes."""
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Kind(ABC):
         """Make ``place`` as it is before a run: empty, or with what an earlier one made."""
 
     @abstractmethod
-    def run(self, server: Server, moment: Moment = Moment()) -> Ended:  # noqa: B008
+    def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Do the work, or kill it at a moment."""
 
     def result(self) -> Tree:

@@ -21,7 +21,7 @@ from time import monotonic
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from kill_kinds import KINDS
-from kill_server import Ended, Server, choose_moment
+from kill_server import Ended, RunServer, choose_moment
 from kill_tools import Kind, tree
 
 from support import stub_hub
@@ -39,7 +39,7 @@ class Count:
     faults: list[str] = field(default_factory=list)
 
 
-def kill_once(kind: Kind, server: Server, chance: random.Random, usual: Ended, count: Count) -> None:
+def kill_once(kind: Kind, server: RunServer, chance: random.Random, usual: Ended, count: Count) -> None:
     """Kill a run, check what is left, run again and check the result."""
     kind.reset(chance)
     before = tree(kind.place)
@@ -62,7 +62,7 @@ def kill_once(kind: Kind, server: Server, chance: random.Random, usual: Ended, c
         print(count.faults[-1], file=sys.stderr, flush=True)
 
 
-def kill_all(kinds: Sequence[Kind], server: Server, kills: int, seed: int) -> dict[str, Count]:
+def kill_all(kinds: Sequence[Kind], server: RunServer, kills: int, seed: int) -> dict[str, Count]:
     """Kill runs of all kinds, shared out as these say; return what was seen."""
     shares = sum(kind.share for kind in kinds)
     counts = {}
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "TMPDIR": str(work / "tmp"),
             "KILLS_EXPORT": "1" if any(kind.exports for kind in kinds) else "",
         }
-        server = Server("kill_work", work / "log", environment)
+        server = RunServer("kill_work", work / "log", environment)
         try:
             counts = kill_all(kinds, server, given.kills, given.seed)
         finally:

@@ -6,12 +6,18 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 
 from controlnext.bundle.format import ENGINES
+from controlnext.bundle.reader import read_manifest
 from controlnext.errors import WorkError
+from controlnext.evaluation import report
+from controlnext.runtime.media.video_files import ClipFiles
+from support.bench_results import made_up, measured
 from support.cli import Cli, assert_refused
 from support.exports import export_tiny
 from support.fake_bundle import write_fake_bundle
@@ -112,6 +118,39 @@ def test_an_engine(toy: Path, cli: Cli, tmp_path: Path) -> None:
             assert_refused(done, "No space left", status=1)
             assert not list(bundle.rglob("model.engine"))
             assert not list(bundle.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.gif", "frames"])
+def test_a_clip(tmp_path: Path, name: str) -> None:
+    frames = [Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(6)]
+    with small_disk(tmp_path / "disk", 8 * KIB) as disk:
+        (disk / "clip.mp4").write_bytes(b"earlier")
+        before = listing(disk)
+        with ClipFiles(disk / name) as files, pytest.raises(WorkError) as full:
+            files.save(iter(frames))
+        assert "full" in str(full.value) or "No space left" in str(full.value)
+        assert listing(disk) == before
+
+
+def test_results_of_a_benchmark(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: Path) -> None:
+    """Those of an earlier one stay, all of them or none."""
+    results = made_up(measured("toy", "step", 1.0))
+    monkeypatch.setattr("controlnext.bench.session.measure", lambda *_: results)
+    with small_disk(tmp_path / "disk", 4 * KIB) as disk:
+        (disk / "bench.md").write_text("earlier")
+        assert_refused(cli("bench", toy, "--output", disk), "is full", status=1)
+        assert listing(disk) == {"bench.md": b"earlier"}
+
+
+def test_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_images", lambda *_: {})
+    bundle = write_fake_bundle(tmp_path / "bundle", "sd15", text_encoders=False)
+    run, comparison = MagicMock(), SimpleNamespace(rows=[])
+    with small_disk(tmp_path / "disk", 4 * KIB) as disk:
+        (disk / "report.html").write_text("earlier")
+        with pytest.raises(WorkError, match="is full; nothing was written there"):
+            report.write_report(disk / "report.html", read_manifest(bundle), run, comparison)
+        assert listing(disk) == {"report.html": b"earlier"}
 
 
 @pytest.mark.export
