@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from pathlib import Path
 
 from kill_server import Ended, Moment, RunServer
 from kill_tools import Kind, Tree, check, damage, is_scratch, tree
@@ -15,7 +16,6 @@ from controlnext.bundle.format import ENGINES
 from controlnext.engines import artifact_cache
 from support.fake_bundle import write_fake_bundle
 from support.links import from_many_directories
-from support.recipe import write_checkpoint
 
 
 class Export(Kind):
@@ -25,15 +25,14 @@ class Export(Kind):
     precisions: tuple[str, ...] = ("fp32", "fp16")
 
     def prepare(self, server: RunServer) -> None:
-        """Write the checkpoint and an older bundle, and trace the graphs."""
+        """Write the checkpoint and an older bundle."""
+        # takes seconds to import, and no other kind needs it
+        from support.recipe import write_checkpoint
+
         write_checkpoint("sd15", self.directory / "checkpoint")
         write_fake_bundle(self.directory / "older", "sd15", text_encoders=False)
+        self._server = server
         self._wanted: dict[str, Tree] = {}
-        for precision in self.precisions:
-            self.precision = precision
-            shutil.rmtree(self.place, ignore_errors=True)
-            check(self.run(server))
-            self._wanted[precision] = tree(self.place)
 
     def reset(self, chance: random.Random) -> None:
         """Put the older bundle there, or nothing."""
@@ -45,11 +44,17 @@ class Export(Kind):
 
     def run(self, server: RunServer, moment: Moment = Moment()) -> Ended:  # noqa: B008
         """Export."""
-        traces, checkpoint = self.directory / "traces", self.directory / "checkpoint"
-        return server.run("export", checkpoint, self.precision, self.place / "bundle", traces, moment=moment)
+        return self._export(server, self.place / "bundle", moment)
+
+    def _export(self, server: RunServer, bundle: Path, moment: Moment) -> Ended:
+        return server.run("export", self.directory / "checkpoint", self.precision, bundle, moment=moment)
 
     def wanted(self) -> Tree:
         """Return the files of an undisturbed export."""
+        if self.precision not in self._wanted:
+            place = self.directory / self.precision
+            check(self._export(self._server, place / "bundle", Moment()))
+            self._wanted[self.precision] = tree(place)
         return self._wanted[self.precision]
 
     def faults(self, before: Tree) -> list[str]:

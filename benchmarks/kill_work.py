@@ -17,7 +17,7 @@ if os.environ.get("KILLS_EXPORT"):
     import controlnext.evaluation.calibration_data
     import controlnext.evaluation.parity
     from controlnext.export import exporter
-    from support.exports import export_tiny, load_tiny
+    from support.exports import export_tiny
     from support.traces import traced_once
 else:
     import onnxruntime  # noqa: F401
@@ -31,11 +31,10 @@ def command(*arguments: str) -> None:
     main()
 
 
-def export(checkpoint: str, precision: str, output: str, traces: str) -> None:
+def export(checkpoint: str, precision: str, output: str) -> None:
     """Export a tiny model in place of what is there; graphs are traced once, which is most of the time and
     writes nothing."""
-    exporter.trace = traced_once(exporter.trace, Path(traces))
-    load_tiny("sd15", Path(checkpoint))
+    exporter.trace = traced_once(exporter.trace, Path(os.environ["KILLS_TRACES"]))
     export_tiny("sd15", Path(checkpoint), precision, Path(output), force=True)
 
 

@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--only", default=",".join(names), help=f"kinds, of {', '.join(names)}")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--traces", type=Path, help="directory that keeps traced graphs")
     given = parser.parse_args(arguments)
     asked = given.only.split(",")
     if unknown := sorted({*asked} - {*names}):
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "HF_HUB_DISABLE_XET": "1",
             "NO_PROXY": "127.0.0.1,localhost",
             "TMPDIR": str(work / "tmp"),
+            "KILLS_TRACES": str(given.traces or work / "traces"),
             "KILLS_EXPORT": "1" if any(kind.exports for kind in kinds) else "",
         }
         server = RunServer("kill_work", work / "log", environment)

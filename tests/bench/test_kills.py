@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import kills
 import pytest
 
@@ -18,8 +20,8 @@ def test_kills_leave_what_was_there_or_all_that_is_new(capsys: pytest.CaptureFix
 
 
 @pytest.mark.export
-def test_a_killed_export(capsys: pytest.CaptureFixture[str]) -> None:
-    assert kills.main(["--kills", "2", "--only", "export"]) == 0
+def test_a_killed_export(capsys: pytest.CaptureFixture[str], shared_folder: Path) -> None:
+    assert kills.main(["--kills", "2", "--only", "export", f"--traces={shared_folder / 'traces'}"]) == 0
     assert "| export | 2 |" in capsys.readouterr().out
 
 
