@@ -6,8 +6,6 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,8 @@ from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
 from controlnext.bundle.remote_files import RemoteFiles, has_scheme
+from controlnext.bundle.renames import put_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import BundleError, InputError, WorkError, blames
 from controlnext.types import Progress
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 CACHE = "CONTROLNEXT_CACHE"
 """The environment variable that says where copies are kept."""
-_SCRATCH = ".copying."
+_SCRATCH = "copying"
 
 
 def is_remote(location: str | Path) -> bool:
@@ -78,6 +78,7 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     entry = (cache_directory() if cache is None else cache) / key
     copy = entry / source.name
     if _is_whole(copy, manifest, key):
+        remove_abandoned(entry)
         return copy
     with _writing(source, entry.parent), _locked(source, entry):
         # another process may have made it meanwhile
@@ -126,7 +127,7 @@ def _is_whole(copy: Path, manifest: Manifest, key: str) -> bool:
 
 @contextmanager
 def _locked(source: RemoteFiles, entry: Path) -> Iterator[None]:
-    """Let no other process copy into ``entry`` during the block; remove what a killed one left there."""
+    """Let no other process copy into ``entry`` during the block."""
     # only copies need it
     from filelock import FileLock, Timeout
 
@@ -138,8 +139,6 @@ def _locked(source: RemoteFiles, entry: Path) -> Iterator[None]:
         log.info("waiting for another process that copies %s", source.title)
         held = lock.acquire()
     with held:
-        for leftover in entry.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         yield
 
 
@@ -147,8 +146,8 @@ def _make(
     copy: Path, source: RemoteFiles, content: bytes, manifest: Manifest, report: Progress | None
 ) -> None:
     """Copy the bundle into a directory beside ``copy``, check it, and rename it."""
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=copy.parent) as scratch:
-        made = Path(scratch) / "made"
+    with scratch_directory(copy.parent, _SCRATCH) as scratch:
+        made = scratch / "made"
         made.mkdir()
         twin = next((other for other in copy.parent.iterdir() if other != copy and _is_copy(other)), None)
         meter = _Meter(source, manifest, report)
@@ -157,9 +156,7 @@ def _make(
             if twin is None or not _link(twin / name, made / name, wanted):
                 _download(source, name, wanted, made / name, meter)
         (made / MANIFEST).write_bytes(content)
-        if copy.exists():
-            copy.rename(Path(scratch) / "damaged")
-        made.rename(copy)
+        put_directory(made, copy, replace=True)
     log.info("copied %s to %s", source.title, copy)
 
 
