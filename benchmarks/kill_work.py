@@ -34,7 +34,7 @@ def command(*arguments: str) -> None:
 def export(checkpoint: str, precision: str, output: str) -> None:
     """Export a tiny model in place of what is there; graphs are traced once, which is most of the time and
     writes nothing."""
-    exporter.trace = traced_once(exporter.trace, Path(os.environ["KILLS_TRACES"]))
+    exporter.trace = traced_once(exporter.trace, Path(os.environ["KILLS_TRACES"]))  # type: ignore[attr-defined]
     export_tiny("sd15", Path(checkpoint), precision, Path(output), force=True)
 
 
