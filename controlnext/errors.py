@@ -123,6 +123,15 @@ def begins_with(argument: str) -> Iterator[None]:
         raise InputError(f"{argument}: {error}", argument=argument) from error
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line, with signs that would change a terminal in place of themselves written out.
+
+    Names of files and other texts from outside may have any.
+    """
+    line = " ".join(text.splitlines())
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
 def is_mistake(error: BaseException) -> bool:
     """Return whether a request is at fault for an error: not the bundle, nor what is installed."""
     return isinstance(error, InputError) and not isinstance(error, (BundleError, MissingDependencyError))

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import typer
 
-from controlnext.errors import ControlNeXtError, EngineError
+from controlnext.errors import ControlNeXtError, EngineError, one_line
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -112,3 +112,7 @@ class OptionFormatter(logging.Formatter):
                 self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
             )
         return self._names.translate(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format the message of ``record`` on one line."""
+        return one_line(super().formatMessage(record))

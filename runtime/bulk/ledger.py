@@ -13,6 +13,7 @@ import msgspec
 from filelock import FileLock
 
 from controlnext.errors import InputError, WorkError
+from controlnext.regular import check_regular
 
 LEDGER = "results.jsonl"
 
@@ -74,7 +75,7 @@ def record_in(line: bytes) -> Record | None:
 
 def check_ledger(path: Path) -> None:
     """Raise :class:`InputError` for a file that is no ledger: it would be replaced."""
-    *whole, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *whole, last = check_regular(path).read_bytes().split(b"\n") if path.exists() else [b""]
     # the last line is not whole where the process that wrote it was killed, or the machine went down
     torn = not _is_json(last) and (whole or last.startswith(_BEGINNING) or _BEGINNING.startswith(last))
     lines = [*whole, *([] if torn else [last])]

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from controlnext.errors import CheckpointError
+from controlnext.regular import check_regular
 from controlnext.types import FloatArray
 
 SUFFIX = ".safetensors"
@@ -47,7 +48,7 @@ def read_tensors(path: Path) -> TensorFile:
     Raises :class:`CheckpointError` for a file that is missing or damaged, and for other types.
     """
     try:
-        content = path.read_bytes()
+        content = check_regular(path).read_bytes()
         length = int.from_bytes(content[:_LENGTH], "little")
         header = msgspec.json.decode(content[_LENGTH : _LENGTH + length], type=dict[str, Any])
         metadata = msgspec.convert(header.pop("__metadata__", {}), dict[str, str])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fuzz.odd_files import MAKERS
 
 MANIFEST = "controlnext.json"
 
@@ -34,8 +37,20 @@ def _remove(file: Path, **_: Any) -> None:
         file.unlink(missing_ok=True)
 
 
+def read_json(file: Path) -> Any:
+    """Return the JSON document in a file; of a ``.jsonl`` file the list of those in its lines."""
+    text = file.read_text()
+    return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+
+
+def _json_text(file: Path, content: Any) -> str:
+    if file.suffix == ".jsonl" and isinstance(content, list):
+        return "".join(f"{json.dumps(line)}\n" for line in content)
+    return json.dumps(content, indent=2)
+
+
 def _json(file: Path, path: list[Any], change: Callable[[Any, Any], None]) -> None:
-    content = json.loads(file.read_text())
+    content = read_json(file)
     if not path:
         holder = [content]
         change(holder, 0)
@@ -45,7 +60,7 @@ def _json(file: Path, path: list[Any], change: Callable[[Any, Any], None]) -> No
         for key in path[:-1]:
             at = at[key]
         change(at, path[-1])
-    _replace(file, json.dumps(content, indent=2).encode())
+    _replace(file, _json_text(file, content).encode())
 
 
 def _json_set(file: Path, path: list[Any], value: Any, **_: Any) -> None:
@@ -81,6 +96,17 @@ def _bytes(file: Path, at: int, remove: int, insert: str, **_: Any) -> None:
     """Replace ``remove`` bytes from ``at`` on by those of ``insert``, in hexadecimal digits."""
     content = file.read_bytes()
     _replace(file, content[:at] + bytes.fromhex(insert) + content[at + remove :])
+
+
+def _json_image(file: Path, path: list[Any], before: str, made: dict[str, Any], cut: int, **_: Any) -> None:
+    """Set a value to the base64 of an odd image, without its last ``cut`` characters."""
+    text = base64.b64encode(MAKERS[made["maker"]](**made["options"])).decode()
+    _json_set(file, path, before + text[: len(text) - cut])
+
+
+def _make(file: Path, maker: str, options: dict[str, Any], **_: Any) -> None:
+    """Replace the file by one of :data:`fuzz.odd_files.MAKERS`."""
+    _replace(file, MAKERS[maker](**options))
 
 
 def _write(file: Path, content: str, **_: Any) -> None:
@@ -130,6 +156,8 @@ _KINDS: dict[str, Callable[..., None]] = {
     "json-rename": _json_rename,
     "json-text": _json_number,
     "bytes": _bytes,
+    "json-image": _json_image,
+    "make": _make,
     "write": _write,
     "hole": _hole,
     "remove": _remove,

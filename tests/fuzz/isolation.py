@@ -81,7 +81,7 @@ def _child(target: Target, folder: Path) -> NoReturn:
         os.setsid()
         _redirect(folder)
         _limit(target)
-        seen = _watch(folder)
+        seen = _watch(folder, reads_anywhere=target.reads_anywhere)
         outcome = _outcome(target, folder)
         outcome.trespasses = list(dict.fromkeys(seen))
         (folder / OUTCOME).write_bytes(msgspec.json.encode(outcome))
@@ -117,7 +117,7 @@ def _limit(target: Target) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _watch(folder: Path) -> list[str]:
+def _watch(folder: Path, *, reads_anywhere: bool) -> list[str]:
     """Return a list to which is added whatever the process does outside of its directory."""
     seen: list[str] = []
     allowed = [str(folder / name) for name in ("input", "output", "tmp", "home")]
@@ -133,7 +133,7 @@ def _watch(folder: Path) -> list[str]:
         if event == "open":
             path, _, flags = arguments
             canary = isinstance(path, (str, bytes)) and "canary" in os.path.realpath(os.fsdecode(path))
-            if canary or ((flags or 0) & _WRITES and not inside(path)):
+            if (canary and not reads_anywhere) or ((flags or 0) & _WRITES and not inside(path)):
                 seen.append(f"opened {path!r}")
         elif event in _CHANGES and not all(inside(path) for path in arguments[:2]):
             seen.append(f"{event} {arguments[:2]!r}")
