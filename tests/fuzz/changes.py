@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fuzz.odd_files import MAKERS
+from fuzz.makers import MAKERS
 
 MANIFEST = "controlnext.json"
 
@@ -105,7 +105,7 @@ def _json_image(file: Path, path: list[Any], before: str, made: dict[str, Any], 
 
 
 def _make(file: Path, maker: str, options: dict[str, Any], **_: Any) -> None:
-    """Replace the file by one of :data:`fuzz.odd_files.MAKERS`."""
+    """Replace the file by one of :data:`fuzz.makers.MAKERS`."""
     _replace(file, MAKERS[maker](**options))
 
 

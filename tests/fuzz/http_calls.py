@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from fuzz.odd_files import MAKERS
+from fuzz.makers import MAKERS
 
 PATIENCE = 60
 """Seconds for an answer."""

@@ -167,7 +167,7 @@ def _saving(rng: Random) -> dict[str, Any]:
     return {"orientation": rng.choice((0, 2, 3, 5, 6, 7, 8, 9, 255, 65535))}
 
 
-MAKERS: dict[str, Callable[..., bytes]] = {
+IMAGES: dict[str, Callable[..., bytes]] = {
     "image": _saved,
     "png": _png,
     "gif": _gif,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fuzz.odd_files import MAKERS
+from fuzz.makers import MAKERS
 
 KEY = "a-key"
 IMAGE = base64.b64encode(MAKERS["image"]()).decode()

@@ -11,7 +11,8 @@ from PIL import Image
 from controlnext.errors import InputError
 from controlnext.runtime.media.inline_images import decode_image
 from fuzz import commands
-from fuzz.odd_files import FORMATS, MAKERS, odd_image
+from fuzz.makers import MAKERS
+from fuzz.odd_files import FORMATS, odd_image
 from fuzz.proposals import byte_change, bytes_change, file_change
 from fuzz.target import Case, Target, digest
 from fuzz.verdict import wrong_text

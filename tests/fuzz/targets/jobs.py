@@ -15,7 +15,8 @@ from PIL import Image
 
 from controlnext.cli.app import call, make_application
 from fuzz import commands
-from fuzz.odd_files import MAKERS, odd_image
+from fuzz.makers import MAKERS
+from fuzz.odd_files import odd_image
 from fuzz.proposals import OUTSIDE, VALUES, bytes_change, file_change, files_of, json_change
 from fuzz.target import Case, Expected, Refused, Target, digest
 from fuzz.verdict import wrong_text
