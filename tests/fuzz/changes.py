@@ -137,7 +137,8 @@ def _pipe(file: Path, **_: Any) -> None:
 
 def _move(file: Path, directory: Path, to: str) -> None:
     (directory / to).parent.mkdir(parents=True, exist_ok=True)
-    file.rename(directory / to)
+    if not (directory / to).is_dir():
+        file.rename(directory / to)
 
 
 def _relist(file: Path, **_: Any) -> None:

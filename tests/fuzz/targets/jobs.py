@@ -175,10 +175,11 @@ class Jobs(Target):
         return [which, bytes_change((sound / TABLE).read_bytes(), TABLE, rng)], "any"
 
     def _ledger(self, sound: Path, rng: Random) -> tuple[list[dict[str, Any]], Expected]:
+        jobs = {"kind": "write", "file": WHICH, "content": rng.choice((LINES, LINES, TABLE))}
         if rng.random() < 0.5:
-            return [json_change(sound / LEDGER, LEDGER, rng)], "same"
+            return [jobs, json_change(sound / LEDGER, LEDGER, rng)], "same"
         content = (json.dumps(rng.choice(RECORDS)) + "\n").encode().hex()
-        return [{"kind": "bytes", "file": LEDGER, "at": 0, "remove": 0, "insert": content}], "same"
+        return [jobs, {"kind": "bytes", "file": LEDGER, "at": 0, "remove": 0, "insert": content}], "same"
 
     def _file(self, sound: Path, rng: Random) -> tuple[list[dict[str, Any]], Expected]:
         name = rng.choice(["edges/a.png", *(f"results/{one}" for one in files_of(sound / "results"))])

@@ -128,7 +128,9 @@ class _Session:
 
     async def _asked(self, application: Any, name: str, call: Call) -> Answer:
         answer = await ask(application, call)
-        fault = fault_of(answer, self._places) if answer.status else _unanswered(call)
+        fault = None if call.leaves else "no answer"
+        if answer.status and not call.leaves:
+            fault = fault_of(answer, self._places)
         if self._log.failures:
             fault = "logged: " + "\n".join(self._log.failures)
         if fault:
@@ -152,10 +154,6 @@ class _Session:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"{name}: the clip does not end")
-
-
-def _unanswered(call: Call) -> str | None:
-    return None if call.leaves else "no answer"
 
 
 def _image_of(answer: Answer) -> str:
