@@ -16,7 +16,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises :class:`CheckpointError` if the file is missing, damaged or not an
     object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # some editors begin a file with a byte order mark
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; get the directory again") from error
     except (OSError, ValueError, RecursionError) as error:

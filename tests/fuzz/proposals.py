@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from fuzz.changes import read_document
 
 OUTSIDE = "../outside/canary.txt"
 """A file beside the input that nothing may read or write."""
@@ -34,7 +35,7 @@ def json_paths(content: Any, path: tuple[Any, ...] = ()) -> list[list[Any]]:
 
 def json_change(file: Path, name: str, rng: Random) -> dict[str, Any]:
     """Return a change of a value, a key or the type of something in the JSON ``file``, called ``name``."""
-    content = json.loads(file.read_text())
+    content = read_document(file)
     path = rng.choice(json_paths(content))
     if path and rng.random() < 0.3:
         # all keys of the document's outer levels are as likely as those of long lists

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from fuzz.target import Target
-from fuzz.targets.bundles import Bundles
+from fuzz.targets import bundles, checkpoints, loras
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Bundles(),)}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        *bundles.TARGETS,
+        *checkpoints.TARGETS,
+        *loras.TARGETS,
+    )
+}
 """The targets by name."""
