@@ -47,13 +47,19 @@ def find_damage(directory: Path) -> str:
     """
     try:
         wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
+        there = {path.name for path in directory.iterdir()} - {CHECKSUMS}
+        if others := sorted(wanted.keys() ^ there):
+            return f"{', '.join(others)}: not both listed and there"
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
     return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 
 
 def _is_same(path: Path, entry: _Entry) -> bool:
+    # a pipe would never end
+    if not path.is_file():
+        return False
     return (entry.stamp is not None and _stamp(path) == entry.stamp) or sha256(path) == entry.sha256
 
 

@@ -36,7 +36,7 @@ def check_network(
     """
     if network.cls not in NETWORKS:
         return
-    config = with_numbers(config)
+    config = with_numbers(network.cls, config)
     what = f"{checkpoint}: its {network.folder}" if checkpoint else f"its {network.folder}"
     rules = NETWORKS[network.cls]
     if network.library == "diffusers":

@@ -64,13 +64,15 @@ def alone(value: Any) -> Any:
     return value[0] if same and is_integer(value[0]) else value
 
 
-LISTED = ("sample_size", "cross_attention_dim")
-"""The keys of networks whose values may be lists of one number."""
+LISTED = frozenset({"UNet2DConditionModel", "UNetSpatioTemporalConditionModel"})
+"""The classes whose ``sample_size`` and ``cross_attention_dim`` may be lists of one number."""
 
 
-def with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a network's configuration with numbers for lists of one number (:func:`alone`)."""
-    return {key: alone(value) if key in LISTED else value for key, value in config.items()}
+def with_numbers(cls: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a network of class ``cls`` with numbers for lists of one number
+    (:func:`alone`)."""
+    listed = {"sample_size", "cross_attention_dim"} if cls in LISTED else ()
+    return {key: alone(value) if key in listed else value for key, value in config.items()}
 
 
 TRACED = Rule("supported", "built into the network that is traced")

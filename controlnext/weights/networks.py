@@ -68,7 +68,7 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
     ``warn`` of unknown keys if that was not done before. Raises :class:`CheckpointError` for a configuration
     of another class or family, and for settings that the network's graphs do not support.
     """
-    config = with_numbers(config)
+    config = with_numbers(network.cls, config)
     cls = config.get(CLASS, network.cls)
     if cls != network.cls:
         raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")

@@ -9,8 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
-
 from fuzz import commands
 from fuzz.proposals import byte_change, file_change, files_of, json_change
 from fuzz.target import Case, Target
@@ -91,11 +89,11 @@ def _digest(checkpoint: Any) -> str:
     for name, network in checkpoint.networks.items():
         for tensor_name, tensor in network.tensors.items():
             values = tensor.float().numpy()
-            total.update(f"{name} {tensor_name} {values.shape}".encode() + np.ascontiguousarray(values))
+            total.update(f"{name} {tensor_name} {values.shape}".encode() + values.tobytes())
         total.update(json.dumps(network.config, sort_keys=True).encode())
     for adapter in checkpoint.adapters:
         for tensor in adapter.tensors.values():
-            total.update(np.ascontiguousarray(tensor.float().numpy()))
+            total.update(tensor.float().numpy().tobytes())
     # the origins of settings may differ
     rest = [checkpoint.tokenizers, checkpoint.scheduler, checkpoint.options, checkpoint.clip_skip]
     total.update(json.dumps(rest, sort_keys=True).encode())
