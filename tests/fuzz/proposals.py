@@ -117,9 +117,10 @@ def _bytes(name: str, at: int, remove: int, insert: bytes) -> dict[str, Any]:
     return {"kind": "bytes", "file": name, "at": at, "remove": remove, "insert": insert.hex()}
 
 
-def file_change(name: str, rng: Random) -> dict[str, Any]:
-    """Return a change that leaves something else where the file ``name`` was."""
-    to = f"{'../' * name.count('/')}{OUTSIDE}"
+def file_change(name: str, rng: Random, outside: bool = True) -> dict[str, Any]:
+    """Return a change that leaves something else where the file ``name`` was; ``outside``: possibly a link
+    out of the input, which is none of its own business where a user names the file."""
+    to = f"{'../' * name.count('/')}{OUTSIDE}" if outside else "/dev/zero"
     return rng.choice(
         (
             {"kind": "remove", "file": name},

@@ -53,7 +53,7 @@ class Checkpoints(Target):
                 self.name, [{"kind": "bytes", "file": name, "at": 0, "remove": 0, "insert": BOM}], "same"
             )
         if luck < 0.15:
-            return Case(self.name, [file_change(name, rng)])
+            return Case(self.name, [file_change(name, rng, outside=False)])
         with_json = file.suffix in (".json", ".safetensors") and rng.random() < 0.8
         return Case(self.name, [(json_change if with_json else byte_change)(file, name, rng)])
 

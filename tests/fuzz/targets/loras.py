@@ -21,7 +21,7 @@ class Loras(Bundles):
     def propose(self, sound: Path, rng: Random) -> Case:
         """Change the LoRA's file: its header, its bytes, or what there is in its place."""
         if rng.random() < 0.1:
-            return Case(self.name, [file_change(_FILE, rng)])
+            return Case(self.name, [file_change(_FILE, rng, outside=False)])
         change = (json_change if rng.random() < 0.7 else byte_change)(sound / _FILE, _FILE, rng)
         return Case(self.name, [change])
 
