@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, is_failure
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of files with weights, in upper or lower case; all but the first are pickles."""
@@ -45,7 +46,8 @@ class LazyTensor:
 class LazyTensors(Mapping[str, Tensor]):
     """Tensors by state-dict name. Each access reads the tensor again, so that no two are in memory together.
 
-    Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity.
+    Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity, or other numbers than
+    floating-point ones.
     """
 
     def __init__(self, entries: Mapping[str, LazyTensor], origin: str) -> None:
@@ -54,6 +56,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._entries[name].read()
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{self._origin}: tensor {name} is of type {str(tensor.dtype).removeprefix('torch.')};"
+                " weights are floating-point numbers; get an undamaged copy of them"
+            )
         if not is_finite(tensor):
             raise CheckpointError(not_finite(self._origin, name))
         return tensor
@@ -128,14 +135,22 @@ class _SafetensorsFile:
         self._read_bytes = 0
 
     def tensors(self) -> dict[str, LazyTensor]:
-        names = self._handle.keys()
-        shapes = {name: tuple(self._handle.get_slice(name).get_shape()) for name in names}
+        with self._failures():
+            names = self._handle.keys()
+            shapes = {name: tuple(self._handle.get_slice(name).get_shape()) for name in names}
         return {name: LazyTensor(shape, partial(self._read, name)) for name, shape in shapes.items()}
 
     def _open(self) -> Any:
-        try:
+        with self._failures():
             return safe_open(str(self._path), "pt")
-        except (SafetensorError, OSError) as error:
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # of the library's own class, of torch's, or a panic
+            if not is_failure(error):
+                raise
             raise CheckpointError(
                 f"{self._path} is not a readable .safetensors file: {first_line(error)}; get the file again"
             ) from error
@@ -143,7 +158,8 @@ class _SafetensorsFile:
     def _read(self, name: str) -> Tensor:
         if self._read_bytes > _REOPEN_AFTER:
             self._handle, self._read_bytes = self._open(), 0
-        tensor: Tensor = self._handle.get_tensor(name)
+        with self._failures():
+            tensor: Tensor = self._handle.get_tensor(name)
         self._read_bytes += tensor.nbytes
         return tensor
 
@@ -183,6 +199,6 @@ def _is_named_tensor(entry: tuple[object, object]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that has text, or the error's type if there is none."""
     return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__
