@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from controlnext.bundle.files import MANIFEST, lost_location, sha256
 from controlnext.bundle.format import check_size
@@ -74,7 +74,6 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     source = RemoteFiles(str(location))
     content = source.read_manifest()
     manifest = parse_manifest(content, f"{source.title}/{MANIFEST}")
-    _check_names(source, manifest)
     key = hashlib.sha256(content).hexdigest()
     entry = (cache_directory() if cache is None else cache) / key
     copy = entry / source.name
@@ -107,19 +106,6 @@ def read_manifest_of(location: str | Path) -> tuple[Manifest, str]:
     content = source.read_manifest()
     manifest = parse_manifest(content, f"{source.title}/{MANIFEST}")
     return manifest, hashlib.sha256(content).hexdigest()
-
-
-def _check_names(source: RemoteFiles, manifest: Manifest) -> None:
-    """Raise :class:`BundleError` for a file that would be outside the copy, or in the place of another."""
-    for name in manifest.files:
-        path = PurePosixPath(name)
-        inside = name == path.as_posix() and not path.is_absolute() and ".." not in path.parts
-        shadows = path.name == MANIFEST or any(str(parent) in manifest.files for parent in path.parents)
-        if not inside or name == "." or shadows or not name.isprintable():
-            raise BundleError(
-                f"{source.title}/{MANIFEST}: files has {name!r}, which is no name of a file in a bundle;"
-                " export the bundle again"
-            )
 
 
 def _is_whole(copy: Path, manifest: Manifest, key: str) -> bool:

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.reader import LARGEST
 from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError, blames
 from controlnext.optional import extra, not_installed
 
@@ -15,8 +16,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _PASSWORD = re.compile(r"(://[^/:@]*):[^/@]*@")
 _CHUNK = 8 << 20
 """Bytes that are read at once: few enough for the memory, many enough for a request over the network."""
-_LARGEST_MANIFEST = 64 << 20
-"""Bytes; those of the largest int8 bundles have less than one MiB."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
 """Errors of filesystems' own libraries that are no :class:`PermissionError` and have no status."""
 _OFFLINE = "OfflineModeIsEnabled"
@@ -61,7 +60,7 @@ class RemoteFiles:
             content = b""
             for chunk in self.chunks(MANIFEST):
                 content += chunk
-                if len(content) > _LARGEST_MANIFEST:
+                if len(content) > LARGEST:
                     raise BundleError(f"{self.title}/{MANIFEST} is too large for a manifest; export again")
         except BundleError as error:
             if not isinstance(error.__cause__, FileNotFoundError):

@@ -98,11 +98,11 @@ def test_no_call_of_locals_and_no_formatting_of_a_name_alone() -> None:
 
 
 def test_tests_mirror_the_tree() -> None:
-    """A room of tests for each room of the package; what needs several of them is in end_to_end."""
+    """A room of tests for each room of the package; what needs several of them is in end_to_end and fuzz."""
     rooms = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     top = {"export", "engines", "runtime"}
     inside = {path.name for path in (ROOT / "controlnext").iterdir() if path.is_dir()}
-    assert rooms - {"core", "end_to_end", "support"} <= top | inside
+    assert rooms - {"core", "end_to_end", "fuzz", "support"} <= top | inside
     assert top <= rooms
 
 
