@@ -18,6 +18,7 @@ import msgspec
 
 from controlnext.bundle.format import DATA, ENGINES, model_file
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.names import check_inside
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
 
@@ -26,7 +27,7 @@ ENTRY = "entry.json"
 PORTABLE = "portable"
 """Hardware of an engine for every GPU that its library builds for by default."""
 
-_UNREADABLE = (OSError, ValueError, RecursionError, msgspec.DecodeError)
+_UNREADABLE = (OSError, ValueError, RecursionError, BundleError)
 
 Profile = dict[str, list[list[int]]]
 """The smallest, the usual and the largest shape of each input."""
@@ -185,6 +186,7 @@ def _read_entry(place: Path) -> Entry:
     if not (place / ENTRY).is_file():
         # a pipe would never end
         raise FileNotFoundError(f"{ENTRY} is no file")
+    check_inside(place, place / ENTRY)
     return msgspec.json.decode((place / ENTRY).read_bytes(), type=Entry)
 
 

@@ -89,8 +89,11 @@ def test_what_is_not_listed_or_not_there_is_damage(kept: Path) -> None:
     assert "../outside" in artifact_cache.find_damage(kept)
 
 
-def test_a_pipe_is_not_read(kept: Path) -> None:
+def test_neither_a_link_out_nor_a_pipe_is_read(kept: Path) -> None:
     file = next(path for path in kept.iterdir() if path.name != artifact_cache.CHECKSUMS)
+    file.rename(kept.parent / "moved")
+    file.symlink_to(kept.parent / "moved")
+    assert "is a link to" in artifact_cache.find_damage(kept)
     file.unlink()
     os.mkfifo(file)
     assert file.name in artifact_cache.find_damage(kept)
