@@ -17,6 +17,7 @@ from controlnext.errors import (
     UnknownModelError,
     is_mistake,
     one_line,
+    without_middle,
 )
 from controlnext.families.values import did_you_mean
 
@@ -40,8 +41,6 @@ CLIP_FIELDS: Mapping[str, str] = MappingProxyType(
 _NAMED = re.compile(r"`(\w+)`")
 _LONGEST = 80
 """Most characters of a value in a message."""
-_LONGEST_MESSAGE = 1500
-"""Most characters of a message."""
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 _LATER = 5
 """Seconds until a server that stops, or starts, may be asked again."""
@@ -60,7 +59,7 @@ class HttpError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        message = _readable(message)
+        message = without_middle(one_line(message))
         super().__init__(message)
         self.status, self.headers = status, headers
         param = param and shortened(one_line(param))
@@ -175,12 +174,6 @@ def translate(message: str, argument: str | None, names: Mapping[str, str]) -> s
 def shortened(text: str) -> str:
     """Return the beginning of a text that may be an image."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _readable(message: str) -> str:
-    """Return a message on one line, without the middle of one that is long as what was given is."""
-    line, half = one_line(message), _LONGEST_MESSAGE // 2
-    return line if len(line) <= _LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def _final(status: int, message: str, code: str) -> HttpError:

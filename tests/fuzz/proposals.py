@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.changes import read_json
+from fuzz.changes import read_document
 
 OUTSIDE = "../outside/canary.txt"
 """A file beside the input that nothing may read or write."""
@@ -35,7 +35,7 @@ def json_paths(content: Any, path: tuple[Any, ...] = ()) -> list[list[Any]]:
 
 def json_change(file: Path, name: str, rng: Random) -> dict[str, Any]:
     """Return a change of a value, a key or the type of something in the JSON ``file``, called ``name``."""
-    content = read_json(file)
+    content = read_document(file)
     path = rng.choice(json_paths(content))
     if path and rng.random() < 0.3:
         # all keys of the document's outer levels are as likely as those of long lists
@@ -121,9 +121,10 @@ def _bytes(name: str, at: int, remove: int, insert: bytes) -> dict[str, Any]:
     return {"kind": "bytes", "file": name, "at": at, "remove": remove, "insert": insert.hex()}
 
 
-def file_change(name: str, rng: Random) -> dict[str, Any]:
-    """Return a change that leaves something else where the file ``name`` was."""
-    to = f"{'../' * name.count('/')}{OUTSIDE}"
+def file_change(name: str, rng: Random, outside: bool = True) -> dict[str, Any]:
+    """Return a change that leaves something else where the file ``name`` was; ``outside``: possibly a link
+    out of the input, which is none of its own business where a user names the file."""
+    to = f"{'../' * name.count('/')}{OUTSIDE}" if outside else "/dev/zero"
     return rng.choice(
         (
             {"kind": "remove", "file": name},

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from fuzz.target import Target
-from fuzz.targets.bundles import Bundles
-from fuzz.targets.calibrations import Calibrations
-from fuzz.targets.clips import Clips
-from fuzz.targets.images import Images
-from fuzz.targets.jobs import Jobs
-from fuzz.targets.requests import Requests
+from fuzz.targets import bundles, calibrations, checkpoints, clips, engines, images, jobs, loras, requests
 
-_ALL: tuple[Target, ...] = (
-    Bundles(),
-    Images(),
-    Clips(),
-    Jobs(),
-    Calibrations(),
-    Requests(),
-)
-TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        *bundles.TARGETS,
+        *checkpoints.TARGETS,
+        *engines.TARGETS,
+        *loras.TARGETS,
+        *images.TARGETS,
+        *clips.TARGETS,
+        *jobs.TARGETS,
+        *calibrations.TARGETS,
+        *requests.TARGETS,
+    )
+}
 """The targets by name."""

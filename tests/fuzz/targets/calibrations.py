@@ -99,3 +99,6 @@ def _added(rng: Random) -> list[dict[str, Any]]:
     if rng.random() < 0.5:
         changes.append(_text(f"{name.rpartition('.')[0]}.txt", rng))
     return changes
+
+
+TARGETS = (Calibrations(),)

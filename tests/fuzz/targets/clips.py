@@ -134,3 +134,6 @@ def _read_inline(file: Path) -> None:
         message = str(error)
     if wrong := wrong_text(message):
         raise AssertionError(f"inline: {wrong}")
+
+
+TARGETS = (Clips(),)

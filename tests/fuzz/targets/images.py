@@ -88,3 +88,6 @@ def _read_inline(file: Path) -> None:
         message = str(error)
     if wrong := wrong_text(message) or ("a message of several lines" if "\n" in message else None):
         raise AssertionError(f"inline: {wrong}")
+
+
+TARGETS = (Images(),)

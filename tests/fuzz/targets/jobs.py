@@ -306,3 +306,6 @@ def _in_a_child(directory: Path, jobs: str, results: Path) -> None:
     status = call(make_application(), [str(argument) for argument in arguments], "controlnext")
     sys.stderr.flush()
     os._exit(status)
+
+
+TARGETS = (Jobs(),)

@@ -278,3 +278,6 @@ def _harmless(rng: Random) -> dict[str, Any]:
             {"kind": "json-remove", "file": f"{file}.body.json", "path": [key]},
         )
     )
+
+
+TARGETS = (Requests(),)
