@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,12 +13,11 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from controlnext.cli.app import call, make_application
-from fuzz import commands
+from fuzz.bulk_runs import check_ledger, contents, copied, run_jobs
 from fuzz.makers import MAKERS
 from fuzz.odd_files import odd_image
 from fuzz.proposals import OUTSIDE, VALUES, bytes_change, file_change, files_of, json_change
 from fuzz.target import Case, Expected, Refused, Target, digest
-from fuzz.verdict import wrong_text
 
 LINES, TABLE, WHICH = "jobs.jsonl", "jobs.parquet", "which.txt"
 LEDGER = "results/results.jsonl"
@@ -192,16 +190,16 @@ class Jobs(Target):
     def attempt(self, directory: Path, output: Path) -> str:
         """Do the jobs; return a digest of the image of the first."""
         results = output / "results"
-        shutil.copytree(directory / "results", results, symlinks=True, copy_function=_copied)
-        before = _contents(results)
+        shutil.copytree(directory / "results", results, symlinks=True, copy_function=copied)
+        before = contents(results)
         try:
-            _run(directory, directory / (directory / WHICH).read_text(), results)
+            run_jobs(directory, directory / (directory / WHICH).read_text(), results)
         except Refused:
-            if _contents(results) != before:
+            if contents(results) != before:
                 raise AssertionError("refused, and the results are others than before") from None
             shutil.rmtree(results)
             raise
-        _check_ledger(results)
+        check_ledger(results)
         image = results / "first.png"
         return digest(Image.open(image)) if image.exists() else "none"
 
@@ -220,65 +218,6 @@ def _put(name: str, rng: Random) -> dict[str, Any]:
             },
         )
     )
-
-
-def _copied(source: str, target: str) -> None:
-    """Copy a file; a pipe is made anew."""
-    if Path(source).is_fifo():
-        os.mkfifo(target)
-    elif Path(source).stat().st_size > 1 << 27:
-        # a hole
-        Path(target).touch()
-        os.truncate(target, Path(source).stat().st_size)
-    else:
-        shutil.copy(source, target)
-
-
-def _contents(directory: Path) -> dict[str, str]:
-    """Return what is in a directory, but for the lock."""
-    return {
-        str(path.relative_to(directory)): _content(path)
-        for path in sorted(directory.rglob("*"))
-        if path.name != ".lock" and not path.is_dir()
-    }
-
-
-def _content(path: Path) -> str:
-    if path.is_symlink():
-        return str(path.readlink())
-    small = path.is_file() and path.stat().st_size < 1 << 27
-    return hashlib.sha256(path.read_bytes()).hexdigest() if small else ""
-
-
-def _run(directory: Path, jobs: Path, results: Path) -> None:
-    """Run the command; that some jobs failed is no refusal."""
-    try:
-        commands.run(
-            *("batch", directory / "bundle", "--jobs", jobs, "--output", results, "--max-rows", 2),
-            *("--backend", "onnxruntime", "--device", "cpu", "--threads", 1),
-        )
-    except AssertionError as error:
-        said = str(error)
-        if (
-            not said.startswith("exit status 1")
-            or "Traceback" in said
-            or "error: " in said.split(" failed: ")[0]
-        ):
-            raise
-        if wrong := wrong_text(said[-3000:]):
-            raise AssertionError(wrong) from error
-
-
-def _check_ledger(results: Path) -> None:
-    """Raise :class:`AssertionError` unless every file of the ledger is there, and every error can be read."""
-    for line in (results / "results.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        error = record.get("error", "x")
-        if not isinstance(error, str) or not error or wrong_text(error):
-            raise AssertionError(f"the error of {record['id']!r} is {error!r}")
-        for name in record.get("files", ()):
-            if Path(name).name != name or not (results / name).is_file():
-                raise AssertionError(f"the ledger names {name!r}")
 
 
 def _write_lines(file: Path, jobs: Any) -> None:
