@@ -25,7 +25,7 @@ _BEGINNING = b'{"id":"'
 
 
 class _Record(TypedDict):
-    """What a record has; other keys are left out when it is read."""
+    """The keys of a record; others are left out when it is read."""
 
     id: str
     job: str
