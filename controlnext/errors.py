@@ -6,9 +6,31 @@ translates them, as the command line does into options.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+LONGEST = 3000
+"""Number of characters of the longest message; of a longer one the middle is left out."""
+_UNSEEN = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return a text of unknown origin in which control characters, marks that turn the direction of writing,
+    and halves of characters are written as escapes: none of them reaches a terminal or a log."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Return the same as :func:`visible` on one line."""
+    return visible(" ".join(text.splitlines()))
+
+
+def without_middle(text: str) -> str:
+    """Return a text, but for the middle of one that is longer than a message may be."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} [...] {text[-half:]}"
 
 
 class ControlNeXtError(Exception):
@@ -18,7 +40,7 @@ class ControlNeXtError(Exception):
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(without_middle(visible(message)))
         self.argument = argument
 
 
@@ -134,3 +156,9 @@ def is_hopeless(error: BaseException) -> bool:
     A built engine that does not fit one request may fit another.
     """
     return isinstance(error, (BundleError, MissingDependencyError)) and not isinstance(error, EngineError)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception says that something failed: an :class:`Exception`, or the panic of a
+    library written in Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from controlnext.errors import InputError
+from controlnext.regular import check_regular
 from controlnext.types import FloatArray
 
 Bands = tuple[Image.Image, ...]
@@ -48,7 +49,7 @@ def open_image(path: Path) -> Image.Image:
     Raises :class:`InputError` for a missing or damaged file.
     """
     try:
-        with Image.open(path) as image, _unmapped(image):
+        with Image.open(check_regular(path)) as image, _unmapped(image):
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class

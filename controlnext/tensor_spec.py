@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from controlnext.errors import InputError
+from controlnext.errors import BundleError, InputError
 
 Dim = int | str
 """A fixed size, a symbol (``"batch"``) or a multiple of one (``"8*height"``)."""
@@ -204,6 +204,43 @@ def bind(
                 f"{graph}: {name} has batch {size}; give 1 or the batch of the other inputs, {sizes['batch']}"
             )
     return sizes
+
+
+def check_outputs(
+    specs: Sequence[TensorSpec],
+    outputs: Mapping[str, np.ndarray],
+    graph: str,
+    inputs: Sequence[TensorSpec],
+    feed: Mapping[str, np.ndarray],
+) -> None:
+    """Raise :class:`~controlnext.errors.BundleError` for the first output that is not as its spec says, for
+    ``inputs`` that were fed ``feed``."""
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        if spec.name in feed:
+            for size, dim in zip(feed[spec.name].shape, spec.shape, strict=True):
+                factor, symbol = split_dim(dim) if isinstance(dim, str) else (1, "")
+                sizes.setdefault(symbol, size // factor)
+    for spec in specs:
+        array = outputs[spec.name]
+        # a product's factors may be those of patches, which no input has
+        wanted = [None if split_dim(str(dim))[1] in PRODUCTS else _size(dim, sizes) for dim in spec.shape]
+        fits = array.ndim == len(wanted) and all(
+            expected in (None, size) for size, expected in zip(array.shape, wanted, strict=True)
+        )
+        if array.dtype != spec.dtype or not fits:
+            raise BundleError(
+                f"{graph} gave {spec.name} as {array.dtype} {_text(array.shape)}, but the manifest says"
+                f" {spec.dtype} {_text(spec.shape)}: the graph is not the one that it was written for; export"
+                " the bundle again",
+                argument="bundle",
+            )
+
+
+def _size(dim: Dim, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of ``dim``, or None where it is not known."""
+    known = isinstance(dim, int) or split_dim(dim)[1] in sizes
+    return evaluate_dim(dim, sizes) if known else None
 
 
 def _text(shape: Sequence[Dim]) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 import msgspec
 
 from controlnext.bundle.files import sha256
+from controlnext.bundle.names import check_inside
 from controlnext.bundle.renames import put_directory
 from controlnext.bundle.scratch import remove_abandoned, scratch_directory
+from controlnext.errors import BundleError
 
 CHECKSUMS = "checksums.json"
 _LARGE = 1 << 26
@@ -49,14 +51,22 @@ def find_damage(directory: Path) -> str:
     gigabyte.
     """
     try:
+        check_inside(directory, directory / CHECKSUMS)
         wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
+        there = {path.name for path in directory.iterdir()} - {CHECKSUMS}
+        if others := sorted(wanted.keys() ^ there):
+            return f"{', '.join(others)}: not both listed and there"
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, BundleError) as error:
         return str(error)
     return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 
 
 def _is_same(path: Path, entry: _Entry) -> bool:
+    # a pipe would never end
+    if not path.is_file():
+        return False
+    check_inside(path.parent, path)
     return (entry.stamp is not None and _stamp(path) == entry.stamp) or sha256(path) == entry.sha256
 
 

@@ -100,6 +100,8 @@ class Engine(Closeable):
                 outputs = self._run(feed, replaced)
             else:
                 outputs = self._run_cached(feed, replaced, kind)
+            specs = self.outputs + (self.features if kind is StepKind.FULL else ())
+            tensor_spec.check_outputs(specs, outputs, self.graph_name, self.inputs, feed)
             self._latest[shallow] = weakref.ref(bound)
         return outputs
 

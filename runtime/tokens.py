@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from controlnext.bundle.format import check_file
+import msgspec
+
+from controlnext.bundle.format import check_file, read_text
 from controlnext.bundle.manifest import Manifest
+from controlnext.errors import BundleError, is_failure
 from controlnext.families import get_family
 
 if TYPE_CHECKING:
@@ -46,11 +50,16 @@ class PromptTokenizer:
     ``<toy>_2``, ...): the vectors of one textual inversion.
     """
 
-    def __init__(self, content: str, multi_vector: bool) -> None:
+    def __init__(self, content: str, multi_vector: bool, path: str | Path = "tokenizer.json") -> None:
+        """Read the ``content`` of the file ``path``. Raises :class:`BundleError` for one that the library
+        does not read, and for one that does not truncate and pad prompts to one length."""
         # loading the library takes as long as the rest of the runtime, and not every bundle needs it
         from tokenizers import Tokenizer
 
-        self._tokenizer: Tokenizer = Tokenizer.from_str(content)
+        self._path = path
+        with self._failures():
+            _check_lengths(content)
+            self._tokenizer: Tokenizer = Tokenizer.from_str(content)
         added = dict(sorted(self._tokenizer.get_added_tokens_decoder().items())).values()
         self._vectors = _vectors([token.content for token in added]) if multi_vector else {}
         further = {vector for vectors in self._vectors.values() for vector in vectors[1:]}
@@ -61,8 +70,23 @@ class PromptTokenizer:
 
     def __call__(self, prompts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each prompt."""
-        texts = [self._with_all_vectors(prompt) for prompt in prompts]
-        return [Tokens(*pair) for pair in zip(texts, self._tokenizer.encode_batch(texts), strict=True)]
+        with self._failures():
+            texts = [self._with_all_vectors(prompt) for prompt in prompts]
+            encoded = self._tokenizer.encode_batch(texts)
+            if len({len(one.ids) for one in encoded}) > 1:
+                raise ValueError("it makes prompts of different lengths")
+        return [Tokens(*pair) for pair in zip(texts, encoded, strict=True)]
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise BundleError(
+                f"{self._path} holds no usable tokenizer: {error}; export the bundle again", argument="bundle"
+            ) from error
 
     def _with_all_vectors(self, prompt: str) -> str:
         """Return ``prompt`` with the further vectors behind each token that has some.
@@ -79,6 +103,43 @@ class PromptTokenizer:
             if token in self._vectors:
                 prompt = prompt.replace(token, " ".join(self._vectors[token]))
         return prompt
+
+
+_LONGEST = 1 << 16
+"""Number of tokens of the longest prompt; the library reserves memory for what a file says."""
+
+
+def _check_lengths(content: str) -> None:
+    """Raise :class:`ValueError` unless a ``tokenizer.json`` truncates and pads to the same length."""
+    read = msgspec.json.decode(content, type=_Lengths)
+    most, padded = read.truncation.max_length, read.padding.strategy.Fixed
+    further = read.truncation.stride, read.padding.pad_to_multiple_of or 0
+    if not 0 < most == padded <= _LONGEST or max(further) > _LONGEST:
+        raise ValueError(
+            f"it truncates prompts to {most} tokens and pads them to {padded} (accepted: the same number, at"
+            f" most {_LONGEST})"
+        )
+
+
+class _Fixed(msgspec.Struct):
+    Fixed: int
+
+
+class _Padding(msgspec.Struct):
+    strategy: _Fixed
+    pad_to_multiple_of: int | None = None
+
+
+class _Truncation(msgspec.Struct):
+    max_length: int
+    stride: int = 0
+
+
+class _Lengths(msgspec.Struct):
+    """What a ``tokenizer.json`` says about the length of prompts."""
+
+    truncation: _Truncation
+    padding: _Padding
 
 
 def _vectors(added: Sequence[str]) -> Mapping[str, Sequence[str]]:
@@ -103,4 +164,4 @@ def prompt_tokenizer(bundle: Path, manifest: Manifest, graph_name: str) -> Promp
     family = get_family(manifest.family)
     network = family.networks[manifest.graphs[graph_name].network]
     file = check_file(bundle, manifest, f"{network.tokenizer}/tokenizer.json")
-    return PromptTokenizer(file.read_text(encoding="utf-8"), family.multi_vector_tokens)
+    return PromptTokenizer(read_text(file), family.multi_vector_tokens, file)

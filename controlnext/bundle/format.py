@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.manifest import FileEntry, Manifest
@@ -50,8 +52,8 @@ def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
     size = path.stat().st_size
     if size != entry.bytes:
         raise BundleError(
-            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}): truncated;"
-            " copy the bundle again"
+            f"{path} has {size} bytes, the manifest says {entry.bytes} (sha256 {entry.sha256}):"
+            f" {'truncated' if size < entry.bytes else 'it is another file'}; copy the bundle again"
         )
     return path
 
@@ -66,6 +68,25 @@ def check_file(bundle: Path, manifest: Manifest, name: str) -> Path:
             " copy the bundle again"
         )
     return path
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a bundle's file. Raises :class:`BundleError` unless it is UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not text in UTF-8: {error}; export the bundle again") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a bundle's file. Raises :class:`BundleError` for any other content."""
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not readable JSON: {error}; export the bundle again") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} is not a JSON object; export the bundle again")
+    return content
 
 
 def graph_files(manifest: Manifest, graph: str) -> dict[str, FileEntry]:

@@ -20,7 +20,7 @@ from controlnext.cli.run import run
 from controlnext.cli.serve import serve
 from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
-from controlnext.errors import ControlNeXtError, InputError
+from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
 
 FAILED, BAD_INPUT = 1, 2
@@ -89,6 +89,5 @@ def _describe(
 
 
 def _fail(message: str, status: int) -> int:
-    line = " ".join(message.splitlines())
-    print(f"controlnext: error: {line}", file=sys.stderr)
+    print(f"controlnext: error: {one_line(message)}", file=sys.stderr)
     return status

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import typer
 
-from controlnext.errors import ControlNeXtError, EngineError
+from controlnext.errors import ControlNeXtError, EngineError, visible
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -105,10 +105,10 @@ class OptionFormatter(logging.Formatter):
         A record with ``extra=AS_WRITTEN`` keeps its names.
         """
         if AS_WRITTEN.items() <= vars(record).items():
-            return super().format(record)
+            return visible(super().format(record))
         if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(
                 self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
             )
-        return self._names.translate(super().format(record))
+        return visible(self._names.translate(super().format(record)))

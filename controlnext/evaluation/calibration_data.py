@@ -16,6 +16,7 @@ from controlnext.errors import InputError
 from controlnext.evaluation.inputs import default_run, run_arguments
 from controlnext.families import get_family
 from controlnext.image_input import IMAGE_SUFFIXES
+from controlnext.regular import check_regular
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.media.image_files import read_image
@@ -85,7 +86,17 @@ def read_examples(directory: Path) -> list[Example]:
         raise InputError(
             f"calibration {directory}: no prompt for {missing[:5]}; add a .txt file of the same name for each"
         )
-    return [Example(p.with_suffix(".txt").read_text("utf-8").strip(), read_image(p)) for p in images]
+    return [Example(_prompt(p.with_suffix(".txt")), read_image(p)) for p in images]
+
+
+def _prompt(file: Path) -> str:
+    try:
+        return check_regular(file).read_text("utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(
+            f"calibration: cannot read the prompt in {file}: {reason}; give a text file of UTF-8"
+        ) from error
 
 
 def run_trajectories(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from controlnext.bundle.format import read_json
 from controlnext.bundle.manifest import Graph, Manifest
 from controlnext.engines.tensorrt.store import Profile
 from controlnext.evaluation.random_lora import NAME, random_inputs
@@ -243,7 +243,7 @@ def _tokens(family: Family) -> int:
 
 
 def _timesteps(bundle: Path, family: Family) -> np.ndarray:
-    scheduler = json.loads((bundle / "scheduler" / "scheduler_config.json").read_text())
+    scheduler = read_json(bundle / "scheduler" / "scheduler_config.json")
     return make_sampler(family.default_sampler, scheduler, 10).timesteps
 
 

@@ -38,7 +38,7 @@ def _loaded(directory: Path, name: str, longest: int) -> Any:
     """Load a tokenizer as a stock pipeline's ``from_pretrained`` does. A pipeline needs the length of
     prompts: it is ``longest`` if the directory has none, or a larger one."""
     index = directory / "model_index.json"
-    entry = json.loads(index.read_text(encoding="utf-8")).get(name) if index.is_file() else None
+    entry = json.loads(index.read_text(encoding="utf-8-sig")).get(name) if index.is_file() else None
     cls = getattr(transformers, entry[1]) if entry and entry[1] else transformers.AutoTokenizer
     tokenizer = cls.from_pretrained(directory / name, local_files_only=True)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)

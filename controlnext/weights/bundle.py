@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from controlnext.bundle.format import MODEL, check_file
+from controlnext.bundle.format import MODEL, check_file, read_json, read_text
 from controlnext.bundle.manifest import ImagePrompt, Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, CheckpointError
@@ -25,7 +25,6 @@ from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
 from controlnext.weights.control import empty_control
 from controlnext.weights.graphs import read_graph
 from controlnext.weights.ip_adapter import AdapterWeights, adapter_spec
-from controlnext.weights.json_files import read_json
 from controlnext.weights.lazy import LazyTensor, LazyTensors
 from controlnext.weights.networks import Shape, canonical, empty_module, match, shapes_of
 from controlnext.weights.shipped import SCHEDULER
@@ -61,7 +60,7 @@ def bundle_checkpoint(bundle: Path) -> Checkpoint:
         family=family,
         variant=family.variant(manifest.variant),
         networks=networks,
-        tokenizers={name: (bundle / name / "tokenizer.json").read_text("utf-8") for name in tokenizers},
+        tokenizers={name: read_text(bundle / name / "tokenizer.json") for name in tokenizers},
         scheduler=read_json(bundle / SCHEDULER),
         options=manifest.options,
         sources=manifest.sources,

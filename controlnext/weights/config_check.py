@@ -17,7 +17,7 @@ from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.families.values import did_you_mean, in_words, is_integer, takes
 from controlnext.weights.config_keys import MOST, MOST_OF_KEYS, NETWORKS, OF_NETWORKS
-from controlnext.weights.config_rules import Rules
+from controlnext.weights.config_rules import Rules, with_numbers
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def check_network(
     """
     if network.cls not in NETWORKS:
         return
+    config = with_numbers(network.cls, config)
     what = f"{checkpoint}: its {network.folder}" if checkpoint else f"its {network.folder}"
     rules = NETWORKS[network.cls]
     if network.library == "diffusers":

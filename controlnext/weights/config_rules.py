@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from controlnext.families.values import is_integer
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -50,6 +52,27 @@ def blocks(*names: str) -> Rule:
 def keys(rule: Rule, *names: str) -> Rules:
     """Return the same ``rule`` for every one of ``names``."""
     return dict.fromkeys(names, rule)
+
+
+def alone(value: Any) -> Any:
+    """Return the number that a list has in every place; everything else as it is.
+
+    diffusers takes ``[64, 64]`` for a size, and a list with the width of each block, where one number says
+    the same.
+    """
+    same = isinstance(value, list | tuple) and value and all(one == value[0] for one in value)
+    return value[0] if same and is_integer(value[0]) else value
+
+
+LISTED = frozenset({"UNet2DConditionModel", "UNetSpatioTemporalConditionModel"})
+"""The classes whose ``sample_size`` and ``cross_attention_dim`` may be lists of one number."""
+
+
+def with_numbers(cls: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a network of class ``cls`` with numbers for lists of one number
+    (:func:`alone`)."""
+    listed = {"sample_size", "cross_attention_dim"} if cls in LISTED else ()
+    return {key: alone(value) if key in listed else value for key, value in config.items()}
 
 
 TRACED = Rule("supported", "built into the network that is traced")

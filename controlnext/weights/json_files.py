@@ -10,13 +10,17 @@ from controlnext.errors import CheckpointError
 from controlnext.weights.lazy import first_line
 
 INDEX = "model_index.json"
+_LARGEST = 1 << 28
+"""Bytes of the largest configuration or vocabulary; the largest published ones have a tenth."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises :class:`CheckpointError` if the file is missing, damaged or not an
     object."""
+    check_plain(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # some editors begin a file with a byte order mark
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; get the directory again") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -26,6 +30,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object; get the file again")
     return content
+
+
+def check_plain(path: Path) -> None:
+    """Raise :class:`CheckpointError` for what is there in place of a configuration and cannot be read as a
+    whole: a pipe, a device, a file larger than any."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file; get the directory again")
+    if path.is_file() and path.stat().st_size > _LARGEST:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than {_LARGEST}; get it again")
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

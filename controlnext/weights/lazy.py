@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, is_failure
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of files with weights, in upper or lower case; all but the first are pickles."""
@@ -45,7 +46,8 @@ class LazyTensor:
 class LazyTensors(Mapping[str, Tensor]):
     """Tensors by state-dict name. Each access reads the tensor again, so that no two are in memory together.
 
-    Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity.
+    Raises :class:`CheckpointError` on access to a tensor that holds NaN or infinity, or other numbers than
+    floating-point ones.
     """
 
     def __init__(self, entries: Mapping[str, LazyTensor], origin: str) -> None:
@@ -54,6 +56,11 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._entries[name].read()
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{self._origin}: tensor {name} is of type {str(tensor.dtype).removeprefix('torch.')};"
+                " weights are floating-point numbers; get an undamaged copy of them"
+            )
         if not is_finite(tensor):
             raise CheckpointError(not_finite(self._origin, name))
         return tensor
@@ -89,6 +96,11 @@ def is_safetensors(name: str) -> bool:
     return name.lower().endswith(SUFFIXES[0])
 
 
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file; give a file of weights")
+
+
 def read_file(path: Path) -> dict[str, LazyTensor]:
     """Read the tensors of a ``.safetensors`` file, or of a pickle that can be read without running code.
 
@@ -97,6 +109,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 
     Raises :class:`CheckpointError` for any other file and for a damaged one.
     """
+    _check_regular(path)
     if is_safetensors(path.name):
         return _unwrapped(_SafetensorsFile(path).tensors())
     if is_weight_file(path.name):
@@ -122,14 +135,22 @@ class _SafetensorsFile:
         self._read_bytes = 0
 
     def tensors(self) -> dict[str, LazyTensor]:
-        names = self._handle.keys()
-        shapes = {name: tuple(self._handle.get_slice(name).get_shape()) for name in names}
+        with self._failures():
+            names = self._handle.keys()
+            shapes = {name: tuple(self._handle.get_slice(name).get_shape()) for name in names}
         return {name: LazyTensor(shape, partial(self._read, name)) for name, shape in shapes.items()}
 
     def _open(self) -> Any:
-        try:
+        with self._failures():
             return safe_open(str(self._path), "pt")
-        except (SafetensorError, OSError) as error:
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:  # of the library's own class, of torch's, or a panic
+            if not is_failure(error):
+                raise
             raise CheckpointError(
                 f"{self._path} is not a readable .safetensors file: {first_line(error)}; get the file again"
             ) from error
@@ -137,7 +158,8 @@ class _SafetensorsFile:
     def _read(self, name: str) -> Tensor:
         if self._read_bytes > _REOPEN_AFTER:
             self._handle, self._read_bytes = self._open(), 0
-        tensor: Tensor = self._handle.get_tensor(name)
+        with self._failures():
+            tensor: Tensor = self._handle.get_tensor(name)
         self._read_bytes += tensor.nbytes
         return tensor
 
@@ -145,6 +167,7 @@ class _SafetensorsFile:
 def read_content(path: Path) -> Any:
     """Read the whole content of a small weight file: tensors by name, or what a pickle holds that can be read
     without running code. Raises :class:`CheckpointError` as :func:`read_file` does."""
+    _check_regular(path)
     if not is_weight_file(path.name) or is_safetensors(path.name):
         return {name: tensor.read() for name, tensor in read_file(path).items()}
     return _unpickled(path)
@@ -176,6 +199,6 @@ def _is_named_tensor(entry: tuple[object, object]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that has text, or the error's type if there is none."""
     return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__

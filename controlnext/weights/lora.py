@@ -128,7 +128,7 @@ def _settings(file: Path) -> dict[str, Any]:
         text = (opened.metadata() or {}).get(METADATA, "{}")
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file}: its {METADATA} is damaged; get it again") from error
 
 

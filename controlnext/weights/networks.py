@@ -18,6 +18,7 @@ from controlnext.families import Network
 from controlnext.families.graph_spec import CLASS
 from controlnext.lora_names import listing
 from controlnext.weights.config_check import check_network
+from controlnext.weights.config_rules import with_numbers
 from controlnext.weights.lazy import LazyTensor, first_line
 
 Shape = tuple[int, ...]
@@ -67,6 +68,7 @@ def complete_config(network: Network, config: Mapping[str, Any], warn: bool = Fa
     ``warn`` of unknown keys if that was not done before. Raises :class:`CheckpointError` for a configuration
     of another class or family, and for settings that the network's graphs do not support.
     """
+    config = with_numbers(network.cls, config)
     cls = config.get(CLASS, network.cls)
     if cls != network.cls:
         raise CheckpointError(f"its {network.folder} is {cls}, expected {network.cls}")

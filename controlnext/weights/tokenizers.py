@@ -17,10 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
 from controlnext.bundle.scratch import temporary_directory
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, is_failure
 from controlnext.families import Network
 from controlnext.optional import is_installed, not_installed
-from controlnext.weights.json_files import INDEX, read_json_if_there
+from controlnext.weights.json_files import INDEX, check_plain, read_json_if_there
 from controlnext.weights.lazy import first_line
 from controlnext.weights.tokenizer_config import asked_ids, check_tokenizer_config, class_of
 
@@ -51,6 +51,9 @@ def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any])
     """
     _check_encoder(directory, config)
     _check_readable(directory)
+    for path in directory.iterdir():
+        if not path.is_dir():
+            check_plain(path)
     files = {name: read_json_if_there(directory / name) for name in _FILES}
     unknown = check_tokenizer_config(directory, files[_CONFIG])
     cls = class_of(directory, _named_class(directory, files[_CONFIG]))
@@ -62,7 +65,9 @@ def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any])
         _check_ids(directory, tokenizer, content, length)
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged tokenizer can raise anything
+    except BaseException as error:  # a damaged tokenizer can raise anything
+        if not is_failure(error):
+            raise
         raise CheckpointError(
             f"{directory} holds no usable tokenizer: {first_line(error)}; get the directory again"
         ) from error

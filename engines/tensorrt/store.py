@@ -17,6 +17,7 @@ import msgspec
 
 from controlnext.bundle.format import DATA, ENGINES, model_file
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.names import check_inside
 from controlnext.bundle.scratch import remove_abandoned
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
@@ -25,6 +26,8 @@ ENGINE = "model.engine"
 ENTRY = "entry.json"
 PORTABLE = "portable"
 """Hardware of an engine for every GPU that its library builds for by default."""
+
+_UNREADABLE = (OSError, ValueError, RecursionError, BundleError)
 
 Profile = dict[str, list[list[int]]]
 """The smallest, the usual and the largest shape of each input."""
@@ -147,7 +150,7 @@ def kept_engine(place: Path, key: Key) -> StoredEngine | None:
     """Return the engine in directory ``place`` if it has exactly this key and is not damaged."""
     try:
         entry = _read_entry(place)
-    except (OSError, ValueError, msgspec.DecodeError):
+    except _UNREADABLE:
         return None
     return (
         StoredEngine(place / ENGINE, entry) if entry.key == key and artifact_cache.is_intact(place) else None
@@ -160,7 +163,7 @@ def _entries(bundle: Path, graph_name: str, backend: str) -> dict[Path, Entry]:
     for place in _places(bundle, graph_name, backend):
         try:
             entries[place] = _read_entry(place)
-        except (OSError, ValueError, msgspec.DecodeError) as error:
+        except _UNREADABLE as error:
             problem = f"the engine in {place} is damaged: {ENTRY}: {error}"
             raise EngineError(problem, bundle, {"backend": backend}, argument="backend") from error
     return dict(sorted(entries.items(), key=lambda item: (_breadth(item[1]), item[0])))
@@ -179,6 +182,11 @@ def _breadth(entry: Entry) -> float:
 
 
 def _read_entry(place: Path) -> Entry:
+    """Read the entry of an engine; raise one of :data:`_UNREADABLE` for a damaged one."""
+    if not (place / ENTRY).is_file():
+        # a pipe would never end
+        raise FileNotFoundError(f"{ENTRY} is no file")
+    check_inside(place, place / ENTRY)
     return msgspec.json.decode((place / ENTRY).read_bytes(), type=Entry)
 
 

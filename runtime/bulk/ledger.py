@@ -6,13 +6,14 @@ import errno
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 from filelock import FileLock
 
 from controlnext.errors import InputError, WorkError
+from controlnext.regular import check_regular
 
 LEDGER = "results.jsonl"
 
@@ -21,6 +22,21 @@ Record = dict[str, Any]
 ``seconds``, ``backend`` and ``checksum`` (the SHA-256 of each file) or ``error``. With both it is the record
 of an earlier result that stays, and the reason for which it could not be replaced."""
 _BEGINNING = b'{"id":"'
+
+
+class _Record(TypedDict):
+    """The keys of a record; others are left out when it is read."""
+
+    id: str
+    job: str
+    files: NotRequired[list[str]]
+    seed: NotRequired[int]
+    seconds: NotRequired[float]
+    backend: NotRequired[str]
+    checksum: NotRequired[list[str]]
+    error: NotRequired[str]
+
+
 NO_JOB = ""
 """In place of :attr:`Job.digest`: what is left of a result, which no job takes for its own."""
 
@@ -67,16 +83,17 @@ class Ledger:
 def record_in(line: bytes) -> Record | None:
     """Return the record in a line; None for a line that has none, or was not written whole."""
     try:
-        record = msgspec.json.decode(line)
+        record = msgspec.json.decode(line, type=_Record)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    named = isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("id", "job"))
-    return record if named and {"error", "files"} & {*record} else None
+    names, checksums = record.get("files", []), record.get("checksum")
+    right = all(map(_names_result, names)) and (checksums is None or len(checksums) == len(names))
+    return {**record} if right and {"error", "files"} & {*record} else None
 
 
 def check_ledger(path: Path) -> None:
     """Raise :class:`InputError` for a file that is no ledger: it would be replaced."""
-    *whole, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *whole, last = check_regular(path).read_bytes().split(b"\n") if path.exists() else [b""]
     # the last line is not whole where the process that wrote it was killed, or the machine went down
     torn = not _is_json(last) and (whole or last.startswith(_BEGINNING) or _BEGINNING.startswith(last))
     lines = [*whole, *([] if torn else [last])]
@@ -84,6 +101,11 @@ def check_ledger(path: Path) -> None:
         raise InputError(
             f"{path} is not the ledger of a bulk run; move it, or give another directory", argument="output"
         )
+
+
+def _names_result(name: str) -> bool:
+    """Return whether a name may be that of a file of a job: of that directory, and not hidden."""
+    return PurePath(name).name == name and not name.startswith(".") and name.isprintable() and name != ""
 
 
 def _is_json(line: bytes) -> bool:

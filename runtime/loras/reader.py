@@ -170,7 +170,7 @@ def _fits(layer: LoraLayer, first: tuple[int, ...], second: tuple[int, ...]) -> 
 def _settings(file: Path, found: TensorFile) -> dict[str, Any]:
     try:
         return msgspec.json.decode(found.metadata.get(METADATA, "{}"), type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CheckpointError(f"{file}: its {METADATA} is damaged; get it again") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 
 from controlnext.errors import CheckpointError
+from controlnext.regular import check_regular
 from controlnext.types import FloatArray
 
 SUFFIX = ".safetensors"
@@ -23,6 +25,8 @@ _TYPES: Mapping[str, np.dtype[Any]] = {
 }
 _LENGTH = 8
 """Bytes of the number, in front of the file, that says how long the header is."""
+_LONGEST = 100_000_000
+"""Bytes of the longest header, as in the library safetensors."""
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -47,18 +51,26 @@ def read_tensors(path: Path) -> TensorFile:
     Raises :class:`CheckpointError` for a file that is missing or damaged, and for other types.
     """
     try:
-        content = path.read_bytes()
+        content = _mapped(path)
         length = int.from_bytes(content[:_LENGTH], "little")
+        if length > _LONGEST:
+            raise ValueError(f"its header has {length} bytes, more than {_LONGEST}")
         header = msgspec.json.decode(content[_LENGTH : _LENGTH + length], type=dict[str, Any])
         metadata = msgspec.convert(header.pop("__metadata__", {}), dict[str, str])
         entries = msgspec.convert(header, dict[str, _Tensor])
         data = memoryview(content)[_LENGTH + length :]
         tensors = {name: _array(path, name, entry, data) for name, entry in entries.items()}
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, RecursionError, OverflowError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a readable {SUFFIX} file: {error}; get the file again"
         ) from error
     return TensorFile(tensors, metadata)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """Map a file to memory: what the header does not name is not read."""
+    with check_regular(path).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _array(path: Path, name: str, entry: _Tensor, data: memoryview) -> FloatArray:

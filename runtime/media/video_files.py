@@ -21,6 +21,7 @@ from controlnext.closeable import Closeable
 from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.optional import extra
+from controlnext.regular import check_regular
 from controlnext.runtime.media.image_files import Change, read_image
 
 DEFAULT_FPS = Fraction(7)
@@ -207,7 +208,7 @@ def _decode(
     paths: list[Path] = []
     try:
         # an open file: FFmpeg takes a name with a colon for an address
-        with path.open("rb") as file, av.open(file, metadata_errors="replace") as video:
+        with check_regular(path).open("rb") as file, av.open(file, metadata_errors="replace") as video:
             streams = video.streams.video
             if streams and max_pixels is not None:
                 # the decoder checks it before it makes room for a frame

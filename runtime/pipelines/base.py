@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
+from controlnext.bundle.format import read_json
 from controlnext.engines import BoundEngine
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
@@ -51,7 +51,7 @@ class Pipeline(LatentDecoder):
         self.controls = Controls(self.inputs, self.family.variant(bundle.manifest.variant))
         self._config = bundle.manifest.configs[self.family.denoiser]
         self._sizes: set[Size] = set()
-        self._scheduler = json.loads(bundle.file("scheduler/scheduler_config.json").read_text())
+        self._scheduler = read_json(bundle.file("scheduler/scheduler_config.json"))
         self._loras = Loras(bundle.manifest)
 
     @classmethod

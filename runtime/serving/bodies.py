@@ -152,7 +152,7 @@ def _parsed(text: str) -> Any:
     """Return a list that is written as JSON, other text as it is."""
     try:
         return json.loads(text) if text.startswith("[") else text
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

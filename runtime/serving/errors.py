@@ -16,6 +16,8 @@ from controlnext.errors import (
     StoppingError,
     UnknownModelError,
     is_mistake,
+    one_line,
+    without_middle,
 )
 from controlnext.families.values import did_you_mean
 
@@ -57,8 +59,10 @@ class HttpError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        message = without_middle(one_line(message))
         super().__init__(message)
         self.status, self.headers = status, headers
+        param = param and shortened(one_line(param))
         self.fields = {"message": message, "type": kind, "param": param, "code": code}
 
     @property

@@ -17,7 +17,7 @@ def _decoded(value: Any) -> Any:
         return value
     try:
         return msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         raise ValueError('give a JSON object such as {"style": 0.8}') from None
 
 

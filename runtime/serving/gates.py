@@ -18,6 +18,10 @@ KEYED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a key: probes and the page have none to send."""
 
 
+_MOST_DIGITS = 20
+"""Digits of the largest length that a server takes for one."""
+
+
 class Routes:
     """An ASGI middleware that tells the log which of ``routes`` a request is for, should a gate refuse it."""
 
@@ -92,7 +96,8 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self._most:
+        # longer numbers are not even read
+        if length.isdecimal() and (len(length) > _MOST_DIGITS or int(length) > self._most):
             await send_refusal(send, self._refusal())
             return
         read = 0

@@ -6,6 +6,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from controlnext.errors import visible
+
 PREFIX = "controlnext: "
 """The start of the lines of the command line, which JSON does not need."""
 
@@ -41,7 +43,7 @@ class TimedFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line: the time in UTC, then what the other formatter makes of it."""
-        return f"{_time(record)} {self._inner.format(record)}"
+        return f"{_time(record)} {visible(self._inner.format(record))}"
 
 
 class JsonFormatter(logging.Formatter):

@@ -126,6 +126,17 @@ def test_warnings_and_errors_of_a_command_name_options() -> None:
     assert done.returncode == 2
 
 
+def test_signs_that_would_change_a_terminal_are_written_out(
+    names: OptionNames, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In errors and in what is logged: names of files may have any."""
+    odd = tmp_path / "\x1b[31m\nred"
+    assert call(make_application(), ["inspect", str(odd)], "controlnext") == 2
+    assert "/\\x1b[31m red" in capsys.readouterr().err
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "job %s", ("a\x07\u202eb",), None)
+    assert OptionFormatter(names, "%(message)s").format(record) == r"job a\x07\u202eb"
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

@@ -77,3 +77,23 @@ def test_threads_that_store_at_once_leave_one_whole_result(
     assert artifact_cache.is_intact(folder)
     assert (folder / "a").read_text() == (folder / "b").read_text() != "old"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_is_not_listed_or_not_there_is_damage(kept: Path) -> None:
+    """A file that the list leaves out would be read unchecked."""
+    (kept / "further.bin").touch()
+    assert "further.bin: not both listed and there" in artifact_cache.find_damage(kept)
+    (kept / "further.bin").unlink()
+    assert not artifact_cache.find_damage(kept)
+    (kept / artifact_cache.CHECKSUMS).write_text('{"../outside": {"sha256": "", "stamp": null}}')
+    assert "../outside" in artifact_cache.find_damage(kept)
+
+
+def test_neither_a_link_out_nor_a_pipe_is_read(kept: Path) -> None:
+    file = next(path for path in kept.iterdir() if path.name != artifact_cache.CHECKSUMS)
+    file.rename(kept.parent / "moved")
+    file.symlink_to(kept.parent / "moved")
+    assert "is a link to" in artifact_cache.find_damage(kept)
+    file.unlink()
+    os.mkfifo(file)
+    assert file.name in artifact_cache.find_damage(kept)

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,9 @@ OUTCOME, STDERR, STDOUT = "outcome.json", "stderr.txt", "stdout.txt"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn"}
 _HARMLESS = {"uname", "lscpu"}
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "shutil.rmtree"}
+_CHANGES = dict.fromkeys(("os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"), slice(1))
+_CHANGES |= {"os.rename": slice(2), "os.link": slice(2), "os.symlink": slice(1, 2)}
+"""Events that change directories, and which of their arguments are names there."""
 
 
 class Outcome(msgspec.Struct):
@@ -81,7 +84,7 @@ def _child(target: Target, folder: Path) -> NoReturn:
         os.setsid()
         _redirect(folder)
         _limit(target)
-        seen = _watch(folder)
+        seen = _watch(folder, reads_anywhere=target.reads_anywhere)
         outcome = _outcome(target, folder)
         outcome.trespasses = list(dict.fromkeys(seen))
         (folder / OUTCOME).write_bytes(msgspec.json.encode(outcome))
@@ -102,6 +105,8 @@ def _redirect(folder: Path) -> None:
     for name in ("tmp", "home", "output"):
         (folder / name).mkdir()
     os.environ.update(TMPDIR=str(folder / "tmp"), HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
+    # it was found out before, of the parent
+    tempfile.tempdir = None
     sys.dont_write_bytecode = True
     os.chdir(folder / "output")
 
@@ -117,7 +122,7 @@ def _limit(target: Target) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _watch(folder: Path) -> list[str]:
+def _watch(folder: Path, *, reads_anywhere: bool) -> list[str]:
     """Return a list to which is added whatever the process does outside of its directory."""
     seen: list[str] = []
     allowed = [str(folder / name) for name in ("input", "output", "tmp", "home")]
@@ -129,13 +134,21 @@ def _watch(folder: Path) -> list[str]:
         real = os.path.realpath(os.fsdecode(path))
         return any(real.startswith(start) for start in allowed)
 
+    def entry_inside(path: Any) -> bool:
+        """Return whether a name is in an allowed directory, wherever it leads if it is a link."""
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return True
+        entry = Path(os.fsdecode(path))
+        real = str(entry.parent.resolve() / entry.name)
+        return any(real.startswith(start) for start in allowed)
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
             canary = isinstance(path, (str, bytes)) and "canary" in os.path.realpath(os.fsdecode(path))
-            if canary or ((flags or 0) & _WRITES and not inside(path)):
+            if (canary and not reads_anywhere) or ((flags or 0) & _WRITES and not inside(path)):
                 seen.append(f"opened {path!r}")
-        elif event in _CHANGES and not all(inside(path) for path in arguments[:2]):
+        elif event in _CHANGES and not all(map(entry_inside, arguments[_CHANGES[event]])):
             seen.append(f"{event} {arguments[:2]!r}")
         elif event in _PROGRAMS and arguments[0] not in _HARMLESS:
             seen.append(f"{event} {arguments[0]!r}")

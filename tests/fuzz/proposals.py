@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from fuzz.changes import read_document
 
 OUTSIDE = "../outside/canary.txt"
 """A file beside the input that nothing may read or write."""
@@ -34,7 +35,7 @@ def json_paths(content: Any, path: tuple[Any, ...] = ()) -> list[list[Any]]:
 
 def json_change(file: Path, name: str, rng: Random) -> dict[str, Any]:
     """Return a change of a value, a key or the type of something in the JSON ``file``, called ``name``."""
-    content = json.loads(file.read_text())
+    content = read_document(file)
     path = rng.choice(json_paths(content))
     if path and rng.random() < 0.3:
         # all keys of the document's outer levels are as likely as those of long lists
@@ -89,11 +90,15 @@ def near(value: Any, rng: Random, texts_only: bool = False) -> Any:
 
 def byte_change(file: Path, name: str, rng: Random) -> dict[str, Any]:
     """Return a change of a few bytes of a file, or of its length."""
-    size = file.stat().st_size
+    return bytes_change(file.read_bytes(), name, rng)
+
+
+def bytes_change(content: bytes, name: str, rng: Random) -> dict[str, Any]:
+    """Return a change of a few bytes of the file ``name`` with this content, or of its length."""
+    size = len(content)
     # headers are at the beginning, directories of ZIP files at the end
     at = rng.choice((rng.randint(0, size), min(size, rng.randint(0, 200)), max(0, size - rng.randint(0, 64))))
     kind = rng.choice(("flip", "flip", "flip", "cut", "truncate", "insert", "zeros", "length", "twice"))
-    content = file.read_bytes()
     if kind == "flip":
         flipped = bytes(byte ^ (1 << rng.randint(0, 7)) for byte in content[at : at + rng.choice((1, 1, 4))])
         return _bytes(name, at, len(flipped), flipped)
@@ -116,9 +121,10 @@ def _bytes(name: str, at: int, remove: int, insert: bytes) -> dict[str, Any]:
     return {"kind": "bytes", "file": name, "at": at, "remove": remove, "insert": insert.hex()}
 
 
-def file_change(name: str, rng: Random) -> dict[str, Any]:
-    """Return a change that leaves something else where the file ``name`` was."""
-    to = f"{'../' * name.count('/')}{OUTSIDE}"
+def file_change(name: str, rng: Random, outside: bool = True) -> dict[str, Any]:
+    """Return a change that leaves something else where the file ``name`` was; ``outside``: possibly a link
+    out of the input, which is none of its own business where a user names the file."""
+    to = f"{'../' * name.count('/')}{OUTSIDE}" if outside else "/dev/zero"
     return rng.choice(
         (
             {"kind": "remove", "file": name},

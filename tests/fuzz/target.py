@@ -43,6 +43,8 @@ class Target(ABC):
     """Address space in bytes that a case may take."""
     seconds: ClassVar[int] = 60
     """Processor time that a case may take."""
+    reads_anywhere: ClassVar[bool] = False
+    """Whether the input may name any file to be read, as a user does on the command line."""
 
     @abstractmethod
     def write_sound(self, directory: Path) -> None:

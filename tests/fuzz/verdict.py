@@ -32,6 +32,15 @@ def find_fault(case: Case, outcome: Outcome, sound: str, folder: Path) -> str | 
     return None
 
 
+def wrong_text(message: str) -> str | None:
+    """Return what is wrong with a message, or None."""
+    if len(message) > LONGEST:
+        return f"a message of {len(message)} characters: {message[:300]}"
+    if odd := [c for c in message if unicodedata.category(c) in ("Cc", "Cs") and c != "\n"]:
+        return f"a message with the character {odd[0]!r}: {message!r}"
+    return None
+
+
 _LIBRARIES = {".ses"}
 """Temporary files of libraries: ONNX Runtime makes one when it is imported."""
 _EXPECTED = {"input", "outside", "output", "tmp", "home", "outcome.json", "stderr.txt", "stdout.txt"}
@@ -41,10 +50,8 @@ def _wrong_refusal(outcome: Outcome, folder: Path) -> str | None:
     message = outcome.detail
     if not message.strip():
         return "refused without a message"
-    if len(message) > LONGEST:
-        return f"a message of {len(message)} characters: {message[:300]}"
-    if odd := [c for c in message if unicodedata.category(c) in ("Cc", "Cs") and c != "\n"]:
-        return f"a message with the character {odd[0]!r}: {message!r}"
+    if wrong := wrong_text(message):
+        return wrong
     if left := [path.name for path in (folder / "output").rglob("*") if path.is_file()]:
         return f"refused, and left {', '.join(left)}: {message}"
     if left := [path.name for path in (folder / "tmp").iterdir() if path.name not in _LIBRARIES]:

@@ -281,3 +281,14 @@ def test_keys_of_training_are_no_unknown_keys(caplog: pytest.LogCaptureFixture) 
     check_network(ALL["UNet2DConditionModel"], {"decay": 0.9999, "use_ema_warmup": True, "power": 0.75})
     check_network(Network("unet", "diffusers", "SomeOtherModel"), {"anything": 1})
     assert not caplog.records
+
+
+def test_a_list_of_one_number_is_that_number() -> None:
+    """As diffusers takes it: a size as height and width, a width for each block."""
+    network = get_family("sd15").networks["unet"]
+    config = shipped_config(get_family("sd15"), network)
+    listed = {**config, "sample_size": [64, 64], "cross_attention_dim": [768] * 4}
+    assert complete_config(network, listed) == complete_config(network, config)
+    for key, value in {"sample_size": [64, 32], "cross_attention_dim": [768, 768, 768, 1024]}.items():
+        with pytest.raises(CheckpointError, match=key):
+            check_network(network, {**config, key: value})

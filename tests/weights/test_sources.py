@@ -42,6 +42,13 @@ def test_a_file_that_is_no_safetensors_file_is_named(folder: Path, content: byte
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_before_a_configuration_changes_nothing(folder: Path) -> None:
+    known = load(folder).networks["unet"].config
+    for file in (folder / "base").rglob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load(folder).networks["unet"].config == known
+
+
 class Command:
     """Pickled, it would run a command when it is loaded."""
 

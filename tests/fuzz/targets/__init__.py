@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from fuzz.target import Target
-from fuzz.targets.bundles import Bundles
+from fuzz.targets import bundles, calibrations, checkpoints, clips, engines, images, jobs, loras, requests
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Bundles(),)}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        *bundles.TARGETS,
+        *checkpoints.TARGETS,
+        *engines.TARGETS,
+        *loras.TARGETS,
+        *images.TARGETS,
+        *clips.TARGETS,
+        *jobs.TARGETS,
+        *calibrations.TARGETS,
+        *requests.TARGETS,
+    )
+}
 """The targets by name."""

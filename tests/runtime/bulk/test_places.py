@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -46,6 +47,24 @@ def jobs(tmp_path: Path) -> Path:
 def test_a_file_that_is_no_ledger(jobs: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / LEDGER).write_text(content)
     refused(f"{LEDGER} is not the ledger of a bulk run; move it", jobs, tmp_path, Job("c0"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(
+            {"files": value}
+            for value in ("c0.png", 1, [1], {}, ["../c0.png"], [".."], ["/c0.png"], [""], [".x"])
+        ),
+        {"files": ["a.png", "b.png"], "checksum": ["x"]},
+        {"files": ["a.png"], "checksum": 1},
+        {"error": {"a": 1}},
+    ],
+)
+def test_a_record_names_files_of_its_directory(jobs: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Others would be read, and their checksums be held against what the ledger says."""
+    (tmp_path / LEDGER).write_text(json.dumps({"id": "c0", "job": "x", **fields}) + "\n")
+    refused(f"{LEDGER} is not the ledger of a bulk run", jobs, tmp_path, Job("c0"))
 
 
 @pytest.mark.parametrize("last", ["", '{"id":"b","jo', "\0\0"])

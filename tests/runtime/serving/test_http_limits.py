@@ -207,6 +207,10 @@ def test_a_failure_is_found_by_its_id(
 def test_routes_that_are_not_there(site: Site) -> None:
     error = site.refused(404, "GET", "/v1/none")
     assert error["message"].startswith("there is no route GET /v1/none")
+    error = site.refused(404, "GET", f"/v1/%00{'a' * 5000}")
+    assert error["message"].startswith(r"there is no route GET /v1/\x00aaa")
+    assert error["message"].endswith("/openapi.json describes those there are")
+    assert len(error["message"]) < 4000
     error = site.refused(405, "GET", ROUTE)
     assert "the path accepts POST" in error["message"]
     headers = {"Content-Type": "application/json"}

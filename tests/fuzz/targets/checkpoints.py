@@ -1,0 +1,114 @@
+"""Checkpoints: configurations, tokenizers, tensors as .safetensors and as pickles, adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fuzz import commands
+from fuzz.proposals import byte_change, file_change, files_of, json_change
+from fuzz.target import Case, Target
+
+FORMS = ("zip", "legacy", "pickle", "tar")
+"""Forms of pickles with code in them, of which torch reads some."""
+BOM = "efbbbf"
+
+
+class Checkpoints(Target):
+    """Reads a tiny SD1.5 checkpoint by ``controlnext export``, which is stopped once all tensors are read.
+
+    ``changed``: the files below which are changed; ``arguments``: further ones of the command, those that
+    begin with ``@`` names of files.
+    """
+
+    memory = 6 << 30
+
+    def __init__(self, name: str, changed: Sequence[str], arguments: Sequence[str] = ()) -> None:
+        self.name = name  # type: ignore[misc]
+        self._changed, self._arguments = tuple(changed), tuple(arguments)
+
+    def write_sound(self, directory: Path) -> None:
+        """Write a base with a text encoder, a control module and adapters."""
+        from support.fuzz_checkpoint import write_whole_checkpoint
+
+        write_whole_checkpoint(directory)
+        # what every case needs: imported once
+        import controlnext.evaluation.parity
+        import controlnext.export
+        import controlnext.weights  # noqa: F401
+
+    def propose(self, sound: Path, rng: Random) -> Case:
+        """Change one of the files."""
+        names = [name for name in files_of(sound) if name.startswith(self._changed)]
+        name = rng.choice(names)
+        file, luck = sound / name, rng.random()
+        if file.suffix in (".bin", ".pt") and luck < 0.3:
+            return Case(self.name, [{"kind": "payload", "file": name, "form": rng.choice(FORMS)}], "refused")
+        if file.suffix == ".json" and "tokenizer" not in name and luck < 0.05:
+            return Case(
+                self.name, [{"kind": "bytes", "file": name, "at": 0, "remove": 0, "insert": BOM}], "same"
+            )
+        if luck < 0.15:
+            return Case(self.name, [file_change(name, rng, outside=False)])
+        with_json = file.suffix in (".json", ".safetensors") and rng.random() < 0.8
+        return Case(self.name, [(json_change if with_json else byte_change)(file, name, rng)])
+
+    def attempt(self, directory: Path, output: Path) -> str:
+        """Read the checkpoint as an export does."""
+        import controlnext.export
+
+        read: list[str] = []
+
+        def stop_once_read(checkpoint: Any, *_: Any, **__: Any) -> None:
+            read.append(_digest(checkpoint))
+            raise _ReadError
+
+        controlnext.export.export_bundle = stop_once_read
+        further = [str(directory / one[1:]) if one.startswith("@") else one for one in self._arguments]
+        try:
+            commands.run(
+                *("export", "--model", "sd15", "--base", directory / "base", "--control"),
+                *(directory / "control.safetensors", "--output", output / "bundle", *further),
+            )
+        except _ReadError:
+            return read[0]
+        raise AssertionError("the export went on")
+
+
+class _ReadError(Exception):
+    """The end of an attempt."""
+
+
+def _digest(checkpoint: Any) -> str:
+    """Read every tensor as the export does, and return a digest of all that it gets."""
+    total = hashlib.sha256()
+    for name, network in checkpoint.networks.items():
+        for tensor_name, tensor in network.tensors.items():
+            values = tensor.float().numpy()
+            total.update(f"{name} {tensor_name} {values.shape}".encode() + values.tobytes())
+        total.update(json.dumps(network.config, sort_keys=True).encode())
+    for adapter in checkpoint.adapters:
+        for tensor in adapter.tensors.values():
+            total.update(tensor.float().numpy().tobytes())
+    # the origins of settings may differ
+    rest = [checkpoint.tokenizers, checkpoint.scheduler, checkpoint.options, checkpoint.clip_skip]
+    total.update(json.dumps(rest, sort_keys=True).encode())
+    return total.hexdigest()
+
+
+TARGETS = (
+    Checkpoints("checkpoint", ("base/", "control")),
+    Checkpoints(
+        "adapters",
+        ("lora", "inversion", "previews/", "vae.", "ip_adapter", "image_encoder/"),
+        (
+            *("--lora", "@lora.safetensors", "--textual-inversion", "@inversion.pt:cat-toy-2"),
+            *("--vae", "@vae.safetensors", "--preview-vae", "@previews", "--ip-adapter", "@ip_adapter.bin"),
+        ),
+    ),
+)
+"""A base with its control; and what may be given besides."""
