@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -102,6 +103,8 @@ def _redirect(folder: Path) -> None:
     for name in ("tmp", "home", "output"):
         (folder / name).mkdir()
     os.environ.update(TMPDIR=str(folder / "tmp"), HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
+    # which the parent may have looked up
+    tempfile.tempdir = None
     sys.dont_write_bytecode = True
     os.chdir(folder / "output")
 
