@@ -53,7 +53,7 @@ def test_a_pipe_is_no_file_of_weights_and_not_waited_for(folder: Path) -> None:
     for file in (folder / "control.safetensors", folder / "base" / "unet" / "config.json"):
         file.unlink()
         os.mkfifo(file)
-        with pytest.raises(CheckpointError, match="is not a file|is neither a file nor a directory|lacks"):
+        with pytest.raises(CheckpointError, match=r"is not a file|is neither a file nor a directory|lacks"):
             load(folder)
 
 
