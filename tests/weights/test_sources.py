@@ -49,6 +49,14 @@ def test_a_byte_order_mark_before_a_configuration_changes_nothing(folder: Path) 
     assert load(folder).networks["unet"].config == known
 
 
+def test_a_pipe_is_no_file_of_weights_and_not_waited_for(folder: Path) -> None:
+    for file in (folder / "control.safetensors", folder / "base" / "unet" / "config.json"):
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(CheckpointError, match=r"is not a file|is neither a file nor a directory|lacks"):
+            load(folder)
+
+
 class Command:
     """Pickled, it would run a command when it is loaded."""
 
