@@ -10,15 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from controlnext.secrets import without_secrets
+
 
 class ControlNeXtError(Exception):
-    """Base class of the errors that this package raises.
+    """Base class of the errors that this package raises. No secret that was given is in a message.
 
     ``argument``: the argument at fault, by its Python name; None if no single one is at fault.
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.argument = argument
 
 
@@ -46,7 +48,7 @@ class EngineError(BundleError):
     ) -> None:
         settings = ", ".join(f"`{name}` {value}" for name, value in build.items())
         super().__init__(f"{problem}; build one with {settings}", argument=argument)
-        self.problem, self.bundle, self.build = problem, bundle, build
+        self.problem, self.bundle, self.build = without_secrets(problem), bundle, build
 
 
 class MissingDependencyError(InputError):

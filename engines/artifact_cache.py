@@ -48,7 +48,7 @@ def find_damage(directory: Path) -> str:
     try:
         wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, msgspec.DecodeError) as error:  # no ValueError before msgspec 0.21
         return str(error)
     return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 

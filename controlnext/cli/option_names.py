@@ -16,6 +16,7 @@ from types import MappingProxyType
 import typer
 
 from controlnext.errors import ControlNeXtError, EngineError
+from controlnext.secrets import without_secrets
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -93,7 +94,7 @@ class OptionNames:
 
 
 class OptionFormatter(logging.Formatter):
-    """Formatter of the libraries' log records that shows options in place of arguments."""
+    """Formatter of the libraries' log records that shows options in place of arguments, and no secrets."""
 
     def __init__(self, names: OptionNames, pattern: str) -> None:
         super().__init__(pattern)
@@ -105,10 +106,10 @@ class OptionFormatter(logging.Formatter):
         A record with ``extra=AS_WRITTEN`` keeps its names.
         """
         if AS_WRITTEN.items() <= vars(record).items():
-            return super().format(record)
+            return without_secrets(super().format(record))
         if isinstance(given := record.args, tuple):
             record = copy.copy(record)
             record.args = tuple(
                 self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
             )
-        return self._names.translate(super().format(record))
+        return without_secrets(self._names.translate(super().format(record)))

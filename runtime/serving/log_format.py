@@ -6,6 +6,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
+from controlnext.secrets import without_secrets
+
 PREFIX = "controlnext: "
 """The start of the lines of the command line, which JSON does not need."""
 
@@ -33,7 +35,7 @@ def write_worker_log(*, as_json: bool, prompts: bool) -> None:
 
 
 class TimedFormatter(logging.Formatter):
-    """Formatter that puts the time before the line of another formatter."""
+    """Formatter that puts the time before the line of another formatter, without secrets."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -41,14 +43,14 @@ class TimedFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as a line: the time in UTC, then what the other formatter makes of it."""
-        return f"{_time(record)} {self._inner.format(record)}"
+        return f"{_time(record)} {without_secrets(self._inner.format(record))}"
 
 
 class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object a line: ``time``, ``level``, ``message``.
 
     The record of a request has its fields instead of the text, and the message ``request``. Another formatter
-    makes the text of the others.
+    makes the text of the others. Secrets are left out.
     """
 
     def __init__(self, inner: logging.Formatter) -> None:
@@ -60,11 +62,15 @@ class JsonFormatter(logging.Formatter):
         fields = {"time": _time(record), "level": record.levelname.lower()}
         request = getattr(record, "request", None)
         told = (
-            {"message": self._inner.format(record).removeprefix(PREFIX)}
+            {"message": without_secrets(self._inner.format(record)).removeprefix(PREFIX)}
             if request is None
-            else {"message": "request", **request}
+            else {"message": "request", **{name: _hidden(value) for name, value in request.items()}}
         )
         return json.dumps({**fields, **told})
+
+
+def _hidden(value: object) -> object:
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, lazy, load_checkpoint
 from controlnext.weights.lazy import LazyTensor, LazyTensors, is_finite, read_file
 from controlnext.weights.weight_source import choose_weights
+from support.payloads import Command
 from support.weights_models import SDXL
 
 
@@ -40,16 +40,6 @@ def test_a_file_that_is_no_safetensors_file_is_named(folder: Path, content: byte
     with pytest.raises(CheckpointError, match="is not a readable") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
-
-
-class Command:
-    """Pickled, it would run a command when it is loaded."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (self.command,)
 
 
 def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path) -> None:
