@@ -67,15 +67,14 @@ def _installed(name: str) -> bool:
 
 def licence_of(name: str) -> str:
     """Return what a package says of its licence: an SPDX expression, or words."""
-    metadata = distribution(name).metadata
-    classifiers = [
-        value.rpartition(" :: ")[2]
-        for value in metadata.get_all("Classifier", [])
-        if value.startswith("License ::") and value.rpartition(" :: ")[2] != "OSI Approved"
+    metadata = distribution(name).metadata.json
+    kinds = [
+        one.rpartition(" :: ")[2] for one in metadata.get("classifier", []) if one.startswith("License ::")
     ]
-    text = (metadata.get("License") or "").strip().splitlines()
+    classifiers = [kind for kind in kinds if kind != "OSI Approved"]
+    text = str(metadata.get("license", "")).strip().splitlines()
     short = text[0] if text and len(text[0]) <= 60 and text[0] not in ("UNKNOWN", "Copyright") else ""
-    told = metadata.get("License-Expression") or "; ".join(classifiers) or short
+    told = str(metadata.get("license_expression", "")) or "; ".join(classifiers) or short
     return told or SAYS_NOTHING.get(name, _of_file(distribution(name)))
 
 
