@@ -135,6 +135,13 @@ def control_inputs(names: Iterable[str]) -> list[ControlInputs]:
     return [ControlInputs(int(match[1] or 1)) for match in found if match]
 
 
+def control_names(names: object) -> list[str]:
+    """Return those of ``names`` that a control module may have (:attr:`ControlInputs.network`)."""
+    pattern = re.compile(r"control(_[1-9]\d{0,2})?")
+    given = [name for name in names if isinstance(name, str)] if isinstance(names, Iterable) else []
+    return [name for name in given if pattern.fullmatch(name)]
+
+
 LORA_INPUTS = LORA_DOWN, LORA_UP = "lora_down", "lora_up"
 """Inputs of a graph with room for LoRAs: the first and the second matrices of all layers, side by side."""
 LORA_ROWS, LORA_RANK = "lora_rows", "lora_rank"

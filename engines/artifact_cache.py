@@ -6,14 +6,15 @@ import errno
 import logging
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from controlnext.bundle.files import sha256
+from controlnext.bundle.renames import put_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 
 CHECKSUMS = "checksums.json"
 _LARGE = 1 << 26
@@ -30,7 +31,9 @@ class _Entry(msgspec.Struct):
 
 
 def is_intact(directory: Path) -> bool:
-    """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`)."""
+    """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`);
+    remove what a killed process left beside it."""
+    remove_abandoned(directory.parent, directory.name)
     if not (directory / CHECKSUMS).is_file():
         return False
     damage = find_damage(directory)
@@ -74,27 +77,21 @@ def store(directory: Path) -> Iterator[Path]:
     """Yield a directory to write into; it replaces ``directory`` when the block ends without an error.
 
     Several threads and processes may do so at once: one of the results stays. Raises :class:`OSError` if
-    nothing can be written.
+    nothing can be written. What a killed process left is removed.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
-        made = Path(scratch) / "made"
+    with scratch_directory(directory.parent, directory.name) as scratch:
+        made = scratch / "made"
         made.mkdir()
         yield made
         entries = {path.name: _entry(path) for path in sorted(made.iterdir())}
         (made / CHECKSUMS).write_bytes(msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n")
-        _replace(directory, made, Path(scratch) / "replaced")
-
-
-def _replace(directory: Path, made: Path, replaced: Path) -> None:
-    """Rename ``made`` to ``directory``, unless another thread or process has just done so."""
-    with suppress(FileNotFoundError):
-        directory.rename(replaced)
-    try:
-        made.rename(directory)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+        try:
+            put_directory(made, directory, replace=True)
+        except OSError as error:
+            # another thread or process has just done so
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def discard(directory: Path) -> None:

@@ -86,7 +86,7 @@ def export_bundle(
     if precision.calibrated and sample is None and calibrated is None:
         message = f"{precision} is calibrated on sampling runs; give export_bundle a function `sample`"
         raise InputError(message, argument="sample")
-    check_lora_rank(checkpoint.family, lora_rank)
+    _check(checkpoint, lora_rank, progress)
     specs = checkpoint.graphs
     plain = compute if precision.calibrated else precision
     with new_folder(output, force) as directory:
@@ -113,6 +113,14 @@ def export_bundle(
             write_manifest(directory, manifest)
             check_parity(manifest.parity)
     return manifest
+
+
+def _check(checkpoint: Checkpoint, lora_rank: int, progress: Progress) -> None:
+    """Raise for what cannot be exported, before the minutes that tracing takes."""
+    check_lora_rank(checkpoint.family, lora_rank)
+    if not checkpoint.random:
+        progress("reading the weights", 0.0)
+        checkpoint.check_finite()
 
 
 def _checked_precision(what: str, name: str, accepted: Iterable[Precision]) -> Precision:

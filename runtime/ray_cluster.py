@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,8 @@ from controlnext.errors import InputError, WorkError
 from controlnext.optional import extra
 from controlnext.processor import usable_cores
 from controlnext.runtime.request import is_integer
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 10
 """Seconds for a cluster to answer."""
@@ -76,12 +80,19 @@ def join_cluster(address: str) -> Any:
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    own = address == LOCAL
+    if own:
+        let_nobody_in()
     with extra("ray"):
         import ray
     try:
         _check_reachable(address)
+        dashboard = False if own else None
         ray.init(
-            address=address, namespace="controlnext", logging_level=logging.WARNING, include_dashboard=None
+            address=address,
+            namespace="controlnext",
+            logging_level=logging.WARNING,
+            include_dashboard=dashboard,
         )
     except (SystemExit, KeyboardInterrupt) as error:
         leave_cluster(ray, address)
@@ -97,6 +108,23 @@ def join_cluster(address: str) -> Any:
             argument="address",
         ) from error
     return ray
+
+
+def let_nobody_in() -> None:
+    """Have a cluster that is started here accept only its own processes, unless it is set otherwise.
+
+    Ray listens on all addresses of a machine, and who may connect may run any code. Call it before anything
+    imports Ray, which reads that once.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if "ray" in sys.modules:
+        log.warning(
+            "Ray was imported before its cluster was started: whoever reaches this machine's ports may join"
+            " it; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        )
+        return
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 def leave_cluster(ray: Any, address: str) -> None:

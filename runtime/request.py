@@ -18,6 +18,9 @@ from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
+MOST_NOISE = 10
+"""The largest deviation of the noise that is added to a clip's image; it was trained with less than 1."""
+
 Prompt = str | Sequence[str]
 Scale = float | Sequence[float] | FloatArray
 Scales = Mapping[str, float]
@@ -193,6 +196,19 @@ class VideoRequest(CommonRequest):
             value = getattr(self, name)
             if not self._left(name) and not is_finite(value):
                 raise InputError(f"{name} is {value!r}; it must be a finite number", argument=name)
+        if not 0 <= self.noise_aug_strength <= MOST_NOISE:
+            raise InputError(
+                f"noise_aug_strength is {self.noise_aug_strength!r}; it must be from 0 to {MOST_NOISE}: the"
+                " image's own values go from -1 to 1",
+                argument="noise_aug_strength",
+            )
+        low, high = self.min_guidance_scale, self.max_guidance_scale
+        if high is not None and low > 1 > high:
+            raise InputError(
+                f"min_guidance_scale is {low!r} and max_guidance_scale {high!r}, which means no guidance;"
+                " give a max_guidance_scale of at least 1, or a min_guidance_scale of at most 1",
+                argument="min_guidance_scale",
+            )
         if self.image is None:
             raise InputError("no reference image was given; set `image`", argument="image")
 
@@ -222,6 +238,8 @@ def as_floats(name: str, values: object) -> FloatArray:
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))
+    if wrong and array.size == 1:
+        raise InputError(f"{name} is {array.item()}; it must be a finite number", argument=name)
     if wrong:
         raise InputError(f"{name} has {wrong} values of {array.size} that are NaN or infinite", argument=name)
     return array

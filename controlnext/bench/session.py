@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -21,6 +20,7 @@ from controlnext.bench.settings import BATCHES, FRAMES, IMAGE_STEPS, SIZES, Sett
 from controlnext.bench.targets import all_targets
 from controlnext.bench.turns import Log, TurnPlan, run_cold, run_loads, run_warm
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.engines.tensorrt.gpu import gpu_of
 from controlnext.errors import InputError
 from controlnext.families import get_family
@@ -85,8 +85,8 @@ def _run_images(
         return
     ready = _prepared(targets, settings, images, report, log)
     if "image" in settings.measures:
-        with tempfile.TemporaryDirectory(prefix="controlnext-bench-") as kept:
-            gallery = Gallery(Path(kept), exam)
+        with temporary_directory("bench") as kept:
+            gallery = Gallery(kept, exam)
             run_warm(ready, "pipeline", images[:1], replace(plan, gallery=gallery), log)
             log.measurements = [gallery.judged(found) for found in log.measurements]
     if cold := [name for name, _, _ in images if name != "image"]:

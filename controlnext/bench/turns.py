@@ -23,6 +23,7 @@ from controlnext.bench.prepare import copy_without_engines
 from controlnext.bench.quality import Gallery
 from controlnext.bench.results import BYTES, SECONDS, Measurement, Missing, summarize
 from controlnext.bundle.format import ENGINES
+from controlnext.bundle.scratch import scratch_directory
 from controlnext.closeable import Closeable
 from controlnext.errors import WorkError
 
@@ -225,9 +226,9 @@ def run_loads(targets: Sequence[Target], directory: Path, plan: TurnPlan, log: L
 
     directory.mkdir(parents=True, exist_ok=True)
     # linked copies must be removed: some readers refuse a weights file with two links
-    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+    with scratch_directory(directory, "load") as scratch:
         copies = {
-            one.name: copy_without_engines(Path(one.bundle), Path(scratch) / str(number))
+            one.name: copy_without_engines(Path(one.bundle), scratch / str(number))
             for number, one in enumerate(targets)
         }
         takers = {one.name: partial(take, one, copies[one.name]) for one in targets}

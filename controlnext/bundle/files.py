@@ -5,16 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from controlnext.bundle.renames import put_directory, put_file
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import InputError, WorkError
 
 MANIFEST = "controlnext.json"
+_MADE = "made"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (
+    errno.EACCES,
+    errno.EROFS,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EBUSY,
+    errno.EINVAL,
+)
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)")
 """A location ``scheme://...`` as :class:`~pathlib.Path` writes it."""
 
@@ -45,9 +56,10 @@ def check_here(target: Path, argument: str) -> None:
 def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
     """Raise :class:`InputError` unless ``target`` is free, empty, or of this ``kind`` and ``force`` is set.
 
-    ``marker``: the file by which a directory of this kind is known.
+    ``marker``: the file by which a directory of this kind is known. What killed processes left is removed.
     """
     check_here(target, "output")
+    remove_abandoned(target.parent, target.name)
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):
@@ -88,11 +100,18 @@ def new_folder(
     """
     check_replaceable(target, force, marker, kind)
     with _directory_beside(target, "output") as aside:
-        yield aside
-        aside.chmod(0o755)
+        made = aside / _MADE
+        made.mkdir()
+        made.chmod(0o755)
+        yield made
         # another process may have made one meanwhile
         check_replaceable(target, force, marker, kind)
-        _swap(aside, target)
+        try:
+            put_directory(made, target, replace=force or target.is_symlink())
+        except OSError:
+            # at this very moment
+            check_replaceable(target, force, marker, kind)
+            raise
 
 
 @contextmanager
@@ -105,25 +124,34 @@ def new_file(target: Path, argument: str = "output") -> Iterator[Path]:
     _check_no_directory(target, argument)
     with _directory_beside(target, argument) as aside:
         yield aside / target.name
-        (aside / target.name).replace(target)
+        put_file(aside / target.name, target)
+
+
+@contextmanager
+def writing_to(target: Path, argument: str = "output") -> Iterator[None]:
+    """Turn the errors of writing to ``target`` within the block into one line, as :func:`new_file` does."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, target, argument) from error
 
 
 @contextmanager
 def _directory_beside(target: Path, argument: str) -> Iterator[Path]:
     """Yield a new directory on the same disk as ``target``, so that its content can be moved by a rename;
-    remove it at the end.
-
-    The name is chosen before the directory is created, so that an interrupt in between leaves nothing behind.
-    """
+    remove it at the end."""
     check_here(target, argument)
-    aside = target.parent / f".{target.name}.{secrets.token_hex(4)}.partial"
-    try:
-        _make(aside, target, argument)
+    with writing_to(target, argument), ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = stack.enter_context(scratch_directory(target.parent, target.name))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"cannot write to {target}: no directory can be made there; give `{argument}` a writable"
+                " path",
+                argument=argument,
+            ) from error
         yield aside
-    except OSError as error:
-        raise _explain(error, target, argument) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _check_no_directory(target: Path, argument: str) -> None:
@@ -131,42 +159,17 @@ def _check_no_directory(target: Path, argument: str) -> None:
         raise InputError(f"{argument} {target} is a directory; give the path of a file", argument=argument)
 
 
-def _make(aside: Path, target: Path, argument: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside.mkdir(mode=0o700)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"cannot write to {target}: no directory can be made there; give `{argument}` a writable path",
-            argument=argument,
-        ) from error
-
-
-def _swap(new: Path, target: Path) -> None:
-    if not target.exists():
-        new.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+def is_full(error: OSError) -> bool:
+    """Return whether an error tells of a full disk, or of one on which the user may have no more."""
+    return error.errno in _FULL
 
 
 def _explain(error: OSError, target: Path, argument: str) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return WorkError(f"the disk that holds {target} is full; nothing was written there")
-    if error.errno in (
-        errno.EACCES,
-        errno.EROFS,
-        errno.EPERM,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.ENAMETOOLONG,
-    ):
+    if error.errno == errno.EFBIG:
+        return WorkError(f"a file of {target} is larger than may be there; nothing was written there")
+    if error.errno in _NOT_WRITABLE:
         return InputError(
             f"cannot write to {target}: {error.strerror}; give `{argument}` a writable path",
             argument=argument,

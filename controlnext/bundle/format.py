@@ -6,6 +6,7 @@ from pathlib import Path
 
 from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.manifest import FileEntry, Manifest
+from controlnext.bundle.names import check_inside
 from controlnext.errors import BundleError
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
@@ -43,6 +44,7 @@ def check_size(bundle: Path, manifest: Manifest, name: str) -> Path:
     if name not in manifest.files:
         raise BundleError(f"{bundle / MANIFEST}: files has no {name}; export the bundle again")
     path, entry = bundle / name, manifest.files[name]
+    check_inside(bundle, path)
     if not path.is_file():
         raise BundleError(f"{path} is missing; copy the bundle again or export it again")
     size = path.stat().st_size

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from controlnext.bundle.files import MANIFEST
 from controlnext.tensor_spec import TensorSpec
@@ -15,19 +16,32 @@ SCHEMA = 2
 """Schema of manifests that are written; :mod:`controlnext.bundle.schema` reads earlier ones."""
 
 
+# A manifest comes from outside: msgspec refuses numbers and texts that are not of these kinds.
+Count = Annotated[int, Meta(ge=0, le=1 << 24)]
+"""A number of things, or a size of an array."""
+Number = Annotated[int, Meta(ge=1, le=1 << 24)]
+"""The same, where none is not enough."""
+Ratio = Annotated[float, Meta(ge=0, le=1e30)]
+"""A number that is neither negative nor infinite."""
+Scale = Annotated[float, Meta(gt=0, le=1e30)]
+Name = Annotated[str, Meta(min_length=1, max_length=500)]
+Symbol = Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,6}\*)?[a-z][a-z0-9_]{0,60}$")]
+"""A symbol in the shape of a tensor: ``"batch"``, or a multiple of one, ``"8*height"``."""
+
+
 class FileEntry(msgspec.Struct, frozen=True):
     """Checksum and size of one file."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Meta(ge=0, le=1 << 53)]
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
     """A :class:`~controlnext.tensor_spec.TensorSpec` with its sizes resolved."""
 
-    name: str
-    dtype: str
-    shape: list[int | str]
+    name: Name
+    dtype: Name
+    shape: Annotated[list[Number | Symbol], Meta(max_length=8)]
 
     @classmethod
     def of(cls, spec: TensorSpec) -> TensorEntry:
@@ -43,8 +57,8 @@ class LayerScales(msgspec.Struct, frozen=True, omit_defaults=True):
     """Scales of the symmetric int8 grids of a layer's activations: of its input, and of its output if that is
     quantized too. ``normalized``: both are divided by the mean magnitude of the input's row first."""
 
-    input: float
-    output: float | None = None
+    input: Scale
+    output: Scale | None = None
     normalized: bool = False
 
 
@@ -58,10 +72,10 @@ class Quantization(msgspec.Struct, frozen=True):
     """
 
     layers: dict[str, LayerScales]
-    left_out: dict[str, float]
-    expected_error: float
-    float_share: float
-    steps: int
+    left_out: dict[str, Ratio]
+    expected_error: Ratio
+    float_share: Annotated[float, Meta(ge=0, le=1)]
+    steps: Count
 
 
 class Shallow(msgspec.Struct, frozen=True):
@@ -84,17 +98,17 @@ class LoraLayer(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     name: str
-    down: tuple[int, int]
-    up: tuple[int, int]
-    kernel: tuple[int, int] = (1, 1)
+    down: tuple[Count, Count]
+    up: tuple[Count, Count]
+    kernel: tuple[Number, Number] = (1, 1)
     original: str = ""
 
 
 class LoraRoom(msgspec.Struct, frozen=True):
     """The room of a graph for LoRAs: the largest ``rank`` of all in a run together, and the layers."""
 
-    rank: int
-    layers: list[LoraLayer]
+    rank: Number
+    layers: Annotated[list[LoraLayer], Meta(min_length=1)]
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -108,8 +122,8 @@ class ImagePrompt(msgspec.Struct, frozen=True):
     ``tokens`` that it makes of an image, and the shape of what it reads of one."""
 
     kind: str
-    tokens: int
-    embedding: list[int]
+    tokens: Number
+    embedding: Annotated[list[Number], Meta(min_length=1, max_length=2)]
 
 
 class Graph(msgspec.Struct, frozen=True):
@@ -130,7 +144,7 @@ class Graph(msgspec.Struct, frozen=True):
     quantization: Quantization | None = None
     shallow: Shallow | None = None
     lora: LoraRoom | msgspec.UnsetType = msgspec.UNSET
-    clip_skip: int | msgspec.UnsetType = msgspec.UNSET
+    clip_skip: Annotated[int, Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
     image_prompts: list[ImagePrompt] | msgspec.UnsetType = msgspec.UNSET
 
     @property
@@ -172,7 +186,7 @@ class ParityRow(msgspec.Struct, frozen=True):
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True):
     """The content of ``controlnext.json``.
 
     ``configs``: the configuration of every network by name, as in the diffusers checkpoint. ``options``:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from controlnext.bundle.format import ENGINES
+from controlnext.bundle.scratch import scratch_directory, temporary_directory
 
 
 @contextmanager
@@ -34,13 +34,13 @@ def plain_files(graph: Path) -> Iterator[Path]:
 def _scratch(bundle: Path) -> Iterator[Path]:
     """Yield a temporary directory in the bundle, which is likely to be on the disk of its files, or else
     where temporary files are."""
-    try:
-        (bundle / ENGINES).mkdir(exist_ok=True)
-        made = tempfile.TemporaryDirectory(prefix=".plain.", dir=bundle / ENGINES)
-    except OSError:
-        made = tempfile.TemporaryDirectory(prefix="controlnext.")
-    with made as directory:
-        yield Path(directory)
+    with ExitStack() as stack:
+        try:
+            (bundle / ENGINES).mkdir(exist_ok=True)
+            made = stack.enter_context(scratch_directory(bundle / ENGINES, "plain"))
+        except OSError:
+            made = stack.enter_context(temporary_directory("plain"))
+        yield made
 
 
 def _link(path: Path, target: Path) -> None:

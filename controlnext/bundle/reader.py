@@ -9,14 +9,21 @@ import msgspec
 
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import SCHEMA, Manifest
-from controlnext.bundle.manifest_check import check_manifest
+from controlnext.bundle.manifest_check import check_manifest, find_family
 from controlnext.bundle.schema import check_precisions, upgrade
+from controlnext.bundle.unknown import without_unknown
 from controlnext.errors import BundleError, blames
-from controlnext.families.values import did_you_mean
+
+LARGEST = 64 << 20
+"""The largest manifest in bytes: those of the largest models have a thousandth."""
 
 
 class _Header(msgspec.Struct):
     schema: int
+
+
+class _OfFamily(msgspec.Struct):
+    family: str
 
 
 @blames("bundle")
@@ -29,6 +36,8 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST
     if not path.is_file():
         raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; make one with controlnext export")
+    if path.stat().st_size > LARGEST:
+        raise BundleError(f"{path} is too large for a manifest; export the bundle again")
     return parse_manifest(path.read_bytes(), path)
 
 
@@ -38,17 +47,16 @@ def parse_manifest(text: bytes, path: str | Path) -> Manifest:
     try:
         content = msgspec.json.decode(text)
         _check_schema(path, msgspec.convert(content, _Header).schema)
-        _check_known(path, content)
-        manifest = _typed(path, upgrade(content))
+        return _typed(path, upgrade(content))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} is damaged: {error}; export the bundle again") from error
-    return manifest
 
 
 def _typed(path: str | Path, content: dict[str, Any]) -> Manifest:
     try:
         check_precisions(content)
-        manifest = msgspec.convert(content, Manifest)
+        family = find_family(msgspec.convert(content, _OfFamily).family)
+        manifest = msgspec.convert(without_unknown(content, family, path), Manifest)
         check_manifest(manifest)
     except BundleError as error:
         raise BundleError(f"{path}: {error}; export the bundle again") from error
@@ -61,15 +69,4 @@ def _check_schema(path: str | Path, schema: int) -> None:
     if schema > SCHEMA:
         raise BundleError(
             f"{path} has schema {schema}, this version reads up to {SCHEMA}; update controlnext"
-        )
-
-
-def _check_known(path: str | Path, content: dict[str, Any]) -> None:
-    known = [field.encode_name for field in msgspec.structs.fields(Manifest)]
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        raise BundleError(
-            f"{path} has {', '.join(unknown)}, which this version does not know: it was written by a newer"
-            f" one, or misspelled (accepted: {', '.join(known)}); update controlnext, or export the bundle"
-            f" again{did_you_mean(unknown[0], known)}"
         )

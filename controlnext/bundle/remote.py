@@ -6,17 +6,17 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from controlnext.bundle.files import MANIFEST, lost_location, sha256
 from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
 from controlnext.bundle.remote_files import RemoteFiles, has_scheme
+from controlnext.bundle.renames import put_directory
+from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import BundleError, InputError, WorkError, blames
 from controlnext.types import Progress
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 CACHE = "CONTROLNEXT_CACHE"
 """The environment variable that says where copies are kept."""
-_SCRATCH = ".copying."
+_SCRATCH = "copying"
 
 
 def is_remote(location: str | Path) -> bool:
@@ -74,11 +74,11 @@ def local_copy(location: str | Path, cache: Path | None = None, report: Progress
     source = RemoteFiles(str(location))
     content = source.read_manifest()
     manifest = parse_manifest(content, f"{source.title}/{MANIFEST}")
-    _check_names(source, manifest)
     key = hashlib.sha256(content).hexdigest()
     entry = (cache_directory() if cache is None else cache) / key
     copy = entry / source.name
     if _is_whole(copy, manifest, key):
+        remove_abandoned(entry)
         return copy
     with _writing(source, entry.parent), _locked(source, entry):
         # another process may have made it meanwhile
@@ -109,19 +109,6 @@ def read_manifest_of(location: str | Path) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(content).hexdigest()
 
 
-def _check_names(source: RemoteFiles, manifest: Manifest) -> None:
-    """Raise :class:`BundleError` for a file that would be outside the copy, or in the place of another."""
-    for name in manifest.files:
-        path = PurePosixPath(name)
-        inside = name == path.as_posix() and not path.is_absolute() and ".." not in path.parts
-        shadows = path.name == MANIFEST or any(str(parent) in manifest.files for parent in path.parents)
-        if not inside or name == "." or shadows or not name.isprintable():
-            raise BundleError(
-                f"{source.title}/{MANIFEST}: files has {name!r}, which is no name of a file in a bundle;"
-                " export the bundle again"
-            )
-
-
 def _is_whole(copy: Path, manifest: Manifest, key: str) -> bool:
     """Return whether a copy has its manifest and the sizes of all files: their checksums were right when it
     was made, and are checked when they are read."""
@@ -140,7 +127,7 @@ def _is_whole(copy: Path, manifest: Manifest, key: str) -> bool:
 
 @contextmanager
 def _locked(source: RemoteFiles, entry: Path) -> Iterator[None]:
-    """Let no other process copy into ``entry`` during the block; remove what a killed one left there."""
+    """Let no other process copy into ``entry`` during the block."""
     # only copies need it
     from filelock import FileLock, Timeout
 
@@ -152,8 +139,6 @@ def _locked(source: RemoteFiles, entry: Path) -> Iterator[None]:
         log.info("waiting for another process that copies %s", source.title)
         held = lock.acquire()
     with held:
-        for leftover in entry.glob(f"{_SCRATCH}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         yield
 
 
@@ -161,8 +146,8 @@ def _make(
     copy: Path, source: RemoteFiles, content: bytes, manifest: Manifest, report: Progress | None
 ) -> None:
     """Copy the bundle into a directory beside ``copy``, check it, and rename it."""
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=copy.parent) as scratch:
-        made = Path(scratch) / "made"
+    with scratch_directory(copy.parent, _SCRATCH) as scratch:
+        made = scratch / "made"
         made.mkdir()
         twin = next((other for other in copy.parent.iterdir() if other != copy and _is_copy(other)), None)
         meter = _Meter(source, manifest, report)
@@ -171,9 +156,7 @@ def _make(
             if twin is None or not _link(twin / name, made / name, wanted):
                 _download(source, name, wanted, made / name, meter)
         (made / MANIFEST).write_bytes(content)
-        if copy.exists():
-            copy.rename(Path(scratch) / "damaged")
-        made.rename(copy)
+        put_directory(made, copy, replace=True)
     log.info("copied %s to %s", source.title, copy)
 
 

@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.reader import LARGEST
 from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError, blames
 from controlnext.optional import extra, not_installed
 from controlnext.secrets import has_password, without_secrets
@@ -15,8 +16,6 @@ from controlnext.secrets import has_password, without_secrets
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHUNK = 8 << 20
 """Bytes that are read at once: few enough for the memory, many enough for a request over the network."""
-_LARGEST_MANIFEST = 64 << 20
-"""Bytes; those of the largest int8 bundles have less than one MiB."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
 """Errors of filesystems' own libraries that are no :class:`PermissionError` and have no status."""
 _OFFLINE = "OfflineModeIsEnabled"
@@ -67,7 +66,7 @@ class RemoteFiles:
             content = b""
             for chunk in self.chunks(MANIFEST):
                 content += chunk
-                if len(content) > _LARGEST_MANIFEST:
+                if len(content) > LARGEST:
                     raise BundleError(f"{self.title}/{MANIFEST} is too large for a manifest; export again")
         except BundleError as error:
             if not isinstance(error.__cause__, FileNotFoundError):

@@ -8,6 +8,7 @@ import sys
 import typer
 
 import controlnext
+from controlnext.bundle.files import is_full
 from controlnext.cli.batch import batch
 from controlnext.cli.bench import bench
 from controlnext.cli.build import build
@@ -55,6 +56,11 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
         return _fail(names.describe(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        place = f" that holds {error.filename}" if error.filename else ""
+        return _fail(f"the disk{place} is full; make room, and run again", FAILED)
     except MemoryError as error:
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlnext.bench.choices import DEFAULT_MEASURES
-from controlnext.bundle.files import check_writable
+from controlnext.bundle.files import check_writable, new_file
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.cli import bench_options, options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
@@ -93,7 +93,7 @@ def bench(
     directories = [fetch_bundle(bundle, quiet=as_json) for bundle in bundles or ()]
     with ExitStack() as stack:
         report = stack.enter_context(progress(quiet=as_json))
-        made = output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="controlnext-bench-")))
+        made = output or stack.enter_context(temporary_directory("bench"))
         if model is not None:
             assert random_weights is not None
             precisions = precision or list(bench_options.PRECISIONS)
@@ -145,8 +145,10 @@ def _write(output: Path, results: Results) -> None:
     from controlnext.bench.results import markdown
 
     content = msgspec.json.format(msgspec.json.encode(results), indent=2)
-    (output / "bench.json").write_bytes(content + b"\n")
-    (output / "bench.md").write_text(markdown(results), encoding="utf-8")
+    with new_file(output / "bench.json") as aside:
+        aside.write_bytes(content + b"\n")
+    with new_file(output / "bench.md") as aside:
+        aside.write_text(markdown(results), encoding="utf-8")
     if results.measurements:
         write_plot(output / "bench.png", results)
 

@@ -236,7 +236,10 @@ def _argument(option: str, pipeline: Pipeline) -> str | None:
 def _numbers(name: str, text: str) -> list[int | float]:
     """Return the numbers of an option; those that are written as integers are integers."""
     try:
-        return [int(part) if part.strip().isdecimal() else float(part) for part in text.split(",")]
+        return [
+            int(part) if part.strip().removeprefix("-").isdecimal() else float(part)
+            for part in text.split(",")
+        ]
     except ValueError as error:
         raise InputError(
             f"{name} is {text!r}; give numbers with commas between them", argument=name

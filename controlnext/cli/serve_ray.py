@@ -11,7 +11,7 @@ from controlnext.bundle.remote import is_remote
 from controlnext.bundle.remote_files import check_location
 from controlnext.cli.bundles import fetch_bundle, shared_location
 from controlnext.optional import extra
-from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, threads_of_replica
+from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, let_nobody_in, threads_of_replica
 from controlnext.runtime.serving.log_format import write_log
 from controlnext.runtime.serving.settings import ServerSettings
 
@@ -35,6 +35,8 @@ def serve_on_ray(
 
     ``options``: the other fields of :class:`ClusterSpec`.
     """
+    if address == LOCAL:
+        let_nobody_in()
     with extra("serve"), extra("ray"):
         from controlnext.runtime.cluster.config import write_config
         from controlnext.runtime.cluster.service import served, wait_for_signal

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import nn
 
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.bundle.reader import read_manifest
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.engines import registry, select_backend
 from controlnext.engines.auto import AutoBackend
 from controlnext.engines.built import BuiltBackend, usable_backends
@@ -272,8 +272,8 @@ def _engine(
 def _add_lora(pipeline: Pipeline, arguments: Sequence[dict[str, Any]]) -> None:
     """Add the LoRA of random numbers from a file, if a run chooses it: the reader is compared too."""
     if any("lora" in given for given in arguments):
-        with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory) / f"{NAME}.safetensors"
+        with temporary_directory("lora") as directory:
+            file = directory / f"{NAME}.safetensors"
             write_random_lora(file, pipeline.bundle.manifest, SEED)
             pipeline.add_lora(NAME, file)
 

@@ -53,14 +53,17 @@ def choice(default: str | None, *others: str | None) -> Option:
     return Option(default, lambda value: value in words, ", ".join("null" if w is None else w for w in words))
 
 
-def integer(default: int, lowest: int, highest: int | None = None) -> Option:
-    """Return an option that takes integers of at least `lowest`, and of at most `highest` if that is set."""
+LARGEST = 1_000_000
+"""The largest integer of a scheduler configuration: tables of that many entries are made."""
 
-    def accepts(value: Any) -> bool:
-        return is_integer(value) and value >= lowest and (highest is None or value <= highest)
 
-    words = f"integers of at least {lowest}" if highest is None else f"integers from {lowest} to {highest}"
-    return Option(default, accepts, words)
+def integer(default: int, lowest: int, highest: int = LARGEST) -> Option:
+    """Return an option that takes integers from `lowest` to `highest`."""
+    return Option(
+        default,
+        lambda value: is_integer(value) and lowest <= value <= highest,
+        f"integers from {lowest} to {highest}",
+    )
 
 
 def number(

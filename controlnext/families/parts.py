@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from controlnext.families.graph_spec import Config, GraphSpec
 from controlnext.families.schema import PREVIEW_DECODER, PREVIEW_VAE, VAE, VAE_DECODER, LatentRgb, Network
+from controlnext.families.values import Numbers
 from controlnext.image_prompts import IMAGE_ENCODER, KINDS
 from controlnext.tensor_spec import TensorSpec
 
@@ -17,11 +18,12 @@ FLOAT32: Mapping[str, str] = MappingProxyType({"time_proj": _SINUSOIDS, "cross_n
 """Modules that stay in float32 in every denoiser, each with the reason."""
 ADDED_TIME: Mapping[str, str] = MappingProxyType({"add_time_proj": _SINUSOIDS})
 
-NUMBER = (int, float)
-OF_DENOISER: Mapping[str, type] = MappingProxyType({"sample_size": int})
-OF_VAE: Mapping[str, tuple[type, ...]] = MappingProxyType({"scaling_factor": NUMBER})
-OF_TEXT: Mapping[str, type] = MappingProxyType({"vocab_size": int})
-"""Configuration values that a running bundle reads, with their types."""
+SIZE = Numbers(int, 1, 1 << 16)
+SHIFT = Numbers(float, -1e6, 1e6)
+OF_DENOISER: Mapping[str, Numbers] = MappingProxyType({"sample_size": SIZE})
+OF_VAE: Mapping[str, Numbers] = MappingProxyType({"scaling_factor": Numbers(float, 1e-6, 1e6)})
+OF_TEXT: Mapping[str, Numbers] = MappingProxyType({"vocab_size": Numbers(int, 1, 1 << 24)})
+"""Configuration values that a running bundle reads: the denoiser's, the VAE's, a text encoder's."""
 
 NO_SHIFT: Config = MappingProxyType({"shift_factor": None})
 NO_STATISTICS: Config = MappingProxyType({"latents_mean": None, "latents_std": None})
@@ -112,7 +114,7 @@ def tiny_vae(channels: int, *, shifted: bool = False, network: str = VAE) -> Net
         "diffusers",
         TINY_VAE,
         required={"latent_channels": channels, **({} if shifted else _UNSHIFTED)},
-        read={**OF_VAE, **({"shift_factor": NUMBER} if shifted else {})},
+        read={**OF_VAE, **({"shift_factor": SHIFT} if shifted else {})},
     )
 
 

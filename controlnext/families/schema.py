@@ -12,6 +12,7 @@ from controlnext.errors import InputError
 from controlnext.families.graph_spec import CLASS, Config, GraphSpec
 from controlnext.families.image_start import ImageStart
 from controlnext.families.samplers import NOISE_SCHEDULERS
+from controlnext.families.values import Numbers
 from controlnext.image_prompts import IMAGE_ENCODER
 
 VAE, PREVIEW_VAE = "vae", "preview_vae"
@@ -96,8 +97,8 @@ class Network:
     required: Config = field(default_factory=dict)
     """Configuration values that distinguish this family's network from others of the same class; a set is of
     values that it may have."""
-    read: Mapping[str, type | tuple[type, ...]] = field(default_factory=dict)
-    """Configuration values that the runtime reads from a bundle's manifest, with their types."""
+    read: Mapping[str, Numbers] = field(default_factory=dict)
+    """Configuration values that the runtime reads from a bundle's manifest, and what they may be."""
     traced: Config = field(default_factory=dict)
     """Configuration values that replace the checkpoint's for tracing: the same numbers by operators that
     engines run faster. Weights may differ in dimensions of 1."""

@@ -10,6 +10,7 @@ from controlnext.families.parts import (
     OF_DENOISER,
     OF_VAE,
     SD_RGB,
+    SIZE,
     preview_decoder,
     preview_vae,
     vae_encoder,
@@ -87,7 +88,7 @@ SVD = Family(
             "diffusers",
             "UNetSpatioTemporalConditionModel",
             required={"in_channels": 8, "out_channels": 4},
-            read={**OF_DENOISER, "num_frames": int},
+            read={**OF_DENOISER, "num_frames": SIZE},
         ),
         "vae": Network(
             "vae", "diffusers", "AutoencoderKLTemporalDecoder", required={"latent_channels": 4}, read=OF_VAE

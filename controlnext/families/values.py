@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from inspect import Parameter
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeGuard, Union, get_args, get_origin
@@ -21,6 +22,23 @@ def is_integer(value: Any) -> TypeGuard[int]:
 def is_number(value: Any) -> bool:
     """Return whether a value is a finite number."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that a configuration value may be: integers or all, from ``least`` to ``most``."""
+
+    kind: type[int] | type[float]
+    least: float
+    most: float
+
+    def takes(self, value: Any) -> bool:
+        """Return whether a value is one of them."""
+        of_kind = is_integer(value) if self.kind is int else is_number(value)
+        return of_kind and self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"{in_words(self.kind)} from {self.least:g} to {self.most:g}"
 
 
 def alike(value: Any, default: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from controlnext.bundle.manifest import Setting, Source
+from controlnext.errors import blames
 from controlnext.families import ControlSpec, Family, GraphSpec, Network, Variant
 from controlnext.weights.control import empty_control
 from controlnext.weights.ip_adapter import AdapterWeights
@@ -82,6 +83,15 @@ class Checkpoint:
         """The control modules, in the order in which they were given."""
         return [network for network in self.networks.values() if network.spec is None]
 
+    def check_finite(self) -> None:
+        """Read every tensor; raise :class:`CheckpointError` for one that holds NaN or infinity."""
+        for network in self.networks.values():
+            with blames("control" if network.spec is None else "base"):
+                _read_all(network.tensors)
+        for adapter in self.adapters:
+            with blames("ip_adapter"):
+                _read_all(adapter.tensors)
+
     def without_controls(self) -> Checkpoint:
         """Return the base model without control modules, with the tensors that were trained for them."""
         networks = {name: network for name, network in self.networks.items() if network.spec is not None}
@@ -105,3 +115,9 @@ class Checkpoint:
     def _skipping(self, spec: GraphSpec) -> GraphSpec:
         skips = self.clip_skip and spec.name in self.family.prompt_encoders
         return spec.with_clip_skip(self.clip_skip) if skips else spec
+
+
+def _read_all(tensors: Mapping[str, Tensor]) -> None:
+    for name in tensors:
+        # which raises for one that is not finite; none stays in memory
+        tensors[name]

@@ -16,7 +16,7 @@ from packaging.version import InvalidVersion, Version
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.families.values import did_you_mean, in_words, is_integer, takes
-from controlnext.weights.config_keys import NETWORKS, OF_NETWORKS
+from controlnext.weights.config_keys import MOST, MOST_OF_KEYS, NETWORKS, OF_NETWORKS
 from controlnext.weights.config_rules import Rules
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def check_network(
         check_unknown(what, config, rules, f"diffusers' {network.cls}", warn=warn)
     check_values(what, config, rules)
     _check_kinds(what, config, rules, _kinds(network.library, network.cls))
+    _check_sizes(what, config, rules)
     _check_added_embeddings(what, config)
     _check_statistics(what, config)
 
@@ -81,6 +82,25 @@ def _check_kinds(what: str, config: Mapping[str, Any], rules: Rules, kinds: Mapp
                 f" {in_words(kind)}{', not below 0' if fits else ''}); correct its config.json, or get the"
                 " base again"
             )
+
+
+def _check_sizes(what: str, config: Mapping[str, Any], rules: Rules) -> None:
+    """Raise :class:`CheckpointError` for the first number that no network has: the library would make
+    modules, or a table, until memory or patience ends."""
+    for key, value in config.items():
+        most = MOST_OF_KEYS.get(key, MOST)
+        if key in rules and rules[key].kind != "harmless" and _largest(value) > most:
+            raise CheckpointError(
+                f"{what} has {key}={_short(value)}, which is more than any network has (accepted: at most"
+                f" {most}); correct its config.json, or get the base again"
+            )
+
+
+def _largest(value: Any) -> int:
+    """Return the largest integer in a value and the lists in it."""
+    if isinstance(value, list | tuple):
+        return max(map(_largest, value), default=0)
+    return value if is_integer(value) else 0
 
 
 def _check_added_embeddings(what: str, config: Mapping[str, Any]) -> None:

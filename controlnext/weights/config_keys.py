@@ -23,6 +23,28 @@ from controlnext.weights.config_rules import (
 )
 from controlnext.weights.vae_keys import KL_VAE, TINY_VAE, VAE
 
+MOST = 1_000_000
+"""The largest integer of a configuration: vocabularies have up to 250,000 entries."""
+_MOST_LAYERS = 200
+"""The most layers of a kind: published networks have up to 38."""
+MOST_OF_KEYS: Mapping[str, int] = {
+    **dict.fromkeys(
+        (
+            "layers_per_block",
+            "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
+            "num_layers",
+            "num_hidden_layers",
+            "num_encoder_blocks",
+            "num_decoder_blocks",
+        ),
+        _MOST_LAYERS,
+    ),
+    # a table of its square is made
+    "pos_embed_max_size": 1024,
+}
+"""The largest integers of keys that have others."""
+
 _SIZE = Rule(
     "limited",
     "engines and calibration take their sizes from it",

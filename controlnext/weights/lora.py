@@ -28,7 +28,14 @@ from controlnext.families import Family, Network
 from controlnext.lora_names import METADATA, STRENGTH, listing, matched, split_scale
 from controlnext.weights.base import Base
 from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor, first_line, is_safetensors, is_weight_file, read_file
+from controlnext.weights.lazy import (
+    LazyTensor,
+    LazyTensors,
+    first_line,
+    is_safetensors,
+    is_weight_file,
+    read_file,
+)
 from controlnext.weights.networks import canonical, empty_module
 from controlnext.weights.parts import Part
 from controlnext.weights.weight_source import WeightSource, choose_weights, resolve
@@ -134,11 +141,13 @@ def _matrices(found: Mapping[str, LazyTensor], what: str) -> dict[str, Tensor]:
     shapes = {name: tensor.shape for name, tensor in found.items()}
     matches = matched(shapes, what, lambda: f"it looks like {looks_like(found)}")
     matrices = {}
+    # a sum with the base would not show whose NaN it is
+    read = LazyTensors(found, what)
     for name, match in matches.items():
-        matrices[name] = tensor = found[name].read()
-        alpha = found.get(f"{match[1]}.alpha")
-        if alpha is not None and not match[2]:
-            matrices[name] = tensor.float() * (float(alpha.read()) / tensor.shape[1])
+        matrices[name] = tensor = read[name]
+        alpha = f"{match[1]}.alpha"
+        if alpha in found and not match[2]:
+            matrices[name] = tensor.float() * (float(read[alpha]) / tensor.shape[1])
     return matrices
 
 

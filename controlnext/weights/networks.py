@@ -96,12 +96,12 @@ def _check_family(network: Network, found: Mapping[str, Any]) -> None:
 
 
 def _check_read(network: Network, found: Mapping[str, Any]) -> None:
-    for key, kind in network.read.items():
+    for key, accepted in network.read.items():
         value = found.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not accepted.takes(value):
             raise CheckpointError(
-                f"its {network.folder} has {key}={value!r}, where this family reads a number; write that into"
-                f" {network.folder}/config.json, or give a base of this family"
+                f"its {network.folder} has {key}={value!r}, where this family reads {accepted}; write"
+                f" that into {network.folder}/config.json, or give a base of this family"
             )
 
 

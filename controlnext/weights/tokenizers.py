@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.errors import CheckpointError
 from controlnext.families import Network
 from controlnext.optional import is_installed, not_installed
@@ -219,11 +219,11 @@ def shipped_clip_tokenizer(directory: Path, network: Network, config: Mapping[st
     """Return the content of ``tokenizer.json`` for a shipped ``directory`` with settings but without CLIP's
     vocabulary."""
     merges = gzip.decompress(_CLIP_MERGES.read_bytes()).decode()
-    with tempfile.TemporaryDirectory() as complete:
+    with temporary_directory("tokenizer") as complete:
         shutil.copytree(directory, complete, dirs_exist_ok=True)
-        Path(complete, "merges.txt").write_text(merges, encoding="utf-8")
-        Path(complete, "vocab.json").write_text(json.dumps(_clip_vocabulary(merges)), encoding="utf-8")
-        return read_tokenizer(Path(complete), network, config)
+        (complete / "merges.txt").write_text(merges, encoding="utf-8")
+        (complete / "vocab.json").write_text(json.dumps(_clip_vocabulary(merges)), encoding="utf-8")
+        return read_tokenizer(complete, network, config)
 
 
 def _clip_vocabulary(merges: str) -> dict[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import msgspec
 
 from controlnext.bundle.format import DATA, ENGINES, model_file
 from controlnext.bundle.manifest import Manifest
+from controlnext.bundle.scratch import remove_abandoned
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
 
@@ -213,9 +213,7 @@ def exclusive(place: Path) -> Iterator[None]:
     except OSError as error:
         raise WorkError(f"engines cannot be written to {place.parent}: {error}") from error
     with lock:
-        for leftover in place.parent.glob(f".{place.name}.*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
+        remove_abandoned(place.parent, place.name)
         yield
 
 

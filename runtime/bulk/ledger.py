@@ -38,12 +38,14 @@ class Ledger:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Write a record; raise :class:`WorkError` where the disk is full: then nothing of it is there."""
+        """Write a record and wait until the disk has it; raise :class:`WorkError` where that is full: then
+        nothing of it is there."""
         line, before = msgspec.json.encode(record) + b"\n", os.fstat(self._file).st_size
         try:
             # in one call, as a rule: a process that is killed leaves a part of a line at most
             while line:
                 line = line[self._write(line) :]
+            os.fsync(self._file)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, before)

@@ -5,8 +5,6 @@ What was made once stays until what replaces it is there, with its line in the l
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from controlnext.bundle.files import new_file, sha256
+from controlnext.bundle.scratch import remove_abandoned
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.bulk.jobs import Job
 from controlnext.runtime.bulk.ledger import LEDGER, NO_JOB, Ledger, Record, check_ledger, record_in
@@ -160,8 +159,11 @@ class JobResults:
             return
         with path.open("rb") as file:
             file.seek(self._read[path])
-            whole, end, _ = file.read().rpartition(b"\n")
+            whole, end, last = file.read().rpartition(b"\n")
         self._read[path] += len(whole + end)
+        if record_in(last) is not None:
+            # nothing of it is missing but the end of its line
+            whole, self._read[path] = whole + end + last, self._read[path] + len(last)
         yield from filter(None, map(record_in, whole.split(b"\n")))
 
     def _write(self, records: Iterable[Record]) -> None:
@@ -169,11 +171,8 @@ class JobResults:
         self._found = {record["id"]: [record] for record in records}
         self._of_workers = set()
         lines = b"".join(msgspec.json.encode(record) + b"\n" for (record,) in self._found.values())
-        with new_file(self._path) as aside, aside.open("wb") as file:
-            file.write(lines)
-            file.flush()
-            # before those of the workers go
-            os.fsync(file.fileno())
+        with new_file(self._path) as aside:
+            aside.write_bytes(lines)
         for path in (self.directory / _PARTS).glob("*"):
             path.unlink()
         self._read = Counter({self._path: len(lines)})
@@ -200,8 +199,7 @@ def open_results(output: Path) -> Iterator[JobResults]:
         ) from error
     try:
         _wait_for_workers(output)
-        for left in output.glob(".*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+        remove_abandoned(output)
         yield _read(output)
     finally:
         lock.release()

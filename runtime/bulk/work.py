@@ -9,13 +9,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.remote import manifest_checksum
+from controlnext.bundle.scratch import scratch_directory
 from controlnext.errors import ControlNeXtError, InputError, OutOfMemoryError, is_hopeless
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
@@ -120,7 +120,7 @@ def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec, ledger: Ledger)
     pipe.bundle.engine(pipe.family.denoiser)
     running = set[_Running]()
     with (
-        TemporaryDirectory(prefix=".", suffix=".partial", dir=spec.output) as aside,
+        scratch_directory(Path(spec.output), "results") as aside,
         Batcher(pipe, max_rows=spec.max_rows, max_waiting=spec.max_rows) as batcher,
     ):
         try:
@@ -130,9 +130,9 @@ def do_jobs(pipe: Pipeline, jobs: Iterable[Job], spec: BulkSpec, ledger: Ledger)
                 except Exception as error:  # of reading images and of odd values, besides our own
                     yield _failed(pipe, job, error, ledger)
                 while len(running) >= spec.max_rows:
-                    yield from _records(pipe, running, Path(aside), ledger)
+                    yield from _records(pipe, running, aside, ledger)
             while running:
-                yield from _records(pipe, running, Path(aside), ledger)
+                yield from _records(pipe, running, aside, ledger)
         finally:
             for one in running:
                 one.future.cancel()
@@ -256,7 +256,8 @@ def _saved(pipe: Pipeline, one: _Running, aside: Path, ledger: Ledger) -> Record
         "backend": pipe.backend,
         "checksum": [sha256(path) for path in paths],
     }
-    # first the record: a file that no ledger names is not ours, and what was there is right until then
+    # first the record, on the disk: a file that no ledger names is not ours, and until then what was there is
+    # right
     ledger.add(record)
     for path in paths:
         path.replace(one.files.output.with_name(path.name))

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from controlnext.bundle.files import check_writable, new_file, new_folder
+from controlnext.bundle.files import check_writable, new_file, new_folder, writing_to
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.closeable import Closeable
 from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
@@ -82,8 +82,8 @@ def open_clip(
     if path.is_dir():
         yield Frames(_listed(path), change)
         return
-    with TemporaryDirectory(prefix="controlnext-") as directory:
-        paths, fps = _decode(path, Path(directory), limit, max_pixels)
+    with temporary_directory("clip") as directory:
+        paths, fps = _decode(path, directory, limit, max_pixels)
         yield Frames(paths, change, fps)
 
 
@@ -214,9 +214,9 @@ def _decode(
                 streams[0].codec_context.options = {"max_pixels": str(max_pixels)}
             for frame in islice(video.decode(streams[0]) if streams else (), limit):
                 paths.append(directory / _frame_name(len(paths)))
-                with new_file(paths[-1]) as aside:
+                with writing_to(paths[-1]):
                     # compressed little, as it is read again soon
-                    _image_of(frame).rotate(frame.rotation, expand=True).save(aside, compress_level=1)
+                    _image_of(frame).rotate(frame.rotation, expand=True).save(paths[-1], compress_level=1)
             if not paths:
                 raise InputError(f"{path} has no images; {_ACCEPTED}")
             return paths, streams[0].guessed_rate or None

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from controlnext.bundle.files import writing_to
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
 from controlnext.runtime.media.inline_images import decode_image
@@ -68,8 +68,9 @@ def _opened_clip(
     contents: Sequence[bytes], change: Change, max_frames: int, max_pixels: int, opened: ExitStack
 ) -> InlineFrames | Frames:
     if holds_video(contents):
-        path = Path(opened.enter_context(TemporaryDirectory(prefix="controlnext-"))) / "control"
-        path.write_bytes(contents[0])
+        path = opened.enter_context(temporary_directory("upload")) / "control"
+        with writing_to(path, FIELD):
+            path.write_bytes(contents[0])
         try:
             return opened.enter_context(open_clip(path, change, max_frames + 1, max_pixels))
         except InputError as error:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from controlnext.bundle.scratch import temporary_directory
 from controlnext.errors import QueueFullError
 from controlnext.runtime.serving.answers import ClipAnswer, JobError
 from controlnext.runtime.serving.clip_calls import ClipFields
@@ -40,6 +41,7 @@ class ClipJob:
     generation: Generation
     created: float = field(default_factory=time.time)
     ended: int | None = None
+    ended_by_clock: float = 0.0
     removed: bool = False
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class ClipJob:
         self.path.unlink(missing_ok=True)
 
     def _end(self) -> None:
-        self.ended = int(time.time())
+        self.ended, self.ended_by_clock = int(time.time()), time.monotonic()
         if self.removed:
             # it may just have been finished all the same
             self.path.unlink(missing_ok=True)
@@ -105,7 +107,8 @@ class ClipJobs:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._jobs: dict[str, ClipJob] = {}
-        self._directory: TemporaryDirectory[str] | None = None
+        self._directory: Path | None = None
+        self._temporary = ExitStack()
 
     def add(self, call: ClipFields, files: ClipUploads) -> ClipJob:
         """Begin to make a clip.
@@ -116,9 +119,9 @@ class ClipJobs:
         self._forget_old()
         self._make_room()
         if self._directory is None:
-            self._directory = TemporaryDirectory(prefix="controlnext-clips-")
+            self._directory = self._temporary.enter_context(temporary_directory("clips"))
         name = f"video_{secrets.token_hex(12)}"
-        path = Path(self._directory.name) / f"{name}.mp4"
+        path = self._directory / f"{name}.mp4"
         work = ClipWork(self._service, call, files, path)
         job = ClipJob(name, call.prompt, work, path, work.start())
         self._jobs[name] = job
@@ -153,12 +156,11 @@ class ClipJobs:
 
     def remove_files(self) -> None:
         """Remove the files of all clips, finished or not."""
-        if self._directory is not None:
-            self._directory.cleanup()
+        self._temporary.close()
 
     def _forget_old(self) -> None:
         for name, job in list(self._jobs.items()):
-            if job.ended is not None and job.ended + AGE < time.time():
+            if job.ended is not None and job.ended_by_clock + AGE < time.monotonic():
                 self._jobs.pop(name).remove()
 
     def _make_room(self) -> None:

@@ -97,12 +97,19 @@ def test_no_call_of_locals_and_no_formatting_of_a_name_alone() -> None:
     assert not found
 
 
+def test_durations_are_not_told_by_a_clock_that_jumps() -> None:
+    """The time of day is told to clients, and nothing is decided by it; what lasts is ``time.monotonic``."""
+    told = {f"runtime/serving/{name}.py" for name in ("clip_jobs", "image_work", "loading", "log_format")}
+    uses = re.compile(r"\btime\.time\b|\bdatetime\b|\bst_mtime\b")
+    assert {_name(path) for path in FILES if uses.search(path.read_text())} <= told
+
+
 def test_tests_mirror_the_tree() -> None:
-    """A room of tests for each room of the package; what needs several of them is in end_to_end."""
+    """A room of tests for each room of the package; what needs several of them is in end_to_end and fuzz."""
     rooms = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     top = {"export", "engines", "runtime"}
     inside = {path.name for path in (ROOT / "controlnext").iterdir() if path.is_dir()}
-    assert rooms - {"core", "end_to_end", "support"} <= top | inside
+    assert rooms - {"core", "end_to_end", "fuzz", "support"} <= top | inside
     assert top <= rooms
 
 

@@ -136,7 +136,9 @@ def test_a_copy_that_breaks_off_leaves_nothing(monkeypatch: pytest.MonkeyPatch, 
             local_copy(PLACE, tmp_path)
     assert not [one for one in tmp_path.rglob("*") if one.is_file() and one.name != ".lock"]
     # what a killed process left
-    (next(tmp_path.iterdir()) / ".copying.x").mkdir()
+    left = next(tmp_path.iterdir()) / ".copying.0123abcd.partial"
+    (left / "made").mkdir(parents=True)
+    (left / ".lock").touch()
     copy = local_copy(PLACE, tmp_path)
     assert {one.name for one in copy.parent.iterdir()} <= {copy.name, ".lock"}
 

@@ -13,7 +13,7 @@ import pytest
 from controlnext import processor
 from controlnext.bench.choices import Surroundings
 from controlnext.bench.targets import all_targets
-from controlnext.bundle.manifest import write_manifest
+from controlnext.bundle.manifest import Quantization, write_manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import measured, open_engine, registry
 from controlnext.engines.onnxruntime import int8
@@ -36,7 +36,12 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(int8, "int8_form", lambda: int8.UINT8_INT8)
     directory = write_fake_bundle(tmp_path / "bundle")
     manifest = read_manifest(directory)
-    unet = msgspec.structs.replace(manifest.graphs["unet"], precision=Precision.INT8)
+    unet = msgspec.structs.replace(
+        manifest.graphs["unet"],
+        precision=Precision.INT8,
+        compute=Precision.FP32,
+        quantization=Quantization({}, {}, 0.0, 0.0, 1),
+    )
     graphs = {**manifest.graphs, "unet": unet}
     write_manifest(directory, msgspec.structs.replace(manifest, graphs=graphs, precision=Precision.INT8))
     return directory

@@ -34,7 +34,7 @@ from support.recipe import drawing, rand
         ({"control_image": None}, "no control image was given"),
         ({"control_image": [drawing(1, 24, 16)] * 3}, "3 control images were given for one prompt"),
         ({"control_image": np.full((16, 24, 3), np.nan)}, "image has values from nan"),
-        ({"control_scale": float("nan")}, "control_scale has 1 values of 1 that are NaN or infinite"),
+        ({"control_scale": float("nan")}, "control_scale is nan; it must be a finite number"),
         ({"control_scale": [1.0, 2.0]}, r"control_scale has shape \(2,\) for 1 prompts"),
         ({"control_scale": "strong"}, "control_scale is 'strong'; give numbers"),
         ({"control_scale": "1"}, "control_scale is '1'; give numbers"),

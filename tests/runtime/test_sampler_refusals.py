@@ -57,6 +57,8 @@ def config(**changes: Any) -> dict[str, Any]:
         ("heun", "beta_schedule", "exp"),
         ("heun", "clip_sample", 1),
         ("ddim", "num_train_timesteps", 0),
+        *((name, "num_train_timesteps", 99_999_999_999) for name in SAMPLER_SPECS),
+        *((name, "original_inference_steps", 10**9) for name in ("lcm", "tcd")),
         ("ddim", "steps_offset", 1.5),
         ("ddim", "clip_sample", "no"),
         ("ddim", "beta_end", "0.02"),

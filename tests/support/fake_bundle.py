@@ -26,7 +26,7 @@ from controlnext.bundle.manifest import (
     write_manifest,
 )
 from controlnext.families import Family, get_family
-from controlnext.tensor_spec import LORA_INPUTS, TensorSpec
+from controlnext.tensor_spec import LORA_INPUTS, TensorSpec, numbered_controls
 from support.fake_tokenizer import WORDS, write_tokenizer
 from support.fake_vae import Nodes, vae_decoder, vae_encoder
 
@@ -159,8 +159,8 @@ def _configs(family: Family, graphs: dict[str, Graph], controls: int) -> dict[st
     channels = SIZES[family.name]["vae_decoder"]["latent_channels"]
     tiny = {"latent_channels": channels, "scaling_factor": 0.25, "shift_factor": 0.0}
     known = {"vae": {**VAE_CONFIG, **shift}, "preview_vae": tiny, family.denoiser: DENOISER_CONFIG}
-    names = [f"control_{number}" if number > 1 else "control" for number in range(1, controls + 1)]
-    return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in (*sorted(networks), *names)}
+    control = {one.network: {"out_channels": 8} for one in numbered_controls(controls)}
+    return {name: known.get(name, {"vocab_size": len(WORDS)}) for name in sorted(networks)} | control
 
 
 def table(width: int) -> np.ndarray:

@@ -93,7 +93,7 @@ def write_clip_manifest(directory: Path, variant: str = "v2") -> None:
             "vae": {"scaling_factor": SCALING},
             "unet": {"sample_size": 64, "num_frames": 14},
             "image_encoder": {},
-            "control": {},
+            "control": {"out_channels": 8},
         },
         options=dict(family.checkpoint_options),
         sources=[],

@@ -1,4 +1,5 @@
-"""Bundles whose files are links: those of a Triton repository, a copied location, a hub's cache."""
+"""Bundles whose files are links: those of a Triton repository, a copied location, a hub's cache, a mounted
+volume."""
 
 from __future__ import annotations
 
@@ -12,25 +13,26 @@ def hard(bundle: Path, target: Path) -> Path:
     return _linked(bundle, target, lambda path, link: os.link(path, link))
 
 
-def from_one_directory(bundle: Path, target: Path) -> Path:
-    """Make a bundle of symbolic links to files in one directory, as in a hub's cache."""
-    return _symbolic(bundle, target, lambda _number: Path())
+def from_hub_cache(bundle: Path, target: Path) -> Path:
+    """Make a bundle of symbolic links as in a hub's cache; return its snapshot."""
+    snapshot = target / "snapshots" / "0f1e"
+    return _symbolic(bundle, snapshot, lambda number: target / "blobs" / f"blob{number}")
 
 
 def from_many_directories(bundle: Path, target: Path) -> Path:
-    """Make a bundle of symbolic links to files in directories of their own."""
-    return _symbolic(bundle, target, lambda number: Path(str(number)))
+    """Make a bundle of symbolic links to files in directories of their own within it, as volumes that change
+    as a whole have them."""
+    return _symbolic(bundle, target, lambda number: target / f"..{number}" / f"file{number}")
 
 
-KINDS = (hard, from_one_directory, from_many_directories)
+KINDS = (hard, from_hub_cache, from_many_directories)
 
 
-def _symbolic(bundle: Path, target: Path, directory: Callable[[int], Path]) -> Path:
-    blobs = target.with_name(f"{target.name}-blobs")
+def _symbolic(bundle: Path, target: Path, place: Callable[[int], Path]) -> Path:
     made: list[Path] = []
 
     def link(path: Path, link: Path) -> None:
-        blob = blobs / directory(len(made)) / f"blob{len(made)}"
+        blob = place(len(made))
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, blob)
         link.symlink_to(blob)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-_START_S = 180.0
+_START_S = 400.0
+"""Seconds that a server may take to start: 30 on an idle machine of two cores, up to 170 on a busy one."""
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def commit_of(folder: Path) -> str:
 @contextmanager
 def serve() -> Iterator[StubHub]:
     """Run an empty hub within the block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     server.hub = hub = StubHub(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -59,6 +59,11 @@ def serve() -> Iterator[StubHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that are gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -144,6 +144,31 @@ def test_what_a_network_asks_for_and_no_graph_does_is_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
+TOO_LARGE: list[tuple[str, str, Any, int]] = [
+    ("UNet2DConditionModel", "layers_per_block", 10**9, 200),
+    ("UNet2DConditionModel", "layers_per_block", [2, 10**9], 200),
+    ("UNet2DConditionModel", "transformer_layers_per_block", [1, 201], 200),
+    ("UNet2DConditionModel", "block_out_channels", [320, 10**9], 10**6),
+    ("UNetSpatioTemporalConditionModel", "layers_per_block", 10**9, 200),
+    ("SD3Transformer2DModel", "num_layers", 10**9, 200),
+    ("SD3Transformer2DModel", "pos_embed_max_size", 10**6, 1024),
+    ("AutoencoderKL", "layers_per_block", 10**9, 200),
+    ("AutoencoderTiny", "num_decoder_blocks", [1, 1, 1, 10**9], 200),
+    ("CLIPTextModel", "num_hidden_layers", 10**9, 200),
+    ("CLIPTextModel", "max_position_embeddings", 10**9, 10**6),
+    ("CLIPVisionModelWithProjection", "num_hidden_layers", 10**9, 200),
+    ("T5EncoderModel", "num_layers", 10**9, 200),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "most"), TOO_LARGE)
+def test_sizes_that_no_network_has_are_refused(name: str, key: str, value: Any, most: int) -> None:
+    """Before the library makes modules or tables of that size, which would not end."""
+    known = {**ALL, "AutoencoderTiny": get_family("sd15").known_networks["preview_vae"]}
+    with pytest.raises(CheckpointError, match=rf" has {key}=.*accepted: at most {most}\)"):
+        complete_config(known[name], {"_class_name": name, key: value})
+
+
 WRONG_KINDS: list[tuple[str, str, Any, str]] = [
     ("AutoencoderKL", "shift_factor", "0.1", "a number or null"),
     ("AutoencoderKL", "latent_channels", True, "an integer"),

@@ -20,6 +20,7 @@ from controlnext.runtime.bulk import results as module
 from controlnext.runtime.bulk.basis import with_basis
 from controlnext.runtime.bulk.jobs import Job
 from controlnext.runtime.bulk.ledger import LEDGER, Ledger
+from controlnext.runtime.bulk.places import Places
 from controlnext.runtime.bulk.results import JobResults, open_results
 from controlnext.runtime.bulk.table import write_table
 from controlnext.runtime.bulk.work import BulkSpec
@@ -43,7 +44,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_bytes(
         b"\n".join([*(json.dumps(one).encode() for one in (record, *others, failed)), torn])
     )
-    (tmp_path / ".x.partial").mkdir()
+    (tmp_path / ".results.0123abcd.partial").mkdir()
     with open_results(tmp_path) as results:
         assert results.prepare(jobs) == jobs[1:]
         with pytest.raises(InputError, match="another process writes to") as caught, open_results(tmp_path):
@@ -91,12 +92,27 @@ def test_a_worker_finds_what_another_did_meanwhile(tmp_path: Path) -> None:
     assert second.done(other) is None
     line = json.dumps(record_of(other, b"image"))
     ledger = tmp_path / ".parts" / "torn.jsonl"
-    ledger.write_text(line)
+    ledger.write_text(line[:-1])
     second.look()
     assert second.done(other) is None
     ledger.write_text(f"{line}\n")
     second.look()
     assert second.done(other)
+
+
+def test_a_record_that_lacks_the_end_of_its_line_counts(tmp_path: Path) -> None:
+    """Its file was renamed after it was on the disk: it would be a file that is not of an earlier run."""
+    jobs = [Job("a"), Job("b")]
+    records = [record_of(job, b"image") for job in jobs]
+    (tmp_path / LEDGER).write_bytes(b"\n".join(json.dumps(one).encode() for one in records))
+    for job in jobs:
+        (tmp_path / f"{job.id}.png").write_bytes(b"image")
+    (tmp_path / "jobs.jsonl").touch()
+    with open_results(tmp_path) as results:
+        assert not results.prepare(jobs, Places(tmp_path / "jobs.jsonl", tmp_path, ".png"))
+        results.look()
+        assert len(results.join(jobs, table=False)) == 2
+    assert len((tmp_path / LEDGER).read_text().splitlines()) == 2
 
 
 def test_nobody_goes_on_while_a_worker_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +16,7 @@ from support.recipe import drawing
 from support.serving import USUAL, Site, image_call, pixels_of
 
 ROUTE = "/v1/images/generations"
+JOIN = "import sys, ray; ray.init(address=sys.argv[1], logging_level=50)"
 REPLICA = "ServeReplica:controlnext:Replica"
 
 
@@ -55,3 +59,15 @@ def test_the_metrics_of_all_replicas_add_up(on_ray: Site) -> None:
         assert on_ray.http.post(ROUTE, json=image_call(seed=seed)).status_code == 200
     # other tests may use the server meanwhile
     assert count() >= before + 6 * USUAL["num_inference_steps"]
+
+
+def test_a_cluster_lets_nobody_in_who_has_not_its_token(on_ray: Site) -> None:
+    """Ray listens on all addresses, and who may connect may run any code."""
+    processes = psutil.Process(on_ray.pid).children(recursive=True)
+    head = next(one for one in processes if one.name() == "gcs_server")
+    port = next(one.laddr.port for one in head.net_connections() if one.status == psutil.CONN_LISTEN)
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", JOIN, f"127.0.0.1:{port}"]
+    done = subprocess.run(command, env=without, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode
+    assert "auth" in done.stderr.lower(), done.stderr

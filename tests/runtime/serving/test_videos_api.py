@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,3 +269,16 @@ def test_clips_are_kept_for_a_while(idle: Site, monkeypatch: pytest.MonkeyPatch)
     idle.refused(404, "GET", f"{ROUTE}/{first['id']}")
     monkeypatch.setattr(clip_jobs, "AGE", -1)
     idle.refused(404, "GET", f"{ROUTE}/{second['id']}")
+
+
+def test_a_clock_that_jumps_neither_removes_clips_nor_keeps_them(
+    idle: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day ahead, a day back: what counts is the time that has passed."""
+    clip, clock = finished(idle, create(idle)), SimpleNamespace(time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(clip_jobs, "time", clock)
+    for days in (1, -1):
+        clock.time = lambda days=days: time.time() + days * 86400
+        assert idle.http.get(f"{ROUTE}/{clip['id']}").json()["status"] == "completed"
+    clock.monotonic = lambda: time.monotonic() + clip_jobs.AGE + 1
+    idle.refused(404, "GET", f"{ROUTE}/{clip['id']}")
