@@ -59,7 +59,8 @@ def find_damage(directory: Path) -> str:
         if others := sorted(wanted.keys() ^ there):
             return f"{', '.join(others)}: not both listed and there"
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
-    except (OSError, ValueError, RecursionError, BundleError) as error:
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError, BundleError) as error:
+        # msgspec's is no ValueError before 0.21
         return str(error)
     return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 
