@@ -52,7 +52,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 _ENDINGS = ", ".join(FORMATS)
 _READ = (
     *("apng", "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg"),
-    *("mpegts", "mpegvideo", "mxf", "nut", "ogg", "webp_anim"),
+    *("mpegts", "mpegvideo", "mxf", "nut", "ogg", "wav", "webp_anim"),
 )
 """FFmpeg's names of the formats that are read. Others are lists of files and addresses (concat, HLS, DASH),
 which a clip from outside would have opened."""

@@ -286,7 +286,5 @@ def test_a_file_for_which_a_program_would_be_run_is_no_image(
     Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
     (tmp_path / "image.eps").rename(tmp_path / "image.png")
     monkeypatch.setattr(subprocess, "Popen", lambda *_: pytest.fail("a program was run"))
-    with pytest.raises(
-        InputError, match=r"cannot read image .*image\.png: it is not an image in one of these"
-    ):
+    with pytest.raises(InputError, match=r"image\.png: it is not an image in one of these"):
         open_image(tmp_path / "image.png")
