@@ -1,6 +1,9 @@
 # make demo   export the small model that ships with the project, run it, and write build/demo.png
 # make check  what a change has to pass while it is written: ruff, mypy, and the tests that export no model
 # make test   everything that a change has to pass in the end: the same with all tests
+# make test-lowest          the tests with the lowest versions that pyproject.toml admits (constraints-lowest.txt)
+# make test-lowest-runtime  the same without PyTorch: what runs bundles, on those versions
+# make audit                known vulnerabilities of what constraints.txt pins (asks PyPI over the network)
 # Needs Python 3.11 or newer, make and a package index; everything is installed into .venv.
 
 PYTHON ?= python3
@@ -12,7 +15,11 @@ SCRIPTS := $(wildcard examples/shapes/*.py benchmarks/*.py)
 # Two processes share what is exported once; more threads in each would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo check test lint
+LOWEST := build/lowest
+LOWEST_RUNTIME := build/lowest-runtime
+RUNTIME_TESTS := tests/core tests/engines tests/runtime
+
+.PHONY: demo check test lint test-lowest test-lowest-runtime audit
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -27,6 +34,25 @@ test: lint
 
 check: lint
 	$(PYTEST) -m "not export"
+
+# torch's wheel of that version is a CUDA build: 3 GB to download, 8 GB on disk
+test-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest --numprocesses 2 --dist worksteal
+
+test-lowest-runtime:
+	$(PYTHON) -m venv --clear $(LOWEST_RUNTIME)
+	$(LOWEST_RUNTIME)/bin/pip install --quiet --constraint constraints-lowest.txt \
+		--editable '.[cpu,openvino,preprocess,ray,serve,video]' httpx hypothesis jinja2 matplotlib onnx openai \
+		playwright pytest pytest-timeout pytest-xdist schemathesis
+	OMP_NUM_THREADS=1 $(LOWEST_RUNTIME)/bin/pytest --numprocesses 2 --dist worksteal $(RUNTIME_TESTS)
+
+# strict: a package that the database does not have is a failure, not a clean one
+audit:
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/pip install --quiet pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

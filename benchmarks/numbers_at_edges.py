@@ -22,7 +22,7 @@ from batching import outline
 from soak_bundles import support
 from torch import Tensor
 
-from controlnext.errors import WorkError
+from controlnext.errors import InputError, WorkError
 from controlnext.evaluation.metrics import relative_l2
 from controlnext.export import export_bundle
 from controlnext.reference import reference_pipeline
@@ -152,7 +152,7 @@ def _compared(pipe: Any, reference: Any, call: Call) -> tuple[str, bool]:
     finite = bool(np.isfinite(wanted.latents).all() and np.isfinite(wanted.images).all())
     try:
         made = pipe(**call, output_type="np")
-    except WorkError as error:
+    except (InputError, WorkError) as error:
         return f"PyTorch {'has' if finite else 'has no'} finite numbers; refused: {error}", not finite
     if not finite:
         return "PyTorch has no finite numbers, the run has", False

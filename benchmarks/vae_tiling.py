@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = (str(size), "", tiled[0], "", tiled[1], "")
             if not given.only_tiled:
                 whole = measure(given.bundle, size, False, Path(scratch) / "whole.npy")
-                images = [np.load(Path(scratch) / name) for name in ("tiled.npy", "whole.npy")]
+                images = [
+                    np.load(Path(scratch) / name, allow_pickle=False) for name in ("tiled.npy", "whole.npy")
+                ]
                 difference = f"{np.abs(images[0] - images[1]).max():.3f}"
                 row = (str(size), whole[0], tiled[0], whole[1], tiled[1], difference)
             print(f"| {' | '.join(row)} |", flush=True)

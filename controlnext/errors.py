@@ -11,15 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from controlnext.secrets import without_secrets
+
 LONGEST = 3000
 """Number of characters of the longest message; of a longer one the middle is left out."""
 _UNSEEN = re.compile("[\x00-\t\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Return a text of unknown origin in which control characters, marks that turn the direction of writing,
-    and halves of characters are written as escapes: none of them reaches a terminal or a log."""
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Return a text of unknown origin as it may be shown: without secrets, and with escapes in place of
+    control characters, marks that turn the direction of writing, and halves of characters."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], without_secrets(text))
 
 
 def one_line(text: str) -> str:
@@ -34,7 +36,7 @@ def without_middle(text: str) -> str:
 
 
 class ControlNeXtError(Exception):
-    """Base class of the errors that this package raises.
+    """Base class of the errors that this package raises. No secret that was given is in a message.
 
     ``argument``: the argument at fault, by its Python name; None if no single one is at fault.
     """
@@ -68,7 +70,7 @@ class EngineError(BundleError):
     ) -> None:
         settings = ", ".join(f"`{name}` {value}" for name, value in build.items())
         super().__init__(f"{problem}; build one with {settings}", argument=argument)
-        self.problem, self.bundle, self.build = problem, bundle, build
+        self.problem, self.bundle, self.build = without_secrets(problem), bundle, build
 
 
 class MissingDependencyError(InputError):

@@ -7,12 +7,15 @@ import stat
 from pathlib import Path
 
 
-def check_regular(path: Path) -> Path:
-    """Return ``path``; raise :class:`OSError` for a pipe, a device or a socket.
+def check_regular(path: Path, most_bytes: int | None = None) -> Path:
+    """Return ``path``; raise :class:`OSError` for a pipe, a device or a socket, and for a file of more than
+    ``most_bytes``.
 
     Opening a pipe waits for its writer, and some devices never end. Other problems are told by opening it.
     """
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes} bytes", str(path))
     return path

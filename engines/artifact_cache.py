@@ -26,10 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class _Entry(msgspec.Struct):
-    """The record of a file of :func:`store`. ``stamp``: size, times and inode; None for a small file."""
+    """The record of a file of :func:`store`. ``stamp``: size, times and inode; None for a small file.
+    ``bytes``: the size, which earlier versions did not write."""
 
     sha256: str
     stamp: list[int] | None
+    bytes: int | None = None
 
 
 def is_intact(directory: Path) -> bool:
@@ -57,7 +59,8 @@ def find_damage(directory: Path) -> str:
         if others := sorted(wanted.keys() ^ there):
             return f"{', '.join(others)}: not both listed and there"
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]
-    except (OSError, ValueError, RecursionError, BundleError) as error:
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError, BundleError) as error:
+        # msgspec's is no ValueError before 0.21
         return str(error)
     return f"{', '.join(damaged)}: the checksum has changed" if damaged else ""
 
@@ -67,13 +70,15 @@ def _is_same(path: Path, entry: _Entry) -> bool:
     if not path.is_file():
         return False
     check_inside(path.parent, path)
+    if entry.bytes is not None and path.stat().st_size != entry.bytes:
+        return False
     return (entry.stamp is not None and _stamp(path) == entry.stamp) or sha256(path) == entry.sha256
 
 
 def _entry(path: Path) -> _Entry:
     # read first: after that the file system's clock has advanced, and a later change has another time
-    checksum, large = sha256(path), path.stat().st_size >= _LARGE
-    return _Entry(checksum, _stamp(path) if large else None)
+    checksum, size = sha256(path), path.stat().st_size
+    return _Entry(checksum, _stamp(path) if size >= _LARGE else None, size)
 
 
 def _stamp(path: Path) -> list[int]:

@@ -136,7 +136,7 @@ class _Truncation(msgspec.Struct):
 
 
 class _Lengths(msgspec.Struct):
-    """What a ``tokenizer.json`` says about the length of prompts."""
+    """The part of a ``tokenizer.json`` about the length of prompts."""
 
     truncation: _Truncation
     padding: _Padding

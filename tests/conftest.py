@@ -14,6 +14,7 @@ from hypothesis import settings
 from controlnext.cli import main
 from support.cli import Cli, Done
 from support.exports import export_shapes, export_tiny, once
+from support.without_torch import TORCH_HERE
 
 pytest_plugins = ["support.suite"]
 
@@ -58,6 +59,8 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 
 @pytest.fixture(scope="session", autouse=True)
 def _graphs_are_traced_once(shared_folder: Path) -> None:
+    if not TORCH_HERE:
+        return
     from controlnext.export import exporter as bundle
     from support.traces import traced_once
 
@@ -66,6 +69,8 @@ def _graphs_are_traced_once(shared_folder: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _tokenizers_are_read_once() -> None:
+    if not TORCH_HERE:
+        return
     from controlnext.weights import base, shipped
     from support.tokenizers_once import read_once
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from controlnext.bench.exam_calls import write_calls
 from controlnext.bench.messages import Target, Turn, Work
 from controlnext.bench.results import PSNR, Measurement
 from controlnext.evaluation.metrics import psnr
@@ -40,7 +40,7 @@ class Gallery:
         self._directory, self._exam = directory, exam
         self._calls = directory / "calls"
         if exam is not None:
-            self._calls.write_bytes(pickle.dumps([dict(call) for call in exam.calls]))
+            write_calls(self._calls, exam.calls)
 
     def path(self, target: str) -> str:
         """Return the path for the images of a target."""
@@ -58,10 +58,10 @@ class Gallery:
         own, standard = (Path(self.path(name)) for name in (found.target, STANDARD))
         if found.measure != "image" or not own.is_file():
             return found
-        images = np.load(own) / 255.0
+        images = np.load(own, allow_pickle=False) / 255.0
         quality = dict(self._exam.score(images)) if self._exam is not None else {}
         if found.target != STANDARD and standard.is_file():
-            expected = np.load(standard) / 255.0
+            expected = np.load(standard, allow_pickle=False) / 255.0
             if expected.shape == images.shape:
                 quality[PSNR] = psnr(images, expected)
         return msgspec.structs.replace(found, quality=quality)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from controlnext.bench.exam_calls import read_calls
 from controlnext.bench.messages import Work
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
@@ -53,7 +53,7 @@ def exam_calls(file: str, manifest: Manifest, work: Work) -> list[dict[str, Any]
     asked = image_arguments(manifest, work)
     names = ("num_inference_steps", "guidance_scale", *_less(work))
     common = {name: asked[name] for name in names if name in asked}
-    return [{**common, **call} for call in pickle.loads(Path(file).read_bytes())]
+    return [{**common, **call} for call in read_calls(Path(file))]
 
 
 def _less(work: Work) -> dict[str, Any]:

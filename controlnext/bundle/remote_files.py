@@ -11,9 +11,9 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.reader import LARGEST
 from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError, blames
 from controlnext.optional import extra, not_installed
+from controlnext.secrets import has_password, without_secrets
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_PASSWORD = re.compile(r"(://[^/:@]*):[^/@]*@")
 _CHUNK = 8 << 20
 """Bytes that are read at once: few enough for the memory, many enough for a request over the network."""
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "GatedRepoError")
@@ -28,12 +28,18 @@ def has_scheme(location: str) -> bool:
 
 
 def check_location(location: str) -> None:
-    """Raise :class:`InputError` for a location that names no directory, or has a scheme that fsspec does not
-    know; :class:`MissingDependencyError` without fsspec.
+    """Raise :class:`InputError` for a location that other machines are not to get: it names no directory, has
+    a scheme that fsspec does not know, or a password; :class:`MissingDependencyError` without fsspec.
 
     Neither the library of the scheme is needed nor the network.
     """
     _checked_name(location)
+    if has_password(location):
+        raise InputError(
+            f"bundle {_title(location)} has a user name or password in it, which Ray would store and show;"
+            " leave it out, and give the credentials in the environment of every node",
+            argument="bundle",
+        )
     _check_scheme(location)
 
 
@@ -93,8 +99,8 @@ class RemoteFiles:
 
 
 def _title(location: str) -> str:
-    """Return a location without a password."""
-    return _PASSWORD.sub(r"\1:***@", location)
+    """Return a location without user name, password and query."""
+    return without_secrets(location)
 
 
 def _checked_name(location: str) -> str:
@@ -105,7 +111,14 @@ def _checked_name(location: str) -> str:
             f"bundle {_title(location)} names no directory; give scheme://path/of/the/bundle",
             argument="bundle",
         )
-    return parts[-1]
+    if "?" in location and location.lower().startswith(("http://", "https://")):
+        raise InputError(
+            f"bundle {_title(location)} has a query, which signs one file and not the directory of a bundle;"
+            " give the address of the directory",
+            argument="bundle",
+        )
+    # the whole of a file system has the name of its host
+    return parts[-1].rpartition("@")[2] if len(parts) == 1 else parts[-1]
 
 
 def _check_scheme(location: str) -> Any:
@@ -166,7 +179,7 @@ def _explained(title: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
 from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
+from controlnext.secrets import hide_secrets_of_tracebacks
 
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses: the work failed; the input cannot be used."""
@@ -49,6 +50,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     silence_hints()
+    hide_secrets_of_tracebacks()
     command = typer.main.get_command(application)
     try:
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from controlnext.bundle.remote import read_manifest_of
+from controlnext.bundle.remote import is_remote, read_manifest_of
+from controlnext.bundle.remote_files import check_location
 from controlnext.cli import options, ray_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
@@ -94,6 +95,8 @@ def batch(
         checksum,
         fail_fast,
     )
+    if ray is not None and is_remote(bundle):
+        check_location(bundle)
     all_jobs = with_basis(read_jobs(jobs), Path(spec.root), checksum)
     table, suffix = jobs.suffix.lower() == PARQUET, SUFFIXES[get_family(manifest.family).task]
     # stdout is for the summary: Ray prints lines of its processes there

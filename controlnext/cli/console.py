@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from controlnext.errors import visible
+from controlnext.secrets import without_secrets
 from controlnext.types import Progress
 
 
@@ -62,12 +63,21 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print a JSON object on stdout. NaN and infinity, which JSON does not have, become null."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """Print a JSON object on stdout, without secrets. NaN and infinity, which JSON does not have, become
+    null."""
+    print(msgspec.json.format(msgspec.json.encode(_hidden(msgspec.to_builtins(value))), indent=2).decode())
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_hidden(name): _hidden(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_hidden(one) for one in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on stdout. Wide cells are wrapped, never cut."""
+    """Print a table on stdout, without secrets. Wide cells are wrapped, never cut."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

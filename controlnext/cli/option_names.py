@@ -93,7 +93,7 @@ class OptionNames:
 
 
 class OptionFormatter(logging.Formatter):
-    """Formatter of the libraries' log records that shows options in place of arguments."""
+    """Formatter of the libraries' log records that shows options in place of arguments, and no secrets."""
 
     def __init__(self, names: OptionNames, pattern: str) -> None:
         super().__init__(pattern)

@@ -110,7 +110,7 @@ def _serve_here(
         warn_if_open(listener, guarded=bool(settings.api_keys))
         title = f"serving {', '.join(models.names())} on {address_of(listener)} (Ctrl-C stops)"
         app = make_app(models, settings, metrics, local=is_local(listener))
-        application = AccessLog(app, metrics, prompts=log_prompts)
+        application = AccessLog(app, metrics, prompts=log_prompts, keys=settings.api_keys)
         on_ready = partial(print, title, flush=True)
         Server(
             application,

@@ -58,11 +58,11 @@ def serve_on_ray(
         print(f"wrote {config}; run it with: serve deploy {config}")
         return
     write_log(as_json=spec.log_json, prompts=spec.log_prompts)
+    for bundle in filter(is_remote, spec.bundles):
+        check_location(bundle)
     if address == LOCAL:
         # a bundle that cannot be served is told at once, not when replicas have failed several times
         Models([fetch_bundle(bundle) for bundle in spec.bundles], spec.settings, spec.load(), Metrics())
-    for bundle in filter(is_remote, spec.bundles):
-        check_location(bundle)
     names = ", ".join(Path(bundle).name for bundle in spec.bundles)
     with served(spec, address, host, port) as url:
         print(f"serving {names} on {url} with {replicas or 1} replicas (Ctrl-C stops)", flush=True)

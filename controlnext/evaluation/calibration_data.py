@@ -32,6 +32,8 @@ SCALES = (1.0, 0.5, 1.5, 0.75)
 FULL = 256
 """Side in pixels: models of this sample size or less are sampled at it, others at half of theirs, but not
 below this."""
+_LONGEST = 1 << 20
+"""Bytes of the longest prompt."""
 CLIP = 3
 """Number of frames of a calibration clip."""
 
@@ -91,7 +93,7 @@ def read_examples(directory: Path) -> list[Example]:
 
 def _prompt(file: Path) -> str:
     try:
-        return check_regular(file).read_text("utf-8-sig").strip()
+        return check_regular(file, _LONGEST).read_text("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(

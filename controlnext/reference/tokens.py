@@ -40,7 +40,7 @@ def _loaded(directory: Path, name: str, longest: int) -> Any:
     index = directory / "model_index.json"
     entry = json.loads(index.read_text(encoding="utf-8-sig")).get(name) if index.is_file() else None
     cls = getattr(transformers, entry[1]) if entry and entry[1] else transformers.AutoTokenizer
-    tokenizer = cls.from_pretrained(directory / name, local_files_only=True)
+    tokenizer = cls.from_pretrained(directory / name, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return tokenizer
 

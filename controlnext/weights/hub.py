@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from controlnext.errors import CheckpointError
+from controlnext.secrets import without_secrets
 from controlnext.weights.lazy import first_line
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: E
     except CheckpointError as lacking:
         raise CheckpointError(f"{reason}, and the earlier download lacks files: {lacking}") from error
     if not isinstance(error, OfflineModeIsEnabled):
-        log.warning("%s; the earlier download of %s is used", reason, repository)
+        log.warning("%s; the earlier download of %s is used", without_secrets(reason), repository)
     return directory, directory.name
 
 

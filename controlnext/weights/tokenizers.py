@@ -58,7 +58,9 @@ def read_tokenizer(directory: Path, network: Network, config: Mapping[str, Any])
     unknown = check_tokenizer_config(directory, files[_CONFIG])
     cls = class_of(directory, _named_class(directory, files[_CONFIG]))
     try:
-        tokenizer = getattr(transformers, cls).from_pretrained(str(directory), local_files_only=True)
+        tokenizer = getattr(transformers, cls).from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
         _check_vocabulary(directory, tokenizer, list(asked_ids(files)), config["vocab_size"])
         length = network.tokens or _length(directory, tokenizer, config["max_position_embeddings"])
         content = _content(directory, tokenizer, length)

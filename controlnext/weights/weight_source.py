@@ -57,6 +57,8 @@ def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _n
     """
     path = Path(given).expanduser()
     if path.exists():
+        if not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{given} is neither a file nor a directory; give one of them")
         # the name of a link's target may be a digest, as in the hub's cache
         return WeightSource(path, path.name if path.name not in ("", "..") else path.resolve().name)
     match = _HUB_ID.fullmatch(str(given))

@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if scale in images:
                 told += f", cache interval {interval}: PSNR {psnr(images[scale], made):.1f} dB"
             if options.against:
-                told += f", PSNR {psnr(np.load(options.against), made):.1f} dB to {options.against.name}"
+                other = np.load(options.against, allow_pickle=False)
+                told += f", PSNR {psnr(other, made):.1f} dB to {options.against.name}"
             print(f"scale {scale}: {told}", flush=True)
             if options.previews:
                 previews = np.concatenate([pipeline.preview(some, "np") for some in latents])

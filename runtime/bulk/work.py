@@ -30,6 +30,7 @@ from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.ray_cluster import ReplicaRange, takes_gpu
 from controlnext.runtime.request import check_least, is_finite
+from controlnext.secrets import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +274,7 @@ def _failed(pipe: Pipeline, job: Job, error: Exception, ledger: Ledger) -> Recor
     if isinstance(error, OutOfMemoryError):
         error = error.with_savers(name for name in error.savers if name in _keys(pipe))
     reason = str(error) if known else f"{type(error).__name__}: {error}"
-    record = {"id": job.id, "job": job.digest, "error": " ".join(reason.split())}
+    record = {"id": job.id, "job": job.digest, "error": without_secrets(" ".join(reason.split()))}
     ledger.add(record)
     return record
 

@@ -45,9 +45,10 @@ class Replica:
         bundles = [local_copy(bundle) for bundle in spec.bundles]
         self._models = Models(bundles, settings, load or spec.load(), metrics)
         self._app = make_app(self._models, settings, metrics, local=spec.local)
-        self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts, cancels_left=True)
+        keys = settings.api_keys
+        self._logged = AccessLog(self._app, metrics, prompts=spec.log_prompts, cancels_left=True, keys=keys)
         # of a clip that it does not have, another replica tells
-        self._asked = AccessLog(self._app, metrics, unlogged=(404,))
+        self._asked = AccessLog(self._app, metrics, unlogged=(404,), keys=keys)
         await self._models.start()
         most = most_models(self._models, settings.memory_bytes)
         self._hold = serve.multiplexed(max_num_models_per_replica=most)(_loader(self._models))

@@ -50,6 +50,13 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 _ENDINGS = ", ".join(FORMATS)
+_READ = (
+    *("apng", "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg"),
+    *("mpegts", "mpegvideo", "mxf", "nut", "ogg", "wav", "webp_anim"),
+)
+"""FFmpeg's names of the formats that are read. Others are lists of files and addresses (concat, HLS, DASH),
+which a clip from outside would have opened."""
+_ONLY = MappingProxyType({"format_whitelist": ",".join(_READ)})
 
 
 class Frames:
@@ -208,7 +215,10 @@ def _decode(
     paths: list[Path] = []
     try:
         # an open file: FFmpeg takes a name with a colon for an address
-        with check_regular(path).open("rb") as file, av.open(file, metadata_errors="replace") as video:
+        with (
+            check_regular(path).open("rb") as file,
+            av.open(file, metadata_errors="replace", container_options=dict(_ONLY)) as video,
+        ):
             streams = video.streams.video
             if streams and max_pixels is not None:
                 # the decoder checks it before it makes room for a frame

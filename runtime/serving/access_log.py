@@ -6,13 +6,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from controlnext.runtime.serving.errors import refusal_of, stopped
 from controlnext.runtime.serving.metrics import Metrics, Outcome
 from controlnext.runtime.serving.request_ids import send_refusal
+from controlnext.secrets import HIDDEN
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ class AccessLog:
     unless ``prompts`` is set. Requests of ``/health`` and ``/metrics``, which come by the clock, are logged
     at level DEBUG, and those whose status is one of ``unlogged`` neither logged nor counted. A request that
     is cancelled is answered with 503, as the server stops; with ``cancels_left`` not at all: what calls the
-    application cancels the requests of clients that left. ``active`` is the number of requests at the moment.
+    application cancels the requests of clients that left. The server's ``keys`` are in no line, wherever in
+    its address a client puts one. ``active`` is the number of requests at the moment.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class AccessLog:
         prompts: bool = False,
         unlogged: Collection[int] = (),
         cancels_left: bool = False,
+        keys: Sequence[str] = (),
     ) -> None:
         self._application, self._metrics, self._prompts = application, metrics, prompts
-        self._unlogged, self._cancels_left = unlogged, cancels_left
+        self._unlogged, self._cancels_left, self._keys = unlogged, cancels_left, keys
         self.active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +112,7 @@ class AccessLog:
         if not self._prompts:
             known.pop("prompt", None)
         if route == UNKNOWN_ROUTE:
-            known["path"] = scope["path"][:_LONGEST_PATH]
+            known["path"] = self._without_keys(scope["path"])[:_LONGEST_PATH]
         fields = {
             "method": scope["method"],
             "route": route,
@@ -121,6 +124,11 @@ class AccessLog:
         }
         level = logging.DEBUG if route.startswith(_PROBES) and outcome is Outcome.OK else logging.INFO
         logger.log(level, "%s", _line(fields), extra={"request": fields})
+
+    def _without_keys(self, path: str) -> str:
+        for key in self._keys:
+            path = path.replace(key, HIDDEN)
+        return path
 
 
 @dataclass

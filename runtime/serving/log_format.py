@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from controlnext.errors import visible
+from controlnext.secrets import without_secrets
 
 PREFIX = "controlnext: "
 """The start of the lines of the command line, which JSON does not need."""
@@ -35,7 +36,7 @@ def write_worker_log(*, as_json: bool, prompts: bool) -> None:
 
 
 class TimedFormatter(logging.Formatter):
-    """Formatter that puts the time before the line of another formatter."""
+    """Formatter that puts the time before the line of another formatter, without secrets."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class JsonFormatter(logging.Formatter):
     """Formatter that writes one JSON object a line: ``time``, ``level``, ``message``.
 
     The record of a request has its fields instead of the text, and the message ``request``. Another formatter
-    makes the text of the others.
+    makes the text of the others. Secrets are left out.
     """
 
     def __init__(self, inner: logging.Formatter) -> None:
@@ -62,11 +63,15 @@ class JsonFormatter(logging.Formatter):
         fields = {"time": _time(record), "level": record.levelname.lower()}
         request = getattr(record, "request", None)
         told = (
-            {"message": self._inner.format(record).removeprefix(PREFIX)}
+            {"message": without_secrets(self._inner.format(record)).removeprefix(PREFIX)}
             if request is None
-            else {"message": "request", **request}
+            else {"message": "request", **{name: _hidden(value) for name, value in request.items()}}
         )
         return json.dumps({**fields, **told})
+
+
+def _hidden(value: object) -> object:
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _time(record: logging.LogRecord) -> str:

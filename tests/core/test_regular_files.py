@@ -61,8 +61,12 @@ def test_nothing_but_files_is_opened(tmp_path: Path, reader: Callable[[Path], An
         reader(file)
 
 
-def test_a_prompt_that_is_no_text_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(b"\xff\xfea", "it is not UTF-8"), (b"a" * (1 << 20 | 1), "it has more than 10485")],
+)
+def test_a_prompt_that_is_no_text_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
     drawing(1, 8, 8).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfea")
-    with pytest.raises(InputError, match=r"cannot read the prompt in .*a\.txt: it is not UTF-8"):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=rf"cannot read the prompt in .*a\.txt: {problem}"):
         read_examples(tmp_path)

@@ -97,3 +97,10 @@ def test_neither_a_link_out_nor_a_pipe_is_read(kept: Path) -> None:
     file.unlink()
     os.mkfifo(file)
     assert file.name in artifact_cache.find_damage(kept)
+
+
+def test_a_file_of_another_size_is_not_read(kept: Path) -> None:
+    """A hole of a terabyte takes no room on the disk, and hours to read."""
+    file = next(path for path in kept.iterdir() if path.name != artifact_cache.CHECKSUMS)
+    os.truncate(file, 10**12)
+    assert file.name in artifact_cache.find_damage(kept)

@@ -105,7 +105,7 @@ def _redirect(folder: Path) -> None:
     for name in ("tmp", "home", "output"):
         (folder / name).mkdir()
     os.environ.update(TMPDIR=str(folder / "tmp"), HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
-    # it was found out before, of the parent
+    # which the parent may have looked up
     tempfile.tempdir = None
     sys.dont_write_bytecode = True
     os.chdir(folder / "output")

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.without_torch import TORCH_HERE, skip_what_needs_torch
+
+skip_what_needs_torch()
+
 EXPORTED = {"tiny", "shapes_bundle", "shapes_bundle_fp16", "shapes_bundle_int8"}
 """Fixtures that export: tests that use one of them, directly or not, get the marker."""
 
@@ -33,7 +37,7 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Fail tests without the marker that trace a graph, in themselves or in a fixture."""
-    if item.get_closest_marker("export"):
+    if item.get_closest_marker("export") or not TORCH_HERE:
         return (yield)
     with pytest.MonkeyPatch.context() as patch:
         # not ``trace`` itself, which a session's fixture replaces for good while this patch may be in force

@@ -14,6 +14,7 @@ from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, lazy, load_checkpoint
 from controlnext.weights.lazy import LazyTensor, LazyTensors, is_finite, read_file
 from controlnext.weights.weight_source import choose_weights
+from support.payloads import Command
 from support.weights_models import SDXL
 
 
@@ -49,14 +50,12 @@ def test_a_byte_order_mark_before_a_configuration_changes_nothing(folder: Path) 
     assert load(folder).networks["unet"].config == known
 
 
-class Command:
-    """Pickled, it would run a command when it is loaded."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (self.command,)
+def test_a_pipe_is_no_file_of_weights_and_not_waited_for(folder: Path) -> None:
+    for file in (folder / "control.safetensors", folder / "base" / "unet" / "config.json"):
+        file.unlink()
+        os.mkfifo(file)
+        with pytest.raises(CheckpointError, match=r"is not a file|is neither a file nor a directory|lacks"):
+            load(folder)
 
 
 def test_code_in_a_pickle_is_not_run(folder: Path, tmp_path: Path) -> None:
