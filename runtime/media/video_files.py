@@ -50,6 +50,27 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 _ENDINGS = ", ".join(FORMATS)
+_READ = (
+    *("mov", "matroska", "gif", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "apng", "ivf", "mxf", "nut"),
+    *(
+        "mpegvideo",
+        "m4v",
+        "h264",
+        "hevc",
+        "av1",
+        "obu",
+        "mjpeg",
+        "yuv4mpegpipe",
+        "dv",
+        "wtv",
+        "rm",
+        "webp_anim",
+    ),
+    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+)
+"""The formats that FFmpeg reads here. Others, such as playlists, name further files and addresses, which it
+would open."""
+_OPTIONS = {"format_whitelist": ",".join(_READ)}
 
 
 class Frames:
@@ -208,7 +229,10 @@ def _decode(
     paths: list[Path] = []
     try:
         # an open file: FFmpeg takes a name with a colon for an address
-        with check_regular(path).open("rb") as file, av.open(file, metadata_errors="replace") as video:
+        with (
+            check_regular(path).open("rb") as file,
+            av.open(file, metadata_errors="replace", options=_OPTIONS) as video,
+        ):
             streams = video.streams.video
             if streams and max_pixels is not None:
                 # the decoder checks it before it makes room for a frame
