@@ -67,6 +67,8 @@ _READ = (
         "webp_anim",
     ),
     *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+    # of these it is told that they have no images
+    *("wav", "mp3", "flac", "aac", "srt"),
 )
 """The formats that FFmpeg reads here. Others, such as playlists, name further files and addresses, which it
 would open."""
