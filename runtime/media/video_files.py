@@ -51,12 +51,15 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 )
 _ENDINGS = ", ".join(FORMATS)
 _READ = (
-    *("apng", "asf", "avi", "flv", "gif", "h264", "hevc", "ivf", "m4v", "matroska", "mjpeg", "mov", "mpeg"),
-    *("mpegts", "mpegvideo", "mxf", "nut", "ogg", "wav", "webp_anim"),
+    *("mov", "matroska", "gif", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "apng", "ivf", "mxf", "nut"),
+    *("mpegvideo", "m4v", "h264", "hevc", "av1", "obu", "mjpeg", "yuv4mpegpipe", "dv", "wtv", "rm"),
+    *("webp_anim", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+    # of these it is told that they have no images
+    *("wav", "mp3", "flac", "aac", "srt"),
 )
-"""FFmpeg's names of the formats that are read. Others are lists of files and addresses (concat, HLS, DASH),
-which a clip from outside would have opened."""
-_ONLY = MappingProxyType({"format_whitelist": ",".join(_READ)})
+"""The formats that FFmpeg reads here. Others, such as playlists, name further files and addresses, which it
+would open."""
+_ONLY = {"format_whitelist": ",".join(_READ)}
 
 
 class Frames:
@@ -217,7 +220,7 @@ def _decode(
         # an open file: FFmpeg takes a name with a colon for an address
         with (
             check_regular(path).open("rb") as file,
-            av.open(file, metadata_errors="replace", container_options=dict(_ONLY)) as video,
+            av.open(file, metadata_errors="replace", container_options=_ONLY) as video,
         ):
             streams = video.streams.video
             if streams and max_pixels is not None:

@@ -187,7 +187,7 @@ def test_a_video_that_lies_on_its_side_is_put_upright(
         (b"", "cannot read video .*Invalid argument"),
         (b"GIF89a", "cannot read video .*Invalid data"),
         (b"no video at all", "cannot read video .*Invalid data"),
-        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "cannot read video .*Invalid argument"),
+        (b"1\n00:00:01,000 --> 00:00:02,000\nwords\n\n" * 5, "has no images"),
         (None, "cannot read video .*No such file"),
     ],
 )
@@ -273,6 +273,14 @@ def test_a_video_that_is_too_quick_for_a_gif(tmp_path: Path) -> None:
     write_clip(tmp_path / "quick.mp4", _images(2), Fraction(60))
     with ClipFiles(tmp_path / "clip.gif") as files, pytest.raises(InputError, match="60 frames a second"):
         files.control(tmp_path / "quick.mp4", _unchanged)
+
+
+def test_a_list_of_videos_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4", _images(2), Fraction(7))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    with pytest.raises(InputError, match="cannot read video"), open_clip(tmp_path / "list.mp4", _unchanged):
+        pass
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
