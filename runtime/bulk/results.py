@@ -207,8 +207,16 @@ def open_results(output: Path) -> Iterator[JobResults]:
 
 def _check_names(output: Path) -> None:
     """Raise :class:`InputError` where something else has the name of a file of ours."""
-    odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
     parts = output / _PARTS
+    for path in (output / LEDGER, output / TABLE, output / _LOCK, parts, *parts.glob("*")):
+        if path.is_symlink():
+            # what is removed and written there would be somebody else's
+            raise InputError(
+                f"{path} is a link, where results have files of their own; remove it, or give another"
+                " directory",
+                argument="output",
+            )
+    odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
     odd += [path for path in parts.glob("*") if path.is_dir()]
     if odd or (parts.exists() and not parts.is_dir()):
         path, kinds = (odd[0], ("directory", "file")) if odd else (parts, ("file", "directory"))
