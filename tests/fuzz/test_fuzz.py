@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = 60
+CASES = 51
 
 FAULTS = {
     "crashed": "os.abort()",
