@@ -210,14 +210,18 @@ def _check_names(output: Path) -> None:
     odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
     parts = output / _PARTS
     odd += [path for path in parts.glob("*") if path.is_dir()]
+    if parts.is_symlink():
+        # what is in it is removed
+        raise InputError(f"{parts} is a link; move it, or give another directory", argument="output")
     if odd or (parts.exists() and not parts.is_dir()):
         path, kinds = (odd[0], ("directory", "file")) if odd else (parts, ("file", "directory"))
         raise InputError(
             f"{path} is a {kinds[0]}, where a {kinds[1]} belongs; move it, or give another directory",
             argument="output",
         )
-    # opening it would empty it
-    if (lock := output / _LOCK).exists() and lock.stat().st_size:
+    # opening it would empty it, or one elsewhere
+    lock = output / _LOCK
+    if lock.is_symlink() or (lock.exists() and (not lock.is_file() or lock.stat().st_size)):
         raise InputError(
             f"{lock} is not the lock of a bulk run; move it, or give another directory", argument="output"
         )

@@ -137,3 +137,13 @@ def test_a_file_in_the_place_of_a_directory_of_ours(jobs: Path, tmp_path: Path) 
     (tmp_path / ".parts").unlink()
     (tmp_path / ".lock").write_text("mine")
     refused(".lock is not the lock of a bulk run; move it", jobs, tmp_path, Job("c0"))
+
+
+@pytest.mark.parametrize("name", [".lock", ".parts"])
+def test_own_names_are_no_links(jobs: Path, tmp_path: Path, name: str) -> None:
+    """What they lead to would be emptied."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    (tmp_path / name).symlink_to("elsewhere/precious" if name == ".lock" else "elsewhere")
+    refused(f"{name} is (not the lock of a bulk run|a link); move it", jobs, tmp_path, Job("c0"))
+    assert (tmp_path / "elsewhere" / "precious").exists()
