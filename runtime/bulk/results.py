@@ -225,7 +225,8 @@ def _check_names(output: Path) -> None:
             argument="output",
         )
     # opening it would empty it
-    if (lock := output / _LOCK).exists() and lock.stat().st_size:
+    lock = output / _LOCK
+    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
         raise InputError(
             f"{lock} is not the lock of a bulk run; move it, or give another directory", argument="output"
         )
