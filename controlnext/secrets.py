@@ -19,8 +19,9 @@ _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         # a password may have slashes and signs of its own; a port has none
-        (r"(://)[^\s/@:'\"]*:(?!\d{1,5}(?:[/\s?#'\"]|$))[^\s'\"]*@", rf"\1{HIDDEN}@"),
-        (r"(://)[^\s/'\"]+@", rf"\1{HIDDEN}@"),
+        (r"(:/{1,2})[^\s/@:'\"]*:(?!\d{1,5}(?:[/\s?#'\"]|$))[^\s'\"]*@", rf"\1{HIDDEN}@"),
+        # a path that was made of a URL has one slash
+        (r"(:/{1,2})[^\s/'\"]+@", rf"\1{HIDDEN}@"),
         # what signs a URL is in its query
         (r"(://[^\s?#'\"]*)\?[^\s'\")]+", rf"\1?{HIDDEN}"),
         (
@@ -46,7 +47,7 @@ def without_secrets(text: str) -> str:
     for secret in _of_environment():
         text = text.replace(secret, HIDDEN)
     # most texts have none of the signs
-    if not any(sign in text for sign in ("://", "=", "earer", "EARER", "hf_", "sk-", "AKIA")):
+    if not any(sign in text for sign in (":/", "=", "earer", "EARER", "hf_", "sk-", "AKIA")):
         return text
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)

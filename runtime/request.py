@@ -207,13 +207,6 @@ class VideoRequest(CommonRequest):
                 " image's own values go from -1 to 1",
                 argument="noise_aug_strength",
             )
-        low, high = self.min_guidance_scale, self.max_guidance_scale
-        if high is not None and low > 1 > high:
-            raise InputError(
-                f"min_guidance_scale is {low!r} and max_guidance_scale {high!r}, which means no guidance;"
-                " give a max_guidance_scale of at least 1, or a min_guidance_scale of at most 1",
-                argument="min_guidance_scale",
-            )
         if self.image is None:
             raise InputError("no reference image was given; set `image`", argument="image")
 
@@ -239,7 +232,9 @@ def as_floats(name: str, values: object) -> FloatArray:
         # NumPy would take a text for the number that it spells, None for NaN and drop an imaginary part
         if given.dtype.kind in "bcmMSU" or (given.dtype.kind == "O" and None in given.ravel().tolist()):
             raise InputError(f"{name} is {reprlib.repr(values)}; give numbers", argument=name)
-        array = given.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            # what float32 cannot hold is told below
+            array = given.astype(np.float32, copy=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))

@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 
 from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.format import ENGINES
 from controlnext.bundle.manifest import SCHEMA, Manifest
 from controlnext.bundle.manifest_check import check_manifest, find_family
+from controlnext.bundle.names import check_inside
 from controlnext.bundle.schema import check_precisions, upgrade
 from controlnext.bundle.unknown import without_unknown
 from controlnext.errors import BundleError, blames
@@ -36,6 +38,8 @@ def read_manifest(bundle: Path) -> Manifest:
     path = bundle / MANIFEST
     if not path.is_file():
         raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; make one with controlnext export")
+    for ours in (path, bundle / ENGINES):
+        check_inside(bundle, ours)
     if path.stat().st_size > LARGEST:
         raise BundleError(f"{path} is too large for a manifest; export the bundle again")
     return parse_manifest(path.read_bytes(), path)

@@ -91,3 +91,15 @@ def test_a_bundle_may_be_reached_by_a_link(tmp_path: Path) -> None:
     bundle = write_fake_bundle(tmp_path / "bundle")
     (tmp_path / "link").symlink_to(bundle)
     assert check_size(tmp_path / "link", read_manifest(bundle), "unet/model.onnx").is_file()
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "engines"])
+def test_neither_the_manifest_nor_caches_are_elsewhere(name: str, tmp_path: Path) -> None:
+    """A run writes its caches into the bundle."""
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    (tmp_path / "outside").mkdir()
+    if (bundle / name).exists():
+        (bundle / name).rename(tmp_path / "outside" / name)
+    (bundle / name).symlink_to(tmp_path / "outside" / (name if name == MANIFEST else ""))
+    with pytest.raises(BundleError, match=f"{name} is a link to .*outside of the bundle"):
+        read_manifest(bundle)

@@ -16,6 +16,7 @@ from controlnext.secrets import has_password, without_secrets
 CANARY = "cAnArY0123456789"
 TEXTS = {
     "a password": (f"https://user:{CANARY}@host/a/b", "https://***@host/a/b"),
+    "a path that was a URL": (f"cannot read https:/user:{CANARY}@host/k", "cannot read https:/***@host/k"),
     "a token alone": (f"https://{CANARY}@host/a", "https://***@host/a"),
     "a user's name, of a key": (f"s3://{CANARY}:x@bucket/toy", "s3://***@bucket/toy"),
     "one with slashes": (f"s3://KEY:{CANARY}/a+b/c@bucket/toy", "s3://***@bucket/toy"),

@@ -194,7 +194,7 @@ def test_a_clip_is_told_of_its_own_arguments(tmp_path: Path) -> None:
     """There is no tiling for clips."""
 
     def exhausted(folder: str, *_: Any) -> np.ndarray:
-        return _fail(MemoryError()) if folder == "vae_encoder" else np.zeros(1)  # type: ignore[return-value]
+        return _fail(MemoryError()) if folder == "vae_encoder" else np.zeros(1, np.float32)  # type: ignore[return-value]
 
     with idle_pipeline(tmp_path / "bundle", exhausted) as pipe, pytest.raises(OutOfMemoryError) as caught:
         pipe.stream(image=drawing(0, 24, 16), control_images=[drawing(0, 24, 16)])
