@@ -133,7 +133,7 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ),
         ("image", {"timesteps": "999"}, ["--steps and --timesteps were given"]),
         ("image", {"sigmas": "2,0", "steps": []}, ["'unipc' does not take; use --sampler euler, or --steps"]),
-        ("image", {"num_images": 0}, ["--num-images is 0", "positive integer"]),
+        ("image", {"num_images": 0}, ["--num-images is 0", "an integer from 1"]),
         ("image", {"control_image": "missing.png"}, ["missing.png"]),
         ("image", {"control_image": "."}, ["cannot read image"]),
         ("image", {"output": "."}, ["is a directory"]),
