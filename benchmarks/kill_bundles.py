@@ -15,7 +15,7 @@ from controlnext.bundle.files import sha256
 from controlnext.bundle.format import ENGINES
 from controlnext.engines import artifact_cache
 from support.fake_bundle import write_fake_bundle
-from support.links import from_many_directories
+from support.links import from_hub_cache
 
 
 class Export(Kind):
@@ -145,13 +145,12 @@ class Caches(Build):
 
     def reset(self, chance: random.Random) -> None:
         """Put the bundle there, with what a run keeps, with a part of that or without, or as links."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.rmtree(self.directory / "links", ignore_errors=True)
-        shutil.rmtree(self._image.parent, ignore_errors=True)
+        self.place = self.directory / "place"
+        for made in (self.place, self.directory / "cache", self._image.parent):
+            shutil.rmtree(made, ignore_errors=True)
         how = chance.choice(["bundle", "bundle", "links", "built"])
         if how == "links":
-            from_many_directories(self.directory / "bundle", self.directory / "links" / "bundle")
-            shutil.copytree(self.directory / "links" / "bundle", self.place, symlinks=True)
+            self.place = from_hub_cache(self.directory / "bundle", self.directory / "cache")
             return
         shutil.copytree(self.directory / how, self.place)
         if how == "built":

@@ -26,6 +26,9 @@ Bands = tuple[Image.Image, ...]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of the image files in a directory."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "DDS")
+"""Pillow's names of the formats that are read. It has others, of which some (EPS) have programs run."""
+
 GROUNDS = ("black", "white")
 """Backgrounds that transparent images are composited onto."""
 
@@ -49,16 +52,22 @@ def open_image(path: Path) -> Image.Image:
     Raises :class:`InputError` for a missing or damaged file.
     """
     try:
-        with Image.open(check_regular(path)) as image, _unmapped(image):
+        with Image.open(check_regular(path), formats=_formats()) as image, _unmapped(image):
             ImageOps.exif_transpose(image, in_place=True)
             return image
     except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
         reason = getattr(error, "strerror", None) or str(error).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is not an image in a format that Pillow reads"
+            reason = "it is not an image in one of these formats"
         raise InputError(
             f"cannot read image {path}: {reason}; give a PNG, JPEG, WebP or TIFF file"
         ) from error
+
+
+def _formats() -> list[str]:
+    """Return those of :data:`FORMATS` that this Pillow reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def rgb_of(bands: Bands) -> Image.Image:

@@ -55,7 +55,8 @@ def find_damage(directory: Path) -> str:
     try:
         check_inside(directory, directory / CHECKSUMS)
         wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
-        there = {path.name for path in directory.iterdir()} - {CHECKSUMS}
+        # kernels of a built engine are in a directory beside it
+        there = {path.name for path in directory.iterdir() if not path.is_dir()} - {CHECKSUMS}
         if others := sorted(wanted.keys() ^ there):
             return f"{', '.join(others)}: not both listed and there"
         damaged = [name for name, entry in wanted.items() if not _is_same(directory / name, entry)]

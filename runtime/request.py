@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -18,6 +19,9 @@ from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
+MOST_IMAGES = 10_000
+"""More images of one call do not fit into any memory."""
+_LARGEST = sys.float_info.max
 MOST_NOISE = 10
 """The largest deviation of the noise that is added to a clip's image; it was trained with less than 1."""
 
@@ -123,9 +127,10 @@ class Request(ImagePromptArguments, StartArguments, CommonRequest):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_integer(self.num_images_per_prompt) or self.num_images_per_prompt < 1:
+        if not is_integer(self.num_images_per_prompt) or not 1 <= self.num_images_per_prompt <= MOST_IMAGES:
             raise InputError(
-                f"num_images_per_prompt is {self.num_images_per_prompt!r}; it must be a positive integer",
+                f"num_images_per_prompt is {self.num_images_per_prompt!r}; it must be an integer from 1 to"
+                f" {MOST_IMAGES}",
                 argument="num_images_per_prompt",
             )
         if self.guidance_scale is not None and not is_finite(self.guidance_scale):
@@ -274,7 +279,9 @@ def is_integer(value: object) -> bool:
 def is_finite(*values: object) -> bool:
     """Return whether all ``values`` are finite numbers; True and False are not."""
     return all(
-        isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool) and math.isfinite(v)
+        isinstance(v, (int, float, np.integer, np.floating))
+        and not isinstance(v, bool)
+        and abs(v) <= _LARGEST
         for v in values
     )
 

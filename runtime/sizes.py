@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -56,10 +55,9 @@ def enlarged_size(family: Family, config: Mapping[str, Any], size: Size, factor:
     multiple, largest = family.size_multiple, family.largest_size(config)
     height, width = (int(side * factor) // multiple * multiple for side in size)
     if (height, width) == size or max(height, width) > largest:
-        limit = "" if math.isinf(largest) else f", up to {largest:g}"
         raise InputError(
             f"upscale is {factor:g}, which makes {width} x {height} of {size[1]} x {size[0]} pixels; give one"
-            f" that makes a larger multiple of {multiple}{limit}",
+            f" that makes a larger multiple of {multiple}, up to {largest:g}",
             argument="upscale",
         )
     return height, width

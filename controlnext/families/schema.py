@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -19,6 +18,8 @@ VAE, PREVIEW_VAE = "vae", "preview_vae"
 """Names of the network that decodes results, and of the tiny one that may decode previews."""
 VAE_DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
 """Names of their graphs."""
+LARGEST_SIDE = 1 << 16
+"""Pixels of a side that no model makes, and of which sizes in memory still can be computed."""
 VAE_ENCODER = "vae_encoder"
 """Name of the graph that encodes images."""
 
@@ -179,7 +180,7 @@ class Family:
     """Whether the VAE's diffusers class can decode in tiles."""
     size_multiple: int = 8
     """Height and width of a result must be multiples of this."""
-    largest_size: Callable[[Config], float] = field(default=lambda _config: math.inf)
+    largest_size: Callable[[Config], float] = field(default=lambda _config: LARGEST_SIDE)
     """The largest height and width in pixels, from the denoiser's configuration."""
     prompt_encoders: tuple[str, ...] = ()
     """Graph names of the text encoders, in the order in which their embeddings are concatenated."""

@@ -16,12 +16,11 @@ import msgspec
 
 from controlnext.errors import InputError
 from controlnext.optional import extra
+from controlnext.runtime.request import MOST_IMAGES
 
 PARQUET = ".parquet"
 GLOB = "control_glob"
 """The column with a pattern of paths: each file that it matches becomes the control image of a job."""
-MOST_IMAGES = 10_000
-"""More images of one job do not fit into any memory."""
 _NAMELESS = ""
 """The id of a job whose line gives none that can be used."""
 _LARGEST = 2.0**64

@@ -207,8 +207,16 @@ def open_results(output: Path) -> Iterator[JobResults]:
 
 def _check_names(output: Path) -> None:
     """Raise :class:`InputError` where something else has the name of a file of ours."""
-    odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
     parts = output / _PARTS
+    for path in (output / LEDGER, output / TABLE, output / _LOCK, parts, *parts.glob("*")):
+        if path.is_symlink():
+            # what is removed and written there would be somebody else's
+            raise InputError(
+                f"{path} is a link, where results have files of their own; remove it, or give another"
+                " directory",
+                argument="output",
+            )
+    odd = [path for name in (LEDGER, TABLE, _LOCK) if (path := output / name).is_dir()]
     odd += [path for path in parts.glob("*") if path.is_dir()]
     if odd or (parts.exists() and not parts.is_dir()):
         path, kinds = (odd[0], ("directory", "file")) if odd else (parts, ("file", "directory"))
@@ -217,7 +225,8 @@ def _check_names(output: Path) -> None:
             argument="output",
         )
     # opening it would empty it
-    if (lock := output / _LOCK).exists() and lock.stat().st_size:
+    lock = output / _LOCK
+    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
         raise InputError(
             f"{lock} is not the lock of a bulk run; move it, or give another directory", argument="output"
         )

@@ -20,7 +20,7 @@ from controlnext.errors import ControlNeXtError, InputError, OutOfMemoryError, i
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
-from controlnext.runtime.bulk.jobs import MOST_IMAGES, Job, matches
+from controlnext.runtime.bulk.jobs import Job, matches
 from controlnext.runtime.bulk.ledger import Ledger, Record
 from controlnext.runtime.bulk.places import SUFFIXES
 from controlnext.runtime.media.image_files import ImageFiles, unchanged
@@ -29,7 +29,7 @@ from controlnext.runtime.media.video_files import ClipFiles, Frames, natural_ord
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.random import random_seed
 from controlnext.runtime.ray_cluster import ReplicaRange, takes_gpu
-from controlnext.runtime.request import check_least, is_finite
+from controlnext.runtime.request import MOST_IMAGES, check_least, is_finite
 from controlnext.secrets import without_secrets
 
 logger = logging.getLogger(__name__)

@@ -50,6 +50,16 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     }
 )
 _ENDINGS = ", ".join(FORMATS)
+_READ = (
+    *("mov", "matroska", "gif", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "apng", "ivf", "mxf", "nut"),
+    *("mpegvideo", "m4v", "h264", "hevc", "av1", "obu", "mjpeg", "yuv4mpegpipe", "dv", "wtv", "rm"),
+    *("webp_anim", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"),
+    # of these it is told that they have no images
+    *("wav", "mp3", "flac", "aac", "srt"),
+)
+"""The formats that FFmpeg reads here. Others, such as playlists, name further files and addresses, which it
+would open."""
+_ONLY = {"format_whitelist": ",".join(_READ)}
 
 
 class Frames:
@@ -208,7 +218,10 @@ def _decode(
     paths: list[Path] = []
     try:
         # an open file: FFmpeg takes a name with a colon for an address
-        with check_regular(path).open("rb") as file, av.open(file, metadata_errors="replace") as video:
+        with (
+            check_regular(path).open("rb") as file,
+            av.open(file, metadata_errors="replace", container_options=_ONLY) as video,
+        ):
             streams = video.streams.video
             if streams and max_pixels is not None:
                 # the decoder checks it before it makes room for a frame

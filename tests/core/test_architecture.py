@@ -149,7 +149,9 @@ def test_import_of_the_runtime_loads_little() -> None:
     code = "import sys; old = set(sys.modules); import controlnext.runtime; print(*set(sys.modules) - old)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert packages <= {"PIL", "controlnext", "msgspec", "numpy", "typing_extensions"}
+    # Cython and cffi come with NumPy before 2 and Pillow before 11
+    older = {name for name in packages if name.startswith(("cffi", "_cffi", "cython", "_cython"))}
+    assert packages - older <= {"PIL", "controlnext", "msgspec", "numpy", "typing_extensions"}
     assert len(loaded) < 450
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -276,3 +277,14 @@ def test_the_command_line_makes_what_the_pipeline_makes(
             assert np.abs(np.asarray(made_of).astype(int) - np.asarray(got)).max() <= 1
             if given.format:
                 np.testing.assert_array_equal(np.asarray(made_of), np.asarray(got))
+
+
+def test_a_file_for_which_a_program_would_be_run_is_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow has Ghostscript run what is in an EPS file."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
+    (tmp_path / "image.eps").rename(tmp_path / "image.png")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_: pytest.fail("a program was run"))
+    with pytest.raises(InputError, match=r"image\.png: it is not an image in one of these"):
+        open_image(tmp_path / "image.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -70,6 +71,9 @@ class Campaign:
 
     def run(self, cases: Iterator[Case], jobs: int, until: float = float("inf")) -> Iterator[Tally]:
         """Run cases, ``jobs`` at once, until the clock shows ``until``; yield the tally after each."""
+        # a collection in a child would copy the pages of all objects that it shares
+        gc.collect()
+        gc.freeze()
         tally, running, number = Tally(), {}, 0
         exhausted = False
         while running or not exhausted:

@@ -48,10 +48,11 @@ def read_call(head: Path, names: Mapping[str, str]) -> Call | None:
     try:
         given = json.loads(head.read_text())
         method, path, headers = str(given["method"]), str(given["path"]), dict(given["headers"])
+        query = str(given.get("query", ""))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     for name, value in names.items():
-        path = path.replace(f"{{{name}}}", value)
+        path, query = (text.replace(f"{{{name}}}", value) for text in (path, query))
     body = _body(head)
     raw = [pair for pair in map(_header, headers.items()) if pair]
     told = next((value for name, value in raw if name == b"content-length"), b"")
@@ -63,7 +64,7 @@ def read_call(head: Path, names: Mapping[str, str]) -> Call | None:
     return Call(
         method if _TOKEN.fullmatch(method) else "GET",
         "/" + path.lstrip("/"),
-        quote(str(given.get("query", "")), safe="=&%+", errors="replace").encode(),
+        quote(query, safe="=&%+", errors="replace").encode(),
         raw,
         body[: int(told)] if told else body,
         chunk if isinstance(chunk, int) and chunk > 0 else 1 << 16,

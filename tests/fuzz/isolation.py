@@ -105,6 +105,8 @@ def _redirect(folder: Path) -> None:
     for name in ("tmp", "home", "output"):
         (folder / name).mkdir()
     os.environ.update(TMPDIR=str(folder / "tmp"), HOME=str(folder / "home"), HF_HUB_OFFLINE="1")
+    # torch asks for it when it traces, and takes over what the parent has found
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "home" / "inductor")
     # which the parent may have looked up
     tempfile.tempdir = None
     sys.dont_write_bytecode = True

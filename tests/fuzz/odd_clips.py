@@ -15,7 +15,7 @@ CODECS = {
     "gif": "gif",
     "matroska": "mjpeg",
     "avi": "mpeg4",
-    "mpegts": "mpeg2video",
+    "mpegts": "libx264",
 }
 """A codec for each format, in FFmpeg's names."""
 PIXELS = {"gif": "rgb8", "mjpeg": "yuvj420p"}

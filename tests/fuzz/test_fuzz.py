@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = 60
+CASES = 51
 
 FAULTS = {
     "crashed": "os.abort()",
@@ -19,7 +19,7 @@ FAULTS = {
     "trespassed": "open(directory / '../outside/canary.txt').read()",
     "left behind": "os.mkfifo(directory.parent / 'more')",
     "refused without a message": "raise InputError('')",
-    "a message with the character": "raise InputError('\\x1b[31m')",
+    "a message with the character": "raise Refused('\\x1b[31m')",
     "refused, and left half": "(output / 'half').touch(); raise InputError('x')",
     "another result": "return 'another'",
 }
@@ -29,7 +29,7 @@ import os
 from pathlib import Path
 from controlnext.errors import InputError
 from fuzz.campaign import Campaign
-from fuzz.target import Case, Target
+from fuzz.target import Case, Refused, Target
 
 class Faulty(Target):
     name, seconds = "faulty", 1

@@ -275,6 +275,14 @@ def test_a_video_that_is_too_quick_for_a_gif(tmp_path: Path) -> None:
         files.control(tmp_path / "quick.mp4", _unchanged)
 
 
+def test_a_list_of_videos_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clip.mp4", _images(2), Fraction(7))
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    with pytest.raises(InputError, match="cannot read video"), open_clip(tmp_path / "list.mp4", _unchanged):
+        pass
+
+
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders of images need none."""
     monkeypatch.setitem(sys.modules, "av", None)

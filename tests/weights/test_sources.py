@@ -158,13 +158,18 @@ def test_a_tensor_with_nan_or_infinity_is_named_on_access(folder: Path, value: f
         network.module()
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 def test_finiteness_is_known_for_every_type_that_is_stored(dtype: torch.dtype) -> None:
     assert is_finite(torch.ones(3).to(dtype))
     assert is_finite(torch.ones(0).to(dtype))
     assert LazyTensors({"x": LazyTensor.from_tensor(torch.ones(2, dtype=dtype))}, "test")["x"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_other_types_are_refused(dtype: torch.dtype) -> None:
+    tensors = LazyTensors({"x": LazyTensor.from_tensor(torch.ones(2, dtype=dtype))}, "test")
+    with pytest.raises(CheckpointError, match=f"tensor x is of type {str(dtype)[6:]}"):
+        tensors["x"]
 
 
 def test_a_large_file_is_mapped_anew_from_time_to_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,22 +24,21 @@ HERE = ("--backend", "onnxruntime", "--device", "cpu", "--threads", 1, "--seed",
 class Bundles(Target):
     """Makes an image of a bundle of small graphs by ``controlnext run``.
 
-    ``written``: arguments of the fake bundle. ``arguments``: further ones of the command, names of files
-    among them. ``graphs``: whether only the graphs are changed, with their checksums.
+    ``write``: writes the bundle. ``arguments``: further ones of the command, those that begin with ``@``
+    names of files. ``graphs``: whether only the graphs are changed, with their checksums.
     """
 
     def __init__(
-        self, name: str, written: dict[str, Any], arguments: tuple[Any, ...] = (), graphs: bool = False
+        self, name: str, write: Callable[[Path], None], arguments: tuple[Any, ...] = (), graphs: bool = False
     ) -> None:
         self.name = name  # type: ignore[misc]
-        self._written, self._arguments, self._graphs = written, arguments, graphs
+        self._write, self._arguments, self._graphs = write, arguments, graphs
 
     def write_sound(self, directory: Path) -> None:
         """Write the bundle, a control image, a start image and a LoRA."""
-        from support.fake_bundle import write_fake_bundle
         from support.fake_loras import write_fake_lora
 
-        write_fake_bundle(directory / "bundle", **self._written)
+        self._write(directory / "bundle")
         write_images(directory, "control.png", "start.png")
         write_fake_lora(directory / "lora.safetensors", 1)
 
@@ -63,6 +62,22 @@ class Bundles(Target):
             *("--control-image", directory / "control.png", "--output", image, *HERE, *further),
         )
         return digest(Image.open(image))
+
+
+class Previewed(Bundles):
+    """Shows previews of a run's steps and its images, through Python."""
+
+    def attempt(self, directory: Path, output: Path) -> str:  # noqa: ARG002
+        """Stream a run."""
+        from controlnext.runtime import Pipeline
+
+        control = Image.open(directory / "control.png")
+        with Pipeline.load(directory / "bundle", "onnxruntime", "cpu", threads=1) as pipe:
+            latents = [
+                step.latents for step in pipe.stream("a cat", control_image=control, num_inference_steps=2)
+            ]
+            shown = [image for one in latents for image in pipe.unfinished(one)]
+            return digest(*shown, *pipe.decode(latents[-1]))
 
 
 class Inspected(Target):
@@ -145,18 +160,34 @@ def _of_manifest(change: dict[str, Any]) -> Expected:
     return "same" if described else "any"
 
 
-_WHOLE = {"shallow": True, "encoder": True, "previews": True, "lora_rank": 4}
-_START = ("--image", "@start.png", "--strength", 0.9)
+def fake(*names: str, **options: Any) -> Callable[[Path], None]:
+    """Return a function that writes a fake bundle with these options."""
+
+    def write(directory: Path) -> None:
+        from support.fake_bundle import write_fake_bundle
+
+        write_fake_bundle(directory, *names, **options)
+
+    return write
+
+
+def _prompted(directory: Path) -> None:
+    from support.fake_prompts import write_fake_prompts
+
+    write_fake_prompts(directory)
+
+
+_WHOLE: dict[str, Any] = {"shallow": True, "encoder": True, "previews": True, "lora_rank": 4}
+_CACHED = ("--cache-interval", 2, "--image", "@start.png", "--strength", 0.9)
 TARGETS = (
-    Bundles("bundle", _WHOLE),
-    Bundles("graph", {**_WHOLE, "family_name": "sd15"}, ("--cache-interval", 2, *_START), graphs=True),
-    Bundles(
-        "bundle-sd15",
-        {**_WHOLE, "family_name": "sd15"},
-        ("--cache-interval", 2, *_START),
-    ),
-    Bundles("bundle-sd3", {"family_name": "sd3"}),
+    Bundles("bundle", fake(**_WHOLE)),
+    Bundles("graph", fake("sd15", **_WHOLE), _CACHED, graphs=True),
+    Bundles("bundle-sd15", fake("sd15", **_WHOLE), _CACHED),
+    Bundles("bundle-sd3", fake("sd3")),
+    Bundles("image-prompt", _prompted, ("--ip-adapter-image", "@start.png")),
+    Previewed("preview", fake("sd15", previews=True)),
     Clips(),
     Inspected(),
 )
-"""A bundle with all kinds of graphs; one whose graphs alone are changed; other families."""
+"""A bundle with all kinds of graphs; one whose graphs alone are changed; other families; what else is asked
+of a bundle."""

@@ -47,6 +47,7 @@ class Calibrations(Target):
     """Reads a directory as ``controlnext-export --calibration`` does before it loads weights."""
 
     name: ClassVar[str] = "calibration"
+    reads_anywhere = True
     seconds: ClassVar[int] = 20
 
     def write_sound(self, directory: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from fuzz.target import Case, Target
 FORMS = ("zip", "legacy", "pickle", "tar")
 """Forms of pickles with code in them, of which torch reads some."""
 BOM = "efbbbf"
+_WRITTEN: list[Path] = []
+"""Where the checkpoint was written before, which takes seconds."""
 
 
 class Checkpoints(Target):
@@ -35,9 +38,13 @@ class Checkpoints(Target):
 
     def write_sound(self, directory: Path) -> None:
         """Write a base with a text encoder, a control module and adapters."""
+        if written := next((path for path in _WRITTEN if path.is_dir()), None):
+            shutil.copytree(written, directory)
+            return
         from support.fuzz_checkpoint import write_whole_checkpoint
 
         write_whole_checkpoint(directory)
+        _WRITTEN.append(directory)
         # what every case needs: imported once
         import controlnext.evaluation.parity
         import controlnext.export

@@ -7,7 +7,7 @@ from random import Random
 
 from fuzz.proposals import byte_change, file_change, json_change
 from fuzz.target import Case
-from fuzz.targets.bundles import Bundles
+from fuzz.targets.bundles import Bundles, fake
 
 _FILE = "lora.safetensors"
 
@@ -16,7 +16,7 @@ class Loras(Bundles):
     """Makes an image with a LoRA."""
 
     def __init__(self) -> None:
-        super().__init__("lora", {"lora_rank": 4}, ("--lora", f"@{_FILE}"))
+        super().__init__("lora", fake(lora_rank=4), ("--lora", f"@{_FILE}"))
 
     def propose(self, sound: Path, rng: Random) -> Case:
         """Change the LoRA's file: its header, its bytes, or what there is in its place."""

@@ -137,3 +137,14 @@ def test_a_file_in_the_place_of_a_directory_of_ours(jobs: Path, tmp_path: Path) 
     (tmp_path / ".parts").unlink()
     (tmp_path / ".lock").write_text("mine")
     refused(".lock is not the lock of a bulk run; move it", jobs, tmp_path, Job("c0"))
+
+
+@pytest.mark.parametrize("name", [".parts", LEDGER, ".lock"])
+def test_a_link_in_the_place_of_something_of_ours(jobs: Path, tmp_path: Path, name: str) -> None:
+    """Behind it is somebody else's, and is not removed."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").touch()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).symlink_to(tmp_path / "elsewhere")
+    refused(f"{name} is a link, where results have files of their own", jobs, tmp_path / "results", Job("c0"))
+    assert (tmp_path / "elsewhere" / "mine").exists()
