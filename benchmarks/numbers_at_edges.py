@@ -147,17 +147,27 @@ def _embeddings(pipe: Any, count: int) -> Call:
 
 def _compared(pipe: Any, reference: Any, call: Call) -> tuple[str, bool]:
     """Return what was found, and whether it is right."""
-    with np.errstate(all="ignore"):
-        wanted = reference(**call)
-    finite = bool(np.isfinite(wanted.latents).all() and np.isfinite(wanted.images).all())
+    wanted = _wanted(reference, call)
+    theirs = wanted if isinstance(wanted, str) else "PyTorch has finite numbers"
     try:
         made = pipe(**call, output_type="np")
     except (InputError, WorkError) as error:
-        return f"PyTorch {'has' if finite else 'has no'} finite numbers; refused: {error}", not finite
-    if not finite:
-        return "PyTorch has no finite numbers, the run has", False
+        return f"{theirs}; refused: {error}", isinstance(wanted, str)
+    if isinstance(wanted, str):
+        return f"{wanted}, the run has a result", False
     found = max(relative_l2(made.latents, wanted.latents), relative_l2(made.images, wanted.images))
     return f"{found:.1e}", found < LIMIT
+
+
+def _wanted(reference: Any, call: Call) -> Any:
+    """Return PyTorch's result, or what is wrong with it."""
+    try:
+        with np.errstate(all="ignore"):
+            wanted = reference(**call)
+    except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
+        return f"PyTorch fails ({type(error).__name__})"
+    finite = np.isfinite(wanted.latents).all() and np.isfinite(wanted.images).all()
+    return wanted if finite else "PyTorch has no finite numbers"
 
 
 def _changed(
