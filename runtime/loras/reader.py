@@ -93,8 +93,15 @@ def read_lora(name: str, path: Path, manifest: Manifest) -> Lora:
 
 def _weight_file(path: Path) -> Path:
     """Return the file of a LoRA: of those in a directory the one with diffusers' name, or the only one."""
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() == SUFFIX)
+    try:
+        inside = sorted(path.iterdir()) if path.is_dir() else None
+    except OSError as error:
+        # a name that is too long, a directory that may not be read
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}; give a LoRA's {SUFFIX} file", argument="lora"
+        ) from error
+    if inside is not None:
+        files = [p for p in inside if p.suffix.lower() == SUFFIX]
         usual = [file for file in files if file.name == _USUAL] or files
         if len(usual) != 1:
             raise CheckpointError(

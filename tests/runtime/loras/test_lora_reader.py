@@ -153,6 +153,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for name, message in {
         "old.bin": "is not a .safetensors file, the only kind that is read at run time; convert it",
         "none.safetensors": "does not exist",
+        "x" * 300: "cannot be read: File name too long",
         "torn.safetensors": "is not a readable .safetensors file",
         "int.safetensors": "is of type I8; accepted: F64, F32, F16, BF16",
         "": "not exactly one .safetensors file, but int.safetensors, torn.safetensors",
