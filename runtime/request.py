@@ -276,7 +276,7 @@ def is_finite(*values: object) -> bool:
     return all(
         isinstance(v, (int, float, np.integer, np.floating))
         and not isinstance(v, bool)
-        and abs(v) <= _LARGEST
+        and abs(float(v) if isinstance(v, np.generic) else v) <= _LARGEST
         for v in values
     )
 
