@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from types import TracebackType
+from typing import Any
 
 HIDDEN = "***"
 """In place of a secret."""
@@ -52,6 +53,15 @@ def without_secrets(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def hidden(value: Any) -> Any:
+    """Return the texts of a value of JSON, keys too, as :func:`without_secrets` does."""
+    if isinstance(value, dict):
+        return {hidden(name): hidden(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [hidden(one) for one in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def has_password(location: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from controlnext.bundle.files import MANIFEST, lost_location, sha256
+from controlnext.bundle.files import MANIFEST, is_full, lost_location, sha256
 from controlnext.bundle.format import check_size
 from controlnext.bundle.manifest import FileEntry, Manifest
 from controlnext.bundle.reader import parse_manifest, read_manifest
@@ -225,7 +224,7 @@ def _writing(source: RemoteFiles, cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise WorkError(
                 f"the disk that holds {cache} is full; {source.title} was not copied; make room, or set"
                 f" {CACHE} to a directory on another disk"

@@ -36,7 +36,7 @@ def check_location(location: str) -> None:
     _checked_name(location)
     if has_password(location):
         raise InputError(
-            f"bundle {_title(location)} has a user name or password in it, which Ray would store and show;"
+            f"bundle {location} has a user name or password in it, which Ray would store and show;"
             " leave it out, and give the credentials in the environment of every node",
             argument="bundle",
         )
@@ -54,7 +54,7 @@ class RemoteFiles:
     """
 
     def __init__(self, location: str) -> None:
-        self.title = _title(location.rstrip("/"))
+        self.title = without_secrets(location.rstrip("/"))
         self.name = _checked_name(location)
         with _explained(self.title):
             self._system, root = _connect(location, self.title)
@@ -98,22 +98,17 @@ class RemoteFiles:
         return BundleError(f"there is nothing at {self.title}, or it is not shown to you; check the spelling")
 
 
-def _title(location: str) -> str:
-    """Return a location without user name, password and query."""
-    return without_secrets(location)
-
-
 def _checked_name(location: str) -> str:
     """Return the last part of a location; raise :class:`InputError` if there is none."""
     parts = [part for part in location.partition("://")[2].split("/") if part]
     if not parts or {".", ".."} & set(parts):
         raise InputError(
-            f"bundle {_title(location)} names no directory; give scheme://path/of/the/bundle",
+            f"bundle {location} names no directory; give scheme://path/of/the/bundle",
             argument="bundle",
         )
     if "?" in location and location.lower().startswith(("http://", "https://")):
         raise InputError(
-            f"bundle {_title(location)} has a query, which signs one file and not the directory of a bundle;"
+            f"bundle {location} has a query, which signs one file and not the directory of a bundle;"
             " give the address of the directory",
             argument="bundle",
         )
@@ -129,7 +124,7 @@ def _check_scheme(location: str) -> Any:
     if scheme not in fsspec.available_protocols():
         known = ", ".join(sorted(fsspec.available_protocols()))
         raise InputError(
-            f"bundle {_title(location)}: unknown scheme {scheme!r}; accepted: a path, or one of {known}",
+            f"bundle {location}: unknown scheme {scheme!r}; accepted: a path, or one of {known}",
             argument="bundle",
         )
     return fsspec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -69,8 +70,14 @@ def _of_class(value: Any, kind: Any, place: str, found: list[str]) -> Any:
     return value
 
 
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """Return the types of a class's fields: a manifest has hundreds of entries of the same few classes."""
+    return get_type_hints(kind, include_extras=True)
+
+
 def _of_struct(value: dict[str, Any], kind: type, place: str, found: list[str]) -> dict[str, Any]:
-    types = get_type_hints(kind, include_extras=True)
+    types = _types(kind)
     found += [_shown(f"{place}{key}", key, types) for key in value if key not in types]
     return {
         key: _of_class(entry, types[key], f"{place}{key}.", found)
@@ -80,5 +87,5 @@ def _of_struct(value: dict[str, Any], kind: type, place: str, found: list[str]) 
 
 
 def _shown(place: str, name: str, known: Collection[str]) -> str:
-    hint = did_you_mean(name, known).replace("; ", ", ")
-    return ascii(place[:100])[1:-1] + (f" ({hint.removeprefix(', ')})" if hint else "")
+    hint = did_you_mean(name, known).removeprefix("; ")
+    return ascii(place[:100])[1:-1] + (f" ({hint})" if hint else "")

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from controlnext.errors import visible
-from controlnext.secrets import without_secrets
+from controlnext.secrets import hidden
 from controlnext.types import Progress
 
 
@@ -65,15 +65,7 @@ def _interruptible() -> Iterator[Callable[[], None]]:
 def print_json(value: dict[str, Any]) -> None:
     """Print a JSON object on stdout, without secrets. NaN and infinity, which JSON does not have, become
     null."""
-    print(msgspec.json.format(msgspec.json.encode(_hidden(msgspec.to_builtins(value))), indent=2).decode())
-
-
-def _hidden(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {_hidden(name): _hidden(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_hidden(one) for one in value]
-    return without_secrets(value) if isinstance(value, str) else value
+    print(msgspec.json.format(msgspec.json.encode(hidden(msgspec.to_builtins(value))), indent=2).decode())
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -18,10 +18,10 @@ VAE, PREVIEW_VAE = "vae", "preview_vae"
 """Names of the network that decodes results, and of the tiny one that may decode previews."""
 VAE_DECODER, PREVIEW_DECODER = "vae_decoder", "preview_decoder"
 """Names of their graphs."""
-LARGEST_SIDE = 1 << 16
-"""Pixels of a side that no model makes, and of which sizes in memory still can be computed."""
 VAE_ENCODER = "vae_encoder"
 """Name of the graph that encodes images."""
+LARGEST_SIDE = 1 << 16
+"""Pixels of a side that no model makes, and of which sizes in memory still can be computed."""
 
 
 @dataclass(frozen=True)

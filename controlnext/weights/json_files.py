@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from controlnext.errors import CheckpointError
-from controlnext.weights.lazy import first_line
+from controlnext.weights.lazy import check_is_file, first_line
 
 INDEX = "model_index.json"
 _LARGEST = 1 << 28
@@ -35,8 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def check_plain(path: Path) -> None:
     """Raise :class:`CheckpointError` for what is there in place of a configuration and cannot be read as a
     whole: a pipe, a device, a file larger than any."""
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a file; get the directory again")
+    check_is_file(path, "get the directory again")
     if path.is_file() and path.stat().st_size > _LARGEST:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than {_LARGEST}; get it again")
 

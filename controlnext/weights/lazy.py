@@ -96,9 +96,11 @@ def is_safetensors(name: str) -> bool:
     return name.lower().endswith(SUFFIXES[0])
 
 
-def _check_regular(path: Path) -> None:
+def check_is_file(path: Path, fix: str = "give a file of weights") -> None:
+    """Raise :class:`CheckpointError`, which says how to ``fix`` it, for what is there and is not a file: a
+    pipe would be waited for."""
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is not a file; give a file of weights")
+        raise CheckpointError(f"{path} is not a file; {fix}")
 
 
 def read_file(path: Path) -> dict[str, LazyTensor]:
@@ -109,7 +111,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 
     Raises :class:`CheckpointError` for any other file and for a damaged one.
     """
-    _check_regular(path)
+    check_is_file(path)
     if is_safetensors(path.name):
         return _unwrapped(_SafetensorsFile(path).tensors())
     if is_weight_file(path.name):
@@ -167,7 +169,7 @@ class _SafetensorsFile:
 def read_content(path: Path) -> Any:
     """Read the whole content of a small weight file: tensors by name, or what a pickle holds that can be read
     without running code. Raises :class:`CheckpointError` as :func:`read_file` does."""
-    _check_regular(path)
+    check_is_file(path)
     if not is_weight_file(path.name) or is_safetensors(path.name):
         return {name: tensor.read() for name, tensor in read_file(path).items()}
     return _unpickled(path)

@@ -27,7 +27,8 @@ ENTRY = "entry.json"
 PORTABLE = "portable"
 """Hardware of an engine for every GPU that its library builds for by default."""
 
-_UNREADABLE = (OSError, ValueError, RecursionError, BundleError)
+_UNREADABLE = (OSError, ValueError, msgspec.DecodeError, RecursionError, BundleError)
+"""Errors of reading a damaged entry; msgspec's is no ValueError before 0.21."""
 
 Profile = dict[str, list[list[int]]]
 """The smallest, the usual and the largest shape of each input."""

@@ -60,7 +60,8 @@ def read_tensors(path: Path) -> TensorFile:
         entries = msgspec.convert(header, dict[str, _Tensor])
         data = memoryview(content)[_LENGTH + length :]
         tensors = {name: _array(path, name, entry, data) for name, entry in entries.items()}
-    except (OSError, RecursionError, OverflowError, ValueError) as error:
+    # msgspec's is no ValueError before 0.21
+    except (OSError, msgspec.DecodeError, RecursionError, OverflowError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a readable {SUFFIX} file: {error}; get the file again"
         ) from error

@@ -81,8 +81,8 @@ class VideoPipeline(Pipeline, task="video"):
         frames_per_batch, overlap: a longer clip is denoised in windows of ``frames_per_batch`` frames;
             neighbours share ``overlap`` frames.
         min_guidance_scale, max_guidance_scale: guidance of the first and of the last frame, linear between,
-            also where the first is the larger; no guidance if the second is less than 1, and then the first
-            is at most 1 (the family's default for the second).
+            also where the first is the larger; no guidance if the second is less than 1 (the family's default
+            for the second).
         noise_aug_strength: deviation of the noise that is added to the reference image, from 0 to 10.
         decode_chunk_size: number of frames decoded at a time (those of a window). Frames decoded together
             influence each other, so this changes the result.

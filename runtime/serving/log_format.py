@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from controlnext.errors import visible
-from controlnext.secrets import without_secrets
+from controlnext.secrets import hidden
 
 PREFIX = "controlnext: "
 """The start of the lines of the command line, which JSON does not need."""
@@ -63,15 +63,11 @@ class JsonFormatter(logging.Formatter):
         fields = {"time": _time(record), "level": record.levelname.lower()}
         request = getattr(record, "request", None)
         told = (
-            {"message": without_secrets(self._inner.format(record)).removeprefix(PREFIX)}
+            {"message": self._inner.format(record).removeprefix(PREFIX)}
             if request is None
-            else {"message": "request", **{name: _hidden(value) for name, value in request.items()}}
+            else {"message": "request", **request}
         )
-        return json.dumps({**fields, **told})
-
-
-def _hidden(value: object) -> object:
-    return without_secrets(value) if isinstance(value, str) else value
+        return json.dumps({**fields, **hidden(told)})
 
 
 def _time(record: logging.LogRecord) -> str:

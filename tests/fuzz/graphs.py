@@ -25,11 +25,6 @@ LOCATIONS = (
     "x" * 300,
 )
 
-OPERATORS = (
-    *("Loop", "If", "Scan", "Reshape", "Tile", "Expand", "Pad", "Resize", "Range", "ConstantOfShape"),
-    *("Identity", "Concat", "Transpose", "MatMul", "Conv", "Gather", "ConvTranspose", "Cast", "NonZero"),
-)
-
 
 def graph_change(file: Path, name: str, rng: Random) -> dict[str, Any]:
     """Return a change of the graph in ``file``, called ``name``: a field, a node, where its weights lie."""

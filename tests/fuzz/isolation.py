@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -130,18 +131,14 @@ def _watch(folder: Path, *, reads_anywhere: bool) -> list[str]:
     allowed = [str(folder / name) for name in ("input", "output", "tmp", "home")]
     allowed += [str(folder / OUTCOME), "/dev/null", "/dev/shm/", "/proc/self/"]
 
-    def inside(path: Any) -> bool:
+    def inside(path: Any, *, entry: bool = False) -> bool:
+        """Return whether a path leads to an allowed directory; of an ``entry`` of a directory, whether that
+        is one, wherever the entry leads if it is a link."""
         if not isinstance(path, (str, bytes, os.PathLike)):
             return True
-        real = os.path.realpath(os.fsdecode(path))
-        return any(real.startswith(start) for start in allowed)
-
-    def entry_inside(path: Any) -> bool:
-        """Return whether a name is in an allowed directory, wherever it leads if it is a link."""
-        if not isinstance(path, (str, bytes, os.PathLike)):
-            return True
-        entry = Path(os.fsdecode(path))
-        real = str(entry.parent.resolve() / entry.name)
+        given = Path(os.fsdecode(path))
+        # not Path.resolve, which raises for links in a circle
+        real = f"{os.path.realpath(given.parent)}/{given.name}" if entry else os.path.realpath(given)
         return any(real.startswith(start) for start in allowed)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -150,7 +147,7 @@ def _watch(folder: Path, *, reads_anywhere: bool) -> list[str]:
             canary = isinstance(path, (str, bytes)) and "canary" in os.path.realpath(os.fsdecode(path))
             if (canary and not reads_anywhere) or ((flags or 0) & _WRITES and not inside(path)):
                 seen.append(f"opened {path!r}")
-        elif event in _CHANGES and not all(map(entry_inside, arguments[_CHANGES[event]])):
+        elif event in _CHANGES and not all(map(partial(inside, entry=True), arguments[_CHANGES[event]])):
             seen.append(f"{event} {arguments[:2]!r}")
         elif event in _PROGRAMS and arguments[0] not in _HARMLESS:
             seen.append(f"{event} {arguments[0]!r}")
