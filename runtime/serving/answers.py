@@ -173,6 +173,7 @@ _MEANINGS = {
     401: "The key is missing or wrong.",
     403: "The page of another site asks, or by a name that is not this server's.",
     404: "There is nothing of that name.",
+    408: "The body came too slowly.",
     409: "It is not done yet.",
     413: "The body is too large.",
     415: "The body is compressed.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -17,7 +18,8 @@ from controlnext.runtime.serving.request_ids import send_refusal
 KEYED = ("/v1/", "/metrics")
 """Beginnings of the paths that need a key: probes and the page have none to send."""
 
-
+BODY_PAUSE, BODY_SECONDS = 30.0, 300.0
+"""Seconds for the next part of a body, and for the whole of it."""
 _MOST_DIGITS = 20
 """Digits of the largest length that a server takes for one."""
 
@@ -85,46 +87,73 @@ class Keys:
 
 class BodyLimit:
     """An ASGI middleware that refuses bodies of more than ``most`` bytes while they are read, whether their
-    length was told before or not. The server reads the rest of such a body and drops it."""
+    length was told before or not, and those that stand still for ``pause`` seconds, or take longer than
+    ``longest``. The server reads the rest of such a body and drops it."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self._app, self._most = app, most
+    def __init__(
+        self, app: ASGIApp, most: int, pause: float = BODY_PAUSE, longest: float = BODY_SECONDS
+    ) -> None:
+        self._app, self._most, self._pause, self._longest = app, most, pause, longest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 413."""
+        """Pass a request on, or answer it with 413 or 408."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "")
         # longer numbers are not even read
         if length.isdecimal() and (len(length) > _MOST_DIGITS or int(length) > self._most):
-            await send_refusal(send, self._refusal())
+            await send_refusal(send, self._too_large())
             return
-        read = 0
+        try:
+            await self._app(scope, self._limited(receive), send)
+        except _BodyError as error:
+            await send_refusal(send, error.refusal)
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
+    def _limited(self, receive: Receive) -> Receive:
+        """Return a ``receive`` that raises :class:`_BodyError` for a body that is not accepted."""
+        clock = asyncio.get_running_loop().time
+        end, read, whole = clock() + self._longest, 0, False
+
+        async def limited() -> Message:
+            nonlocal read, whole
+            try:
+                # after the body comes the end of the connection, at any time
+                async with asyncio.timeout_at(None if whole else min(clock() + self._pause, end)):
+                    message = await receive()
+            except TimeoutError as error:
+                raise _BodyError(self._too_slow()) from error
             read += len(message.get("body", b""))
             if read > self._most:
-                raise _TooLargeError
+                raise _BodyError(self._too_large())
+            whole = not message.get("more_body", False)
             return message
 
-        try:
-            await self._app(scope, counted, send)
-        except _TooLargeError:
-            await send_refusal(send, self._refusal())
+        return limited
 
-    def _refusal(self) -> HttpError:
+    def _too_large(self) -> HttpError:
         return HttpError(
             413,
             f"the body has more than {self._most} bytes, the most that this server takes; scale images down",
             code="body_too_large",
         )
 
+    def _too_slow(self) -> HttpError:
+        return HttpError(
+            408,
+            f"the body did not come within {self._longest:g} s, with no pause above {self._pause:g} s;"
+            " send the request again",
+            code="body_too_slow",
+            headers={"Connection": "close"},
+        )
 
-class _TooLargeError(Exception):
-    """A body that is too large was read so far; ends what reads it."""
+
+class _BodyError(Exception):
+    """A body that is too large or too slow was read so far; ends what reads it."""
+
+    def __init__(self, refusal: HttpError) -> None:
+        super().__init__(refusal)
+        self.refusal = refusal
 
 
 def _is_own_name(host: str) -> bool:

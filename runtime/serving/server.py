@@ -16,6 +16,7 @@ import uvicorn
 
 from controlnext.errors import InputError
 from controlnext.runtime.serving.access_log import AccessLog
+from controlnext.runtime.serving.connections import http_config
 from controlnext.runtime.serving.models import Models
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Server:
 
     async def serve(self) -> None:
         """Serve as :meth:`run` does, in a running event loop."""
-        http = _Http(self._application)
+        http = _Http(http_config(self._application, _LAST_WORDS))
         with self._signals():
             serving = asyncio.create_task(http.serve(sockets=[self._listener]))
             loading = asyncio.create_task(self._load())
@@ -187,19 +188,6 @@ class Server:
 
 class _Http(uvicorn.Server):
     """uvicorn, which leaves the signals to :class:`Server`."""
-
-    def __init__(self, application: AccessLog) -> None:
-        super().__init__(
-            uvicorn.Config(
-                application,
-                lifespan="on",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_LAST_WORDS,
-            )
-        )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

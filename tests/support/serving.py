@@ -23,6 +23,7 @@ from PIL import Image
 from controlnext.runtime import Pipeline
 from controlnext.runtime.serving.access_log import AccessLog
 from controlnext.runtime.serving.app import make_app
+from controlnext.runtime.serving.connections import http_config
 from controlnext.runtime.serving.metrics import Metrics
 from controlnext.runtime.serving.models import Models
 from controlnext.runtime.serving.server import address_of, open_listener
@@ -84,10 +85,7 @@ def serve(
     models = Models(bundles, settings, load, metrics)
     app = make_app(models, settings, metrics, local=True)
     # a test that failed in the middle of an answer may keep its connection: the end does not wait for it
-    config = uvicorn.Config(
-        AccessLog(app, metrics), log_config=None, access_log=False, timeout_graceful_shutdown=10
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(AccessLog(app, metrics), grace=10))
     loop = asyncio.new_event_loop()
 
     async def run() -> None:
