@@ -23,6 +23,11 @@ _RULES = tuple(
         (r"(:/{1,2})[^\s/@:'\"]*:(?!\d{1,5}(?:[/\s?#'\"]|$))[^\s'\"]*@", rf"\1{HIDDEN}@"),
         # a path that was made of a URL has one slash
         (r"(:/{1,2})[^\s/'\"]+@", rf"\1{HIDDEN}@"),
+        # a location whose scheme is missing
+        (
+            r"(?<![^\s'\"(=])((?://)?)[^\s/@:'\"(=]+:(?!\d{1,5}(?:[/\s?#'\"]|$))[^\s/@'\"]+@",
+            rf"\1{HIDDEN}@",
+        ),
         # what signs a URL is in its query
         (r"(://[^\s?#'\"]*)\?[^\s'\")]+", rf"\1?{HIDDEN}"),
         (
@@ -48,7 +53,7 @@ def without_secrets(text: str) -> str:
     for secret in _of_environment():
         text = text.replace(secret, HIDDEN)
     # most texts have none of the signs
-    if not any(sign in text for sign in (":/", "=", "earer", "EARER", "hf_", "sk-", "AKIA")):
+    if not any(sign in text for sign in ("@", ":/", "=", "earer", "EARER", "hf_", "sk-", "AKIA")):
         return text
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -66,7 +71,13 @@ def hidden(value: Any) -> Any:
 
 def has_password(location: str) -> bool:
     """Return whether a location ``scheme://...`` has a user name, a password or a token before its host."""
-    return any(pattern.search(location) for pattern, _ in _RULES[:2])
+    return bool(password_of(location))
+
+
+def password_of(location: str) -> str:
+    """Return the user name, password or token before the host of a location ``scheme://...``, if it has one."""
+    found = next(filter(None, (pattern.search(location) for pattern, _ in _RULES[:2])), None)
+    return found[0].removesuffix("@").lstrip(":/") if found else ""
 
 
 def _of_environment() -> list[str]:

@@ -70,11 +70,16 @@ class CommonRequest:
                 argument="latents",
             )
         start, end = self.control_start, self.control_end
-        if not (is_finite(start, end) and 0 <= start < end <= 1):
+        if not (is_finite(start) and 0 <= start < 1):
             raise InputError(
-                f"control_start is {start!r} and control_end {end!r};"
-                " give 0 <= control_start < control_end <= 1",
-                argument="control_end" if is_finite(start) and 0 <= start < 1 else "control_start",
+                f"control_start is {start!r}; it must be a number from 0 to less than 1, the end of the run",
+                argument="control_start",
+            )
+        if not (is_finite(end) and start < end <= 1):
+            raise InputError(
+                f"control_end is {end!r}; it must be a number above `control_start`, which is {start:g}, and"
+                " at most 1, the end of the run",
+                argument="control_end",
             )
         if not (is_finite(self.guidance_end) and 0 <= self.guidance_end <= 1):
             raise InputError(
@@ -239,7 +244,7 @@ def as_floats(name: str, values: object) -> FloatArray:
         raise InputError(f"{name} is not an array of numbers: {error}", argument=name) from error
     wrong = array.size - np.count_nonzero(np.isfinite(array))
     if wrong and array.size == 1:
-        raise InputError(f"{name} is {array.item()}; it must be a finite number", argument=name)
+        raise InputError(f"{name} is {given.item()}; it must be a finite number of float32", argument=name)
     if wrong:
         raise InputError(f"{name} has {wrong} values of {array.size} that are NaN or infinite", argument=name)
     return array

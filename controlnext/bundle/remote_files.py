@@ -11,7 +11,7 @@ from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.reader import LARGEST
 from controlnext.errors import BundleError, ControlNeXtError, InputError, WorkError, blames
 from controlnext.optional import extra, not_installed
-from controlnext.secrets import has_password, without_secrets
+from controlnext.secrets import HIDDEN, has_password, password_of, without_secrets
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHUNK = 8 << 20
@@ -56,7 +56,8 @@ class RemoteFiles:
     def __init__(self, location: str) -> None:
         self.title = without_secrets(location.rstrip("/"))
         self.name = _checked_name(location)
-        with _explained(self.title):
+        self._password = password_of(location)
+        with self._explained(self.title):
             self._system, root = _connect(location, self.title)
         self._root = root.rstrip("/")
 
@@ -82,20 +83,47 @@ class RemoteFiles:
         """
         title = f"{self.title}/{name}"
         with (
-            _explained(title),
+            self._explained(title),
             closing(self._system.open(f"{self._root}/{name}", "rb", block_size=_CHUNK)) as file,
         ):
             while chunk := file.read(_CHUNK):
                 yield chunk
 
     def _no_manifest(self) -> BundleError:
-        with _explained(self.title):
+        with self._explained(self.title):
             there = self._system.exists(self._root)
         if there:
             return BundleError(
                 f"{self.title} is not a bundle: it has no {MANIFEST}; make one with controlnext export"
             )
         return BundleError(f"there is nothing at {self.title}, or it is not shown to you; check the spelling")
+
+    @contextmanager
+    def _explained(self, title: str) -> Iterator[None]:
+        """Turn the errors of filesystems, which are of many classes, into one line about ``title``."""
+        try:
+            with blames("bundle"):
+                yield
+        except ControlNeXtError:
+            raise
+        except (FileNotFoundError, IsADirectoryError) as error:
+            if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
+                # what HTTP's filesystem makes of an error of the connection
+                raise WorkError(
+                    f"{title} cannot be reached ({self._reason(cause)}); check the address and the network"
+                ) from error
+            raise BundleError(
+                f"{title} is missing; copy the bundle there again", argument="bundle"
+            ) from error
+        except Exception as error:
+            raise _explanation(error, title, self._reason(error)) from error
+
+    def _reason(self, error: BaseException) -> str:
+        text = " ".join(str(error).split())
+        if self._password:
+            # libraries tell parts of a location
+            text = text.replace(self._password, HIDDEN)
+        return without_secrets(text)[:200] or type(error).__name__
 
 
 def _checked_name(location: str) -> str:
@@ -142,39 +170,20 @@ def _connect(location: str, title: str) -> tuple[Any, str]:
         raise not_installed(f"{title} needs {library}, which is not installed", library) from error
 
 
-@contextmanager
-def _explained(title: str) -> Iterator[None]:
-    """Turn the errors of filesystems, which are of many classes, into one line about ``title``."""
-    try:
-        with blames("bundle"):
-            yield
-    except ControlNeXtError:
-        raise
-    except (FileNotFoundError, IsADirectoryError) as error:
-        if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
-            # what HTTP's filesystem makes of an error of the connection
-            raise WorkError(
-                f"{title} cannot be reached ({_reason(cause)}); check the address and the network"
-            ) from error
-        raise BundleError(f"{title} is missing; copy the bundle there again", argument="bundle") from error
-    except Exception as error:
-        reason = _reason(error)
-        if type(error).__name__ == _OFFLINE:
-            raise InputError(
-                f"{title} is not asked for, as HF_HUB_OFFLINE is set; unset it, or give the path of a copy",
-                argument="bundle",
-            ) from error
-        if _is_refusal(error):
-            raise InputError(
-                f"no permission to read {title} ({reason}); give the credentials that its filesystem reads"
-                " from the environment",
-                argument="bundle",
-            ) from error
-        raise WorkError(f"{title} cannot be read ({reason}); try again") from error
-
-
-def _reason(error: BaseException) -> str:
-    return without_secrets(" ".join(str(error).split()))[:200] or type(error).__name__
+def _explanation(error: Exception, title: str, reason: str) -> ControlNeXtError:
+    """Return the error to raise for one of a filesystem; ``reason``: its text."""
+    if type(error).__name__ == _OFFLINE:
+        problem = f"{title} is not asked for, as HF_HUB_OFFLINE is set; unset it, or give the path of a copy"
+    elif _is_refusal(error):
+        problem = (
+            f"no permission to read {title} ({reason}); give the credentials that its filesystem reads"
+            " from the environment"
+        )
+    elif isinstance(error, ValueError):
+        problem = f"{title} is no location ({reason}); give scheme://path/of/the/bundle"
+    else:
+        return WorkError(f"{title} cannot be read ({reason}); try again")
+    return InputError(problem, argument="bundle")
 
 
 def _is_refusal(error: Exception) -> bool:

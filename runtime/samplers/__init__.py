@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from controlnext.errors import InputError
 from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.samplers.base import Sampler
@@ -57,4 +59,6 @@ def make_sampler(
         raise InputError(
             f"unknown sampler {name!r}; accepted: {', '.join(SAMPLER_SPECS)}", argument="sampler"
         )
-    return sampler_class(name)(config, read_steps(num_inference_steps, timesteps, sigmas, begin))
+    with np.errstate(all="ignore"):
+        # what is not finite is refused by each sampler, or where a run comes to it
+        return sampler_class(name)(config, read_steps(num_inference_steps, timesteps, sigmas, begin))

@@ -66,11 +66,9 @@ class AlphaBarSampler(Sampler):
         return self._thresholded(x0)
 
     def _require_divisors(self) -> None:
-        with np.errstate(divide="ignore"):
-            self._require_finite(_ONE / (_ONE - self.alpha_bar))
+        self._require_finite(_ONE / (_ONE - self.alpha_bar))
         self._require_signal()
 
     def _require_signal(self) -> None:
-        with np.errstate(divide="ignore"):
-            if self.options["prediction_type"] == "epsilon":
-                self._require_finite(_ONE / self.alpha_bar)
+        if self.options["prediction_type"] == "epsilon":
+            self._require_finite(_ONE / self.alpha_bar)

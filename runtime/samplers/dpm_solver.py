@@ -72,9 +72,8 @@ class DPMSolver(MultistepSampler):
 
     def _set_updates(self, starts: Sequence[int], *, stochastic: bool) -> None:
         """Set the update of each step, which goes on from the noise level in ``starts``."""
-        with np.errstate(all="ignore"):  # what is not finite is refused
-            weights = [self._weights(start, i + 1, stochastic=stochastic) for i, start in enumerate(starts)]
-            self._updates = [self._update(i, step) for i, step in enumerate(weights)]
+        weights = [self._weights(start, i + 1, stochastic=stochastic) for i, start in enumerate(starts)]
+        self._updates = [self._update(i, step) for i, step in enumerate(weights)]
         for update in self._updates:
             self._require_finite(update.sample, update.base, update.differences)
         if stochastic:

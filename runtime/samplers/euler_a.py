@@ -28,8 +28,8 @@ class EulerAncestralSampler(NoiseLevelSampler):
         variance = self.sigmas**2
         # the next level's variance is split: what is kept going down, and what is added as noise
         added = np.sqrt(variance[1:] * (variance[:-1] - variance[1:]) / variance[:-1])
-        with np.errstate(invalid="ignore"):  # from a level of thousands, rounding may leave less than nothing
-            self._targets = np.sqrt(variance[1:] - added**2)
+        # from a level of thousands, rounding may leave less than nothing, which is refused
+        self._targets = np.sqrt(variance[1:] - added**2)
         self._require_finite(self._targets)
         self._noise_scales = dict(enumerate(added))
 

@@ -52,8 +52,7 @@ class FlowEulerSampler(Sampler):
             # diffusers shifts the ends of the range, and then all of it
             sigmas = self._shifted(np.linspace(first * train, last * train, self.num_inference_steps) / train)
         if options["shift_terminal"]:
-            with np.errstate(all="ignore"):  # what is not finite is refused
-                sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))
+            sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - options["shift_terminal"]))
         replaced = replacement_sigmas(options, sigmas[0], sigmas[-1], self.num_inference_steps)
         return sigmas if replaced is None else replaced
 

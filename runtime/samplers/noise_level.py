@@ -24,8 +24,7 @@ class NoiseLevelSampler(Sampler):
     def _set_schedule(self, timesteps: DoubleArray | FloatArray, sigmas: DoubleArray, last: float) -> None:
         self.timesteps = timesteps.astype(np.float32)
         self.sigmas = np.append(sigmas, last).astype(np.float32)
-        with np.errstate(divide="ignore"):
-            self._require_finite(self.sigmas, _ONE / self.sigmas[: len(self.timesteps)])
+        self._require_finite(self.sigmas, _ONE / self.sigmas[: len(self.timesteps)])
         highest = self.sigmas.max()
         # the leading grid does not reach the last training timestep, where the sample is nearly all noise
         spread = highest if self.options["timestep_spacing"] != "leading" else np.sqrt(highest**2 + _ONE)

@@ -102,8 +102,7 @@ def _zero_terminal_snr(betas: FloatArray) -> FloatArray:
 def sigma_table(options: Options) -> FloatArray:
     """Return the noise level of each training timestep, (num_train_timesteps,) float32, ascending."""
     alpha_bar = cumulative_alphas(options)
-    with np.errstate(divide="ignore"):
-        sigmas = np.sqrt((_ONE - alpha_bar) / alpha_bar)
+    sigmas = np.sqrt((_ONE - alpha_bar) / alpha_bar)
     if options.get("rescale_betas_zero_snr"):
         # diffusers keeps the highest level finite by an alpha_bar of 2**-24. The root of 2**24 - 1 lies
         # halfway between two float32 numbers; torch rounds to this one.
@@ -196,5 +195,4 @@ def log_snr(alphas: FloatArray, sigmas: FloatArray) -> FloatArray:
 
 def rounded_log(values: FloatArray) -> FloatArray:
     """Return the float32 logarithm, computed in double precision: nearer to torch's than NumPy's own."""
-    with np.errstate(divide="ignore"):
-        return np.log(values.astype(np.float64)).astype(np.float32)
+    return np.log(values.astype(np.float64)).astype(np.float32)

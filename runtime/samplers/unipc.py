@@ -25,9 +25,8 @@ class UniPCSampler(MultistepSampler):
         self._predictors: list[Update] = []
         self._correctors: list[Update | None] = []
         self._last_sample: FloatArray | None = None
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            for i in range(len(self.timesteps)):
-                self._add_updates(i)
+        for i in range(len(self.timesteps)):
+            self._add_updates(i)
 
     def _converted(self, model_output: FloatArray, i: int, sample: FloatArray) -> FloatArray:
         if self.options["predict_x0"]:

@@ -21,6 +21,8 @@ TEXTS = {
     "a user's name, of a key": (f"s3://{CANARY}:x@bucket/toy", "s3://***@bucket/toy"),
     "one with slashes": (f"s3://KEY:{CANARY}/a+b/c@bucket/toy", "s3://***@bucket/toy"),
     "one with an at sign": (f"sftp://me:p@{CANARY}@host/toy", "sftp://***@host/toy"),
+    "one without a scheme": (f"//user:{CANARY}@host/toy is no path", "//***@host/toy"),
+    "one of a name": (f"'user:{CANARY}@owner/name' is no path", "'***@owner/name'"),
     "one of digits": ("ftp://me:1234567@host/toy", "ftp://***@host/toy"),
     "a signed URL": (f"https://b/k?X-Amz-Signature={CANARY}&X-Amz-Date=1", "https://b/k?***"),
     "one in quotes": (f"url=URL('https://b/k?sig={CANARY}') failed", "url=URL('https://b/k?***') failed"),
@@ -50,6 +52,7 @@ def test_a_secret_is_hidden(kind: str) -> None:
         "send one of its keys as Authorization: Bearer KEY",
         "give KEY=VALUE, such as prediction_type=v_prediction",
         "control_scale=0.5 steps=20; prompt is a red circle @ noon",
+        "KEY=VALUE:1 is for me@host, at 12:30 @ noon",
         "tokens=3, its tokenizer has 49408 tokens",
     ],
 )

@@ -42,7 +42,7 @@ REFUSED = [
     ({"preprocess": "softedge"}, "preprocess", "'softedge' cannot be used here (no model is given"),
     ({"preprocess": "edges"}, "preprocess", "unknown preprocessor 'edges'; accepted: canny"),
     ({"control_scale": [1, 2]}, "control_scale", "control_scale has shape"),
-    ({"control_start": 0.8, "control_end": 0.2}, "control_end", "give 0 <= control_start < control_end"),
+    ({"control_start": 0.8, "control_end": 0.2}, "control_end", "above control_start, which is 0.8"),
     ({"cache_interval": 0}, "cache_interval", "greater than or equal to 1"),
     ({"cache_interval": 2}, "cache_interval", "the bundle has no shallow graph of unet"),
     ({"guidance_end": 1.5}, "guidance_end", "less than or equal to 1"),

@@ -113,7 +113,7 @@ def test_several_controls_have_an_image_and_a_scale_each(load: Load, tmp_path: P
         ({"width": 17}, "17"),
         ({"sampler": "best"}, "unknown sampler 'best'"),
         ({"preprocess": "best"}, "unknown preprocessor 'best'"),
-        ({"control_start": 0.9, "control_end": 0.1}, "control_start is 0.9"),
+        ({"control_start": 0.9, "control_end": 0.1}, "control_end is 0.1"),
         ({"cache_interval": 2}, "the bundle has no shallow graph of unet"),
         ({"parameters": '{"steps": 4, "triton_x": 1}'}, "there is no input steps; accepted: prompt,"),
     ],
