@@ -6,6 +6,15 @@ import errno
 import stat
 from pathlib import Path
 
+MOST_SMALL = 64 << 20
+"""Bytes of the largest file that :func:`read_small` reads."""
+
+
+def read_small(path: Path) -> bytes:
+    """Return the content of a file that lists or sets something; raise :class:`OSError` where it is missing,
+    none, or larger than any such file is."""
+    return check_regular(path, MOST_SMALL).read_bytes()
+
 
 def check_regular(path: Path, most_bytes: int | None = None) -> Path:
     """Return ``path``; raise :class:`OSError` for a pipe, a device or a socket, and for a file of more than

@@ -75,7 +75,7 @@ def has_password(location: str) -> bool:
 
 
 def password_of(location: str) -> str:
-    """Return the user name, password or token before the host of a location ``scheme://...``, if it has one."""
+    """Return the user name, password or token before the host of ``scheme://...``; "" without one."""
     found = next(filter(None, (pattern.search(location) for pattern, _ in _RULES[:2])), None)
     return found[0].removesuffix("@").lstrip(":/") if found else ""
 

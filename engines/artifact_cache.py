@@ -17,6 +17,7 @@ from controlnext.bundle.names import check_inside
 from controlnext.bundle.renames import put_directory
 from controlnext.bundle.scratch import remove_abandoned, scratch_directory
 from controlnext.errors import BundleError
+from controlnext.regular import read_small
 
 CHECKSUMS = "checksums.json"
 _LARGE = 1 << 26
@@ -54,7 +55,7 @@ def find_damage(directory: Path) -> str:
     """
     try:
         check_inside(directory, directory / CHECKSUMS)
-        wanted = msgspec.json.decode((directory / CHECKSUMS).read_bytes(), type=dict[str, _Entry])
+        wanted = msgspec.json.decode(read_small(directory / CHECKSUMS), type=dict[str, _Entry])
         # kernels of a built engine are in a directory beside it
         there = {path.name for path in directory.iterdir() if not path.is_dir()} - {CHECKSUMS}
         if others := sorted(wanted.keys() ^ there):

@@ -114,7 +114,7 @@ def tiny_vae(channels: int, *, shifted: bool = False, network: str = VAE) -> Net
         "diffusers",
         TINY_VAE,
         required={"latent_channels": channels, **({} if shifted else _UNSHIFTED)},
-        read={**OF_VAE, **({"shift_factor": SHIFT} if shifted else {})},
+        read={**OF_VAE, "latent_channels": SIZE, **({"shift_factor": SHIFT} if shifted else {})},
     )
 
 

@@ -21,6 +21,7 @@ from controlnext.bundle.names import check_inside
 from controlnext.bundle.scratch import remove_abandoned
 from controlnext.engines import artifact_cache
 from controlnext.errors import BundleError, EngineError, WorkError
+from controlnext.regular import read_small
 
 ENGINE = "model.engine"
 ENTRY = "entry.json"
@@ -184,11 +185,8 @@ def _breadth(entry: Entry) -> float:
 
 def _read_entry(place: Path) -> Entry:
     """Read the entry of an engine; raise one of :data:`_UNREADABLE` for a damaged one."""
-    if not (place / ENTRY).is_file():
-        # a pipe would never end
-        raise FileNotFoundError(f"{ENTRY} is no file")
     check_inside(place, place / ENTRY)
-    return msgspec.json.decode((place / ENTRY).read_bytes(), type=Entry)
+    return msgspec.json.decode(read_small(place / ENTRY), type=Entry)
 
 
 def _undamaged(bundle: Path, place: Path, entry: Entry) -> StoredEngine:

@@ -12,6 +12,7 @@ from controlnext.bundle.files import check_new_file, new_file
 from controlnext.bundle.remote import is_remote
 from controlnext.bundle.remote_files import check_location
 from controlnext.errors import InputError
+from controlnext.regular import read_small
 from controlnext.runtime.cluster.deployment import BUILDER, QUIET
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
@@ -62,10 +63,8 @@ def _check_replaceable(config: Path) -> None:
 
 def _is_config(path: Path) -> bool:
     """Return whether a file is what :func:`write_config` writes, perhaps edited, or empty."""
-    if not path.is_file():
-        return False
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path).decode()
         return not text or any(one["import_path"] == BUILDER for one in yaml.safe_load(text)["applications"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return False

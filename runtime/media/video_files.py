@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,6 +62,9 @@ _READ = (
 """The formats that FFmpeg reads here. Others, such as playlists, name further files and addresses, which it
 would open."""
 _ONLY = {"format_whitelist": ",".join(_READ)}
+
+_MOST_UNREAD = 1 << 30
+"""Bytes up to the first image of a clip, and from each to the next."""
 
 
 class Frames:
@@ -210,6 +215,21 @@ def natural_order(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
 
 
+class _ClipFile(io.FileIO):
+    """A clip of which only so much is read before the next image: FFmpeg would look for one to the end of
+    what is none, a terabyte if need be."""
+
+    left = _MOST_UNREAD
+
+    def read(self, size: int | None = -1, /) -> bytes | None:
+        """Return the next bytes, as the base class does; raise :class:`OSError` where that are too many."""
+        content = super().read(size)
+        self.left -= len(content or b"")
+        if self.left < 0:
+            raise OSError(errno.EFBIG, f"it has no image in {_MOST_UNREAD} bytes", self.name)
+        return content
+
+
 def _decode(
     path: Path, directory: Path, limit: int | None, max_pixels: int | None
 ) -> tuple[list[Path], Fraction | None]:
@@ -219,7 +239,7 @@ def _decode(
     try:
         # an open file: FFmpeg takes a name with a colon for an address
         with (
-            check_regular(path).open("rb") as file,
+            _ClipFile(check_regular(path)) as file,
             av.open(file, metadata_errors="replace", container_options=_ONLY) as video,
         ):
             streams = video.streams.video
@@ -227,6 +247,7 @@ def _decode(
                 # the decoder checks it before it makes room for a frame
                 streams[0].codec_context.options = {"max_pixels": str(max_pixels)}
             for frame in islice(video.decode(streams[0]) if streams else (), limit):
+                file.left = _MOST_UNREAD
                 paths.append(directory / _frame_name(len(paths)))
                 with writing_to(paths[-1]):
                     # compressed little, as it is read again soon

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlnext.errors import InputError
+from controlnext.regular import read_small
 from controlnext.runtime.limits import RequestLimits
 from controlnext.runtime.loras.folder import lora_files
 from controlnext.runtime.request import is_finite
@@ -73,7 +74,7 @@ def read_keys(api_keys: Path) -> tuple[str, ...]:
     Raises :class:`InputError` for a file that cannot be read or has no key.
     """
     try:
-        lines = [line.strip() for line in api_keys.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in read_small(api_keys).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
         raise InputError(

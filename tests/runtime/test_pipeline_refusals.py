@@ -44,7 +44,10 @@ from support.recipe import drawing, rand
         ({"control_end": True}, "control_end is True; it must be a number above"),
         ({"guidance_end": True}, "guidance_end is True"),
         ({"guidance_scale": True}, "guidance_scale is True"),
-        ({"control_start": 0.6, "control_end": 0.5}, "control_end is 0.5; it must be a number above `control_start`, which is 0.6"),
+        (
+            {"control_start": 0.6, "control_end": 0.5},
+            "control_end is 0.5; .* above `control_start`, which is 0.6",
+        ),
         ({"control_end": 1.5}, "control_end is 1.5; it must be a number above `control_start`"),
         ({"guidance_end": 1.5}, "guidance_end is 1.5; it must be a number from 0 to 1"),
         ({"guidance_end": -0.1}, "guidance_end is -0.1"),
