@@ -221,10 +221,10 @@ class _ClipFile(io.FileIO):
 
     left = _MOST_UNREAD
 
-    def read(self, size: int | None = -1, /) -> bytes | None:
+    def read(self, size: int | None = -1, /) -> bytes:
         """Return the next bytes, as the base class does; raise :class:`OSError` where that are too many."""
-        content = super().read(size)
-        self.left -= len(content or b"")
+        content = super().read(size) or b""
+        self.left -= len(content)
         if self.left < 0:
             raise OSError(errno.EFBIG, f"it has no image in {_MOST_UNREAD} bytes", self.name)
         return content
