@@ -164,7 +164,7 @@ def _wanted(reference: Any, call: Call) -> Any:
     try:
         with np.errstate(all="ignore"):
             wanted = reference(**call)
-    except (ArithmeticError, LookupError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AssertionError, LookupError, ValueError, RuntimeError) as error:
         return f"PyTorch fails ({type(error).__name__})"
     finite = np.isfinite(wanted.latents).all() and np.isfinite(wanted.images).all()
     return wanted if finite else "PyTorch has no finite numbers"

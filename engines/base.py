@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -17,7 +17,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.closeable import Closeable
 from controlnext.engines.devices import device_kind
 from controlnext.engines.steps import NO_FEATURES, StepKind
-from controlnext.errors import InputError
+from controlnext.errors import BundleError, InputError
 from controlnext.optional import is_installed
 from controlnext.types import Feed
 
@@ -59,6 +59,16 @@ class Engine(Closeable):
         self.backend, self.most_rows, self.least_rows = engine.backend, engine.most_rows, engine.least_rows
         self.prologue_inputs, self.step_inputs = engine.prologue_inputs, engine.step_inputs
         self.least_rank = engine.least_rank
+
+    def _check_reads(self, reads: Iterable[str], computed: Iterable[str] = ()) -> None:
+        """Raise :class:`BundleError` for a graph that reads other inputs than the manifest says, or what
+        another part of it has ``computed``."""
+        known = {*computed, *(spec.name for spec in self.inputs)}
+        if strange := sorted(set(reads) - known):
+            raise BundleError(
+                f"the graph of {self.graph_name} reads {strange[0]!r}, which the manifest does not list: it is"
+                " another graph; export the bundle again"
+            )
 
     @cached_property
     def without_loras(self) -> Feed:

@@ -40,6 +40,9 @@ class OrtEngine(Engine):
         self.step_inputs = frozenset(_input_names(self._step))
         self.prologue_inputs = frozenset(_input_names(self._prologue) if prologue else ())
         self._shallow_reads: frozenset[str] = frozenset()
+        self._computed = _output_names(self._prologue) if prologue else []
+        self._check_reads(self.prologue_inputs)
+        self._check_reads(self.step_inputs, self._computed)
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:
         return self._named(self.outputs, self._step, self.step_inputs, feed, replaced)
@@ -57,6 +60,7 @@ class OrtEngine(Engine):
             assert self._load_shallow is not None
             self._shallow = self._load_shallow()
             self._shallow_reads = frozenset(_input_names(self._shallow))
+            self._check_reads(self._shallow_reads, [*self._computed, *(spec.name for spec in self.features)])
 
     def _named(
         self,
@@ -87,10 +91,9 @@ class OrtEngine(Engine):
         self._check_open()
         if self._prologue is None:
             return {}
-        names = [value.name for value in self._prologue.get_outputs()]
         with self._failures():
-            given = self._prologue.run(names, _chosen(feed, self.prologue_inputs))
-        return dict(zip(names, given, strict=True))
+            given = self._prologue.run(self._computed, _chosen(feed, self.prologue_inputs))
+        return dict(zip(self._computed, given, strict=True))
 
     def _check_open(self) -> None:
         if self._step is None:
@@ -155,6 +158,10 @@ class DeviceEngine(OrtEngine):
 
 def _input_names(session: Any) -> list[str]:
     return [value.name for value in session.get_inputs()]
+
+
+def _output_names(session: Any) -> list[str]:
+    return [value.name for value in session.get_outputs()]
 
 
 def _chosen(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

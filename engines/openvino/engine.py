@@ -40,6 +40,8 @@ class OpenVinoEngine(Engine):
         self._load_shallow = load_shallow
         self.step_inputs = frozenset(step.inputs)
         self.prologue_inputs = frozenset(prologue.inputs if prologue else ())
+        self._check_reads(self.prologue_inputs)
+        self._check_reads(self.step_inputs, prologue.outputs if prologue else ())
 
     def _run(self, feed: Feed, replaced: Collection[str]) -> dict[str, np.ndarray]:  # noqa: ARG002
         return self._outputs(self._opened(), feed, self.outputs)
@@ -55,6 +57,8 @@ class OpenVinoEngine(Engine):
         self._opened()
         if self._shallow is None:
             self._shallow = self._load_shallow()
+            computed = self._prologue.outputs if self._prologue else ()
+            self._check_reads(self._shallow.inputs, [*computed, *(spec.name for spec in self.features)])
 
     def _run_prologue(self, feed: Feed) -> dict[str, np.ndarray]:
         self._opened()
