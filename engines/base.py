@@ -66,8 +66,8 @@ class Engine(Closeable):
         known = {*computed, *(spec.name for spec in self.inputs)}
         if strange := sorted(set(reads) - known):
             raise BundleError(
-                f"the graph of {self.graph_name} reads {strange[0]!r}, which the manifest does not list: it is"
-                " another graph; export the bundle again"
+                f"the graph of {self.graph_name} reads {strange[0]!r}, which the manifest does not list: it"
+                " is another graph; export the bundle again"
             )
 
     @cached_property
