@@ -143,11 +143,10 @@ class GraphRunner:
     def begin(self, _holds: Holds) -> Seconds:
         """Import ONNX Runtime and make the session."""
         started = time.perf_counter()
-        from controlnext.engines.onnxruntime import library
-
-        onnxruntime = library.load()
         from controlnext.engines.onnxruntime.providers import PROVIDERS, choose_provider
+        from controlnext.onnx_runtime import load_onnxruntime
 
+        onnxruntime = load_onnxruntime()
         imported = time.perf_counter()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads

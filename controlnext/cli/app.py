@@ -22,7 +22,6 @@ from controlnext.cli.run import run
 from controlnext.cli.serve import serve
 from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
-from controlnext.engines.onnxruntime.library import without_telemetry
 from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
 from controlnext.secrets import hide_secrets_of_tracebacks
@@ -58,7 +57,6 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     silence_hints()
-    without_telemetry()
     hide_secrets_of_tracebacks()
     command = typer.main.get_command(application)
     try:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 from polygraphy.backend.onnx import ModifyOutputs
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.comparator import Comparator
@@ -25,6 +24,7 @@ from controlnext.bundle.reader import read_manifest
 from controlnext.errors import InputError
 from controlnext.evaluation.inputs import graph_feeds
 from controlnext.evaluation.metrics import relative_l2
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.types import Feed, Precision, Progress
 
 GROUP = 128
@@ -137,9 +137,10 @@ def _nodes(graph: Path) -> dict[str, str]:
     }
 
 
-def _session(graph: Path, outputs: list[str]) -> onnxruntime.InferenceSession:
+def _session(graph: Path, outputs: list[str]) -> Any:
     """Return a session that outputs the tensors ``outputs``, without graph optimizations."""
     model = ModifyOutputs(onnx.load(graph, load_external_data=False), outputs=outputs)()
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

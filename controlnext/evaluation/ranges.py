@@ -16,12 +16,12 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.plain import plain_files
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
-from controlnext.engines.onnxruntime import library
 from controlnext.evaluation.inputs import SamplingRun, run_arguments
 from controlnext.evaluation.metrics import relative_l2
 from controlnext.export.passes.attention import decompose_attention
 from controlnext.export.passes.emulate import Choice, emulate_float16, is_float16
 from controlnext.export.passes.ranges import OUTPUTS, add_ranges
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Feed, Progress
@@ -108,7 +108,7 @@ def open_graph(bundle: Path, graph_name: str) -> ir.Model:
 def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
     """Make an ONNX Runtime session of ``model`` without graph optimizations, with the weights of
     ``graph_name``."""
-    onnxruntime = library.load()
+    onnxruntime = load_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()

@@ -23,7 +23,7 @@ from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.devices import device_index
-from controlnext.engines.onnxruntime import int8, library
+from controlnext.engines.onnxruntime import int8
 from controlnext.engines.onnxruntime.providers import (
     CPU,
     CUDA,
@@ -35,6 +35,7 @@ from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, fi
 from controlnext.engines.threads import check_threads
 from controlnext.errors import BundleError, ControlNeXtError, WorkError
 from controlnext.families import get_family
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.types import Precision
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class OrtBackend(Backend):
 
     def __init__(self, device: str = "auto", *, threads: int | None = None, provider: str = "auto") -> None:
         check_threads(threads)
-        self.ort = library.load()
+        self.ort = load_onnxruntime()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
         self.index = device_index(device) or 0
         self.threads = threads

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from controlnext import processor
 from controlnext.bundle.manifest import LayerScales
@@ -17,6 +17,7 @@ from controlnext.export.passes.prologue import split_prologue
 from controlnext.export.passes.quantize import layers
 from controlnext.export.passes.switches import SWITCHES, switch
 from controlnext.export.quantization.config import CalibrationSettings
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.types import Feed, Progress
 from controlnext.weights.graphs import read_graph
 
@@ -125,8 +126,9 @@ class _Switched:
         self.path.unlink()
 
 
-def mapped_session(path: Path) -> onnxruntime.InferenceSession:
+def mapped_session(path: Path) -> Any:
     """Return a session that maps the weights' file, without packed, folded or reordered copies."""
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()
     options.log_severity_level = 4

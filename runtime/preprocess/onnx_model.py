@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.engines.onnxruntime import library
 from controlnext.errors import InputError
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.types import FloatArray
 
 _TYPES: Mapping[str, type] = MappingProxyType({"tensor(float)": np.float32, "tensor(float16)": np.float16})
@@ -25,7 +25,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, argument: str) -> None:
         """Open the file. Raises :class:`InputError` for another kind of file or input."""
-        onnxruntime = library.load()
+        onnxruntime = load_onnxruntime()
         self._path, self._argument = path, argument
         try:
             self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

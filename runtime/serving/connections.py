@@ -14,8 +14,6 @@ from controlnext.runtime.serving.errors import HttpError
 
 HEAD_BYTES = 64 * 1024
 """Largest head of a request, its first line and headers: more than any client of these routes sends."""
-HEAD_SECONDS = 30.0
-"""Time for the head of a request."""
 
 
 def http_config(application: ASGIApp, grace: int) -> uvicorn.Config:
@@ -38,7 +36,7 @@ class Connection(H11Protocol):
     """uvicorn's connection, closed where the head of a request is not there ``head_seconds`` after its first
     byte, or after the connection was opened. (Between requests uvicorn has a limit of its own.)"""
 
-    head_seconds = HEAD_SECONDS
+    head_seconds = 30.0
     _closing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

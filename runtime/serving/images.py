@@ -35,7 +35,7 @@ ANSWERS = {
         "description": "The images; with stream the events of their making, each with one image.",
         "content": {EVENT_STREAM: {"schema": {"type": "string"}, "example": _EVENT}},
     },
-    **errors(400, 404, 413, 415, 429, 503, 507),
+    **errors(400, 404, 408, 413, 415, 429, 503, 507),
 }
 
 

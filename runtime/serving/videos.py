@@ -43,7 +43,7 @@ def video_routes(service: Service, jobs: ClipJobs) -> APIRouter:
 
     @router.post(
         "/v1/videos",
-        responses=errors(400, 404, 413, 415, 429, 503),
+        responses=errors(400, 404, 408, 413, 415, 429, 503),
         openapi_extra=_body(),
         response_model_exclude_none=True,
     )

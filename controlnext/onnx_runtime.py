@@ -8,22 +8,16 @@ from typing import Any
 from controlnext.optional import extra
 
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""The variable that ONNX Runtime reads when it is loaded; whoever wants its telemetry sets it to 0."""
 
 
-def load() -> Any:
-    """Return the module ``onnxruntime``.
+def load_onnxruntime() -> Any:
+    """Return the module ``onnxruntime``, which reports nothing over the network and keeps no file at home, as
+    its later wheels (1.29) would. All code of this package gets it from here.
 
     Raises :class:`~controlnext.errors.MissingDependencyError` where it is not installed or cannot be loaded.
     """
-    without_telemetry()
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     with extra("cpu", "ONNX Runtime", otherwise='"controlnext[gpu]" for NVIDIA'):
         import onnxruntime
     return onnxruntime
-
-
-def without_telemetry() -> None:
-    """Have ONNX Runtime, if it is not loaded yet, report nothing over the network and keep no file at home.
-
-    Its later wheels (1.29) do both. Whoever wants it sets the variable ``ORT_DISABLE_TELEMETRY`` to 0.
-    """
-    os.environ.setdefault(_NO_TELEMETRY, "1")
