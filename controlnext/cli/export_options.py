@@ -72,6 +72,14 @@ Backend = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print what would be fetched, read and written, and the memory and disk that it takes; nothing is"
+        " downloaded or written.",
+    ),
+]
 Verify = Annotated[
     bool | None,
     typer.Option(
