@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from controlnext.export.exporter import graph_precision
@@ -12,17 +12,18 @@ from controlnext.types import Precision
 from controlnext.weights import Checkpoint
 from controlnext.weights.networks import Shape, shapes_of
 
-LIBRARIES = 1_000_000_000
-"""Bytes that the libraries of an export take in memory (0.9 GB for the models of docs/full-size.md)."""
-TENSORS = 4
-"""Copies of the largest tensor, in float32, that are in memory while a graph is written."""
+LIBRARIES = 700_000_000
+"""Bytes that the libraries of an export take in memory: 0.6 GB of the small model's export."""
+TENSORS = 3
+"""Copies of the largest tensor, in float32, that are in memory while a graph is written: with these two
+numbers the peaks of docs/full-size.md are within a factor of 1.8."""
 REFERENCE, CALIBRATION = 4, 8
 """Bytes a parameter of PyTorch's float32 reference, and of a calibration: the weights, and ONNX Runtime's
 rearranged copy of them."""
-ENGINE: Mapping[Precision, int] = {Precision.FP32: 5, Precision.FP16: 6, Precision.INT8: 6}
+ENGINE = 6
 """Bytes a parameter that ONNX Runtime takes to run a graph on a processor, where it keeps float16 weights as
-float32 too (docs/full-size.md)."""
-GRAPH = 1_000_000
+float32 too (4.2 to 6.1 in docs/full-size.md)."""
+GRAPH = 100_000
 """Bytes of a graph's nodes; a denoiser is written in several forms, which share the weights."""
 FORMS = 5
 """Forms of a denoiser."""
@@ -85,7 +86,7 @@ def estimate(checkpoint: Checkpoint, precision: Precision, compute: Precision, *
         at_work = max(disk, disk - denoiser.bytes + unfinished)
         stages["calibration"] = LIBRARIES + CALIBRATION * denoiser.parameters
     if compare:
-        engines = sum(graph.parameters * ENGINE[graph.precision] for graph in graphs)
+        engines = sum(graph.parameters * ENGINE for graph in graphs)
         stages["comparison"] = LIBRARIES + max(REFERENCE * sum(shapes.sizes()), engines)
     return Estimate(graphs, disk, at_work, stages)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from controlnext.export.estimate import Estimate
     from controlnext.weights.wanted import Wanted
 
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 PUBLISHED, OWN = "the published architecture", "the weights themselves"
 
 
@@ -154,13 +155,7 @@ def _rows(one: Wanted) -> list[tuple[str, ...]]:
     option = f"--{one.argument.replace('_', '-')}"
     origin = one.given + (f" ({one.revision[:8]})" if one.revision else "")
     return [
-        (
-            option,
-            origin if one.hub else "this machine",
-            file.name,
-            _size(file.bytes),
-            "here" if file.here else "to fetch",
-        )
+        (option, origin, file.name, _size(file.bytes), "here" if file.here else "to fetch")
         for file in one.files
     ]
 
@@ -168,4 +163,5 @@ def _rows(one: Wanted) -> list[tuple[str, ...]]:
 def _size(size: int | None) -> str:
     if size is None:
         return "unknown"
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    unit, name = next((one for one in _UNITS if size >= one[0]), _UNITS[-1])
+    return f"{size / unit:,.1f} {name}"

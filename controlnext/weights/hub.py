@@ -94,6 +94,7 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
     except Exception as error:  # no connection: each network library has its own exception
         return _earlier(repository, revision, wanted, error)
     files = wanted([sibling.rfilename for sibling in info.siblings or []])
+    log.debug("%s at %s: %s", repository, info.sha, ", ".join(files))
     patterns = [glob.escape(file) for file in files]
     try:
         # by the name of the revision, not its commit: the cache then has it under that name offline too

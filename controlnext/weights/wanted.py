@@ -6,7 +6,7 @@ The choices are those of :func:`~controlnext.weights.load_checkpoint` itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from controlnext.weights.choices import (
     choose_control,
     choose_network_files,
     choose_trained,
+    choose_trained_beside,
     choose_vae,
 )
 from controlnext.weights.hub import list_repository
@@ -38,7 +39,8 @@ _LOOKED_AT = ("*", "*/*")
 
 @dataclass(frozen=True)
 class WantedFile:
-    """A file that is needed: its size in bytes, None if unknown, and whether it is on this machine."""
+    """A file that is needed, by its name in the directory or repository: its size in bytes, None if unknown,
+    and whether it is on this machine."""
 
     name: str
     bytes: int | None
@@ -103,7 +105,16 @@ def wanted_files(
             if given is not None:
                 with blames(argument):
                     found.append(_wanted(argument, given, choice, companions))
-    return found
+    return [_without_trained(family, one) for one in found] if unet_weights else found
+
+
+def _without_trained(family: Family, one: Wanted) -> Wanted:
+    """Return the files of a local control without those of the denoiser's, which are not read where others
+    are given; from the hub they come all the same."""
+    if one.hub or one.argument != "control":
+        return one
+    trained = choose_trained_beside(family, [file.name for file in one.files])
+    return replace(one, files=[file for file in one.files if file.name not in trained])
 
 
 def _nothing(_file: str, _names: Sequence[str]) -> Sequence[str]:
@@ -134,7 +145,7 @@ def _local(path: Path, choice: Choice, beside: Beside) -> Iterator[WantedFile]:
     if not names:
         raise CheckpointError(f"{path} has nothing that fits; give another directory, a file or a hub id")
     for name in dict.fromkeys(names):
-        yield WantedFile(str(directory / name), (directory / name).stat().st_size, True)
+        yield WantedFile(name, (directory / name).stat().st_size, True)
 
 
 def _below(directory: Path) -> list[str]:

@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError
 from controlnext.weights.hub import fetch
 from controlnext.weights.lazy import SUFFIXES, LazyTensor, is_weight_file, read_file
+
+log = logging.getLogger(__name__)
 
 # owner/name, a revision (of which only those under refs/ have a slash that is not written %2F), a path inside
 _HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(refs/\w+/[\w.-]+|[\w.%+-]+))?((?:/[\w.-]+)*)")
@@ -146,6 +149,7 @@ def read_weights(
     files = weight_files(directory, stems, role)
     tensors: dict[str, LazyTensor] = {}
     for file in files:
+        log.debug("reading the %s in %s", role, file)
         tensors.update(read_file(file))
     return tensors, [weight_source.source(role, file) for file in files]
 
