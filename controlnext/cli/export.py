@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from controlnext.bundle.files import check_place, check_replaceable
+from controlnext.bundle.files import check_replaceable
 from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.cli import export_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
-from controlnext.cli.export_plan import make_export_plan, print_export_plan
+from controlnext.cli.export_plan import check_output, make_export_plan, print_export_plan
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.engines.tensorrt.build import Built
@@ -102,13 +102,14 @@ def export(
             precision,
             Precision(compute),
             output,
+            force=force,
             compare=verify,
             engines=[name for name in backend or () if name in FLAVORS],
             quiet=as_json,
         )
         print_export_plan(made, as_json)
         check_lora_rank(family, lora_rank)
-        check_place(output, force)
+        check_output(output, force)
         return
     rows: list[ParityRow] = []
     engines: list[Built] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlnext import processor
+from controlnext.bundle.files import MANIFEST, check_place
 from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.sources import Sources
+from controlnext.errors import InputError
 from controlnext.families import Family
 from controlnext.types import Precision
 
@@ -20,18 +23,21 @@ if TYPE_CHECKING:
     from controlnext.weights.wanted import Wanted
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+FREE, REPLACED = "free", "a bundle, which is replaced"
 PUBLISHED, OWN = "the published architecture", "the weights themselves"
 
 
 class ExportPlan(msgspec.Struct):
     """The plan of an export. Sizes are in bytes, those of disk and memory are estimates.
 
+    ``place``: what is where the bundle is written: one of :data:`FREE` and :data:`REPLACED`, or the problem.
     ``read``, ``fetch``: what is on this machine, and what is not; files of unknown size are left out.
     ``basis``: what the estimates are from. ``cache_free``, ``disk_free``: room where files of the hub and the
     bundle are written; ``usable_memory``: of this process, None where it is unknown.
     """
 
     bundle: str
+    place: str
     family: str
     variant: str
     precision: str
@@ -58,15 +64,17 @@ def make_export_plan(
     compute: Precision,
     output: Path,
     *,
+    force: bool,
     compare: bool,
     engines: Sequence[str],
     quiet: bool,
 ) -> ExportPlan:
     """Return the plan of an export to ``output``; nothing is downloaded or written.
 
-    ``compare``: it is compared with PyTorch; ``engines``: backends that engines are built for. If all files
-    are on this machine, they are opened and checked, else estimates are for the family as published. Raises
-    :class:`~controlnext.errors.ControlNeXtError` for files that cannot be used or found.
+    ``force``: a bundle that is there is replaced; ``compare``: it is compared with PyTorch; ``engines``:
+    backends that engines are built for. If all files are on this machine, they are opened and checked, else
+    estimates are for the family as published. Raises :class:`~controlnext.errors.ControlNeXtError` for files
+    that cannot be used or found.
     """
     from controlnext.export.estimate import estimate
     from controlnext.weights.hub import cache_directory
@@ -84,6 +92,7 @@ def make_export_plan(
     cache = cache_directory()
     return ExportPlan(
         bundle=str(output),
+        place=_place(output, force),
         family=family.name,
         variant=variant if absent else checkpoint.variant.name,
         precision=precision,
@@ -100,6 +109,26 @@ def make_export_plan(
         disk_free=_free(output),
         usable_memory=processor.usable_memory(),
     )
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Raise :class:`InputError` unless a bundle can be written to ``output``; change nothing."""
+    check_place(output, force)
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write to {output}: {there} is not a directory that may be written; give `output` a"
+            " writable path",
+            argument="output",
+        )
+
+
+def _place(output: Path, force: bool) -> str:
+    try:
+        check_output(output, force)
+    except InputError as error:
+        return str(error)
+    return REPLACED if (output / MANIFEST).exists() else FREE
 
 
 def _free(path: Path) -> int:
@@ -127,6 +156,9 @@ def print_export_plan(plan: ExportPlan, as_json: bool) -> None:
         for graph in plan.estimate.graphs
     ]
     print_table(f"Graphs, by {plan.basis}", ("graph", "precision", "parameters", "size"), graphs)
+    # what is wrong with it is the error of the command
+    told = plan.place if plan.place in (FREE, REPLACED) else "not to be had"
+    print(f"Output: {plan.bundle} ({told})")
     work = f", {_size(plan.estimate.disk_at_work)} while it is made"
     work = work if plan.estimate.disk_at_work > plan.estimate.disk else ""
     print(f"Disk: about {_size(plan.estimate.disk)}{work}; {_size(plan.disk_free)} are free")

@@ -136,14 +136,17 @@ def test_a_place_that_is_taken_is_told_after_the_plan(cli: Cli, folder: Path, tm
     assert done.status == 2
     assert "Graphs" in done.out
     assert "holds a bundle already; give --force to replace it" in done.err
-    assert _dry(cli, taken, *_local(folder), "--force").status == 0
+    assert _plan(cli, taken, *_local(folder), "--force")["place"] == "a bundle, which is replaced"
+    assert _plan(cli, tmp_path / "free", *_local(folder))["place"] == "free"
     assert (taken / MANIFEST).read_text() == "precious"
     assert abandoned.exists()
 
 
 def test_a_place_that_cannot_be_written_is_told(cli: Cli, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "file is not a directory" in _dry(cli, tmp_path / "file" / "new", *_local(folder)).err
+    done = _dry(cli, tmp_path / "file" / "new", *_local(folder))
+    assert done.status == 2
+    assert "file is not a directory that may be written; give --output a writable path" in done.err
 
 
 def test_random_weights_are_read_from_nowhere(cli: Cli, tmp_path: Path) -> None:
