@@ -94,7 +94,8 @@ class Environment(msgspec.Struct):
 
 def describe() -> Environment:
     """Return the environment of this process."""
-    packages, gpus, problems = list(_packages()), _gpus(), []
+    packages, gpus = list(_packages()), _gpus()
+    problems: list[str] = []
     providers = _providers(problems)
     installed = {package.name for package in packages if package.version}
     if {"onnxruntime", "onnxruntime-gpu"} <= installed:

@@ -100,7 +100,7 @@ def export(
             variant,
             clip_skip,
             precision,
-            Precision(compute),
+            compute,
             output,
             force=force,
             compare=verify,

@@ -16,7 +16,7 @@ from controlnext.cli.console import print_json, print_table, progress
 from controlnext.cli.sources import Sources
 from controlnext.errors import InputError
 from controlnext.families import Family
-from controlnext.types import Precision
+from controlnext.types import COMPUTES, Precision
 
 if TYPE_CHECKING:
     from controlnext.export.estimate import Estimate
@@ -61,7 +61,7 @@ def make_export_plan(
     variant: str,
     clip_skip: int,
     precision: Precision,
-    compute: Precision,
+    compute: str,
     output: Path,
     *,
     force: bool,
@@ -77,9 +77,9 @@ def make_export_plan(
     that cannot be used or found.
     """
     from controlnext.export.estimate import estimate
-    from controlnext.weights.hub import cache_directory
+    from controlnext.weights.hub import cache_directory, without_bars
 
-    with progress(quiet) as report:
+    with progress(quiet) as report, without_bars():
         report("looking for the files", 0.0)
         # without a control nothing is asked for: the error comes from loading
         wanted = sources.wanted(family) if sources.control or sources.random_weights is not None else []
@@ -87,7 +87,8 @@ def make_export_plan(
         report("reading shapes", 0.5)
         load = sources.published if absent else sources.load
         checkpoint = load(family, variant, clip_skip)
-        found = estimate(checkpoint, precision, compute, compare=compare)
+        plain = next(one for one in COMPUTES if one == compute)
+        found = estimate(checkpoint, precision, plain, compare=compare)
     here = [file for one in wanted for file in one.files if file.here]
     cache = cache_directory()
     return ExportPlan(

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from controlnext.errors import CheckpointError
 from controlnext.secrets import without_secrets
@@ -73,6 +75,19 @@ def list_repository(repository: str, revision: str | None) -> Listing:
 def cache_directory() -> Path:
     """Return the directory that files of the hub are downloaded to."""
     return Path(constants.HF_HUB_CACHE)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Have the library draw no progress bars in the block: it does for files that are in the cache too."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _ask(repository: str, revision: str | None, *, sizes: bool = False) -> Any:

@@ -97,8 +97,8 @@ def wanted_files(
         ("ip_adapter", ip_adapter, only_file, partial(beside_adapter, beside)),
     ]
     if encoder is not None:
-        choice = partial(choose_network_files, encoder)
-        entries.append(("ip_adapter_image_encoder", [ip_adapter_image_encoder], choice, _nothing))
+        of_encoder = partial(choose_network_files, encoder)
+        entries.append(("ip_adapter_image_encoder", [ip_adapter_image_encoder], of_encoder, _nothing))
     found = []
     for argument, values, choice, companions in entries:
         for given in values:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import Manifest
@@ -105,7 +107,7 @@ def test_what_cannot_be_fetched_is_told_as_in_an_export(cli: Cli, hub: StubHub, 
 def test_what_is_read_on_this_machine_is_told(cli: Cli, folder: Path, tmp_path: Path) -> None:
     """For people, with sizes; the trained tensors beside a control only where no others are given."""
     shutil.copy(folder / "control.safetensors", folder / "controlnet.safetensors")
-    shutil.copy(folder / "base/unet/diffusion_pytorch_model.safetensors", folder / "unet.safetensors")
+    save_file({"conv_in.bias": torch.full((32,), 0.5)}, folder / "unet.safetensors")
     control = f"--control={folder}/controlnet.safetensors"
     done = _dry(cli, tmp_path / "new", f"--base={folder}/base", control, "--no-verify")
     assert done.status == 0, done.err
@@ -120,7 +122,7 @@ def test_what_is_read_on_this_machine_is_told(cli: Cli, folder: Path, tmp_path: 
     assert "To fetch" not in done.out
     assert "comparison" not in done.out
     given = [f"--base={folder}/base", control, f"--unet-weights={folder}/unet.safetensors"]
-    sources = _plan(cli, tmp_path / "new", *given)["sources"]
+    sources = _plan(cli, tmp_path / "new", *given, "--unet-increments")["sources"]
     names = {source["argument"]: [file["name"] for file in source["files"]] for source in sources}
     assert names["control"] == ["controlnet.safetensors"]
     assert names["unet_weights"] == ["unet.safetensors"]
