@@ -159,11 +159,18 @@ def _compared(pipe: Any, reference: Any, call: Call) -> tuple[str, bool]:
     return f"{found:.1e}", found < LIMIT
 
 
+def _repeated(call: Call) -> Call:
+    """Return a call with the embeddings of every image: diffusers' SD3 does not repeat those it is given."""
+    count = call.get("num_images_per_prompt", 1)
+    each = {name: np.repeat(value, count, axis=0) for name, value in call.items() if name.endswith("embeds")}
+    return {**call, **each, "num_images_per_prompt": 1}
+
+
 def _wanted(reference: Any, call: Call) -> Any:
     """Return PyTorch's result, or what is wrong with it."""
     try:
         with np.errstate(all="ignore"):
-            wanted = reference(**call)
+            wanted = reference(**_repeated(call))
     except (ArithmeticError, AssertionError, LookupError, ValueError, RuntimeError) as error:
         return f"PyTorch fails ({type(error).__name__})"
     finite = np.isfinite(wanted.latents).all() and np.isfinite(wanted.images).all()
