@@ -43,7 +43,7 @@ class GraphEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an export takes, in bytes.
+    """The needs of an export, in bytes.
 
     ``disk``: the bundle; ``disk_at_work``: the most that is on its disk while it is made, besides what is
     there. ``memory``: the largest of ``stages``, which are those of the export by name.

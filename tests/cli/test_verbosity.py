@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from controlnext.cli import verbosity
 from controlnext.cli.app import call, make_application
@@ -100,7 +101,7 @@ def test_what_a_command_was_asked_ends_with_it(caplog: pytest.LogCaptureFixture)
 def test_no_progress_bar_is_drawn_with_quiet(
     quiet: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setattr(Console, "is_terminal", property(lambda _console: True))
     monkeypatch.setattr(logging.root.manager, "disable", logging.WARNING if quiet else logging.NOTSET)
     with progress(quiet=False) as report:
         report("work", 0.5)
