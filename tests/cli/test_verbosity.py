@@ -101,10 +101,12 @@ def test_what_a_command_was_asked_ends_with_it(caplog: pytest.LogCaptureFixture)
 def test_no_progress_bar_is_drawn_with_quiet(
     quiet: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(Console, "is_terminal", property(lambda _console: True))
-    monkeypatch.setattr(logging.root.manager, "disable", logging.WARNING if quiet else logging.NOTSET)
-    with progress(quiet=False) as report:
-        report("work", 0.5)
+    with verbosity.undone():
+        logging.disable(logging.WARNING if quiet else logging.NOTSET)
+        with progress(quiet=False) as report:
+            report("work", 0.5)
     assert ("work" in capfd.readouterr().err) != quiet
 
 
