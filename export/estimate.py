@@ -17,12 +17,14 @@ LIBRARIES = 700_000_000
 TENSORS = 3
 """Copies of the largest tensor, in float32, that are in memory while a graph is written: with these two
 numbers the peaks of docs/full-size.md are within a factor of 1.8."""
-REFERENCE, CALIBRATION = 4, 8
-"""Bytes a parameter of PyTorch's float32 reference, and of a calibration: the weights, and ONNX Runtime's
-rearranged copy of them."""
+REFERENCE = 4
+"""Bytes a parameter of PyTorch's float32 reference."""
 ENGINE = 6
 """Bytes a parameter that ONNX Runtime takes to run a graph on a processor, where it keeps float16 weights as
 float32 too (4.2 to 6.1 in docs/full-size.md)."""
+QUANTIZED = 0.75
+"""Share of the matrices' and kernels' parameters that a calibration puts into int8: it was 0.6 of the tiny
+model's, 0.8 of the small model's, and is known only when it is done."""
 GRAPH = 100_000
 """Bytes of a graph's nodes; a denoiser is written in several forms, which share the weights."""
 FORMS = 5
@@ -64,14 +66,15 @@ def estimate(checkpoint: Checkpoint, precision: Precision, compute: Precision, *
     """Return what the export of ``checkpoint`` will take; ``compare``: it is compared with PyTorch.
 
     Disk: a parameter takes 4 bytes in a float32 graph and 2 in a float16 one; in an int8 denoiser 1 if it is
-    of a matrix or a kernel, otherwise as in ``compute``. A VAE that overflows in float16 is float32. A graph
-    has :data:`GRAPH` besides, a denoiser :data:`FORMS` times that, and tokenizers are added. While an int8
-    denoiser is calibrated, it is there in float32 instead.
+    of the share :data:`QUANTIZED` of matrices and kernels, otherwise as in ``compute``. A VAE that overflows
+    in float16 is float32. A graph has :data:`GRAPH` besides, a denoiser :data:`FORMS` times that, and
+    tokenizers are added. While an int8 denoiser is calibrated, it is there in float32 instead.
 
     Memory: :data:`LIBRARIES`, and in each stage more. Writing: :data:`TENSORS` times the largest tensor in
-    float32. Calibration: :data:`CALIBRATION` bytes for each parameter of the denoiser. Comparison: PyTorch's
-    networks with :data:`REFERENCE` bytes a parameter, and after them the engines with :data:`ENGINE`. The
-    activations, which grow with the images of a comparison, are small and left out.
+    float32. Calibration: the denoiser's float32 file, which is mapped, and the engines of the other graphs
+    with :data:`ENGINE` bytes a parameter. Comparison: PyTorch's networks with :data:`REFERENCE` bytes a
+    parameter, and after them the engines. The activations, which grow with the images of a comparison, are
+    small and left out.
     """
     shapes = _Shapes(checkpoint)
     plain = compute if precision.calibrated else precision
@@ -80,13 +83,13 @@ def estimate(checkpoint: Checkpoint, precision: Precision, compute: Precision, *
     texts = sum(len(text.encode()) for text in checkpoint.tokenizers.values())
     disk = sum(graph.bytes for graph in graphs) + texts
     stages = {"writing": LIBRARIES + TENSORS * _float32(max(shapes.sizes()))}
-    at_work = disk
+    engines, at_work = ENGINE * sum(graph.parameters for graph in graphs), disk
     if precision.calibrated:
         unfinished = _float32(denoiser.parameters) + GRAPH
         at_work = max(disk, disk - denoiser.bytes + unfinished)
-        stages["calibration"] = LIBRARIES + CALIBRATION * denoiser.parameters
+        others = engines - ENGINE * denoiser.parameters
+        stages["calibration"] = LIBRARIES + _float32(denoiser.parameters) + others
     if compare:
-        engines = sum(graph.parameters * ENGINE for graph in graphs)
         stages["comparison"] = LIBRARIES + max(REFERENCE * sum(shapes.sizes()), engines)
     return Estimate(graphs, disk, at_work, stages)
 
@@ -120,16 +123,18 @@ class _Shapes:
 def _graph(
     checkpoint: Checkpoint, spec: GraphSpec, shapes: _Shapes, precision: Precision, plain: Precision
 ) -> GraphEstimate:
-    own, forms, parameters, weights = graph_precision(checkpoint, spec, plain), 1, 0, 0
-    quantized = precision.calibrated and spec.wrapper == "denoiser"
-    if spec.wrapper == "denoiser":
-        forms = FORMS
+    own, denoiser = graph_precision(checkpoint, spec, plain), spec.wrapper == "denoiser"
+    quantized = precision.calibrated and denoiser
+    matrices = vectors = 0
     for shape in shapes.of(spec):
-        count = math.prod(shape)
-        parameters += count
-        width = precision if quantized and len(shape) > 1 else own
-        weights += count * width.weights.itemsize
-    return GraphEstimate(spec.name, precision if quantized else own, parameters, weights + forms * GRAPH)
+        if len(shape) > 1:
+            matrices += math.prod(shape)
+        else:
+            vectors += math.prod(shape)
+    width = own.weights.itemsize
+    mixed = QUANTIZED * precision.weights.itemsize + (1 - QUANTIZED) * width if quantized else width
+    size = round(matrices * mixed) + vectors * width + (FORMS if denoiser else 1) * GRAPH
+    return GraphEstimate(spec.name, precision if quantized else own, matrices + vectors, size)
 
 
 def _float32(elements: int) -> int:
