@@ -6,8 +6,6 @@ command line takes their place.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,6 +78,8 @@ class _Reader:
         return found
 
     def _content(self) -> dict[str, Any]:
+        import tomllib  # here, as most commands need it not
+
         try:
             return tomllib.loads(read_small(self._file).decode())
         except OSError as error:
@@ -102,6 +102,8 @@ class _Reader:
         }
         if key in off:
             return f"write {off[key]} = false"
+        import difflib
+
         if near := difflib.get_close_matches(key, self._known, n=1):
             return f"did you mean {near[0]}?"
         return f"accepted: {', '.join(sorted(self._known))}"

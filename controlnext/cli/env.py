@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from controlnext.cli import options
 from controlnext.cli.console import print_json, print_table
-from controlnext.runtime.environment import BackendState, Device, Environment, Package, describe
+
+if TYPE_CHECKING:
+    from controlnext.runtime.environment import BackendState, Device, Environment, Package
 
 
 def env(as_json: options.Json = False) -> None:
@@ -14,6 +18,8 @@ def env(as_json: options.Json = False) -> None:
 
     Secrets are left out, and paths are without the name of the user.
     """
+    from controlnext.runtime.environment import describe
+
     found = describe()
     if as_json:
         print_json(msgspec.to_builtins(found))

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -101,6 +102,7 @@ def _options(quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Stand for a command that has these options alone."""
 
 
+@cache
 def parameters_of(function: Any) -> list[Any]:
     """Return the parameters of a function as the command line library has them, for a command of another."""
     application = typer.Typer(add_completion=False)
