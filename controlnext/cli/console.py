@@ -1,4 +1,7 @@
-"""Output of the command line: progress bars, tables, JSON."""
+"""Output of the command line: progress bars, tables, JSON.
+
+The library rich is imported when it is needed: that takes a tenth of the command's start.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
 from controlnext.cli.verbosity import is_quiet
 from controlnext.errors import visible
@@ -29,6 +28,10 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
     The callback raises :class:`KeyboardInterrupt` after Ctrl-C, and logs each new task at level DEBUG.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True)
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
     bars = Bars(*columns, console=console, disable=quiet or is_quiet() or not console.is_terminal)
@@ -79,6 +82,9 @@ def print_json(value: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout, without secrets. Wide cells are wrapped, never cut."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
