@@ -1,10 +1,11 @@
-"""The processor: its instruction sets, and the cores that this process may use."""
+"""The processor: its instruction sets, and the cores and the memory that this process may use."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _CPUS, _CONTROL_GROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
@@ -47,23 +48,47 @@ def _siblings(number: int) -> str:
         return str(number)
 
 
+def usable_memory() -> int | None:
+    """Return the bytes of memory for this process: the machine's, limited by its container; None where the
+    system does not tell."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return min([total, *_memory_limits()])
+
+
 def _quotas() -> Iterator[float]:
     """Yield the processor limit, in cores, of every control group that limits this process."""
+    for directory in _groups("cpu"):
+        quota = _quota(directory)
+        if quota is not None:
+            yield quota
+
+
+def _memory_limits() -> Iterator[int]:
+    """Yield the memory limits in ``memory.max`` (version 2) or ``memory.limit_in_bytes`` (1)."""
+    for directory in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with suppress(OSError, ValueError):
+                yield int((directory / name).read_text())
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the directory of every control group of this process that may have limits of ``controller``."""
     try:
         lines = _MEMBERSHIP.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         root = _CONTROL_GROUPS / controllers if controllers else _CONTROL_GROUPS
         inside = root / path.lstrip("/")
         # in a container the path is the host's, and the files are at the root
         for directory in (inside, *inside.parents):
-            quota = _quota(directory)
-            if quota is not None:
-                yield quota
+            yield directory
             if directory == root:
                 break
 

@@ -69,6 +69,11 @@ def hidden(value: Any) -> Any:
     return without_secrets(value) if isinstance(value, str) else value
 
 
+def is_secret(variable: str) -> bool:
+    """Return whether the name of an environment variable says that its value is secret."""
+    return bool(_SECRET_VARIABLE.search(variable))
+
+
 def has_password(location: str) -> bool:
     """Return whether a location ``scheme://...`` has a user name, a password or a token before its host."""
     return bool(password_of(location))
@@ -81,7 +86,7 @@ def password_of(location: str) -> str:
 
 
 def _of_environment() -> list[str]:
-    found = (value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name))
+    found = (value for name, value in os.environ.items() if is_secret(name))
     return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
 
 

@@ -60,6 +60,12 @@ def check_replaceable(target: Path, force: bool, marker: str = MANIFEST, kind: s
     """
     check_here(target, "output")
     remove_abandoned(target.parent, target.name)
+    check_place(target, force, marker, kind)
+
+
+def check_place(target: Path, force: bool, marker: str = MANIFEST, kind: str = "bundle") -> None:
+    """Raise as :func:`check_replaceable`, and change nothing."""
+    check_here(target, "output")
     if target.is_file():
         raise InputError(f"output {target} is a file; give the path of a directory", argument="output")
     if not target.exists() or not any(target.iterdir()):

@@ -11,16 +11,20 @@ import typer
 
 import controlnext
 from controlnext.bundle.files import is_full
+from controlnext.cli import verbosity
 from controlnext.cli.batch import batch
 from controlnext.cli.bench import bench
 from controlnext.cli.build import build
+from controlnext.cli.config_file import ConfigCommand
+from controlnext.cli.env import env
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
 from controlnext.cli.option_names import OptionFormatter, OptionNames
 from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
-from controlnext.cli.serve import serve
+from controlnext.cli.serve import ServeCommand, serve
 from controlnext.cli.triton import triton
+from controlnext.cli.verbosity import Command
 from controlnext.cli.verify import verify
 from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
@@ -42,8 +46,8 @@ def main() -> None:
 
 def export_main() -> None:
     """Run the console script ``controlnext-export``: the same as ``controlnext export``."""
-    application = typer.Typer(add_completion=False)
-    application.command()(export)
+    application = typer.Typer()
+    application.command(cls=ConfigCommand)(export)
     sys.exit(call(application, sys.argv[1:], "controlnext-export"))
 
 
@@ -54,14 +58,15 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     """
     names = OptionNames(make_application())
     handler = logging.StreamHandler()
-    handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
+    handler.setFormatter(OptionFormatter(names, verbosity.PATTERN))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     silence_hints()
     hide_secrets_of_tracebacks()
     command = typer.main.get_command(application)
     try:
         _check_text(arguments)
-        return command.main(arguments, prog_name=name, standalone_mode=False) or 0
+        with verbosity.undone():
+            return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
         return _fail(names.describe(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
     except OSError as error:
@@ -76,11 +81,12 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
 
 def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
-    application = typer.Typer(add_completion=False)
+    application = typer.Typer()
     application.callback(invoke_without_command=True)(_describe)
-    for command in (export, build, run, triton, verify, bench, inspect):
-        application.command()(command)
-    application.command(cls=RayCommand)(serve)
+    application.command(cls=ConfigCommand)(export)
+    for command in (build, run, triton, verify, bench, inspect, env):
+        application.command(cls=Command)(command)
+    application.command(cls=ServeCommand)(serve)
     application.command(cls=RayCommand)(batch)
     return application
 

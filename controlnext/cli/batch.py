@@ -174,7 +174,7 @@ def _follow(records: Generator[Record], count: int, *, fail_fast: bool, quiet: b
             failed = "error" in record
             counts["failed" if failed else "done"] += 1
             if failed:
-                logger.warning("job %s failed: %s", record["id"], record["error"], extra=AS_WRITTEN)
+                logger.error("job %s failed: %s", record["id"], record["error"], extra=AS_WRITTEN)
             finished = counts["done"] + counts["failed"]
             report(f"{counts['done']} done, {counts['failed']} failed", finished / count)
             if failed and fail_fast:

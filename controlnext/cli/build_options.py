@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.completion import among
 from controlnext.engines.tensorrt.flavors import FLAVORS
 
 Backend = Annotated[
     list[str],
-    typer.Option(help=f"Backend to build engines for: {' or '.join(FLAVORS)}."),
+    typer.Option(
+        autocompletion=among(FLAVORS), help=f"Backend to build engines for: {' or '.join(FLAVORS)}."
+    ),
 ]
 Graph = Annotated[
     list[str] | None,

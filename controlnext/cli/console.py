@@ -1,37 +1,49 @@
-"""Output of the command line: progress bars, tables, JSON."""
+"""Output of the command line: progress bars, tables, JSON.
+
+The library rich is imported when it is needed: that takes a tenth of the command's start.
+"""
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
 
+from controlnext.cli.verbosity import is_quiet
 from controlnext.errors import visible
 from controlnext.secrets import hidden
 from controlnext.types import Progress
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Show a progress bar on stderr, unless ``quiet`` or stderr is not a terminal; yield its callback.
+    """Show a progress bar on stderr, unless ``quiet``, with ``--quiet``, or if stderr is not a terminal;
+    yield its callback.
 
-    The callback raises :class:`KeyboardInterrupt` after Ctrl-C.
+    The callback raises :class:`KeyboardInterrupt` after Ctrl-C, and logs each new task at level DEBUG.
     """
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True)
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    bars = Bars(*columns, console=console, disable=quiet or not console.is_terminal)
+    bars = Bars(*columns, console=console, disable=quiet or is_quiet() or not console.is_terminal)
     with _interruptible() as check, bars:
-        task = bars.add_task("", total=1.0)
+        task, last = bars.add_task("", total=1.0), ""
 
         def report(what: str, done: float) -> None:
+            nonlocal last
             check()
+            if what != last:
+                logger.debug("%s (%.0f %%)", what, 100 * done)
+                last = what
             bars.update(task, description=what, completed=done)
 
         yield report
@@ -70,6 +82,9 @@ def print_json(value: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout, without secrets. Wide cells are wrapped, never cut."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")

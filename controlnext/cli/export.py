@@ -10,9 +10,11 @@ from controlnext.bundle.manifest import Manifest, ParityRow
 from controlnext.cli import export_options, options
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.engines import engine_row, make_plan, print_engines
+from controlnext.cli.export_plan import check_output, make_export_plan, print_export_plan
 from controlnext.cli.sources import Sources
 from controlnext.cli.tables import print_parity
 from controlnext.engines.tensorrt.build import Built
+from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.errors import InputError
 from controlnext.evaluation.calibration_data import (
     default_examples,
@@ -53,6 +55,7 @@ def export(
     frames: options.FramesRange = None,
     force: export_options.Force = False,
     verify: export_options.Verify = None,
+    dry_run: export_options.DryRun = False,
     as_json: options.Json = False,
 ) -> None:
     """Export a ControlNeXt model to a bundle of ONNX graphs."""
@@ -77,7 +80,8 @@ def export(
         family.variant(variant)
     sizes = {"height": height, "width": width, "batch": batch, "frames": frames}
     plan = make_plan(backend or (), export_options.BACKENDS, family, sizes)
-    check_replaceable(output, force)
+    if not dry_run:
+        check_replaceable(output, force)
     if not precision.calibrated and (calibration or compute):
         calibrated = " or ".join(known for known in Precision if known.calibrated)
         raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
@@ -85,8 +89,28 @@ def export(
     with extra("export"):
         from controlnext.evaluation.parity import measure
         from controlnext.export import export_bundle
+        from controlnext.export.lora import check_lora_rank
     if verify is None:
         verify = sources.random_weights is None
+    compute = compute or (Precision.FP32 if plan is None else Precision.FP16)
+    if dry_run:
+        made = make_export_plan(
+            sources,
+            family,
+            variant,
+            clip_skip,
+            precision,
+            compute,
+            output,
+            force=force,
+            compare=verify,
+            engines=[name for name in backend or () if name in FLAVORS],
+            quiet=as_json,
+        )
+        print_export_plan(made, as_json)
+        check_lora_rank(family, lora_rank)
+        check_output(output, force)
+        return
     rows: list[ParityRow] = []
     engines: list[Built] = []
     try:
@@ -102,7 +126,7 @@ def export(
                 precision,
                 output,
                 lora_rank=lora_rank,
-                compute=compute or (Precision.FP32 if plan is None else Precision.FP16),
+                compute=compute,
                 sample=lambda bundle, denoise: run_trajectories(bundle, denoise, examples, report),
                 force=force,
                 progress=report,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.completion import among
 from controlnext.cli.options import local_path
 from controlnext.engines.tensorrt.flavors import FLAVORS
 from controlnext.families import FAMILIES
@@ -21,7 +22,9 @@ def _check_compute(name: str | None) -> str | None:
     return name
 
 
-Model = Annotated[str, typer.Option(help=f"Model family: {', '.join(FAMILIES)}.")]
+Model = Annotated[
+    str, typer.Option(autocompletion=among(FAMILIES), help=f"Model family: {', '.join(FAMILIES)}.")
+]
 Output = Annotated[
     Path, typer.Option(parser=local_path("output"), metavar="DIR", help="Path to the output directory.")
 ]
@@ -59,6 +62,7 @@ Compute = Annotated[
     str | None,
     typer.Option(
         callback=_check_compute,
+        autocompletion=among(COMPUTES),
         metavar=f"<{'|'.join(COMPUTES)}>",
         help="Precision of the layers that are not int8.",
         show_default="fp16 with --backend tensorrt or tensorrt-rtx, else fp32",
@@ -67,11 +71,20 @@ Compute = Annotated[
 Backend = Annotated[
     list[str] | None,
     typer.Option(
+        autocompletion=among(BACKENDS),
         help=f"Backend to build engines for after the export: {', '.join(BACKENDS)}; may be repeated.",
         show_default="onnx, the graphs only",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing bundle.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print what would be fetched, read and written, and the memory and disk that it takes, and do"
+        " nothing of it.",
+    ),
+]
 Verify = Annotated[
     bool | None,
     typer.Option(

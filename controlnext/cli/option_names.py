@@ -37,6 +37,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "scale": ("control_scale",),
         "size": ("sizes",),
         "steps": ("num_inference_steps",),
+        "write_config": ("config",),
     }
 )
 """The libraries' arguments by option, where the names differ."""
@@ -98,6 +99,10 @@ class OptionFormatter(logging.Formatter):
     def __init__(self, names: OptionNames, pattern: str) -> None:
         super().__init__(pattern)
         self._names = names
+
+    def set_pattern(self, pattern: str) -> None:
+        """Format records by another pattern from now on."""
+        super().__init__(pattern)
 
     def format(self, record: logging.LogRecord) -> str:
         """Format ``record``; an error among its arguments is shown as the error of a command would be.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from controlnext.bundle.remote_files import has_scheme
+from controlnext.cli.completion import among
 from controlnext.engines import registry
 from controlnext.errors import InputError
 
@@ -175,10 +176,16 @@ RunBackend = Annotated[
     str,
     typer.Option(
         "--backend",
+        autocompletion=among(("auto", *registry.BACKENDS)),
         help=f"Inference backend: {', '.join(registry.BACKENDS)}; auto selects the fastest available.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="Device to run on: auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        autocompletion=among(("auto", "cpu", "cuda")), help="Device to run on: auto, cpu, cuda or cuda:N."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

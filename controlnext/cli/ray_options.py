@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from controlnext.bundle.remote import is_remote
+from controlnext.cli.verbosity import Command
 from controlnext.errors import InputError
 from controlnext.runtime.ray_cluster import LOCAL
 
@@ -48,7 +48,7 @@ Replicas = Annotated[
     ),
 ]
 
-Config = Annotated[
+WriteConfig = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
@@ -66,7 +66,7 @@ def check_ray(ray: str | None, **needing: object) -> None:
             raise InputError(f"{name} is for a Ray cluster; give `ray` too", argument=name)
 
 
-class RayCommand(TyperCommand):
+class RayCommand(Command):
     """A command whose option ``--ray`` may stand without its value: then a cluster is started here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.completion import among
 from controlnext.cli.options import local_path
+from controlnext.families.samplers import SAMPLER_SPECS
 from controlnext.runtime.preprocess import PREPROCESSORS
 from controlnext.runtime.start_request import UPSCALE_MODES
 
@@ -22,7 +24,11 @@ ControlImage = Annotated[
 ]
 Preprocess = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help=f"Preprocessor of the control image: {', '.join(PREPROCESSORS)}."),
+    typer.Option(
+        metavar="NAME",
+        autocompletion=among(PREPROCESSORS),
+        help=f"Preprocessor of the control image: {', '.join(PREPROCESSORS)}.",
+    ),
 ]
 PreprocessorModel = Annotated[
     list[str] | None,
@@ -80,7 +86,12 @@ GuidanceEnd = Annotated[
         show_default="1",
     ),
 ]
-Sampler = Annotated[str | None, typer.Option(help="Name of the sampler.", show_default="the family's")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        autocompletion=among(SAMPLER_SPECS), help="Name of the sampler.", show_default="the family's"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 Height = Annotated[
     int | None, typer.Option(help="Image height in pixels.", show_default="the control image's")

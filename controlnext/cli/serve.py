@@ -7,14 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from controlnext.cli import options, ray_options, run_options, serve_options
+from controlnext.cli import options, ray_options, run_options, serve_options, verbosity
 from controlnext.cli.bundles import fetch_bundle
+from controlnext.cli.config_file import ConfigCommand
 from controlnext.cli.option_names import MIB
+from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.serve_ray import serve_on_ray
 from controlnext.optional import extra
 from controlnext.runtime import Pipeline
 from controlnext.runtime.serving.log_format import write_log
 from controlnext.runtime.serving.settings import ServerSettings, read_keys
+
+
+class ServeCommand(RayCommand, ConfigCommand):
+    """The command: ``--ray`` may stand alone, and options may be in a file."""
 
 
 def serve(
@@ -41,7 +47,7 @@ def serve(
     offload: run_options.Offload = False,
     ray: ray_options.Ray = None,
     replicas: ray_options.Replicas = None,
-    config: ray_options.Config = None,
+    write_config: ray_options.WriteConfig = None,
 ) -> None:
     """Serve bundles over HTTP, with the routes of OpenAI's image API.
 
@@ -71,10 +77,10 @@ def serve(
     log: dict[str, Any] = {"log_json": log_json, "log_prompts": log_prompts}
     if ray is not None:
         serve_on_ray(
-            bundles, settings, ray, replicas, config, host, port, api_keys=api_keys, **opening, **log
+            bundles, settings, ray, replicas, write_config, host, port, api_keys=api_keys, **opening, **log
         )
         return
-    ray_options.check_ray(ray, replicas=replicas, config=config)
+    ray_options.check_ray(ray, replicas=replicas, write_config=write_config)
     load = partial(Pipeline.load, **opening)
     _serve_here(bundles, settings, load, host, port, **log)
 
@@ -106,7 +112,7 @@ def _serve_here(
     metrics = Metrics()
     models = Models([fetch_bundle(bundle) for bundle in bundles], settings, load, metrics)
     with open_listener(host, port) as listener:
-        write_log(as_json=log_json, prompts=log_prompts)
+        write_log(as_json=log_json, prompts=log_prompts, level=verbosity.level())
         warn_if_open(listener, guarded=bool(settings.api_keys))
         title = f"serving {', '.join(models.names())} on {address_of(listener)} (Ctrl-C stops)"
         app = make_app(models, settings, metrics, local=is_local(listener))

@@ -9,6 +9,7 @@ from typing import Any
 
 from controlnext.bundle.remote import is_remote
 from controlnext.bundle.remote_files import check_location
+from controlnext.cli import verbosity
 from controlnext.cli.bundles import fetch_bundle, shared_location
 from controlnext.optional import extra
 from controlnext.runtime.ray_cluster import LOCAL, ReplicaRange, let_nobody_in, threads_of_replica
@@ -51,13 +52,14 @@ def serve_on_ray(
         api_keys=str(api_keys.resolve()) if api_keys else None,
         replicas=several,
         threads=threads_of_replica(threads, several, local=address == LOCAL and config is None),
+        log_level=verbosity.level(),
         **options,
     )
     if config is not None:
         write_config(spec, config, host, port)
         print(f"wrote {config}; run it with: serve deploy {config}")
         return
-    write_log(as_json=spec.log_json, prompts=spec.log_prompts)
+    write_log(as_json=spec.log_json, prompts=spec.log_prompts, level=spec.log_level)
     for bundle in filter(is_remote, spec.bundles):
         check_location(bundle)
     if address == LOCAL:

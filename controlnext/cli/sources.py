@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import numpy as np
 from controlnext.cli import options
 from controlnext.errors import CheckpointError, InputError
 from controlnext.families import Family
+from controlnext.families.schema import PREVIEW_VAE
+from controlnext.image_prompts import KINDS
 from controlnext.runtime.samplers import make_sampler
 
 if TYPE_CHECKING:
     from controlnext.weights import Checkpoint
+    from controlnext.weights.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,7 @@ class Sources:
         """Load the checkpoint; raise :class:`~controlnext.errors.ControlNeXtError` if that fails."""
         from controlnext.weights import load_checkpoint
 
-        if self.no_t5 and not family.sequence_encoder:
-            raise InputError(
-                f"--no-t5 is not supported by {family.name}, which has no T5 text encoder; remove it"
-            )
+        leave_out = self._leave_out(family)
         checkpoint = load_checkpoint(
             family,
             variant=variant,
@@ -68,12 +68,61 @@ class Sources:
             clip_skip=clip_skip,
             ip_adapter=self.ip_adapter or (),
             ip_adapter_image_encoder=self.ip_adapter_image_encoder,
-            leave_out=(family.sequence_encoder,) if self.no_t5 else (),
+            leave_out=leave_out,
             scheduler=parse_settings(self.scheduler or ()),
             random_seed=self.random_weights,
         )
         _check_sampler(checkpoint)
         return checkpoint
+
+    def wanted(self, family: Family) -> list[Wanted]:
+        """Return the files that :meth:`load` reads; nothing is downloaded. Raises as :meth:`load` does."""
+        from controlnext.weights.wanted import wanted_files
+
+        leave_out = self._leave_out(family)
+        if self.random_weights is not None:
+            return []
+        return wanted_files(
+            family,
+            base=self.base,
+            control=self.control or (),
+            unet_weights=self.unet_weights or (),
+            vae=self.vae,
+            preview_vae=self.preview_vae,
+            lora=self.lora or (),
+            textual_inversion=self.textual_inversion or (),
+            ip_adapter=self.ip_adapter or (),
+            ip_adapter_image_encoder=self.ip_adapter_image_encoder,
+            leave_out=leave_out,
+        )
+
+    def published(self, family: Family, variant: str, clip_skip: int = 0) -> Checkpoint:
+        """Return a checkpoint as published, with the parts that the options ask for, without weights."""
+        from controlnext.weights import load_checkpoint
+
+        kinds = [
+            next((kind for kind in KINDS if kind in one), next(iter(KINDS))) for one in self.ip_adapter or ()
+        ]
+        checkpoint = load_checkpoint(
+            family,
+            variant=variant,
+            clip_skip=clip_skip,
+            ip_adapter=kinds,
+            leave_out=self._leave_out(family),
+            random_seed=0,
+        )
+        unasked = () if self.preview_vae else (PREVIEW_VAE,)
+        networks = {name: one for name, one in checkpoint.networks.items() if name not in unasked}
+        return replace(checkpoint, networks=networks)
+
+    def _leave_out(self, family: Family) -> tuple[str, ...]:
+        if not self.no_t5:
+            return ()
+        if not family.sequence_encoder:
+            raise InputError(
+                f"--no-t5 is not supported by {family.name}, which has no T5 text encoder; remove it"
+            )
+        return (family.sequence_encoder,)
 
 
 def _check_sampler(checkpoint: Checkpoint) -> None:

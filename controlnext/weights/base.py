@@ -69,10 +69,10 @@ def read_base(
     The optional networks in ``leave_out`` are neither downloaded nor read. Raises :class:`CheckpointError`
     for a base with settings that the family's graphs and samplers do not support.
     """
-    parts, family = part_names(family), _without(family, leave_out)
+    parts, family = part_names(family), without_networks(family, leave_out)
     replaced = () if vae is None else (VAE,)
     weight_source = resolve(given, partial(choose_base, family, replaced))
-    own = _without(family, replaced)
+    own = without_networks(family, replaced)
     if weight_source.path.is_file():
         base = _read_single_file(own, weight_source, scheduler)
     else:
@@ -100,7 +100,7 @@ def random_base(
 
     A text encoder whose vocabulary is not shipped gets a stand-in tokenizer.
     """
-    family = _without(family, leave_out)
+    family = without_networks(family, leave_out)
     base = _shipped_base(family)
     base.scheduler = base.scheduler.given(family, scheduler).checked(family, "random weights")
     for name, network in family.known_networks.items():
@@ -122,7 +122,8 @@ def _random_config(family: Family, name: str, network: Network) -> dict[str, Any
     return shipped_config(family, network)
 
 
-def _without(family: Family, leave_out: Collection[str]) -> Family:
+def without_networks(family: Family, leave_out: Collection[str]) -> Family:
+    """Return a family that does not have the networks in ``leave_out``."""
     return replace(family, networks={name: n for name, n in family.networks.items() if name not in leave_out})
 
 

@@ -46,9 +46,9 @@ def choose_network_files(network: Network, names: Sequence[str]) -> list[str]:
     return [name for name in names if name == _CONFIG] + choose_weights(names, STEMS[network.library])
 
 
-def choose_network_in(network: Network, names: Sequence[str]) -> list[str]:
-    """Return the files of a network among those of the directory that contains its own."""
-    return _choose_network(network, names)
+def beside_adapter(encoder: Network | None, _file: str, names: Sequence[str]) -> list[str]:
+    """Return the files of an image ``encoder`` in the directory of an IP-Adapter's file; none without it."""
+    return _choose_network(encoder, names) if encoder else []
 
 
 def choose_vae(network: Network, names: Sequence[str]) -> list[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from controlnext.errors import CheckpointError
 from controlnext.secrets import without_secrets
@@ -30,6 +34,67 @@ FileChoice = Callable[[Sequence[str]], list[str]]
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at a commit.
+
+    ``sizes``: bytes by name, None where the hub does not tell; ``here``: the names of those that are in the
+    cache; ``problem``: why they are those of an earlier download, empty if they are the hub's.
+    """
+
+    commit: str
+    sizes: Mapping[str, int | None]
+    here: frozenset[str]
+    problem: str = ""
+
+
+def list_repository(repository: str, revision: str | None) -> Listing:
+    """Return what :func:`fetch` would find, without downloading anything.
+
+    Where the hub cannot be asked, the files of an earlier download. Raises :class:`CheckpointError` as
+    :func:`fetch` does.
+    """
+    try:
+        info = _ask(repository, revision, sizes=True)
+    except HFValidationError as error:
+        raise CheckpointError(f"{repository} is not a hub id: {first_line(error)}") from error
+    except Exception as error:  # no connection: each network library has its own exception
+        directory, reason = _earlier_directory(repository, revision, error)
+        found = {name: (directory / name).stat().st_size for name in _names(directory)}
+        return Listing(directory.name, found, frozenset(found), reason)
+    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
+    cache = constants.HF_HUB_CACHE
+    here = {
+        name
+        for name in sizes
+        if isinstance(try_to_load_from_cache(repository, name, cache_dir=cache, revision=info.sha), str)
+    }
+    return Listing(info.sha or "", sizes, frozenset(here))
+
+
+def cache_directory() -> Path:
+    """Return the directory that files of the hub are downloaded to."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Have the library draw no progress bars in the block: it does for files that are in the cache too."""
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _ask(repository: str, revision: str | None, *, sizes: bool = False) -> Any:
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    return HfApi().model_info(repository, revision=revision, timeout=timeout, files_metadata=sizes)
+
+
 def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Path, str]:
     """Download the files of a repository that ``wanted`` selects; return their directory and commit.
 
@@ -38,12 +103,13 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
     :class:`CheckpointError` saying what is wrong and how to fix it.
     """
     try:
-        info = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = _ask(repository, revision)
     except HFValidationError as error:
         raise CheckpointError(f"{repository} is not a hub id: {first_line(error)}") from error
     except Exception as error:  # no connection: each network library has its own exception
         return _earlier(repository, revision, wanted, error)
     files = wanted([sibling.rfilename for sibling in info.siblings or []])
+    log.debug("%s at %s: %s", repository, info.sha, ", ".join(files))
     patterns = [glob.escape(file) for file in files]
     try:
         # by the name of the revision, not its commit: the cache then has it under that name offline too
@@ -63,6 +129,18 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
 
 def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: Exception) -> tuple[Path, str]:
     """Return an earlier download, after the hub answered with ``error``."""
+    directory, reason = _earlier_directory(repository, revision, error)
+    try:
+        wanted(_names(directory))
+    except CheckpointError as lacking:
+        raise CheckpointError(f"{reason}, and the earlier download lacks files: {lacking}") from error
+    if not isinstance(error, OfflineModeIsEnabled):
+        log.warning("%s; the earlier download of %s is used", without_secrets(reason), repository)
+    return directory, directory.name
+
+
+def _earlier_directory(repository: str, revision: str | None, error: Exception) -> tuple[Path, str]:
+    """Return the directory of an earlier download, and why the hub, which answered ``error``, is not used."""
     reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
@@ -73,13 +151,11 @@ def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: E
         raise CheckpointError(
             f"{reason}; it was not downloaded before: give the path of a local copy"
         ) from absent
-    try:
-        wanted([path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()])
-    except CheckpointError as lacking:
-        raise CheckpointError(f"{reason}, and the earlier download lacks files: {lacking}") from error
-    if not isinstance(error, OfflineModeIsEnabled):
-        log.warning("%s; the earlier download of %s is used", without_secrets(reason), repository)
-    return directory, directory.name
+    return directory, reason
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
 
 
 def _refusal(repository: str, revision: str | None, error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from controlnext.families.parts import image_positions
 from controlnext.families.schema import ImagePromptNeeds
 from controlnext.image_prompts import KINDS, AdapterSpec, numbered_adapters
 from controlnext.models.image_prompt import HEAD, ImagePromptAdapter, cross_attentions
-from controlnext.weights.choices import choose_network_files, choose_network_in
+from controlnext.weights.choices import beside_adapter, choose_network_files
 from controlnext.weights.lazy import LazyTensor, LazyTensors, is_safetensors, read_content, read_file
 from controlnext.weights.lazy import is_weight_file as is_weights
 from controlnext.weights.networks import computed_tensors, empty_module, match, shapes_of
@@ -218,11 +219,7 @@ def _layers(family: Family, config: Mapping[str, Any]) -> tuple[int, tuple[int, 
 
 def _resolved(given: str | Path, beside: Network | None) -> tuple[WeightSource, dict[str, LazyTensor]]:
     """Return the file, and its tensors by their names in published .safetensors files."""
-
-    def encoder(_file: str, names: Sequence[str]) -> list[str]:
-        return choose_network_in(beside, names) if beside else []
-
-    source = resolve(given, _only_file, encoder)
+    source = resolve(given, only_file, partial(beside_adapter, beside))
     if source.path.is_dir():
         names = sorted(path.name for path in source.path.iterdir() if is_weights(path.name))
         if len(names) != 1:
@@ -241,7 +238,7 @@ def _resolved(given: str | Path, beside: Network | None) -> tuple[WeightSource, 
     return source, tensors
 
 
-def _only_file(names: Sequence[str]) -> list[str]:
+def only_file(names: Sequence[str]) -> list[str]:
     """Return the weights of a directory of the hub if these are a single file."""
     found = [name for name in names if is_weights(name) and "/" not in name]
     return found if len(found) == 1 else []

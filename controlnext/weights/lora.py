@@ -78,7 +78,7 @@ def _pipeline(family: Family) -> Any:
 
 
 def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
-    weight_source = resolve(given, _choose)
+    weight_source = resolve(given, choose_lora)
     file = _weight_file(weight_source)
     found = read_file(file)
     settings = _settings(file)
@@ -97,7 +97,7 @@ def _apply(family: Family, base: Base, given: str, scale: float) -> Source:
     return msgspec.structs.replace(source, detail=detail)
 
 
-def _choose(names: Sequence[str]) -> list[str]:
+def choose_lora(names: Sequence[str]) -> list[str]:
     """Return the LoRA among the files of a directory: the one with diffusers' name, or the only one."""
     top = [name for name in names if "/" not in name]
     weights = [name for name in top if is_weight_file(name)]
@@ -109,7 +109,7 @@ def _weight_file(weight_source: WeightSource) -> Path:
     if weight_source.path.is_file():
         return weight_source.path
     names = sorted(path.name for path in weight_source.path.iterdir())
-    chosen = _choose(names)
+    chosen = choose_lora(names)
     if not chosen:
         weights = [name for name in names if is_weight_file(name)]
         raise CheckpointError(

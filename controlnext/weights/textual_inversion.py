@@ -49,10 +49,10 @@ def add_inversions(family: Family, base: Base, inversions: Sequence[str]) -> lis
             " none; remove `textual_inversion`",
             argument="textual_inversion",
         )
-    return [_add(family, base, *_split(given)) for given in inversions]
+    return [_add(family, base, *split_token(given)) for given in inversions]
 
 
-def _split(given: str) -> tuple[str, str]:
+def split_token(given: str) -> tuple[str, str]:
     """Split into path and token. A path may contain colons: one that exists is whole."""
     path, _, token = given.rpartition(":")
     if not path or Path(given).expanduser().exists() or "/" in token:
@@ -60,8 +60,13 @@ def _split(given: str) -> tuple[str, str]:
     return path, token
 
 
+def choose_inversion(names: Sequence[str]) -> list[str]:
+    """Return the textual inversion among the files of a directory."""
+    return choose_weights(names, _STEMS)
+
+
 def _add(family: Family, base: Base, given: str, token: str) -> Source:
-    weight_source = resolve(given, lambda names: choose_weights(names, _STEMS))
+    weight_source = resolve(given, choose_inversion)
     (file,) = weight_files(weight_source.path, _STEMS, "textual inversion")
     named, found = _vectors(read_content(file), file)
     token = token or (file.stem if named in _NAMELESS else named)

@@ -3,6 +3,7 @@ read."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError
 from controlnext.weights.hub import fetch
 from controlnext.weights.lazy import SUFFIXES, LazyTensor, is_weight_file, read_file
+
+log = logging.getLogger(__name__)
 
 # owner/name, a revision (of which only those under refs/ have a slash that is not written %2F), a path inside
 _HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(refs/\w+/[\w.-]+|[\w.%+-]+))?((?:/[\w.-]+)*)")
@@ -61,21 +64,31 @@ def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _n
             raise CheckpointError(f"{given} is neither a file nor a directory; give one of them")
         # the name of a link's target may be a digest, as in the hub's cache
         return WeightSource(path, path.name if path.name not in ("", "..") else path.resolve().name)
+    repository, revision, inside = split_hub_id(given)
+    try:
+        directory, commit = fetch(
+            repository, revision, partial(wanted_of, repository, inside, choice, beside)
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{given}: no such file or directory here, and {error}") from error
+    return WeightSource(directory / inside, str(given), commit)
+
+
+def split_hub_id(given: str | Path) -> tuple[str, str | None, str]:
+    """Return repository, revision and directory or file of a hub id; raise :class:`CheckpointError` for text
+    that is none."""
     match = _HUB_ID.fullmatch(str(given))
     if not match:
         raise CheckpointError(
             f"{given}: no such file or directory, and not a hub id"
             " (owner/name[@revision][/directory or file])"
         )
-    repository, revision, inside = match[1], unquote(match[2] or "") or None, match[3].strip("/")
-    try:
-        directory, commit = fetch(repository, revision, partial(_wanted, repository, inside, choice, beside))
-    except CheckpointError as error:
-        raise CheckpointError(f"{given}: no such file or directory here, and {error}") from error
-    return WeightSource(directory / inside, str(given), commit)
+    return match[1], unquote(match[2] or "") or None, match[3].strip("/")
 
 
-def _wanted(repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]) -> list[str]:
+def wanted_of(
+    repository: str, inside: str, choice: Choice, beside: Beside, names: Sequence[str]
+) -> list[str]:
     """Return the files to download from a repository with files of these ``names``, or from ``inside`` it."""
     if inside in names:
         directory, slash, file = inside.rpartition("/")
@@ -136,6 +149,7 @@ def read_weights(
     files = weight_files(directory, stems, role)
     tensors: dict[str, LazyTensor] = {}
     for file in files:
+        log.debug("reading the %s in %s", role, file)
         tensors.update(read_file(file))
     return tensors, [weight_source.source(role, file) for file in files]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 from controlnext.engines.devices import device_index, device_kind
@@ -36,6 +38,15 @@ def find_gpu(index: int = 0) -> Gpu | None:
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         digits.append(str(value.value))
     return Gpu(name.value.decode(), f"sm{''.join(digits)}")
+
+
+def find_gpus() -> Iterator[Gpu]:
+    """Yield the GPUs in CUDA_VISIBLE_DEVICES, all by default."""
+    for index in count():
+        gpu = find_gpu(index)
+        if gpu is None:
+            return
+        yield gpu
 
 
 def gpu_of(device: str) -> Gpu | None:

@@ -40,7 +40,7 @@ class Replica:
 
     async def __init__(self, fields: dict[str, Any], load: Load | None = None) -> None:  # type: ignore[misc]  # Serve awaits it
         spec = ClusterSpec.read(fields)
-        write_worker_log(as_json=spec.log_json, prompts=spec.log_prompts)
+        write_worker_log(as_json=spec.log_json, prompts=spec.log_prompts, level=spec.log_level)
         settings, metrics = spec.guarded(), Metrics()
         bundles = [local_copy(bundle) for bundle in spec.bundles]
         self._models = Models(bundles, settings, load or spec.load(), metrics)

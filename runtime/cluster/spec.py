@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ class ClusterSpec:
         threads: threads of a replica, and the CPU cores that it takes.
         local: only this machine reaches the proxies.
         log_json, log_prompts: the form of the log, and whether prompts are in it.
+        log_level: the level from which on it is written.
 
     Raises :class:`InputError` for a backend or device of which there is none.
     """
@@ -47,6 +49,7 @@ class ClusterSpec:
     local: bool = False
     log_json: bool = False
     log_prompts: bool = False
+    log_level: int = logging.INFO
 
     def __post_init__(self) -> None:
         device_index(self.device)

@@ -13,12 +13,12 @@ PREFIX = "controlnext: "
 """The start of the lines of the command line, which JSON does not need."""
 
 
-def write_log(*, as_json: bool, prompts: bool) -> None:
-    """Write the log of the server on stderr, from level INFO up, as lines for people or as JSON.
+def write_log(*, as_json: bool, prompts: bool, level: int = logging.INFO) -> None:
+    """Write the log of the server on stderr, from ``level`` up, as lines for people or as JSON.
 
     Without ``prompts`` no part of a prompt is in it.
     """
-    logging.getLogger("controlnext.runtime.serving").setLevel(logging.INFO)
+    logging.getLogger("controlnext.runtime.serving").setLevel(level)
     if not prompts:
         # its warnings show what is cut off a prompt that is too long
         logging.getLogger("controlnext.runtime.prompts").setLevel(logging.ERROR)
@@ -27,12 +27,14 @@ def write_log(*, as_json: bool, prompts: bool) -> None:
         handler.setFormatter(JsonFormatter(inner) if as_json else TimedFormatter(inner))
 
 
-def write_worker_log(*, as_json: bool, prompts: bool) -> None:
+def write_worker_log(*, as_json: bool, prompts: bool, level: int = logging.INFO) -> None:
     """Write the log as :func:`write_log` does, in a process whose own log is somebody else's."""
     handler, own = logging.StreamHandler(), logging.getLogger("controlnext")
     handler.setFormatter(logging.Formatter(f"{PREFIX}%(message)s"))
     own.handlers, own.propagate = [handler], False
-    write_log(as_json=as_json, prompts=prompts)
+    if level != logging.INFO:
+        own.setLevel(level)
+    write_log(as_json=as_json, prompts=prompts, level=level)
 
 
 class TimedFormatter(logging.Formatter):

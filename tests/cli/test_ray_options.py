@@ -58,4 +58,4 @@ def test_what_is_no_address_is_refused(arguments: list[str], message: str) -> No
 def test_the_option_is_named(cli: Cli) -> None:
     for command in (["serve", "b"], ["batch", "b", "--jobs", "j", "--output", "o"]):
         assert_refused(cli(*command, "--ray", "foo"), "--ray is 'foo'", "auto or local")
-    assert_refused(cli("serve", "b", "--ray", "", "--config", "c"), "--ray is ''; give host:port")
+    assert_refused(cli("serve", "b", "--ray", "", "--write-config", "c"), "--ray is ''; give host:port")

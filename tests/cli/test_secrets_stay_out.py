@@ -64,7 +64,7 @@ FAILING = {
         "--ray",
         "--device=cpu",
         "--threads=1",
-        "--config={tmp}/serve.yaml",
+        "--write-config={tmp}/serve.yaml",
     ],
     "keys": ["serve", "{bundle}", "--api-keys", "{tmp}/keys"],
     "a preprocessor": [

@@ -87,3 +87,24 @@ def test_sessions_have_a_thread_for_each_usable_core(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(processor, "usable_cores", lambda: 3)
     assert OrtBackend("cpu")._options(packed=True).intra_op_num_threads == 3
     assert OrtBackend("cpu", threads=5)._options(packed=True).intra_op_num_threads == 5
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "expected"),
+    [
+        ("0::/\n", {}, 1 << 30),
+        ("0::/a\n", {"a/memory.max": "max\n", "memory.max": "1000\n"}, 1000),
+        ("3:memory:/x\n", {"memory/x/memory.limit_in_bytes": "5000\n"}, 5000),
+        ("3:cpu:/x\n", {"cpu/x/memory.max": "5000\n"}, 1 << 30),
+    ],
+)
+def test_the_container_s_memory_counts(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], expected: int
+) -> None:
+    (machine / "membership").write_text(membership)
+    for name, text in files.items():
+        path = machine / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": 1 << 18}.__getitem__)
+    assert processor.usable_memory() == expected

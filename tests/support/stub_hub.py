@@ -107,7 +107,10 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send(json.dumps(entries).encode())
         else:
-            siblings = [{"rfilename": name} for name in names]
+            siblings: list[dict[str, object]] = [{"rfilename": name} for name in names]
+            if "blobs" in urlsplit(self.path).query:
+                for sibling, path in zip(siblings, files, strict=True):
+                    sibling["size"] = path.stat().st_size
             about = {"_id": "1", "id": name, "sha": commit_of(folder), "siblings": siblings}
             self._send(json.dumps(about).encode())
 

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from controlnext.errors import CheckpointError
 from controlnext.weights import Checkpoint, load_checkpoint
 from controlnext.weights.choices import choose_base
 from controlnext.weights.weight_source import resolve
-from support import stub_hub
 from support.cli import Cli
+from support.hub_site import go_offline, stand_in_hub
 from support.stub_hub import GATED, Repository, StubHub, commit_of
 from support.weights_models import SDXL, rewrite_json
 
@@ -45,36 +44,15 @@ def folder(tiny_checkpoint_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
     """A hub with one repository, ``somebody/model``, and an empty cache."""
-    with stub_hub.serve() as hub:
+    with stand_in_hub(tmp_path, monkeypatch) as hub:
         hub.repositories[MODEL] = Repository(folder)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        # the first releases that will do have it here
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        forget_sessions()
         yield hub
-    forget_sessions()
-
-
-def forget_sessions() -> None:
-    """Before 1.0 a session is made for being online or offline, and kept."""
-    getattr(_http, "reset_sessions", lambda: None)()
 
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Set what ``HF_HUB_OFFLINE=1`` sets, which the library reads when it is imported."""
-
-    def start() -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        forget_sessions()
-
-    return start
+    """Go offline."""
+    return lambda: go_offline(monkeypatch)
 
 
 @pytest.fixture
