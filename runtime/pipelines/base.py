@@ -142,6 +142,10 @@ class Pipeline(LatentDecoder):
         """Forget a LoRA; runs that have it keep it. Raises :class:`InputError` for an unknown name."""
         self._loras.remove(name)
 
+    def lora_checksum(self, name: str) -> str:
+        """Return the SHA-256 of the file of a LoRA; raise :class:`InputError` for an unknown name."""
+        return self._loras.checksum(name)
+
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Return images or a clip; the subclasses define the arguments."""
