@@ -17,7 +17,8 @@ from controlnext.runtime.request import Request
 IMAGES = ("control_image", "image", "mask_image", "ip_adapter_image")
 """The arguments that are images, of which a recipe has the files."""
 _ARRAYS = (*Request.arrays, "ip_adapter_image_embeds")
-_LEFT_OUT = (*IMAGES, *_ARRAYS, "output_type", "lora")
+_OBJECTS = ("generator", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+_LEFT_OUT = (*IMAGES, *_ARRAYS, *_OBJECTS, "output_type", "lora")
 
 
 def make_recipe(

@@ -43,8 +43,11 @@ _NOT_FROM_JOBS = (
     "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
     "ip_adapter_image_embeds",
+    "generator",
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
 )
-"""Arguments of a call that a job does not have: the form of its result, and arrays."""
+"""Arguments of a call that a job does not have: the form of its result, arrays and functions."""
 
 
 @dataclass(frozen=True)
