@@ -9,25 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, first_line
+from controlnext.hub_errors import refusal_of
 from controlnext.secrets import without_secrets
-from controlnext.weights.lazy import first_line
 
 log = logging.getLogger(__name__)
 
 FileChoice = Callable[[Sequence[str]], list[str]]
 """Selects the needed files from the names of all; raises :class:`CheckpointError` if they are missing."""
-
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Path, str]:
@@ -51,7 +42,7 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
     except Exception as error:
         # some of the hub's answers are the cause of an error that a file is not in the cache
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        reason = _refusal(repository, revision, error) or _refusal(repository, revision, cause)
+        reason = refusal_of(repository, revision, error) or refusal_of(repository, revision, cause)
         raise CheckpointError(
             reason or f"the download of {repository} failed: {first_line(cause)}; try again"
         ) from error
@@ -63,7 +54,7 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
 
 def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: Exception) -> tuple[Path, str]:
     """Return an earlier download, after the hub answered with ``error``."""
-    reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
+    reason = refusal_of(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
         directory = Path(
@@ -80,26 +71,3 @@ def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: E
     if not isinstance(error, OfflineModeIsEnabled):
         log.warning("%s; the earlier download of %s is used", without_secrets(reason), repository)
     return directory, directory.name
-
-
-def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """Return the message for the hub's ``error``, with the fix; empty for other errors."""
-    page = f"{constants.ENDPOINT}/{repository}"
-    # a gated repository's error is a RepositoryNotFoundError too
-    if isinstance(error, GatedRepoError):
-        return f"{repository} is gated: accept its licence at {page}, then {_LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
-        return (
-            f"{repository} has no revision {revision or 'main'}: its branches, tags and commits are at {page}"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
-            f" ask for access at {page} and {_LOG_IN}"
-        )
-    # before 1.0 a file that the cache lacks gives this error too, without a response
-    if not isinstance(error, HfHubHTTPError) or error.response is None:
-        return ""
-    if error.response.status_code in (401, 403):
-        return f"the hub refuses access to {repository} ({first_line(error)}): {_LOG_IN}, with a valid token"
-    return f"the hub cannot serve {repository} now ({first_line(error)}): try again later"

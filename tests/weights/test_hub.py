@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import _http
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from controlnext.errors import CheckpointError
@@ -19,6 +18,7 @@ from controlnext.weights.choices import choose_base
 from controlnext.weights.weight_source import resolve
 from support import stub_hub
 from support.cli import Cli
+from support.hub_client import connect, forget_sessions
 from support.stub_hub import GATED, Repository, StubHub, commit_of
 from support.weights_models import SDXL, rewrite_json
 
@@ -47,23 +47,9 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """A hub with one repository, ``somebody/model``, and an empty cache."""
     with stub_hub.serve() as hub:
         hub.repositories[MODEL] = Repository(folder)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        # the first releases that will do have it here
-        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        forget_sessions()
+        connect(hub, tmp_path, monkeypatch)
         yield hub
     forget_sessions()
-
-
-def forget_sessions() -> None:
-    """Before 1.0 a session is made for being online or offline, and kept."""
-    getattr(_http, "reset_sessions", lambda: None)()
 
 
 @pytest.fixture
