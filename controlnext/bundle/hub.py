@@ -38,7 +38,7 @@ def hub_copy(
     """
     with extra("hub"):
         from huggingface_hub import snapshot_download
-    with _explained(repository, revision):
+    with _explained(repository, revision, f"there is no directory {repository}, and "):
         directory = snapshot_download(
             repository,
             revision=revision,
@@ -109,8 +109,8 @@ def save_bundle(bundle: Path, directory: Path, *, force: bool = False, licence: 
 
 
 @contextmanager
-def _explained(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line."""
+def _explained(repository: str, revision: str | None, begin: str = "") -> Iterator[None]:
+    """Turn the errors of huggingface_hub into one line that begins with ``begin``."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
@@ -130,4 +130,4 @@ def _explained(repository: str, revision: str | None) -> Iterator[None]:
                 " online, or give the path of a copy"
             )
         told = f"the hub cannot be reached ({first_line(cause)}); try again later"
-        raise BundleError(reason or told) from error
+        raise BundleError(begin + (reason or told)) from error

@@ -22,6 +22,7 @@ from controlnext.engines import registry
 from controlnext.engines.measured import faster_backend
 from controlnext.engines.onnxruntime.int8 import known_int8_form
 from controlnext.errors import InputError, visible
+from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.image_prompts import KINDS
 from controlnext.runtime.media.recipe import read_chunks
 
@@ -38,7 +39,7 @@ Subject = Annotated[
 
 def inspect(bundle: Subject, as_json: options.Json = False) -> None:
     """Show the contents of a bundle and verify its checksums, or show what an image was made with."""
-    if not is_remote(bundle) and Path(bundle).is_file():
+    if not is_remote(bundle) and Path(bundle).suffix.lower() in IMAGE_SUFFIXES and Path(bundle).is_file():
         _inspect_image(Path(bundle), as_json=as_json)
         return
     directory = fetch_bundle(bundle, quiet=as_json)

@@ -74,8 +74,7 @@ def like_image(path: Path, pipeline: Pipeline, asked: Mapping[str, Any]) -> dict
         value = _of_files(path, recipe, argument) or recipe.arguments.get(argument)
         if value is not None:
             found[option] = value if option not in _LISTS or isinstance(value, list) else [value]
-    if "control_image" not in taken:
-        found.setdefault("preprocess", recipe.preprocess)
+    found.setdefault("preprocess", recipe.preprocess)
     return {option: found.get(option) for option in asked}
 
 
@@ -85,7 +84,7 @@ def _check(path: Path, recipe: Recipe, pipeline: Pipeline, asked: Mapping[str, A
         raise InputError(f"--like makes images, and {pipeline.family.title} clips; remove --like")
     if isinstance(recipe.arguments.get("prompt"), list):
         raise InputError(f"{path} was made with several prompts at once; do its job again with batch")
-    if recipe.preprocessor_model and not (asked["preprocessor_model"] or asked["control_image"]):
+    if recipe.preprocessor_model and not (asked["preprocessor_model"] or asked["preprocess"]):
         raise InputError(
             f"{path} was made with a model of its preprocessor; nothing that an image names is downloaded or"
             f" run: give --preprocessor-model, which was {', '.join(recipe.preprocessor_model)}"
