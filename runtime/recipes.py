@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def make_recipe(
         schema=SCHEMA,
         version=controlnext.__version__,
         bundle=BundleOrigin(
-            bundle.path.resolve().name,
+            _bundle_name(bundle.path.resolve()),
             bundle.checksum,
             family.name,
             manifest.variant,
@@ -72,10 +72,18 @@ def make_recipe(
     )
 
 
+def _bundle_name(path: Path) -> str:
+    """Return the name of a bundle's directory; in the cache of the hub that of the repository."""
+    if path.parent.name == "snapshots":
+        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+    return path.name
+
+
 def _lora_files(pipe: Pipeline, request: Request, given: Sequence[InputFile] | None) -> dict[str, InputFile]:
     """Return the LoRAs of a request in the order in which they are applied, by their names in the call."""
-    entries = request.lora if isinstance(request.lora, (list, tuple)) else [request.lora]
-    names = sorted({name for entry in entries for name in entry or ()})
+    lora: Any = request.lora
+    entries = lora if isinstance(lora, (list, tuple)) else [lora]
+    names: list[str] = sorted({name for entry in entries for name in entry or ()})
     portable = [file.name for file in given or ()] or [portable_name(PurePath(name)) for name in names]
     found = {}
     for number, (name, shown) in enumerate(zip(names, portable, strict=True), start=1):

@@ -15,6 +15,7 @@ from controlnext.errors import InputError
 from controlnext.runtime.image_prompt_request import ImagePromptArguments
 from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
 from controlnext.runtime.start_request import StartArguments
+from controlnext.runtime.step_end import StepEnd as StepEnd  # that annotations are resolved here too
 from controlnext.runtime.step_end import StepEndArguments
 from controlnext.types import FloatArray
 

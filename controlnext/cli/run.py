@@ -154,7 +154,7 @@ def run(
             images = pipeline.result_images(request, step.latents)
             sizes: list[tuple[int, int]] = []
             recipe = None if no_metadata else recipe_of_run(pipeline, request, given)
-            written = files.save(_reported(images, count, report, sizes), make_recipe=recipe)
+            written = files.save(_reported(images, count, report, sizes), None, recipe)
         ran_by = pipeline.backend
     wide, high = sizes[0]
     seconds = round(time.monotonic() - started, 1)

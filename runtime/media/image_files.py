@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -87,9 +88,11 @@ class ImageFiles(Closeable):
         is_png = output.suffix.lower() == PNG
         recipe = make_recipe(made[0].size) if make_recipe and is_png else None
         for number, (path, image) in enumerate(zip(paths, made, strict=True), start=1):
-            chunks = recipe and {"pnginfo": text_chunks(recipe.of_image(number, len(made)), image.size)}
+            chunks: dict[str, Any] = {}
+            if recipe is not None:
+                chunks["pnginfo"] = text_chunks(recipe.of_image(number, len(made)), image.size)
             with new_file(path) as aside:
-                image.save(aside, **(chunks or {}))
+                image.save(aside, **chunks)
         return paths
 
     def close(self) -> None:

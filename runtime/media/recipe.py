@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from controlnext.bundle.files import sha256
 from controlnext.errors import InputError
@@ -49,7 +49,7 @@ class BundleOrigin(msgspec.Struct, frozen=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image was made with.
+    """The bundle, the arguments and the files that an image was made with.
 
     Attributes:
         schema: of this form, counted from 1.
@@ -153,7 +153,7 @@ def read_chunks(path: Path) -> tuple[Recipe | None, str | None]:
         with Image.open(check_regular(path), formats=("PNG",)) as image:
             texts = {name: image.info.get(name) for name in (PARAMETERS, RECIPE)}
     except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
-        reason = "it is not a PNG file" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "it is not a PNG file" if isinstance(error, UnidentifiedImageError) else str(error)
         raise InputError(f"cannot read the arguments in {path}: {reason}; give a PNG image") from error
     for name, text in texts.items():
         if isinstance(text, str) and len(text) > LONGEST:

@@ -73,6 +73,7 @@ def test_a_start_image_and_its_mask(cli: Cli, tmp_path: Path, bundle: Path, outl
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "first.png").read_bytes()
 
 
+@pytest.mark.usefixtures("made")
 def test_inspect_shows_it(cli: Cli, tmp_path: Path, bundle: Path, outline: Path) -> None:
     shown = cli("inspect", tmp_path / "first-2.png", "--json")
     assert (shown.status, shown.err) == (0, "")

@@ -120,10 +120,10 @@ def test_what_is_refused_is_one_line(hub: StubHub, bundle: Path, tmp_path: Path)
 def test_a_directory_needs_no_hub(bundle: Path, tmp_path: Path) -> None:
     """A saved bundle is a bundle, with a card."""
     with Pipeline.from_pretrained(str(bundle), cache=False) as pipe:
-        saved = pipe.save_pretrained(tmp_path / "saved" / "mine", licence="mit")
+        saved = pipe.save_pretrained(tmp_path / "saved" / "mine")
         with pytest.raises(InputError, match="holds a bundle already"):
             pipe.save_pretrained(saved)
-        assert pipe.save_pretrained(saved, force=True) == saved
+        assert pipe.save_pretrained(saved, force=True, licence="mit") == saved
     assert not (saved / "engines").exists()
     assert (saved / "README.md").read_text().startswith('---\nlicense: "mit"\n')
     Pipeline.from_pretrained(tmp_path / "saved", subfolder="mine", cache=False).close()
