@@ -75,7 +75,7 @@ def make_recipe(
 def _bundle_name(path: Path) -> str:
     """Return the name of a bundle's directory; in the cache of the hub that of the repository."""
     if path.parent.name == "snapshots":
-        return path.parents[1].name.removeprefix("models--").replace("--", "/")
+        return "/".join(path.parents[1].name.split(2 * "-")[1:])
     return path.name
 
 
