@@ -113,11 +113,10 @@ class Denoising(ABC):
         """Return the noise in the sample from what the denoiser predicts for each part."""
 
     def advance(self, predictions: Sequence[FloatArray]) -> Step:
-        """Take the next step with what the denoiser predicts for each part.
-
-        Raises :class:`WorkError` if that is not finite.
-        """
+        """Take the next step with what the denoiser predicts for each part; raise :class:`WorkError` unless
+        that is finite."""
         index, timestep = self.index, self.timestep
+        # what is not finite is refused: here, in the next step or by the VAE
         with np.errstate(all="ignore"):
             noise = self._guided(predictions)
             if not np.isfinite(noise).all():
@@ -125,9 +124,7 @@ class Denoising(ABC):
                     f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows"
                     " with these weights and scales; export with `precision` fp32, or use smaller scales"
                 )
-            # where it overflows itself, the next step or the VAE is told of
-            latents = self.sampler.step(noise, self.place, self.latents, self.generator)
-        self.latents = self._kept(latents)
+            self.latents = self._kept(self.sampler.step(noise, self.place, self.latents, self.generator))
         if self.step_end is not None:
             self.latents = self.step_end(self.earlier + index, timestep, self.latents)
         self.index, self._scaled = self.index + 1, None
