@@ -35,6 +35,11 @@ def without_middle(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:half]} [...] {text[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that has text, or the error's type if there is none."""
+    return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__
+
+
 class ControlNeXtError(Exception):
     """Base class of the errors that this package raises. No secret that was given is in a message.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Self
 
-from controlnext.bundle.files import MANIFEST
+from controlnext.bundle.files import MANIFEST, sha256
 from controlnext.bundle.format import check_file, check_size
 from controlnext.bundle.manifest_check import check_complete
 from controlnext.bundle.reader import read_manifest
@@ -61,6 +62,11 @@ class Bundle(Closeable):
                 raise InputError(f"{name} is {given!r}; it must be True or False", argument=name)
         chosen = select_backend(backend, device, provider, threads)
         return cls(local_copy(path), OffloadBackend(chosen) if offload else chosen, cache)
+
+    @cached_property
+    def checksum(self) -> str:
+        """The SHA-256 of the manifest, which tells the bundle from every other one."""
+        return sha256(self.path / MANIFEST)
 
     def file(self, name: str) -> Path:
         """Return the path of a file after checking its checksum."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from controlnext.engines import BoundEngine
 from controlnext.engines.joint import EngineRows, JointBatch
 from controlnext.engines.steps import StepKind
 from controlnext.errors import WorkError
@@ -17,6 +16,7 @@ from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.samplers import Sampler
 from controlnext.runtime.step_cache import conditional_rows, join_rows, step_kind
+from controlnext.runtime.step_parts import StepPart, conditional_parts
 from controlnext.types import Feed, FloatArray
 
 
@@ -32,23 +32,6 @@ class Step:
     total: int
     timestep: float
     latents: FloatArray
-
-
-@dataclass(frozen=True)
-class StepPart:
-    """A batch of the denoiser in every step of a run: all of the step, or a window of a long clip.
-
-    Parts of the same ``key`` have the same sizes but for the batch, so that they can share a run.
-    """
-
-    bound: BoundEngine
-    key: Hashable
-
-    @property
-    def rows(self) -> int:
-        """The number of rows, which the bound inputs tell."""
-        assert self.bound.rows is not None
-        return self.bound.rows
 
 
 @dataclass(eq=False, kw_only=True)
@@ -67,6 +50,7 @@ class Denoising(ABC):
         features: what the last full step computed for shallow ones, of each part, for all of its rows.
         earlier, later: the numbers of steps of the runs before and after this one in the same call.
         then: makes the run that follows, once this one is done.
+        step_end: is told of each step, its timestep and latents, and returns those to go on with.
     """
 
     sampler: Sampler
@@ -79,6 +63,7 @@ class Denoising(ABC):
     earlier: int = 0
     later: int = 0
     then: Callable[[FloatArray], Denoising] | None = None
+    step_end: Callable[[int, float, FloatArray], FloatArray] | None = None
     index: int = field(default=0, init=False)
     features: list[Feed] = field(default_factory=list, init=False)
     _scaled: FloatArray | None = field(default=None, init=False)
@@ -127,20 +112,24 @@ class Denoising(ABC):
     def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
         """Return the noise in the sample from what the denoiser predicts for each part."""
 
-    @np.errstate(all="ignore")  # what is not finite is refused: here, in the next step or by the VAE
     def advance(self, predictions: Sequence[FloatArray]) -> Step:
         """Take the next step with what the denoiser predicts for each part; raise :class:`WorkError` unless
         that is finite."""
-        index, timestep, noise = self.index, self.timestep, self._guided(predictions)
-        if not np.isfinite(noise).all():
-            raise WorkError(
-                f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows with"
-                " these weights and scales; export with `precision` fp32, or use smaller scales"
-            )
-        self.latents = self._kept(self.sampler.step(noise, self.place, self.latents, self.generator))
+        index, timestep = self.index, self.timestep
+        # what is not finite is refused: here, in the next step or by the VAE
+        with np.errstate(all="ignore"):
+            noise = self._guided(predictions)
+            if not np.isfinite(noise).all():
+                raise WorkError(
+                    f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows"
+                    " with these weights and scales; export with `precision` fp32, or use smaller scales"
+                )
+            self.latents = self._kept(self.sampler.step(noise, self.place, self.latents, self.generator))
+        if self.step_end is not None:
+            self.latents = self.step_end(self.earlier + index, timestep, self.latents)
         self.index, self._scaled = self.index + 1, None
         if self.index == self.guided_steps and not self.done:
-            self.parts = _conditional(self.parts)
+            self.parts = conditional_parts(self.parts)
             self.features = [conditional_rows(features) for features in self.features]
         return Step(self.earlier + index, self.earlier + self.total + self.later, timestep, self.latents)
 
@@ -291,9 +280,3 @@ def _advance(run: Denoising, outputs: Sequence[Sequence[Feed]]) -> Outcome:
         return run.advance(predictions)
     except Exception as error:
         return error
-
-
-def _conditional(parts: Sequence[StepPart]) -> list[StepPart]:
-    """Return guided parts without their unconditional halves; those that shared a bound engine still do."""
-    halves = {part.bound: part.bound.last_rows(part.rows // 2) for part in parts}
-    return [replace(part, bound=halves[part.bound]) for part in parts]

@@ -15,6 +15,8 @@ from controlnext.errors import InputError
 from controlnext.runtime.image_prompt_request import ImagePromptArguments
 from controlnext.runtime.samplers.steps import GIVEN_STEPS, read_steps
 from controlnext.runtime.start_request import StartArguments
+from controlnext.runtime.step_end import StepEnd as StepEnd  # that annotations are resolved here too
+from controlnext.runtime.step_end import StepEndArguments
 from controlnext.types import FloatArray
 
 OUTPUT_TYPES = ("pil", "np", "latent")
@@ -105,7 +107,7 @@ class CommonRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Request(ImagePromptArguments, StartArguments, CommonRequest):
+class Request(StepEndArguments, ImagePromptArguments, StartArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.ImagePipeline`, which describes them."""
 
     prompt: Prompt | None = None
@@ -147,6 +149,7 @@ class Request(ImagePromptArguments, StartArguments, CommonRequest):
         check_loras(self.lora)
         self.check_start(self.output_type, self.latents)
         self.check_image_prompts()
+        self.check_step_end()
 
     def _check_prompts(self) -> None:
         """Apply the rules of diffusers' ``check_inputs`` that need no model."""

@@ -15,7 +15,7 @@ import typer
 
 from controlnext.bundle.remote import is_remote, read_manifest_of
 from controlnext.bundle.remote_files import check_location
-from controlnext.cli import options, ray_options
+from controlnext.cli import options, ray_options, run_options
 from controlnext.cli.bundles import shared_location
 from controlnext.cli.console import print_json, progress
 from controlnext.cli.option_names import AS_WRITTEN
@@ -68,6 +68,7 @@ def batch(
     output: Output,
     max_rows: MaxRows = 8,
     fail_fast: FailFast = False,
+    no_metadata: run_options.NoMetadata = False,
     backend: options.RunBackend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -94,6 +95,7 @@ def batch(
         several,
         checksum,
         fail_fast,
+        not no_metadata,
     )
     if ray is not None and is_remote(bundle):
         check_location(bundle)

@@ -1,15 +1,19 @@
-"""``controlnext inspect``: show the contents of a bundle after verifying every checksum."""
+"""``controlnext inspect``: show the contents of a bundle after verifying every checksum, or what an image was
+made with."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+import typer
 
 from controlnext.bundle.format import check_file
 from controlnext.bundle.manifest import Graph, ImagePrompt, Manifest, TensorEntry
 from controlnext.bundle.reader import read_manifest
+from controlnext.bundle.remote import is_remote
 from controlnext.cli import options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, print_table, progress
@@ -17,11 +21,27 @@ from controlnext.cli.tables import print_parity
 from controlnext.engines import registry
 from controlnext.engines.measured import faster_backend
 from controlnext.engines.onnxruntime.int8 import known_int8_form
+from controlnext.errors import InputError, visible
+from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.image_prompts import KINDS
+from controlnext.runtime.media.recipe import read_chunks
+
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="BUNDLE_OR_IMAGE",
+        help="Path to the bundle directory, or where it lies: s3://..., gs://..., hf://owner/name; or path to"
+        " a PNG image.",
+        show_default=False,
+    ),
+]
 
 
-def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
-    """Show the contents of a bundle and verify its checksums."""
+def inspect(bundle: Subject, as_json: options.Json = False) -> None:
+    """Show the contents of a bundle and verify its checksums, or show what an image was made with."""
+    if not is_remote(bundle) and Path(bundle).suffix.lower() in IMAGE_SUFFIXES and Path(bundle).is_file():
+        _inspect_image(Path(bundle), as_json=as_json)
+        return
     directory = fetch_bundle(bundle, quiet=as_json)
     manifest = read_manifest(directory)
     with progress(quiet=as_json) as report:
@@ -34,6 +54,36 @@ def inspect(bundle: options.Bundle, as_json: options.Json = False) -> None:
     else:
         _print(manifest)
         print_table("Backends", ("backend", "installed", "graphs"), list(_backends(directory, manifest)))
+
+
+def _inspect_image(path: Path, *, as_json: bool) -> None:
+    """Print what a PNG image says that it was made with."""
+    recipe, parameters = read_chunks(path)
+    if recipe is None and parameters is None:
+        raise InputError(
+            f"{path} has no arguments in it; give a bundle, or a PNG image that was written with them"
+        )
+    if as_json:
+        print_json({"image": str(path), "recipe": recipe and recipe.as_json(), "parameters": parameters})
+        return
+    # a text of unknown origin
+    for line in (parameters or "").splitlines():
+        print(visible(line))
+    if recipe is None:
+        print("It was not made by this package, or its own text was taken out.")
+        return
+    made = recipe.bundle
+    print(f"Image {recipe.number} of {recipe.count} of one call, by controlnext {visible(recipe.version)}.")
+    facts = {
+        "bundle": f"{made.name}, {made.family}, variant {made.variant}, {made.precision}",
+        "manifest": made.manifest_sha256,
+        "backend": recipe.backend,
+        **recipe.arguments,
+        **({"preprocess": recipe.preprocess} if recipe.preprocess else {}),
+    }
+    print_table("Made with", ("", ""), [(name, str(value)) for name, value in facts.items()])
+    files = [(name, f.name, f.sha256) for name, several in recipe.files.items() for f in several]
+    print_table("Files", ("for", "file", "sha256"), files)
 
 
 def _print(manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import copy
 import logging
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cached_property
 from types import MappingProxyType
 
@@ -41,6 +41,12 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The libraries' arguments by option, where the names differ."""
+
+
+def argument_of(option: str, accepted: Container[str]) -> str | None:
+    """Return the argument among the ``accepted`` ones that ``option`` gives, or None if there is none."""
+    return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)
+
 
 MIB = 1 << 20
 """Bytes in a MiB: ``--workspace`` is in MiB, the libraries' argument in bytes."""

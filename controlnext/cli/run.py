@@ -15,7 +15,8 @@ from PIL import Image
 from controlnext.cli import options, run_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
-from controlnext.cli.option_names import ARGUMENTS
+from controlnext.cli.like import like_image, recipe_of_run
+from controlnext.cli.option_names import argument_of
 from controlnext.cli.preprocessors import ControlFiles, opened
 from controlnext.errors import InputError
 from controlnext.image_input import open_image
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from controlnext.runtime import Pipeline
     from controlnext.runtime.request import CommonRequest
 
-OWN = ("preprocess", "preprocessor_model", "output")
+OWN = ("preprocess", "preprocessor_model", "output", "no_metadata")
 """Options that every bundle accepts and no pipeline has as an argument."""
 _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -43,7 +44,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def run(
     bundle: options.Bundle,
-    control_image: run_options.ControlImage,
+    control_image: run_options.ControlImage = None,
     preprocess: run_options.Preprocess = None,
     preprocessor_model: run_options.PreprocessorModel = None,
     scale: run_options.Scale = None,
@@ -56,7 +57,7 @@ def run(
     guidance: run_options.Guidance = None,
     guidance_end: run_options.GuidanceEnd = None,
     sampler: run_options.Sampler = None,
-    seed: run_options.Seed = 0,
+    seed: run_options.Seed = None,
     height: run_options.Height = None,
     width: run_options.Width = None,
     prompt: run_options.Prompt = None,
@@ -81,6 +82,8 @@ def run(
     noise_aug_strength: run_options.NoiseAugStrength = None,
     decode_chunk: run_options.DecodeChunk = None,
     output: run_options.Output = None,
+    like: run_options.Like = None,
+    no_metadata: run_options.NoMetadata = False,
     backend: options.RunBackend = "auto",
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -127,6 +130,7 @@ def run(
         "noise_aug_strength": noise_aug_strength,
         "decode_chunk": decode_chunk,
         "output": output,
+        "no_metadata": no_metadata or None,
     }
     from controlnext.runtime import Pipeline
 
@@ -138,10 +142,10 @@ def run(
     ):
         report("loading", 0.0)
         kind = FILES[pipeline.family.task]
-        given = _check_options(pipeline, kind, asked)
+        given = _check_options(pipeline, kind, asked if like is None else like_image(like, pipeline, asked))
         with (
             kind(output, **{name: given[name] for name in kind.takes if name in given}) as files,
-            opened(preprocess, preprocessor_model) as preprocessor,
+            opened(given.get("preprocess"), preprocessor_model) as preprocessor,
         ):
             request = _request(pipeline, ControlFiles(files, preprocessor, report), given)
             for step in pipeline.steps(request):
@@ -149,14 +153,17 @@ def run(
             count = math.prod(step.latents.shape[:-3])
             images = pipeline.result_images(request, step.latents)
             sizes: list[tuple[int, int]] = []
-            written = files.save(_reported(images, count, report, sizes))
+            recipe = None if no_metadata else recipe_of_run(pipeline, request, given)
+            written = files.save(_reported(images, count, report, sizes), None, recipe)
         ran_by = pipeline.backend
     wide, high = sizes[0]
     seconds = round(time.monotonic() - started, 1)
     if as_json:
         size = {"width": wide, "height": high, "count": count}
         result = {"output": str(files.output), "files": [str(path) for path in written], **size}
-        print_json({**result, "steps": step.total, "seed": seed, "seconds": seconds, "backend": ran_by})
+        print_json(
+            {**result, "steps": step.total, "seed": request.seed, "seconds": seconds, "backend": ran_by}
+        )
     else:
         number = f"{count} of " if count > 1 else ""
         print(f"{_span(written)}: {number}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
@@ -171,13 +178,16 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
     """Return the options that were given; raise :class:`InputError` if the bundle needs or refuses one."""
     title, controls = pipeline.family.title, len(pipeline.controls)
     given = {name: value for name, value in asked.items() if value is not None}
-    takes = {name: name in (*OWN, *kind.takes) or _argument(name, pipeline) is not None for name in asked}
+    accepts = {field.name for field in fields(pipeline.request)}
+    takes = {name: name in (*OWN, *kind.takes) or argument_of(name, accepts) is not None for name in asked}
     wrong = [name for name in given if not takes[name]]
     if wrong:
         accepted = [name for name, taken in takes.items() if taken]
         raise InputError(
             f"{title} does not support {_flags(wrong)}; accepted: {_flags(accepted)}; remove {_flags(wrong)}"
         )
+    if "control_image" not in given:
+        raise InputError(f"{title} needs --control-image, which is not given; give the control image with it")
     if kind.subject not in given:
         raise InputError(f"{title} needs {_flags([kind.subject])}; give it with --control-image")
     for name, counts in {"control_image": (controls,), "scale": (1, controls)}.items():
@@ -214,27 +224,33 @@ def _request(pipeline: Pipeline, control: ControlFiles, given: Mapping[str, Any]
     for name in GIVEN_STEPS:
         if name in values:
             values[name] = _numbers(name, values[name])
-    named = {argument: values[name] for name in values if (argument := _argument(name, pipeline))}
+    values.setdefault("seed", 0)
+    accepted = {field.name for field in fields(pipeline.request)}
+    named = {argument: values[name] for name in values if (argument := argument_of(name, accepted))}
     return pipeline.request(**named)
 
 
 def _added(pipeline: Pipeline, given: Sequence[str]) -> dict[str, float]:
-    """Add LoRAs, each ``PATH[:SCALE]``, to the pipeline; return their scales by name."""
-    scales = {}
-    for path, scale in map(split_scale, given):
-        pipeline.add_lora(path, path)
-        scales[path] = scale
-    return scales
+    """Add LoRAs, each ``PATH[:SCALE]``, to the pipeline; return their scales by name.
+
+    They are applied in the order of their names, which is that of the options.
+    """
+    found = [split_scale(one) for one in given]
+    names = [Path(path).name for path, _ in found]
+    if names != sorted({*names}):
+        names = [f"{number:03}-{name}" for number, name in enumerate(names, start=1)]
+    for name, (path, _) in zip(names, found, strict=True):
+        pipeline.add_lora(name, path)
+    return {name: scale for name, (_, scale) in zip(names, found, strict=True)}
 
 
-def _argument(option: str, pipeline: Pipeline) -> str | None:
-    """Return the name of the pipeline's argument for ``option``, or None if it has none."""
-    accepted = {field.name for field in fields(pipeline.request)}
-    return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)
+def _numbers(name: str, text: Any) -> Any:
+    """Return the numbers of an option; those that are written as integers are integers.
 
-
-def _numbers(name: str, text: str) -> list[int | float]:
-    """Return the numbers of an option; those that are written as integers are integers."""
+    Those of an image are a list already.
+    """
+    if not isinstance(text, str):
+        return text
     try:
         return [
             int(part) if part.strip().removeprefix("-").isdecimal() else float(part)

@@ -16,10 +16,11 @@ from controlnext.runtime.start_request import UPSCALE_MODES
 IMAGES, CLIPS = "Options of image bundles", "Options of video bundles"
 
 ControlImage = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option(
         metavar="PATH",
         help="Path to the control image (for a clip: video file or directory of images); once per control.",
+        show_default=False,
     ),
 ]
 Preprocess = Annotated[
@@ -92,7 +93,7 @@ Sampler = Annotated[
         autocompletion=among(SAMPLER_SPECS), help="Name of the sampler.", show_default="the family's"
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.", show_default="0")]
 Height = Annotated[
     int | None, typer.Option(help="Image height in pixels.", show_default="the control image's")
 ]
@@ -249,6 +250,20 @@ Output = Annotated[
         metavar="PATH",
         help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames.",
         show_default="image.png or clip.mp4",
+    ),
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Write PNG files without the arguments that made them.")
+]
+Like = Annotated[
+    Path | None,
+    typer.Option(
+        parser=local_path("like"),
+        metavar="PNG",
+        help="Path to an image of this command, the server or batch to make again; options that are given"
+        " count more than what the image says.",
+        show_default=False,
+        rich_help_panel=IMAGES,
     ),
 ]
 Offload = Annotated[

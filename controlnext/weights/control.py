@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, first_line
 from controlnext.families import ControlSpec, Family, Variant
 from controlnext.models.control_module import meta_control
 from controlnext.weights.layouts import looks_like
-from controlnext.weights.lazy import LazyTensor, first_line
+from controlnext.weights.lazy import LazyTensor
 from controlnext.weights.networks import match, shapes_of
 from controlnext.weights.variants import Architecture, arguments, candidates, narrow, read_spec, title
 

@@ -12,26 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, first_line
+from controlnext.hub_errors import refusal_of
 from controlnext.secrets import without_secrets
-from controlnext.weights.lazy import first_line
 
 log = logging.getLogger(__name__)
 
 FileChoice = Callable[[Sequence[str]], list[str]]
 """Selects the needed files from the names of all; raises :class:`CheckpointError` if they are missing."""
-
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ def fetch(repository: str, revision: str | None, wanted: FileChoice) -> tuple[Pa
     except Exception as error:
         # some of the hub's answers are the cause of an error that a file is not in the cache
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        reason = _refusal(repository, revision, error) or _refusal(repository, revision, cause)
+        reason = refusal_of(repository, revision, error) or refusal_of(repository, revision, cause)
         raise CheckpointError(
             reason or f"the download of {repository} failed: {first_line(cause)}; try again"
         ) from error
@@ -141,7 +132,7 @@ def _earlier(repository: str, revision: str | None, wanted: FileChoice, error: E
 
 def _earlier_directory(repository: str, revision: str | None, error: Exception) -> tuple[Path, str]:
     """Return the directory of an earlier download, and why the hub, which answered ``error``, is not used."""
-    reason = _refusal(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
+    reason = refusal_of(repository, revision, error) or f"the hub cannot be reached ({first_line(error)})"
     try:
         # without patterns every file of the repository would have to be there
         directory = Path(
@@ -156,26 +147,3 @@ def _earlier_directory(repository: str, revision: str | None, error: Exception) 
 
 def _names(directory: Path) -> list[str]:
     return [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-
-
-def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """Return the message for the hub's ``error``, with the fix; empty for other errors."""
-    page = f"{constants.ENDPOINT}/{repository}"
-    # a gated repository's error is a RepositoryNotFoundError too
-    if isinstance(error, GatedRepoError):
-        return f"{repository} is gated: accept its licence at {page}, then {_LOG_IN}"
-    if isinstance(error, RevisionNotFoundError):
-        return (
-            f"{repository} has no revision {revision or 'main'}: its branches, tags and commits are at {page}"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
-            f" ask for access at {page} and {_LOG_IN}"
-        )
-    # before 1.0 a file that the cache lacks gives this error too, without a response
-    if not isinstance(error, HfHubHTTPError) or error.response is None:
-        return ""
-    if error.response.status_code in (401, 403):
-        return f"the hub refuses access to {repository} ({first_line(error)}): {_LOG_IN}, with a valid token"
-    return f"the hub cannot serve {repository} now ({first_line(error)}): try again later"

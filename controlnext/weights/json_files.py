@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from controlnext.errors import CheckpointError
-from controlnext.weights.lazy import check_is_file, first_line
+from controlnext.errors import CheckpointError, first_line
+from controlnext.weights.lazy import check_is_file
 
 INDEX = "model_index.json"
 _LARGEST = 1 << 28

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from controlnext.errors import CheckpointError, is_failure
+from controlnext.errors import CheckpointError, first_line, is_failure
 
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of files with weights, in upper or lower case; all but the first are pickles."""
@@ -199,8 +199,3 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _is_named_tensor(entry: tuple[object, object]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that has text, or the error's type if there is none."""
-    return next(filter(str.strip, str(error).splitlines()), "").strip() or type(error).__name__

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from controlnext.bundle.manifest import Source
-from controlnext.errors import CheckpointError, InputError
+from controlnext.errors import CheckpointError, InputError, first_line
 from controlnext.families import Family, Network
 from controlnext.lora_names import METADATA, STRENGTH, listing, matched, split_scale
 from controlnext.weights.base import Base
@@ -31,7 +31,6 @@ from controlnext.weights.layouts import looks_like
 from controlnext.weights.lazy import (
     LazyTensor,
     LazyTensors,
-    first_line,
     is_safetensors,
     is_weight_file,
     read_file,

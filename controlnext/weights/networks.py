@@ -13,13 +13,13 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PretrainedConfig
 
-from controlnext.errors import CheckpointError
+from controlnext.errors import CheckpointError, first_line
 from controlnext.families import Network
 from controlnext.families.graph_spec import CLASS
 from controlnext.lora_names import listing
 from controlnext.weights.config_check import check_network
 from controlnext.weights.config_rules import with_numbers
-from controlnext.weights.lazy import LazyTensor, first_line
+from controlnext.weights.lazy import LazyTensor
 
 Shape = tuple[int, ...]
 

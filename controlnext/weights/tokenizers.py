@@ -17,11 +17,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
 from controlnext.bundle.scratch import temporary_directory
-from controlnext.errors import CheckpointError, is_failure
+from controlnext.errors import CheckpointError, first_line, is_failure
 from controlnext.families import Network
 from controlnext.optional import is_installed, not_installed
 from controlnext.weights.json_files import INDEX, check_plain, read_json_if_there
-from controlnext.weights.lazy import first_line
 from controlnext.weights.tokenizer_config import asked_ids, check_tokenizer_config, class_of
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Any
 
 from controlnext.bundle.files import sha256
 from controlnext.runtime.bulk.jobs import Job, matches
+from controlnext.runtime.media.recipe import InputFile, portable_name
 
 INPUTS = ("image", "mask_image", "control_image", "control_images", "ip_adapter_image", "lora")
 """The arguments that are paths of files. A clip's frames may be in a directory; LoRAs are paths with
@@ -39,6 +40,13 @@ def input_files(job: Job, root: Path) -> Iterator[Path]:
     """Yield the files that a job reads, whether they are there or not."""
     for name in INPUTS:
         yield from _paths(job.arguments.get(name), root)
+
+
+def files_of(job: Job, name: str, root: Path) -> Iterator[InputFile]:
+    """Yield the files that an argument of a job names, as recipes have them."""
+    for path in _paths(job.arguments.get(name), root):
+        inside = path.relative_to(root) if path.is_relative_to(root) else path
+        yield InputFile(portable_name(inside), _checksum(path))
 
 
 def _paths(value: Any, root: Path) -> Iterator[Path]:

@@ -20,10 +20,11 @@ from controlnext.errors import ControlNeXtError, InputError, OutOfMemoryError, i
 from controlnext.families.values import did_you_mean
 from controlnext.image_input import IMAGE_SUFFIXES, open_image
 from controlnext.runtime.batching.batcher import Batcher
+from controlnext.runtime.bulk.job_recipe import recipe_of_job
 from controlnext.runtime.bulk.jobs import Job, matches
 from controlnext.runtime.bulk.ledger import Ledger, Record
 from controlnext.runtime.bulk.places import SUFFIXES
-from controlnext.runtime.media.image_files import ImageFiles, unchanged
+from controlnext.runtime.media.image_files import ImageFiles, MakeRecipe, unchanged
 from controlnext.runtime.media.kinds import Files
 from controlnext.runtime.media.video_files import ClipFiles, Frames, natural_order
 from controlnext.runtime.pipelines.base import Pipeline
@@ -42,8 +43,11 @@ _NOT_FROM_JOBS = (
     "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
     "ip_adapter_image_embeds",
+    "generator",
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
 )
-"""Arguments of a call that a job does not have: the form of its result, and arrays."""
+"""Arguments of a call that a job does not have: the form of its result, arrays and functions."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class BulkSpec:
         actors: how many copies there are on a cluster, where a ``device`` of CUDA takes a GPU for each.
         checksum: of the manifest that the bundle is to have; by default it may be any.
         fail_fast: whether a job that fails is the last one.
+        metadata: whether images have their arguments in their files.
     """
 
     bundle: str
@@ -71,6 +76,7 @@ class BulkSpec:
     actors: ReplicaRange = ReplicaRange()  # noqa: RUF009  # it is frozen
     checksum: str | None = None
     fail_fast: bool = False
+    metadata: bool = True
 
     def __post_init__(self) -> None:
         check_least("max_rows", self.max_rows, 1)
@@ -95,11 +101,13 @@ class BulkSpec:
 
 @dataclass(eq=False)
 class _Running:
-    """A job at work: its seed, its files, and its result to be."""
+    """A job at work: its call, its files, and its result to be. ``make_recipe``: of its images, if they get
+    one."""
 
     job: Job
-    seed: int
+    call: Mapping[str, Any]
     files: Files
+    make_recipe: MakeRecipe | None
     future: Future[Any]
     started: float = field(default_factory=time.monotonic)
 
@@ -152,8 +160,9 @@ def _begun(pipe: Pipeline, batcher: Batcher, job: Job, spec: BulkSpec) -> _Runni
     files = _files(pipe, Path(spec.output) / job.id, arguments)
     try:
         given = _call(pipe, files, arguments, Path(spec.root))
-        seed = given.setdefault("seed", random_seed())
-        return _Running(job, seed, files, batcher.submit(**given))
+        given.setdefault("seed", random_seed())
+        recipe = recipe_of_job(pipe, job, given, Path(spec.root)) if spec.metadata else None
+        return _Running(job, given, files, recipe, batcher.submit(**given))
     except BaseException:
         files.close()
         raise
@@ -246,12 +255,12 @@ def _saved(pipe: Pipeline, one: _Running, aside: Path, ledger: Ledger) -> Record
     """Write the files of a job that is done; return its record."""
     result = one.future.result()
     images = result.frames[0] if pipe.family.task == "video" else result.images
-    paths = one.files.save(iter(images), aside)
+    paths = one.files.save(iter(images), aside, one.make_recipe)
     record = {
         "id": one.job.id,
         "job": one.job.digest,
         "files": [path.name for path in paths],
-        "seed": one.seed,
+        "seed": one.call["seed"],
         "seconds": round(time.monotonic() - one.started, 3),
         "backend": pipe.backend,
         "checksum": [sha256(path) for path in paths],

@@ -47,10 +47,11 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A LoRA, packed for each graph that it changes; ``name``: that by which calls choose it."""
+    """A LoRA of a ``file``, packed for each graph that it changes; calls choose it by its ``name``."""
 
     name: str
     graphs: Mapping[str, Packed]
+    file: Path
 
     @property
     def rank(self) -> int:
@@ -88,7 +89,7 @@ def read_lora(name: str, path: Path, manifest: Manifest) -> Lora:
             graphs[graph_name] = _packed(file.name, graph, graph.lora, pairs, found, settings)
     for network in networks:
         logger.warning("%s: its tensors for %s are left out; the bundle has no room", file.name, network)
-    return Lora(name, graphs)
+    return Lora(name, graphs, file)
 
 
 def _weight_file(path: Path) -> Path:

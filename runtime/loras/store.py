@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from controlnext.bundle.files import sha256
 from controlnext.bundle.manifest import Manifest
 from controlnext.errors import CheckpointError, InputError, blames
 from controlnext.families import get_family
@@ -30,6 +31,7 @@ class Loras:
         self._denoiser = get_family(manifest.family).denoiser
         self._added: dict[str, Lora] = {}
         self._offered: dict[str, Path] = {}
+        self._checksums: dict[str, str] = {}
         self._turn = Lock()
         # what was computed for a run, for as long as a run has it: equal runs then have the same arrays
         self._inputs: WeakValueDictionary[tuple[str, str, Choice], np.ndarray] = WeakValueDictionary()
@@ -67,8 +69,16 @@ class Loras:
     def remove(self, name: str) -> None:
         """Forget a LoRA; runs that have it keep it."""
         with self._turn:
+            self._checksums.pop(name, None)
             if self._added.pop(name, None) is None:
                 raise InputError(f"there is no LoRA named {name}; {self._accepted()}", argument="name")
+
+    def checksum(self, name: str) -> str:
+        """Return the SHA-256 of the file of a LoRA; raise :class:`InputError` for an unknown name."""
+        lora = self._find(name)
+        if name not in self._checksums:
+            self._checksums[name] = sha256(lora.file)
+        return self._checksums[name]
 
     def choose(self, given: Scales | Sequence[Scales | None] | None, count: int) -> ChosenLoras:
         """Return the LoRAs of each of ``count`` prompts, for the ``lora`` of a call.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,9 +12,15 @@ from controlnext.bundle.files import check_writable, new_file
 from controlnext.closeable import Closeable
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader, open_image
+from controlnext.runtime.media.recipe import Recipe, text_chunks
 
 Change = Callable[[Image.Image], Image.Image]
 """A function that is applied to every control image after it is opened."""
+MakeRecipe = Callable[[tuple[int, int]], Recipe]
+"""Makes the recipe of a call's images of a width and height."""
+
+PNG = ".png"
+"""The suffix of the files that have recipes."""
 
 
 def unchanged(image: Image.Image) -> Image.Image:
@@ -64,15 +71,28 @@ class ImageFiles(Closeable):
         """Return the control image in a file."""
         return read_image(path, change)
 
-    def save(self, images: Iterator[Image.Image], directory: Path | None = None) -> list[Path]:
-        """Write each image to a file, in another ``directory`` if one is given; return the paths."""
+    def save(
+        self,
+        images: Iterator[Image.Image],
+        directory: Path | None = None,
+        make_recipe: MakeRecipe | None = None,
+    ) -> list[Path]:
+        """Write each image to a file, in another ``directory`` if one is given; return the paths.
+
+        ``make_recipe``: PNG files get the recipe that it makes.
+        """
         output = self.output if directory is None else directory / self.output.name
         made, paths, stem = list(images), [output], output.stem
         if len(made) > 1:
             paths = [output.with_stem(f"{stem}-{number + 1}") for number in range(len(made))]
-        for path, image in zip(paths, made, strict=True):
+        is_png = output.suffix.lower() == PNG
+        recipe = make_recipe(made[0].size) if make_recipe and is_png else None
+        for number, (path, image) in enumerate(zip(paths, made, strict=True), start=1):
+            chunks: dict[str, Any] = {}
+            if recipe is not None:
+                chunks["pnginfo"] = text_chunks(recipe.of_image(number, len(made)), image.size)
             with new_file(path) as aside:
-                image.save(aside)
+                image.save(aside, **chunks)
         return paths
 
     def close(self) -> None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import base64
 import io
 import re
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from controlnext.errors import InputError
+from controlnext.runtime.media.recipe import Recipe, text_chunks
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _LONGEST_SIDE = 16_384
@@ -65,11 +67,17 @@ def decode_image(field: str, content: bytes, max_pixels: int) -> Image.Image:
         raise InputError(f"{field} is damaged ({error}); {_ACCEPTED}", argument=field) from error
 
 
-def encode_image(image: Image.Image, format: str = "png", quality: int = 100) -> bytes:
-    """Return an image as a file of this format; ``quality``, from 0 to 100, is that of JPEG and WebP."""
-    options: dict[str, dict[str, int]] = {
+def encode_image(
+    image: Image.Image, format: str = "png", quality: int = 100, recipe: Recipe | None = None
+) -> bytes:
+    """Return an image as a file of this format; ``quality``, from 0 to 100, is that of JPEG and WebP.
+
+    ``recipe``: that of the image, which a PNG gets.
+    """
+    chunks = text_chunks(recipe, image.size) if recipe and format == "png" else None
+    options: dict[str, dict[str, Any]] = {
         # 1024 x 1024 pixels in 0.19 s in place of 0.32 s, a seventh larger
-        "png": {"compress_level": 1},
+        "png": {"compress_level": 1, "pnginfo": chunks},
         "jpeg": {"quality": quality, "subsampling": 0},
         "webp": {"quality": quality},
     }

@@ -24,7 +24,7 @@ from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.optional import extra
 from controlnext.regular import check_regular
-from controlnext.runtime.media.image_files import Change, read_image
+from controlnext.runtime.media.image_files import Change, MakeRecipe, read_image
 
 DEFAULT_FPS = Fraction(7)
 """As in diffusers for Stable Video Diffusion."""
@@ -156,8 +156,16 @@ class ClipFiles(Closeable):
             self._fps = self._checked(clip.fps)
         return clip
 
-    def save(self, images: Iterator[Image.Image], directory: Path | None = None) -> list[Path]:
-        """Write a clip's frames one by one, in another ``directory`` if one is given; return the paths."""
+    def save(
+        self,
+        images: Iterator[Image.Image],
+        directory: Path | None = None,
+        _make_recipe: MakeRecipe | None = None,
+    ) -> list[Path]:
+        """Write a clip's frames one by one, in another ``directory`` if one is given; return the paths.
+
+        Clips have no recipe.
+        """
         output = self.output if directory is None else directory / self.output.name
         if self._ending:
             write_clip(output, images, self._fps or DEFAULT_FPS)

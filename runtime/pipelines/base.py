@@ -21,14 +21,15 @@ from controlnext.runtime.loras.store import Loras
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.pipelines.decoding import LatentDecoder
+from controlnext.runtime.pipelines.pretrained import Pretrained
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import CommonRequest
 from controlnext.runtime.samplers import Sampler, make_sampler
 from controlnext.runtime.sizes import OwnSize, Size, choose_size, warn_if_large
-from controlnext.types import Feed, FloatArray
+from controlnext.types import Feed, FloatArray, Precision
 
 
-class Pipeline(LatentDecoder):
+class Pipeline(LatentDecoder, Pretrained):
     """A bundle ready to make images or clips. A context manager: leaving it closes the engines.
 
     An engine is opened when it is first needed and stays open until then. :meth:`load` returns an
@@ -76,6 +77,7 @@ class Pipeline(LatentDecoder):
         threads: int | None = None,
         cache: bool = True,
         offload: bool = False,
+        torch_dtype: object = None,
     ) -> Self:
         """Load the bundle in directory ``bundle``, or at a location such as ``s3://bucket/sdxl-fp16``, which
         is copied first (:func:`controlnext.bundle.remote.local_copy`).
@@ -92,6 +94,7 @@ class Pipeline(LatentDecoder):
                 ``engines``.
             offload: keep only one engine in memory at a time. It takes less memory, but each engine is
                 loaded again for every image or clip.
+            torch_dtype: diffusers' argument, refused with what takes its place.
 
         Raises:
             BundleError: the directory is not a bundle, its schema is newer, or a file is missing or
@@ -99,6 +102,12 @@ class Pipeline(LatentDecoder):
             InputError: an unknown backend or device, less than one thread, or a bundle for another class.
             MissingDependencyError: the backend's library is not installed.
         """
+        if torch_dtype is not None:
+            raise InputError(
+                f"torch_dtype is {torch_dtype}, but a bundle has its own precision; leave it out, and load a"
+                f" bundle that was exported with the `precision` that you need: {', '.join(Precision)}",
+                argument="torch_dtype",
+            )
         return cls.of(
             Bundle.open(
                 bundle, backend, device, provider=provider, threads=threads, cache=cache, offload=offload
@@ -141,6 +150,10 @@ class Pipeline(LatentDecoder):
     def remove_lora(self, name: str) -> None:
         """Forget a LoRA; runs that have it keep it. Raises :class:`InputError` for an unknown name."""
         self._loras.remove(name)
+
+    def lora_checksum(self, name: str) -> str:
+        """Return the SHA-256 of the file of a LoRA; raise :class:`InputError` for an unknown name."""
+        return self._loras.checksum(name)
 
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> Any:

@@ -12,6 +12,7 @@ from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
 from controlnext.runtime.pipelines.image_runs import ImageRuns
 from controlnext.runtime.request import Prompt, Request, Scale, Scales
+from controlnext.runtime.step_end import LATENTS, StepEnd
 from controlnext.types import FloatArray
 
 
@@ -85,6 +86,10 @@ class ImagePipeline(ImageRuns, task="image"):
             ...), with guidance the unconditional half first.
         ip_adapter_scale: strength of the image prompt; one, or one for each prompt; for several IP-Adapters
             one for all, or a list.
+        generator: a seeded NumPy or torch generator in place of ``seed``, or a list with one for each image.
+        callback_on_step_end: is called after each step with pipeline, step, timestep and tensors by name; it
+            may return ``{"latents": ...}`` to go on with.
+        callback_on_step_end_tensor_inputs: the names of these tensors, of which there is ``latents``.
         prompt_embeds, negative_prompt_embeds: (N, tokens, width) float32 instead of the prompts.
         pooled_prompt_embeds, negative_pooled_prompt_embeds: (N, width) float32, for families that use
             pooled embeddings.
@@ -128,6 +133,9 @@ class ImagePipeline(ImageRuns, task="image"):
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
         ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
+        generator: Any = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -170,6 +178,9 @@ class ImagePipeline(ImageRuns, task="image"):
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
             ip_adapter_scale=ip_adapter_scale,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,
@@ -207,6 +218,9 @@ class ImagePipeline(ImageRuns, task="image"):
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: FloatArray | Sequence[FloatArray] | None = None,
         ip_adapter_scale: Scale | Sequence[Scale] = 1.0,
+        generator: Any = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
         timesteps: Sequence[int] | FloatArray | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -249,6 +263,9 @@ class ImagePipeline(ImageRuns, task="image"):
             ip_adapter_image=ip_adapter_image,
             ip_adapter_image_embeds=ip_adapter_image_embeds,
             ip_adapter_scale=ip_adapter_scale,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             pooled_prompt_embeds=pooled_prompt_embeds,

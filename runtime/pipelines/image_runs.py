@@ -13,7 +13,7 @@ from PIL import Image
 from controlnext.image_input import Bands
 from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.conditioning import Conditioner
-from controlnext.runtime.denoise import Denoising, StepPart
+from controlnext.runtime.denoise import Denoising
 from controlnext.runtime.guidance import embedding_input, is_guided
 from controlnext.runtime.image_processing import resize_bilinear
 from controlnext.runtime.image_prompts import ImagePrompts
@@ -28,6 +28,8 @@ from controlnext.runtime.request import Request
 from controlnext.runtime.samplers import Sampler
 from controlnext.runtime.sizes import OwnSize, Size, enlarged_size
 from controlnext.runtime.step_cache import open_step_cache
+from controlnext.runtime.step_end import generator_of, latents_after_step
+from controlnext.runtime.step_parts import StepPart
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 
@@ -83,7 +85,7 @@ class ImageRuns(Pipeline):
     def _start(
         self, request: Request, inputs: ImageInputs, height: int, width: int, guard: MemoryGuard
     ) -> Denoising:
-        size, generator = (height, width), TorchGenerator(request.seed)
+        size, generator = (height, width), generator_of(request)
         larger = None if request.upscale is None else self._larger(size, request.upscale)
         if inputs.start is not None:
             return self._from_image(request, inputs, size, larger, generator, guard)
@@ -191,6 +193,7 @@ class ImageRuns(Pipeline):
             strengths=self.controls.schedules(scales, request, steps, guided),
             guidance=float(guidance),
             outside=begun.outside,
+            step_end=latents_after_step(self, request),
         )
 
     def _shape(self, request: Request, size: Size) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from controlnext.errors import InputError, blames
 from controlnext.image_input import ImageReader
-from controlnext.runtime.denoise import Denoising, Step, StepPart
+from controlnext.runtime.denoise import Denoising, Step
 from controlnext.runtime.image_processing import preprocess_for_clip
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.base import Pipeline
@@ -23,6 +23,7 @@ from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import Scale, VideoRequest, as_floats
 from controlnext.runtime.sizes import OwnSize
 from controlnext.runtime.step_cache import open_step_cache
+from controlnext.runtime.step_parts import StepPart
 from controlnext.runtime.vae import control_array
 from controlnext.types import FloatArray
 from controlnext.windows import Window, clip_windows

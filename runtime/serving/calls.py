@@ -211,6 +211,9 @@ class ImageFields(StartFields, CommonCall):
     response_format: Literal["b64_json", "url"] | None = Field(None, description="Only b64_json.")
     output_format: ImageFormat | None = Field(None, description="By default png.")
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP.")
+    metadata: bool | None = Field(
+        None, description="Whether a PNG has the arguments in its text; true unless the server leaves it out."
+    )
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
         None, ge=0, description="Number of unfinished images to send, spread evenly over the steps."

@@ -3,14 +3,16 @@ prompts."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from controlnext.errors import InputError
-from controlnext.runtime.media.inline_images import bytes_of, decode_image, decode_text
+from controlnext.runtime.media.inline_images import bytes_of, decode_image
+from controlnext.runtime.media.recipe import InputFile
 from controlnext.runtime.pipelines.controls import one_or_all
 from controlnext.runtime.serving.bodies import Form
 from controlnext.runtime.serving.calls import ImageCall, ImageFields
@@ -24,12 +26,14 @@ EDIT_FILES = ("image", "mask", "control_image", PROMPTS)
 @dataclass(frozen=True)
 class RequestImages:
     """Decoded images: ``controls``, the ``image`` that the run starts from, its ``mask``, and image
-    ``prompts``, one for each IP-Adapter or several for one."""
+    ``prompts``, one for each IP-Adapter or several for one; ``files``: what they were decoded from, by the
+    pipeline's arguments."""
 
     controls: Sequence[Image.Image] = ()
     image: Image.Image | None = None
     mask: Image.Image | None = None
     prompts: Sequence[Image.Image] = ()
+    files: Mapping[str, Sequence[InputFile]] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -61,27 +65,38 @@ def opaque_mask(mask: Image.Image) -> Image.Image:
 
 def images_of_call(call: ImageCall, max_pixels: int) -> RequestImages:
     """Decode the images of a JSON body."""
-
-    def one(field: str) -> Image.Image | None:
-        text = getattr(call, field)
-        return None if text is None else decode_text(field, text, max_pixels)
-
-    def several(field: str) -> list[Image.Image]:
-        return [decode_text(field, text, max_pixels) for text in getattr(call, field) or []]
-
-    return RequestImages(several("control_image"), one("image"), one("mask"), several(PROMPTS))
+    contents = {}
+    for name in EDIT_FILES:
+        given = getattr(call, name)
+        texts = [given] if isinstance(given, str) else given or []
+        contents[name] = [bytes_of(name, text) for text in texts]
+    return _decoded(contents, max_pixels)
 
 
 def images_of_form(form: Form, max_pixels: int) -> RequestImages:
     """Decode the images of a form."""
+    contents = {name: form.files.get(name, []) for name in EDIT_FILES}
+    return _decoded(contents, max_pixels, "control_image" if contents["control_image"] else "image")
+
+
+def _decoded(
+    contents: Mapping[str, Sequence[bytes]], max_pixels: int, controls: str = "control_image"
+) -> RequestImages:
+    """Decode images, given by the names of their fields; ``controls``: the field of the control images."""
     opened = {
-        name: [decode_image(name, content, max_pixels) for content in form.files.get(name, [])]
-        for name in EDIT_FILES
+        name: [decode_image(name, content, max_pixels) for content in several]
+        for name, several in contents.items()
     }
-    if not opened["control_image"]:
-        return RequestImages(opened["image"], prompts=opened[PROMPTS])
-    image, mask = (opened[name][0] if opened[name] else None for name in ("image", "mask"))
-    return RequestImages(opened["control_image"], image, mask, opened[PROMPTS])
+    names = {"mask": "mask_image", controls: "control_image"}
+    files = {
+        names.get(name, name): [InputFile("", hashlib.sha256(content).hexdigest()) for content in several]
+        for name, several in contents.items()
+        if several
+    }
+    image, mask = (
+        opened[name][0] if opened[name] and name != controls else None for name in ("image", "mask")
+    )
+    return RequestImages(opened[controls], image, mask, opened[PROMPTS], files)
 
 
 def read_texts(form: Form) -> None:

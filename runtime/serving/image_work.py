@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +14,11 @@ from PIL import Image
 from controlnext.errors import ControlNeXtError, blames
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.media.inline_images import encode_image, encode_text
+from controlnext.runtime.media.recipe import InputFile, Recipe
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.preprocess import preprocess
+from controlnext.runtime.recipes import make_recipe
+from controlnext.runtime.request import Request
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.answers import ImageData, ImageEvent, ImagesAnswer, TokenUsage
 from controlnext.runtime.serving.calls import ImageFields
@@ -49,6 +52,9 @@ class ImageWork:
         self._created = int(time.time())
         self._events: asyncio.Queue[list[ImageEvent] | None] = asyncio.Queue()
         self._facts = facts
+        self._given: dict[str, Any] = {}
+        self._files: Mapping[str, Sequence[InputFile]] = {}
+        self._recipe: Recipe | None = None
         self._describe(facts)
 
     def _describe(self, facts: RequestFacts) -> None:
@@ -61,7 +67,9 @@ class ImageWork:
     def start(self) -> Generation:
         """Begin the work."""
         watch = self._watch if self._call.partial_images else None
-        generation = Generation(self._service, self._profile, self._arguments, on_step=watch)
+        generation = Generation(
+            self._service, self._profile, self._arguments, on_step=watch, finish=self._finish
+        )
         generation.task.add_done_callback(lambda _: self._events.put_nowait(None))
         return generation
 
@@ -70,11 +78,21 @@ class ImageWork:
         images = self._result(generation)
         return ImagesAnswer(
             created=self._created,
-            data=[ImageData(b64_json=text) for text in await asyncio.to_thread(self._encoded, images)],
+            data=[
+                ImageData(b64_json=text)
+                for text in await asyncio.to_thread(self._encoded, images, self._recipe)
+            ],
             output_format=self._call.format,
             size=_size(images[0]),
             seed=self._seed,
         )
+
+    def _finish(self, pipe: Pipeline, result: Any) -> Any:
+        """Make the recipe of the result's images while the model is there."""
+        if self._call.metadata is not False and self._service.settings.metadata:
+            size, request = result.images[0].size, Request(**self._given)
+            self._recipe = make_recipe(pipe, request, self._files, size, preprocess=self._call.preprocess)
+        return result
 
     def _result(self, generation: Generation) -> list[Image.Image]:
         images: list[Image.Image] = generation.task.result().images
@@ -114,7 +132,8 @@ class ImageWork:
             images = replace(images, controls=made)
             # what was made may be larger
             self._check_size(images)
-        return {**given, **images.arguments()}
+        self._given, self._files = {**given, **images.arguments()}, images.files
+        return self._given
 
     def _check_size(self, images: RequestImages) -> None:
         """Raise :class:`InputError` if the result would be larger than the server allows."""
@@ -157,13 +176,17 @@ class ImageWork:
                 seed=self._seed,
                 partial_image_index=number,
             )
-            for index, text in enumerate(self._encoded(images))
+            for index, text in enumerate(self._encoded(images, self._recipe if number is None else None))
         ]
 
-    def _encoded(self, images: Sequence[Image.Image]) -> list[str]:
-        call = self._call
+    def _encoded(self, images: Sequence[Image.Image], recipe: Recipe | None) -> list[str]:
+        call, count = self._call, len(images)
         quality = 100 if call.output_compression is None else call.output_compression
-        return [encode_text(encode_image(image, call.format, quality)) for image in images]
+        recipes = [recipe and recipe.of_image(number, count) for number in range(1, count + 1)]
+        return [
+            encode_text(encode_image(image, call.format, quality, own))
+            for image, own in zip(images, recipes, strict=True)
+        ]
 
 
 def _size(image: Image.Image) -> str:

@@ -25,6 +25,7 @@ class ServerSettings(RequestLimits):
         memory: GiB for the loaded bundles together; None: no limit.
         grace: seconds that running requests get to finish once the server has to stop.
         loras: directory of the LoRAs that requests may choose by name; None: none.
+        metadata: whether images may have their arguments in their files.
         api_keys: the keys of which a request needs one; none: no key is needed.
 
     Raises:
@@ -36,6 +37,7 @@ class ServerSettings(RequestLimits):
     memory: float | None = None
     grace: float = 30.0
     loras: str | None = None
+    metadata: bool = True
     api_keys: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

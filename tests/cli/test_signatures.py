@@ -14,7 +14,7 @@ from controlnext.cli import export, run, verify
 from controlnext.cli.sources import Sources
 from support.fake_bundle import write_fake_bundle
 
-OF_THE_RUN_ITSELF = {"bundle", "backend", "device", "threads", "offload", "as_json"}
+OF_THE_RUN_ITSELF = {"bundle", "backend", "device", "threads", "offload", "like", "as_json"}
 TAKES_SOURCES = pytest.mark.parametrize("module", [export, verify], ids=["export", "verify"])
 
 

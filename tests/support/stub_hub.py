@@ -1,4 +1,4 @@
-"""A model hub on loopback, with the HTTP interface that huggingface_hub uses to list and download."""
+"""A model hub on loopback, with the HTTP interface that huggingface_hub uses to list, download and commit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+from support.stub_uploads import committed, upload_modes
 
 GATED = "GatedRepo"
 _STATUS = {GATED: 403, "RepoNotFound": 401, "RevisionNotFound": 404, "EntryNotFound": 404}
@@ -34,11 +36,16 @@ class Repository:
 
 @dataclass
 class StubHub:
-    """The repositories on the hub by ``owner/name``, and the paths of the downloaded files."""
+    """The repositories on the hub by ``owner/name``, the downloaded files, and the tokens that were shown."""
 
     url: str
     repositories: dict[str, Repository] = field(default_factory=dict)
     downloads: list[str] = field(default_factory=list)
+    root: Path | None = None
+    """Where new repositories are made."""
+    commits: list[list[str]] = field(default_factory=list)
+    """The files of each commit that was sent."""
+    tokens: set[str | None] = field(default_factory=set)
 
 
 def commit_of(folder: Path) -> str:
@@ -75,10 +82,62 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
+    def do_POST(self) -> None:
+        hub: StubHub = self.server.hub  # type: ignore[attr-defined]
+        hub.tokens.add(self.headers.get("Authorization"))
+        chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        body = self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if parts == ["api", "validate-yaml"]:
+            self._send(b'{"errors": [], "warnings": []}')
+        elif parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            if name not in hub.repositories:
+                assert hub.root is not None
+                folder = hub.root / name.replace("/", "--")
+                folder.mkdir(parents=True)
+                hub.repositories[name] = Repository(folder)
+            self._send(json.dumps({"url": f"{hub.url}/{name}"}).encode())
+        else:
+            self._upload(hub, "/".join(parts[2:4]), parts[4], parts[5], body)
+
+    def _upload(self, hub: StubHub, name: str, kind: str, revision: str, body: bytes) -> None:
+        repository = hub.repositories.get(name)
+        if kind == "branch" and repository:
+            repository.revisions.setdefault(revision, repository.folder)
+            self._send(b"{}")
+            return
+        folder = repository.folder_of(revision) if repository else None
+        error = repository.refuses.get("upload") if repository else "RepoNotFound"
+        if error or repository is None or folder is None:
+            self._refuse(error or "RevisionNotFound")
+        elif kind == "preupload":
+            self._send(json.dumps(upload_modes(folder, json.loads(body)["files"])).encode())
+        else:
+            made, files = committed(folder, body)
+            hub.commits.append(files)
+            if revision == "main":
+                repository.folder = made
+            else:
+                repository.revisions[revision] = made
+            commit = commit_of(made)
+            answer = {"commitUrl": f"{hub.url}/{name}/commit/{commit}", "commitOid": commit}
+            self._send(json.dumps(answer).encode())
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def log_message(self, *_arguments: object) -> None:
         pass
 
     def _answer(self, with_body: bool) -> None:
+        self.server.hub.tokens.add(self.headers.get("Authorization"))  # type: ignore[attr-defined]
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if parts[:2] == ["api", "models"]:
             self._describe("/".join(parts[2:4]), *(parts[4:6] or ["revision", "main"]))

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from fuzz.target import Target
-from fuzz.targets import bundles, calibrations, checkpoints, clips, engines, images, jobs, loras, requests
+from fuzz.targets import (
+    bundles,
+    calibrations,
+    checkpoints,
+    clips,
+    engines,
+    images,
+    jobs,
+    loras,
+    recipes,
+    requests,
+)
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -13,6 +24,7 @@ TARGETS: dict[str, Target] = {
         *engines.TARGETS,
         *loras.TARGETS,
         *images.TARGETS,
+        *recipes.TARGETS,
         *clips.TARGETS,
         *jobs.TARGETS,
         *calibrations.TARGETS,

@@ -1,0 +1,108 @@
+"""Pipelines from the model hub and to it, with diffusers' names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+from controlnext.bundle.hub import hub_copy, push_bundle, save_bundle
+from controlnext.bundle.remote import is_remote
+from controlnext.runtime.bundle import Bundle
+
+
+class Pretrained(ABC):
+    """The part of a pipeline that fetches its bundle, saves it and sends it."""
+
+    bundle: Bundle
+
+    @classmethod
+    @abstractmethod
+    def load(cls, bundle: str | Path, *args: Any, **options: Any) -> Self:
+        """Load the bundle in a directory."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Load a bundle from a directory or from the model hub, into whose cache it is downloaded once.
+
+        Args:
+            repo_or_path: a directory, ``owner/name`` at the hub, or a location such as ``s3://...``.
+            revision: branch, tag or commit.
+            subfolder: the directory of the bundle there.
+            token, cache_dir, local_files_only, force_download: as of huggingface_hub's ``snapshot_download``.
+            options: those of :meth:`Pipeline.load`.
+
+        Raises:
+            BundleError: there is none, or the hub does not give it.
+            MissingDependencyError: huggingface_hub is not installed; directories do not need it.
+        """
+        if is_remote(repo_or_path):
+            parts = [str(repo_or_path).rstrip("/"), *([subfolder] if subfolder else [])]
+            return cls.load("/".join(parts), **options)
+        place = Path(repo_or_path)
+        if isinstance(repo_or_path, Path) or place.exists():
+            return cls.load(place / (subfolder or ""), **options)
+        copy = hub_copy(
+            repo_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cls.load(copy, **options)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, force: bool = False, licence: str | None = None
+    ) -> Path:
+        """Copy the bundle to a new directory, with a model card; return it.
+
+        ``force``: replace a bundle that is there.
+        Raises :class:`InputError` for a directory with other files.
+        """
+        return save_bundle(self.bundle.path, Path(save_directory), force=force, licence=licence)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        licence: str | None = None,
+    ) -> str:
+        """Send the bundle to the model hub in one commit; return the commit's address.
+
+        Only files that changed are sent, built engines never. A model card is written if there is none;
+        ``licence``: for that card, an identifier of the hub such as "openrail++".
+
+        Raises:
+            BundleError: the hub refuses it, or cannot be reached.
+            MissingDependencyError: huggingface_hub is not installed.
+        """
+        return push_bundle(
+            self.bundle.path,
+            repo_id,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            private=private,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            licence=licence,
+        )

@@ -1,0 +1,155 @@
+"""Bundles from the model hub and to it, over HTTP on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from controlnext.bundle.card import model_card
+from controlnext.bundle.manifest import ParityRow, Source
+from controlnext.bundle.reader import read_manifest
+from controlnext.errors import BundleError, InputError
+from controlnext.runtime import ImagePipeline, Pipeline
+from support.fake_bundle import write_fake_bundle
+from support.hub_site import go_offline, stand_in_hub
+from support.image_calls import arguments
+from support.stub_hub import GATED, Repository, StubHub
+
+NAME = "somebody/bundle"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fake_bundle(tmp_path_factory.mktemp("pretrained") / "toy")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
+    """An empty hub and an empty cache."""
+    with stand_in_hub(tmp_path, monkeypatch) as hub:
+        hub.root = tmp_path / "hub"
+        yield hub
+
+
+def test_a_bundle_is_pushed_and_pulled(hub: StubHub, bundle: Path) -> None:
+    """The same image; built engines stay; what did not change is neither sent nor fetched again."""
+    with Pipeline.load(bundle, device="cpu", cache=False) as pipe:
+        (bundle / "engines").mkdir(exist_ok=True)
+        (bundle / "engines" / "big.engine").write_bytes(b"x")
+        address = pipe.push_to_hub(NAME, token="hf_pushed", licence="openrail++")
+        wanted = pipe(**arguments()).latents
+    files = read_manifest(bundle).files
+    assert hub.commits == [sorted([*files, "controlnext.json", "README.md"])]
+    assert address.startswith(f"{hub.url}/{NAME}/commit/")
+    assert "Bearer hf_pushed" in hub.tokens
+    with ImagePipeline.from_pretrained(NAME, device="cpu", cache=False, token="hf_pulled") as pipe:
+        np.testing.assert_array_equal(pipe(**arguments()).latents, wanted)
+    assert "Bearer hf_pulled" in hub.tokens
+    hub.downloads.clear()
+    Pipeline.from_pretrained(NAME, cache=False).close()
+    assert hub.downloads == []
+
+
+def test_only_changed_files_are_sent(hub: StubHub, bundle: Path, tmp_path: Path) -> None:
+    """The card of the repository is its owner's."""
+    with Pipeline.load(bundle, cache=False) as pipe:
+        pipe.push_to_hub(NAME)
+        first = hub.repositories[NAME].folder
+        (first / "README.md").write_text("mine")
+        pipe.push_to_hub(NAME)
+        assert len(hub.commits) == 1
+    changed = shutil.copytree(bundle, tmp_path / "changed")
+    manifest = (changed / "controlnext.json").read_text()
+    (changed / "controlnext.json").write_text(manifest.replace('"fp32"', '"fp32" ', 1))
+    with Pipeline.load(changed, cache=False) as pipe:
+        pipe.push_to_hub(NAME)
+    assert hub.commits[1:] == [["controlnext.json"]]
+    assert (hub.repositories[NAME].folder / "README.md").read_text() == "mine"
+
+
+def test_a_branch_and_a_directory(hub: StubHub, bundle: Path, tmp_path: Path) -> None:
+    with Pipeline.load(bundle, cache=False) as pipe:
+        pipe.push_to_hub(NAME)
+        pipe.push_to_hub(NAME, revision="int8", subfolder="small")
+    assert "small/controlnext.json" in hub.commits[1]
+    place = {"revision": "int8", "subfolder": "small", "cache_dir": tmp_path / "elsewhere"}
+    hub.downloads.clear()
+    with Pipeline.from_pretrained(NAME, cache=False, **place) as pipe:
+        assert pipe.bundle.path.is_relative_to(tmp_path / "elsewhere")
+    assert all(name.startswith("small/") for name in hub.downloads)
+    with pytest.raises(BundleError, match=f"{NAME} has no revision other"):
+        Pipeline.from_pretrained(NAME, revision="other")
+
+
+def test_offline(hub: StubHub, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repositories[NAME] = Repository(bundle)
+    with pytest.raises(BundleError, match="was not downloaded before"):
+        Pipeline.from_pretrained(NAME, local_files_only=True)
+    Pipeline.from_pretrained(NAME, cache=False).close()
+    go_offline(monkeypatch)
+    Pipeline.from_pretrained(NAME, cache=False).close()
+    Pipeline.from_pretrained(NAME, cache=False, local_files_only=True).close()
+
+
+def test_what_is_refused_is_one_line(hub: StubHub, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="the hub shows no repository nobody/nothing"):
+        Pipeline.from_pretrained("nobody/nothing")
+    with pytest.raises(BundleError, match="neither a directory nor a hub id"):
+        Pipeline.from_pretrained("a/b/c d")
+    hub.repositories[NAME] = Repository(tmp_path, refuses={"list": GATED, "upload": 403})
+    with pytest.raises(BundleError, match=f"{NAME} is gated"):
+        Pipeline.from_pretrained(NAME)
+    with (
+        Pipeline.load(bundle, cache=False) as pipe,
+        pytest.raises(BundleError, match=f"the hub refuses access to {NAME}"),
+    ):
+        pipe.push_to_hub(NAME)
+
+
+def test_a_directory_needs_no_hub(bundle: Path, tmp_path: Path) -> None:
+    """A saved bundle is a bundle, with a card."""
+    with Pipeline.from_pretrained(str(bundle), cache=False) as pipe:
+        saved = pipe.save_pretrained(tmp_path / "saved" / "mine")
+        with pytest.raises(InputError, match="holds a bundle already"):
+            pipe.save_pretrained(saved)
+        assert pipe.save_pretrained(saved, force=True, licence="mit") == saved
+    assert not (saved / "engines").exists()
+    assert (saved / "README.md").read_text().startswith('---\nlicense: "mit"\n')
+    Pipeline.from_pretrained(tmp_path / "saved", subfolder="mine", cache=False).close()
+
+
+def test_the_card_says_what_it_is_made_of(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    manifest.sources.append(Source("base", "stabilityai/sdxl", detail="unet@abc"))
+    manifest.sources.append(Source("control", "a|b.safetensors"))
+    manifest.parity.append(ParityRow("image", "psnr", 51.234, 40.0, at_least=True))
+    card = model_card(manifest, "me/mine")
+    assert 'base_model: ["stabilityai/sdxl"]' in card
+    assert "license:" not in card
+    assert "| control | a\\|b.safetensors |" in card
+    assert "| image | psnr | 51.2 | at least 40 |" in card
+    assert 'Pipeline.from_pretrained("me/mine")' in card
+
+
+_WITHOUT = """
+import sys
+sys.modules["huggingface_hub"] = None
+from controlnext.errors import MissingDependencyError
+from controlnext.runtime import Pipeline
+try:
+    Pipeline.from_pretrained("a/b")
+except MissingDependencyError as error:
+    print(error)
+"""
+
+
+def test_without_the_library_it_says_what_to_install() -> None:
+    said = subprocess.check_output([sys.executable, "-c", _WITHOUT], text=True)
+    assert 'huggingface_hub, which is not installed; run pip install "controlnext[hub]"' in said
