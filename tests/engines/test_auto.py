@@ -154,6 +154,9 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[tuple[str
         def get_inputs(self) -> list[object]:
             return []
 
+        def get_outputs(self) -> list[object]:
+            return []
+
         def io_binding(self) -> None:
             return None
 
