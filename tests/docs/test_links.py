@@ -53,7 +53,7 @@ def test_links_are_those_of_the_site(page: str, link: str, expected: str) -> Non
 
 
 def test_a_link_out_of_the_site_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"runtime/denoise\.py, no page of the site"):
+    with pytest.raises(ValueError, match=r"runtime/denoise\.py, which is no page of the site"):
         links.rewritten("[code](../runtime/denoise.py)", "index.md")
 
 
