@@ -39,7 +39,11 @@ def is_intact(directory: Path) -> bool:
     """Return whether :func:`store` made ``directory`` and no file has changed (:func:`find_damage`);
     remove what a killed process left beside it."""
     remove_abandoned(directory.parent, directory.name)
-    if not (directory / CHECKSUMS).is_file():
+    try:
+        if not (directory / CHECKSUMS).is_file():
+            return False
+    except OSError as error:
+        logger.warning("%s is not used: %s", directory, error.strerror)
         return False
     damage = find_damage(directory)
     if damage:

@@ -127,22 +127,17 @@ class Denoising(ABC):
     def _guided(self, predictions: Sequence[FloatArray]) -> FloatArray:
         """Return the noise in the sample from what the denoiser predicts for each part."""
 
+    @np.errstate(all="ignore")  # what is not finite is refused: here, in the next step or by the VAE
     def advance(self, predictions: Sequence[FloatArray]) -> Step:
-        """Take the next step with what the denoiser predicts for each part.
-
-        Raises :class:`WorkError` if that is not finite.
-        """
-        index, timestep = self.index, self.timestep
-        with np.errstate(all="ignore"):
-            noise = self._guided(predictions)
-            if not np.isfinite(noise).all():
-                raise WorkError(
-                    f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows"
-                    " with these weights and scales; export with `precision` fp32, or use smaller scales"
-                )
-            # where it overflows itself, the next step or the VAE is told of
-            latents = self.sampler.step(noise, self.place, self.latents, self.generator)
-        self.latents = self._kept(latents)
+        """Take the next step with what the denoiser predicts for each part; raise :class:`WorkError` unless
+        that is finite."""
+        index, timestep, noise = self.index, self.timestep, self._guided(predictions)
+        if not np.isfinite(noise).all():
+            raise WorkError(
+                f"the denoiser's output at step {index + 1} of {self.total} is not finite: it overflows with"
+                " these weights and scales; export with `precision` fp32, or use smaller scales"
+            )
+        self.latents = self._kept(self.sampler.step(noise, self.place, self.latents, self.generator))
         self.index, self._scaled = self.index + 1, None
         if self.index == self.guided_steps and not self.done:
             self.parts = _conditional(self.parts)

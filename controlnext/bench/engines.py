@@ -143,8 +143,9 @@ class GraphRunner:
     def begin(self, _holds: Holds) -> Seconds:
         """Import ONNX Runtime and make the session."""
         started = time.perf_counter()
-        import onnxruntime
+        from controlnext.engines.onnxruntime import library
 
+        onnxruntime = library.load()
         from controlnext.engines.onnxruntime.providers import PROVIDERS, choose_provider
 
         imported = time.perf_counter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
+from pathlib import Path
 
 import typer
 
@@ -20,12 +22,18 @@ from controlnext.cli.run import run
 from controlnext.cli.serve import serve
 from controlnext.cli.triton import triton
 from controlnext.cli.verify import verify
+from controlnext.engines.onnxruntime.library import without_telemetry
 from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
 from controlnext.secrets import hide_secrets_of_tracebacks
 
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses: the work failed; the input cannot be used."""
+_MISTAKES = {
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+}
+"""Errors of a path that was given."""
 
 
 def main() -> None:
@@ -50,17 +58,18 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     handler.setFormatter(OptionFormatter(names, "controlnext: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     silence_hints()
+    without_telemetry()
     hide_secrets_of_tracebacks()
     command = typer.main.get_command(application)
     try:
+        _check_text(arguments)
         return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
         return _fail(names.describe(error), BAD_INPUT if isinstance(error, InputError) else FAILED)
     except OSError as error:
-        if not is_full(error):
+        if error.filename is None and not is_full(error):
             raise
-        place = f" that holds {error.filename}" if error.filename else ""
-        return _fail(f"the disk{place} is full; make room, and run again", FAILED)
+        return _fail(*_of_files(error))
     except MemoryError as error:
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
@@ -88,6 +97,33 @@ def _describe(
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raise :class:`InputError` for an argument that is no text, which neither JSON nor libraries take, and
+    where the working directory is gone, which relative paths are read from."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"argument {argument!r} is not text in UTF-8; give it in UTF-8, or rename the file"
+            ) from error
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError("the working directory is gone; change to another one") from error
+
+
+def _of_files(error: OSError) -> tuple[str, int]:
+    """Return message and status for an error of the file system that no command has foreseen."""
+    place = f" that holds {error.filename}" if error.filename else ""
+    if is_full(error):
+        return f"the disk{place} is full; make room, and run again", FAILED
+    problem = f"cannot use {error.filename}: {error.strerror}"
+    if error.errno in _MISTAKES:
+        return f"{problem}; give another path, or change its permissions", BAD_INPUT
+    return f"{problem}; check the file system, and run again", FAILED
 
 
 def _fail(message: str, status: int) -> int:

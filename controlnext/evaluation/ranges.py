@@ -16,6 +16,7 @@ from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.plain import plain_files
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines import Backend, Engine
+from controlnext.engines.onnxruntime import library
 from controlnext.evaluation.inputs import SamplingRun, run_arguments
 from controlnext.evaluation.metrics import relative_l2
 from controlnext.export.passes.attention import decompose_attention
@@ -107,7 +108,7 @@ def open_graph(bundle: Path, graph_name: str) -> ir.Model:
 def start_session(model: ir.Model, bundle: Path, graph_name: str) -> Any:
     """Make an ONNX Runtime session of ``model`` without graph optimizations, with the weights of
     ``graph_name``."""
-    import onnxruntime
+    onnxruntime = library.load()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = processor.usable_cores()

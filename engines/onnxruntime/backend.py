@@ -23,7 +23,7 @@ from controlnext.engines.artifact_cache import discard, is_intact, store
 from controlnext.engines.artifact_cache import processor as describe_processor
 from controlnext.engines.base import Backend, Engine
 from controlnext.engines.devices import device_index
-from controlnext.engines.onnxruntime import int8
+from controlnext.engines.onnxruntime import int8, library
 from controlnext.engines.onnxruntime.providers import (
     CPU,
     CUDA,
@@ -35,7 +35,6 @@ from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, fi
 from controlnext.engines.threads import check_threads
 from controlnext.errors import BundleError, ControlNeXtError, WorkError
 from controlnext.families import get_family
-from controlnext.optional import extra
 from controlnext.types import Precision
 
 logger = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ class OrtBackend(Backend):
 
     def __init__(self, device: str = "auto", *, threads: int | None = None, provider: str = "auto") -> None:
         check_threads(threads)
-        self.ort = _import_onnxruntime()
+        self.ort = library.load()
         self.provider = choose_provider(self.ort.get_available_providers(), device, provider)
         self.index = device_index(device) or 0
         self.threads = threads
@@ -255,9 +254,3 @@ class OrtBackend(Backend):
                 " and the CUDA and cuDNN libraries, or set `device` to cpu"
             )
         return session
-
-
-def _import_onnxruntime() -> Any:
-    with extra("cpu", "ONNX Runtime", otherwise='"controlnext[gpu]" for NVIDIA'):
-        import onnxruntime
-    return onnxruntime

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from controlnext.bundle.format import PARTS, UINT8_PARTS
+from controlnext.engines.onnxruntime import library
 from controlnext.optional import is_installed
 from controlnext.types import Precision
 
@@ -29,7 +30,7 @@ def int8_form() -> str:
     Runtime on the largest numbers, because its choice of kernels is what counts, and a processor's name does
     not always tell its features.
     """
-    import onnxruntime
+    onnxruntime = library.load()
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

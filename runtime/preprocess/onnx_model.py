@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from controlnext.engines.onnxruntime import library
 from controlnext.errors import InputError
-from controlnext.optional import extra
 from controlnext.types import FloatArray
 
 _TYPES: Mapping[str, type] = MappingProxyType({"tensor(float)": np.float32, "tensor(float16)": np.float16})
@@ -25,8 +25,7 @@ class OnnxModel:
 
     def __init__(self, path: Path, argument: str) -> None:
         """Open the file. Raises :class:`InputError` for another kind of file or input."""
-        with extra("cpu", "ONNX Runtime", otherwise='"controlnext[gpu]"'):
-            import onnxruntime
+        onnxruntime = library.load()
         self._path, self._argument = path, argument
         try:
             self._session: Any = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

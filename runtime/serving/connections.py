@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from controlnext.runtime.serving.errors import HttpError
 
 HEAD_BYTES = 64 * 1024
 """Largest head of a request, its first line and headers: more than any client of these routes sends."""
@@ -63,6 +66,20 @@ class Connection(H11Protocol):
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, or has too large a head, and close: in OpenAI's shape, as all else."""
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        refusal = HttpError(
+            400, f"{msg.rstrip('.')}: it is no HTTP, or its head is too large", code="invalid_http"
+        )
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=json.dumps(refusal.body).encode()),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Serve a request for another protocol as if it were none, as HTTP wants it, without the advice to

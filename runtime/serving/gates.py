@@ -100,7 +100,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # a proxy before this server may believe the other one, and take the rest for another request
+            await send_refusal(send, _two_lengths())
+            return
+        length = headers.get("content-length", "")
         # longer numbers are not even read
         if length.isdecimal() and (len(length) > _MOST_DIGITS or int(length) > self._most):
             await send_refusal(send, self._too_large())
@@ -163,6 +168,15 @@ def _is_own_name(host: str) -> bool:
         return name == "localhost" or bool(ip_address(name))
     except ValueError:
         return False
+
+
+def _two_lengths() -> HttpError:
+    return HttpError(
+        400,
+        "the body has both Content-Length and Transfer-Encoding; send one of them",
+        code="invalid_body",
+        headers={"Connection": "close"},
+    )
 
 
 def _forbidden(problem: str, remedy: str) -> HttpError:

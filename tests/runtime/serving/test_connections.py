@@ -46,7 +46,9 @@ def test_a_head_that_is_too_large_is_refused(here: Site, many: bool) -> None:
     head = line * (HEAD_BYTES // len(line) + 1) if many else b"X-Some: " + b"a" * HEAD_BYTES
     with connection_to(here) as connection:
         connection.sendall(HEAD + head)
-        assert status_of(connection) == 400
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, json.load(answer)["error"]["code"]) == (400, "invalid_http")
     with connection_to(here) as connection:
         connection.sendall(HEAD + b"X-Some: " + b"a" * (HEAD_BYTES // 2) + b"\r\n\r\n")
         assert status_of(connection) == 200
@@ -86,6 +88,15 @@ def test_a_request_for_another_protocol_is_served_without_advice(
         assert status_of(connection) == 200
     assert "WebSocket" not in caplog.text
     assert "upgrade" not in caplog.text
+
+
+def test_a_body_with_two_lengths_is_refused_and_its_connection_closed(here: Site) -> None:
+    """A proxy and this server could disagree on where the next request begins."""
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first-key\r\n"
+    with connection_to(here) as connection:
+        connection.sendall(head + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        assert status_of(connection) == 400
+        assert connection.recv(1) == b""
 
 
 async def _reads(scope: Scope, receive: Receive, send: Send) -> None:
