@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from demo import GUIDANCE, STEPS
 from draw import SIZE, held_out, outline, prompt
 from PIL import Image, ImageDraw
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = []
     for bundle in given.bundles:
         with ImagePipeline.load(bundle) as pipe:
-            images.append([pipe(**call, output_type="np").images[0] for call in calls])
+            images.append([_first(pipe(**call, output_type="np").images) for call in calls])
             if bundle == given.bundles[0]:
                 _write_clip(pipe, calls[0], given.output / "steps.webp")
     rows = [
@@ -63,6 +64,11 @@ def _call(drawing: Any, seed: int, steps: int) -> dict[str, Any]:
     }
 
 
+def _first(images: Any) -> np.ndarray:
+    """Return the first image of an array (N, H, W, 3)."""
+    return np.asarray(images)[0]
+
+
 def _sheet(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Return images in rows, with a title above each column."""
     step = SIZE + GAP
@@ -81,7 +87,7 @@ def _write_clip(pipe: ImagePipeline, call: dict[str, Any], path: Path) -> None:
     for step in pipe.stream(**call):
         frame = Image.new("RGB", (2 * SIZE + GAP, SIZE), "white")
         frame.paste(call["control_image"].convert("RGB"), (0, 0))
-        frame.paste(to_image(pipe.decode(step.latents, output_type="np")[0]), (SIZE + GAP, 0))
+        frame.paste(to_image(_first(pipe.decode(step.latents, output_type="np"))), (SIZE + GAP, 0))
         frames.append(frame)
     pauses = [PAUSE] * (len(frames) - 1) + [HOLD]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pauses, loop=0, quality=80)
