@@ -3,6 +3,7 @@
 # make test   everything that a change has to pass in the end: the same with all tests
 # make test-lowest          the tests with the lowest versions that pyproject.toml admits (constraints-lowest.txt)
 # make test-lowest-runtime  the same without PyTorch: what runs bundles, on those versions
+# make docs   the site of docs/ in build/docs; a dead link or name is an error
 # make audit                known vulnerabilities of what constraints.txt pins (asks PyPI over the network)
 # Needs Python 3.11 or newer, make and a package index; everything is installed into .venv.
 
@@ -15,11 +16,12 @@ SCRIPTS := $(wildcard examples/shapes/*.py benchmarks/*.py)
 # Two processes share what is exported once; more threads in each would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
+DOCS := build/docs-tools
 LOWEST := build/lowest
 LOWEST_RUNTIME := build/lowest-runtime
 RUNTIME_TESTS := tests/core tests/engines tests/runtime
 
-.PHONY: demo check test lint test-lowest test-lowest-runtime audit
+.PHONY: demo check test lint types docs test-lowest test-lowest-runtime audit
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -54,14 +56,25 @@ audit:
 	build/audit/bin/pip install --quiet pip-audit
 	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(TYPES) && mkdir -p $(TYPES)
-	ln -s $(addprefix $(CURDIR)/,$(wildcard controlnext/*) export engines runtime) $(TYPES)
 	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --package controlnext
 	MYPYPATH=$(dir $(TYPES)):examples/shapes:benchmarks $(BIN)/mypy $(SCRIPTS)
 	MYPYPATH=$(dir $(TYPES)) $(BIN)/mypy --warn-unused-ignores tests/runtime/typed_calls.py
+
+types:
+	rm -rf $(TYPES) && mkdir -p $(TYPES)
+	ln -s $(addprefix $(CURDIR)/,$(wildcard controlnext/*) export engines runtime) $(TYPES)
+
+# in an environment of its own: nothing else needs MkDocs, and it needs none of the package's libraries
+docs: types $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict --clean
+
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

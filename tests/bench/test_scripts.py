@@ -19,6 +19,7 @@ import int8
 import licences
 import lora_room
 import operators
+import pictures
 import pytest
 import speed
 import train
@@ -97,6 +98,17 @@ def test_the_demo_writes_a_strip_for_each_outline(
     demo.main([str(shapes_bundle_fp16), str(strips), "--count", "2", "--steps", "1"])
     assert Image.open(strips).size == (4 * SIZE, 2 * SIZE)
     assert capsys.readouterr().out.count("PSNR") == 2
+
+
+def test_the_pictures_of_the_readme_are_made(shapes_bundle_fp16: Path, tmp_path: Path) -> None:
+    """A row for each chosen drawing, a frame for each step; of one bundle there is no difference."""
+    pictures.main([*[str(shapes_bundle_fp16)] * 3, "--output", str(tmp_path), "--steps", "2"])
+    sheet = Image.open(tmp_path / "precisions.png")
+    assert sheet.width == len(pictures.TITLES) * (SIZE + pictures.GAP) - pictures.GAP
+    step = sheet.width - SIZE, pictures.HEAD
+    assert not any(high for _, high in sheet.crop((*step, sheet.width, SIZE)).getextrema())
+    assert Image.open(tmp_path / "steps.webp").n_frames == 2
+    assert Image.open(tmp_path / "outline.png").size == (SIZE, SIZE)
 
 
 @pytest.mark.parametrize("engine", [True, False])

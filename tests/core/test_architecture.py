@@ -157,7 +157,7 @@ def test_import_of_the_runtime_loads_little() -> None:
 
 def test_the_document_names_every_package_and_no_file_that_is_not_there() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    (tree,) = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    (tree,) = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
     stack: list[Path] = []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]

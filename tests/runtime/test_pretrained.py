@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
 from controlnext.bundle.card import model_card
 from controlnext.bundle.manifest import ParityRow, Source
