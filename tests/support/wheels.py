@@ -69,11 +69,19 @@ class CleanEnvironment:
 
 
 def install(wheel: Path, root: Path, extras: Iterable[str]) -> CleanEnvironment:
-    """Make a virtual environment at ``root`` with a wheel and what it needs with ``extras``.
+    """Make a virtual environment at ``root`` with a wheel and what it needs with ``extras``."""
+    make_environment(root)
+    add_wheel(wheel, root, extras)
+    return CleanEnvironment(root)
 
-    Packages of others are links to those of the suite: exactly those that the wheel's metadata leads to.
-    """
+
+def make_environment(root: Path) -> None:
+    """Make a virtual environment without pip, of the suite's Python."""
     _run([sys.executable, "-m", "venv", "--without-pip", root], root.parent)
+
+
+def add_wheel(wheel: Path, root: Path, extras: Iterable[str]) -> None:
+    """Install a wheel into an environment, with links to the suite's packages that its metadata leads to."""
     options = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
     _run([sys.executable, "-m", "pip", "--python", root / "bin/python", "install", *options, wheel], root)
     (packages,) = (root / "lib").glob("python*/site-packages")
@@ -82,7 +90,6 @@ def install(wheel: Path, root: Path, extras: Iterable[str]) -> CleanEnvironment:
             link = packages / path.name
             if not link.exists():
                 link.symlink_to(path)
-    return CleanEnvironment(root)
 
 
 def needed(wheel: Path, extras: Iterable[str]) -> set[str]:
