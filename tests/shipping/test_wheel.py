@@ -96,3 +96,8 @@ def test_a_bundle_runs(installed: CleanEnvironment, tmp_path: Path) -> None:
     options = ["--prompt", "a red circle", "--control-image", "edges.png", "--steps", "2", "--seed", "0"]
     installed.run("controlnext", "run", "fake", *options, "--output", "image.png", cwd=tmp_path)
     assert Image.open(tmp_path / "image.png").size == (64, 64)
+
+
+def test_a_bundle_runs_by_the_script_of_make_smoke(installed: CleanEnvironment, tmp_path: Path) -> None:
+    script, bundle = ROOT / "tests/shipping/smoke.py", ROOT / "tests/data/old_bundle/bundle"
+    assert str(installed.root) in installed.run("python", script, bundle, cwd=tmp_path)
