@@ -25,12 +25,12 @@ def check_versions(extra: str) -> None:
     if not wrong:
         return
     needs = [f"{need.name}{need.specifier} ({found} is installed)" for need, found in wrong.items()]
-    told, command = f"this needs {' and '.join(needs)}", f'pip install "{NAME}[{extra}]"'
+    told, command = f"this needs {', '.join(needs)}", f'pip install "{NAME}[{extra}]"'
     clashes = list(_clashes(wrong))
     if not clashes:
         raise MissingDependencyError(f"{told}; run {command}")
     raise MissingDependencyError(
-        f"{told}, and {' and '.join(clashes)}: they cannot share an environment; make another one with python"
+        f"{told}, but {', '.join(clashes)}: they cannot share an environment; make another one with python"
         f" -m venv, and run {command} there"
     )
 

@@ -83,6 +83,14 @@ def test_a_library_that_is_missing_is_named_in_a_line(site: Path) -> None:
     assert_refused(done, "this needs typer, which is not installed", 'pip install "controlnext[export]"')
 
 
+def test_a_missing_library_that_would_not_fit_is_not_offered(site: Path) -> None:
+    code = (
+        "from importlib import metadata; sys.modules['typer'] = None; metadata.version = lambda name: '0.1'"
+    )
+    done = fresh(site, code, "export", "controlnext", "--help")
+    assert_refused(done, "this needs ", "transformers>=", "(0.1 is installed)")
+
+
 def test_the_help_is_that_of_our_command(optimum: Cli) -> None:
     done = optimum("export", "controlnext", "--help")
     assert done.status == 0, done.err

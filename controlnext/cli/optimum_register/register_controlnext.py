@@ -29,10 +29,15 @@ class ControlNeXtExportCommand(BaseOptimumCLICommand):
         """Export, and exit with the status of ``controlnext-export``."""
         from controlnext.errors import MissingDependencyError
         from controlnext.optional import extra
+        from controlnext.versions import check_versions
 
         try:
             with extra("export"):
-                from controlnext.cli import export_in_optimum
+                try:
+                    from controlnext.cli import export_in_optimum
+                except ModuleNotFoundError:
+                    check_versions("export")  # what is missing may not fit to what is there
+                    raise
         except MissingDependencyError as error:
             print(f"controlnext: error: {error}", file=sys.stderr)
             sys.exit(2)
