@@ -18,8 +18,8 @@ import msgspec
 import controlnext
 from controlnext import processor
 from controlnext.engines import registry
-from controlnext.engines.onnxruntime.library import load
 from controlnext.engines.tensorrt.gpu import find_gpus
+from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.secrets import HIDDEN, is_secret, without_secrets
 
 NOT_FOR_USERS = ("dev", "docs")
@@ -198,7 +198,7 @@ def _providers(problems: list[str]) -> list[str]:
     if not backend.available():
         return []
     try:
-        return list(load().get_available_providers())
+        return list(load_onnxruntime().get_available_providers())
     except Exception as error:  # a damaged installation raises anything
         problems.append(f"onnxruntime is installed and cannot be used: {str(error) or type(error).__name__}")
         return []
