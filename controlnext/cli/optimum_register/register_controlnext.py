@@ -45,4 +45,4 @@ class ControlNeXtExportCommand(BaseOptimumCLICommand):
 
 
 REGISTER_COMMANDS = [(ControlNeXtExportCommand, ExportCommand)]
-"""What optimum reads: commands, each with the command that it is one of."""
+"""Read by optimum: commands, each with the command that it belongs to."""
