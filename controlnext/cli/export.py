@@ -24,6 +24,7 @@ from controlnext.evaluation.calibration_data import (
 from controlnext.families import get_family
 from controlnext.optional import extra
 from controlnext.types import Precision
+from controlnext.versions import check_versions
 
 
 def export(
@@ -87,6 +88,7 @@ def export(
         raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
     examples = default_examples() if calibration is None else read_examples(calibration)
     with extra("export"):
+        check_versions("export")
         from controlnext.evaluation.parity import measure
         from controlnext.export import export_bundle
         from controlnext.export.lora import check_lora_rank

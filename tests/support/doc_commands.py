@@ -49,6 +49,7 @@ class Commands:
             return run and self._curl(command)
         checks = {
             "controlnext-export": lambda given: _parse(["export", *given]),
+            "optimum-cli": lambda given: _parse([given[0], *given[2:]]),
             "python": self._script,
             "make": _target,
             "pip": _extras,
