@@ -4,6 +4,7 @@
 # make test-lowest          the tests with the lowest versions that pyproject.toml admits (constraints-lowest.txt)
 # make test-lowest-runtime  the same without PyTorch: what runs bundles, on those versions
 # make docs   the site of docs/ in build/docs; a dead link or name is an error
+# make dist   the sdist and the wheel in build/dist; make smoke installs that wheel by itself and runs a bundle with it
 # make audit                known vulnerabilities of what constraints.txt pins (asks PyPI over the network)
 # Needs Python 3.11 or newer, make and a package index; everything is installed into .venv.
 
@@ -17,11 +18,13 @@ SCRIPTS := $(wildcard examples/shapes/*.py benchmarks/*.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
 
 DOCS := build/docs-tools
+DIST := build/dist
+SMOKE := build/smoke
 LOWEST := build/lowest
 LOWEST_RUNTIME := build/lowest-runtime
 RUNTIME_TESTS := tests/core tests/engines tests/runtime
 
-.PHONY: demo check test lint types docs test-lowest test-lowest-runtime audit
+.PHONY: demo check test lint types docs dist smoke test-lowest test-lowest-runtime audit
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -49,6 +52,20 @@ test-lowest-runtime:
 		--editable '.[cpu,openvino,preprocess,ray,serve,video]' httpx hypothesis jinja2 matplotlib onnx openai \
 		playwright pytest pytest-timeout pytest-xdist schemathesis
 	OMP_NUM_THREADS=1 $(LOWEST_RUNTIME)/bin/pytest --numprocesses 2 --dist worksteal $(RUNTIME_TESTS)
+
+# the wheel is built of the sdist, away from the checkout, where no file of an earlier build can get into it
+dist:
+	rm -rf $(DIST)
+	$(PYTHON) -m venv --clear build/dist-tools
+	build/dist-tools/bin/pip install --quiet --constraint constraints.txt build
+	build/dist-tools/bin/python -m build --outdir $(DIST)
+
+smoke:
+	$(PYTHON) -m venv --clear $(SMOKE)
+	$(SMOKE)/bin/pip install --quiet --constraint constraints.txt \
+		"controlnext[cpu,hub,openvino,preprocess,serve,video] @ file://$(firstword $(abspath $(wildcard $(DIST)/*.whl)))"
+	cd $(SMOKE) && bin/controlnext env
+	cd $(SMOKE) && bin/python $(CURDIR)/tests/shipping/smoke.py $(CURDIR)/tests/data/old_bundle/bundle
 
 # strict: a package that the database does not have is a failure, not a clean one
 audit:
