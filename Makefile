@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 		--control examples/shapes/model/controlnet.safetensors \
 		--unet-weights examples/shapes/model/unet.safetensors --unet-increments \
 		--output build/shapes-fp16 --force
-	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/shapes/demo.py build/shapes-fp16 build/demo.png
+	$(BIN)/python examples/shapes/demo.py build/shapes-fp16 build/demo.png
 
 test: lint
 	$(PYTEST)

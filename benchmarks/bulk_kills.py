@@ -80,7 +80,7 @@ def killed_at(command: Sequence[str], output: Path, mark: int, delay: float) -> 
 def run_with_kills(bundle: Path, jobs: Path, output: Path, count: int, kills: int) -> list[int]:
     """Run to the end; return how many finished images each kill that hit left out of the ledger."""
     command = [sys.executable, "-m", "controlnext", "batch", str(bundle), "--jobs", str(jobs)]
-    command += ["--output", str(output), "--max-rows", str(MAX_ROWS), "--json"]
+    command += ["--output", str(output), "--max-rows", str(MAX_ROWS), "--json", "--no-metadata"]
     chance, marks, lost = random.Random(2), list[int](), list[int]()
     while len(lost) < kills:
         marks = marks or sorted(chance.sample(range(1, count), kills - len(lost)))

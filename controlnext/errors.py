@@ -145,9 +145,11 @@ def blames(argument: str) -> Iterator[None]:
 @contextmanager
 def begins_with(argument: str) -> Iterator[None]:
     """Have an :class:`InputError` of the block, which does not say what it was given for, begin with
-    ``argument``, which it gets."""
+    ``argument``, which it gets. Libraries that are not installed are no fault of an argument."""
     try:
         yield
+    except MissingDependencyError:
+        raise
     except InputError as error:
         raise InputError(f"{argument}: {error}", argument=argument) from error
 

@@ -208,7 +208,8 @@ class _Job:
 
     def traced(self) -> ir.Model:
         self.step("tracing", 0.0)
-        return trace(_meta_module(self), self.spec.with_features(self.config), self.sizes)
+        spec = self.spec.with_features(self.config)
+        return trace(_meta_module(self), spec, self.sizes, lambda done: self.step("tracing", 0.6 * done))
 
     def finished(self, traced: ir.Model, precision: Precision) -> ir.Model:
         """Return the final graph with its weights; it has the cached features as outputs too."""

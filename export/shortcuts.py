@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.onnx._internal.fx.passes import type_promotion
 from torch.overrides import TorchFunctionMode
@@ -70,20 +70,33 @@ def _repeat(tensor: Tensor, repeats: int, dim: int, output_size: int | None = No
 
 
 class _Replaced(TorchFunctionMode):
-    """A mode that replaces functions by others."""
+    """A mode that replaces functions by others; ``called`` is told of each call of one."""
 
-    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
+    def __init__(
+        self, functions: Mapping[Any, Callable[..., Any]], called: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
-        self.functions = functions
+        self.functions, self.called = functions, called
 
     def __torch_function__(
         self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return self.functions.get(function, function)(*args, **kwargs or {})
+        replacement = self.functions.get(function)
+        if replacement is None:
+            return function(*args, **kwargs or {})
+        self.called()
+        return replacement(*args, **kwargs or {})
 
 
-def short_trace() -> TorchFunctionMode:
-    """Return the mode to trace a module in; call :func:`name_stand_ins` afterwards."""
+COUNTED = (nn.Linear, nn.GroupNorm, nn.LayerNorm)
+"""The layers whose calls :func:`short_trace` tells of."""
+
+
+def short_trace(called: Callable[[], None]) -> TorchFunctionMode:
+    """Return the mode to trace a module in; call :func:`name_stand_ins` afterwards.
+
+    ``called`` is called at least once for each layer of :data:`COUNTED` that the trace passes.
+    """
     return _Replaced(
         {
             torch.Tensor.repeat_interleave: _repeat,
@@ -91,7 +104,8 @@ def short_trace() -> TorchFunctionMode:
             F.linear: _STAND_INS[_ATEN.linear.default],
             F.group_norm: _STAND_INS[_ATEN.group_norm.default],
             F.layer_norm: _STAND_INS[_ATEN.layer_norm.default],
-        }
+        },
+        called,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import onnx_ir as ir
@@ -15,10 +16,12 @@ from torch import nn
 
 from controlnext.export.decompose import decomposed_in_place
 from controlnext.export.lora_branches import TRANSLATIONS
-from controlnext.export.shortcuts import name_stand_ins, short_trace
+from controlnext.export.shortcuts import COUNTED, name_stand_ins, short_trace
 from controlnext.families import GraphSpec
 from controlnext.tensor_spec import TensorSpec
 
+_PROGRAM = 0.7
+"""The share of a trace's time that PyTorch's program takes, the denoiser's about."""
 OPSET = 23
 """The opset in which attention and group normalization are single operators."""
 
@@ -33,11 +36,17 @@ def materialize_meta_parameters(module: nn.Module) -> nn.Module:
     return module
 
 
-def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Model:
+def trace(
+    module: nn.Module,
+    spec: GraphSpec,
+    sizes: Mapping[str, int],
+    report: Callable[[float], None] = lambda _done: None,
+) -> ir.Model:
     """Return the graph of ``module`` as the exporter makes it, in float32.
 
     ``sizes`` are the model's own (:meth:`TensorSpec.resolve`). Every symbol of the specs is traced as a
-    dynamic size, from the example values ``spec.trace_sizes``; these only lead the trace.
+    dynamic size, from the example values ``spec.trace_sizes``; these only lead the trace. ``report`` is
+    called with what is done, from 0 to 1.
     """
     inputs = [tensor.resolve(sizes) for tensor in spec.inputs]
     examples = tuple(
@@ -47,7 +56,7 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
     dynamic = tuple(_dynamic_axes(tensor) for tensor in inputs)
     shapes = _by_parameter(module, dynamic)
     with _quiet(), torch.no_grad():
-        with short_trace():
+        with short_trace(_counted(module, report)):
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
         name_stand_ins(program)
         with decomposed_in_place(program):
@@ -64,6 +73,14 @@ def trace(module: nn.Module, spec: GraphSpec, sizes: Mapping[str, int]) -> ir.Mo
             )
     assert exported is not None
     return exported.model
+
+
+def _counted(module: nn.Module, report: Callable[[float], None]) -> Callable[[], None]:
+    """Return the function that counts the layers which a trace passed, and reports their share of all."""
+    layers = sum(isinstance(part, COUNTED) for part in module.modules())
+    passed = itertools.count(1)
+    # the rest is the way from the program to the graph
+    return lambda: report(_PROGRAM * min(next(passed) / max(layers, 1), 1))
 
 
 def _by_parameter(module: nn.Module, dynamic: tuple[object, ...]) -> tuple[object, ...]:

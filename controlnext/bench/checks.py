@@ -10,12 +10,14 @@ from types import MappingProxyType
 
 from controlnext.bench.choices import FEW_STEPS, IMAGES, MEASURES
 from controlnext.bench.settings import Settings
+from controlnext.bundle.format import read_json
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
 from controlnext.engines.threads import check_threads
 from controlnext.errors import InputError
 from controlnext.families import Family, get_family
 from controlnext.families.schema import PREVIEW_DECODER
+from controlnext.runtime.samplers import make_sampler
 
 _OF_MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -71,6 +73,17 @@ def check_settings(settings: Settings, manifests: Sequence[Manifest]) -> None:
                 f" {', '.join(family.samplers)}",
                 argument=name,
             )
+
+
+def check_few_steps(few_steps: int | None, bundles: Sequence[Path]) -> None:
+    """Raise :class:`InputError` for a number of steps that the sampler of a bundle does not take."""
+    for bundle in bundles if few_steps is not None else ():
+        config = read_json(bundle / "scheduler" / "scheduler_config.json")
+        try:
+            make_sampler(FEW_STEPS["sampler"], config, few_steps)
+        except InputError as error:
+            told = str(error).replace("num_inference_steps", "few_steps")
+            raise InputError(told, argument="few_steps") from error
 
 
 def _check_measures(settings: Settings, family: Family) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from controlnext.bench.checks import check_bundles, check_settings
+from controlnext.bench.checks import check_bundles, check_few_steps, check_settings
 from controlnext.bench.choices import DECODES, IMAGES, STEPS, Surroundings, ways_of_less
 from controlnext.bench.hardware import core_count, find_hardware, free_memory
 from controlnext.bench.messages import Target, TurnKind, Work
@@ -45,6 +45,7 @@ def measure(
     """
     manifests = check_bundles(bundles)
     check_settings(settings, manifests)
+    check_few_steps(settings.few_steps, bundles)
     main = _main_work(manifests[0], settings)
     items = _step_items(main, settings)
     targets = _choose(bundles, settings, made)

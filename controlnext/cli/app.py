@@ -51,6 +51,16 @@ def export_main() -> None:
     sys.exit(call(application, sys.argv[1:], "controlnext-export"))
 
 
+def export_in_optimum(arguments: list[str]) -> int:
+    """Run ``optimum-cli export controlnext``, the same as ``controlnext export``, and return the exit status.
+
+    Completion by the shell is left out: it is a matter of the program, which is optimum's.
+    """
+    application = typer.Typer(add_completion=False)
+    application.command(cls=ConfigCommand)(export)
+    return call(application, arguments, "optimum-cli export controlnext")
+
+
 def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     """Run the command line ``arguments`` and return the exit status.
 

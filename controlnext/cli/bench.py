@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,8 +67,6 @@ def bench(
     from controlnext.bench.session import measure as run
     from controlnext.bench.settings import Settings
 
-    if output is not None:
-        check_writable(output / "bench.json")
     settings = Settings(
         measures=list(measure or DEFAULT_MEASURES),
         only=only or ["*"],
@@ -92,6 +91,8 @@ def bench(
     )
     directories = [fetch_bundle(bundle, quiet=as_json) for bundle in bundles or ()]
     with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(_place(output))
         report = stack.enter_context(progress(quiet=as_json))
         made = output or stack.enter_context(temporary_directory("bench"))
         if model is not None:
@@ -108,6 +109,20 @@ def bench(
     if not results.measurements:
         reasons = {missing.reason for missing in results.missing}
         raise WorkError(f"nothing was measured: {'; '.join(sorted(reasons)) or 'no target was selected'}")
+
+
+@contextmanager
+def _place(output: Path) -> Iterator[None]:
+    """Make the directory ``output``; one that is made here and still empty after an error is removed."""
+    new = [path for path in (output, *output.parents) if not path.exists()]
+    try:
+        check_writable(output / "bench.json")
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
 
 
 def _check_choice(

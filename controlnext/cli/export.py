@@ -24,6 +24,7 @@ from controlnext.evaluation.calibration_data import (
 from controlnext.families import get_family
 from controlnext.optional import extra
 from controlnext.types import Precision
+from controlnext.versions import check_versions
 
 
 def export(
@@ -86,10 +87,17 @@ def export(
         calibrated = " or ".join(known for known in Precision if known.calibrated)
         raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
     examples = default_examples() if calibration is None else read_examples(calibration)
-    with extra("export"):
+    with progress(quiet=as_json) as report, extra("export"):
+        check_versions("export")
+        report("loading PyTorch", 0.0)
+        import torch  # noqa: F401
+
+        report("loading diffusers and transformers", 0.3)
         from controlnext.evaluation.parity import measure
         from controlnext.export import export_bundle
         from controlnext.export.lora import check_lora_rank
+
+        report("loaded PyTorch, diffusers and transformers", 1.0)
     if verify is None:
         verify = sources.random_weights is None
     compute = compute or (Precision.FP32 if plan is None else Precision.FP16)

@@ -190,12 +190,10 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
         raise InputError(f"{title} needs --control-image, which is not given; give the control image with it")
     if kind.subject not in given:
         raise InputError(f"{title} needs {_flags([kind.subject])}; give it with --control-image")
-    for name, counts in {"control_image": (controls,), "scale": (1, controls)}.items():
-        if name in given and len(given[name]) not in counts:
-            raise InputError(
-                f"{_flags([name])} was given {len(given[name])} times, but the number of controls is"
-                f" {controls}; give one per control"
-            )
+    _check_counts(given, "control", controls, {"control_image": (controls,), "scale": (1, controls)})
+    if (prompts := len(pipeline.bundle.manifest.graphs[pipeline.family.denoiser].adapters)) > 1:
+        counts = {"ip_adapter_image": (prompts,), "ip_adapter_scale": (1, prompts)}
+        _check_counts(given, "IP-Adapter", prompts, counts)
     for name, partners in _NEEDS.items():
         if name in given and not set(partners) & given.keys():
             raise InputError(
@@ -203,6 +201,18 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
                 f" remove {_flags([name])}"
             )
     return given
+
+
+def _check_counts(
+    given: Mapping[str, Any], kind: str, number: int, counts: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise :class:`InputError` for an option that is not repeated as often as there are things of a kind."""
+    for name, accepted in counts.items():
+        if name in given and len(given[name]) not in accepted:
+            raise InputError(
+                f"{_flags([name])} was given {len(given[name])} times, but the number of {kind}s is"
+                f" {number}; give one per {kind}"
+            )
 
 
 def _request(pipeline: Pipeline, control: ControlFiles, given: Mapping[str, Any]) -> CommonRequest:

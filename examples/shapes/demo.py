@@ -1,87 +1,80 @@
-"""Run the exported small model on held-out outlines and compare it with PyTorch.
+"""Draw held-out outlines with the exported small model, without PyTorch.
 
     python examples/shapes/demo.py BUNDLE IMAGE [--count N] [--steps N]
 
-Prints the PSNR of the two images and the overlap of the shape with the outline's, and writes a strip for each
-outline: outline, PyTorch, engine, difference.
+Prints how well each shape covers its outline, writes outlines and images side by side, and says what to try
+next.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from draw import SIZE, held_out, outline, prompt
+from draw import SIZE, Drawing, held_out, outline, prompt
 from PIL import Image
 from score import overlap
 
 from controlnext.bundle.files import new_file
-from controlnext.evaluation.metrics import psnr
-from controlnext.evaluation.report import difference_image, to_image
-from controlnext.families import get_family
-from controlnext.reference import ImageReference
-from controlnext.runtime import Pipeline
-from controlnext.weights import Checkpoint, load_checkpoint
+from controlnext.cli.console import progress
+from controlnext.runtime import ImagePipeline
 
-MODEL = Path(__file__).parent / "model"
 # at the default guidance scale of 5 the small model's colours begin to mix
 COUNT, STEPS, GUIDANCE = 4, 20, 3.0
-
-
-def checkpoint(model: Path = MODEL, lora: Sequence[str] = ()) -> Checkpoint:
-    """Return the small model from the files that the export reads, with LoRAs ``PATH[:SCALE]``."""
-    return load_checkpoint(
-        get_family("sdxl"),
-        base=model / "base",
-        control=model / "controlnet.safetensors",
-        unet_weights=model / "unet.safetensors",
-        unet_increments=True,
-        lora=lora,
-    )
-
-
-def reference(model: Path = MODEL, lora: Sequence[str] = ()) -> ImageReference:
-    """Load the small model in PyTorch; the arguments are those of :func:`checkpoint`."""
-    return ImageReference.of(checkpoint(model, lora))
+CONTROL = "outline.png"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and compare."""
+    """Parse the command line and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("image", type=Path)
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--steps", type=int, default=STEPS)
     given = parser.parse_args(arguments)
-    compare(given.bundle, given.image, given.count, given.steps)
+    drawings = held_out(given.count)
+    images = list(draw(given.bundle, drawings, given.steps))
+    pairs = [(outline(drawing), image) for drawing, image in zip(drawings, images, strict=True)]
+    _write(np.concatenate([np.concatenate(pair, axis=1) for pair in pairs]), given.image)
+    _write(pairs[0][0], given.image.with_name(CONTROL))
+    for drawing, image in zip(drawings, images, strict=True):
+        covered = 100 * overlap(image / 255, drawing)
+        print(f"{prompt(drawing)}: {covered:.0f} % of the shape is where it is asked for")
+    print(f"{given.image}: each outline and the image of it")
+    print(
+        NEXT.format(bundle=given.bundle, control=given.image.with_name(CONTROL), directory=given.image.parent)
+    )
 
 
-def compare(bundle: Path, output: Path, count: int = COUNT, steps: int = STEPS) -> None:
-    """Compare ``count`` images of the bundle with PyTorch's and write the strips to ``output``."""
-    stock = reference()
-    rows = []
-    with Pipeline.load(bundle) as pipeline:
-        for seed, drawing in enumerate(held_out(count)):
-            control = Image.fromarray(outline(drawing))
-            arguments: dict[str, Any] = {
-                "prompt": prompt(drawing),
-                "control_image": control,
-                "num_inference_steps": steps,
-                "guidance_scale": GUIDANCE,
-                "height": SIZE,
-                "width": SIZE,
-                "seed": seed,
-            }
-            pytorch = stock(**arguments).images[0]
-            engine = pipeline(**arguments, output_type="np").images[0]
-            covered = overlap(engine, drawing)
-            print(f"{prompt(drawing)}: PSNR {psnr(pytorch, engine):.0f} dB, shape covered {covered:.2f}")
-            images = [control, to_image(pytorch), to_image(engine), difference_image(pytorch, engine)]
-            rows.append(np.concatenate([np.asarray(image) for image in images], axis=1))
-    with new_file(output) as aside:
-        Image.fromarray(np.concatenate(rows)).save(aside)
-    print(f"{output}: outline, PyTorch, engine, difference (20 times as bright)")
+NEXT = """
+Three things to try next, after `source .venv/bin/activate`:
+  controlnext run {bundle} --prompt "a yellow star on a blue background" --control-image {control} \\
+      --guidance 3 --output {directory}/star.png
+  controlnext serve {bundle}      # a page at http://127.0.0.1:8000
+  controlnext verify {bundle} --report {directory}/verify.html      # beside PyTorch's images"""
+
+
+def draw(bundle: Path, drawings: Sequence[Drawing], steps: int) -> Iterator[np.ndarray]:
+    """Yield the image (height, width, 3), uint8, of each drawing."""
+    with progress(quiet=False) as report, ImagePipeline.load(bundle) as pipeline:
+        for seed, drawing in enumerate(drawings):
+            report(prompt(drawing), seed / len(drawings))
+            out = pipeline(
+                prompt(drawing),
+                control_image=Image.fromarray(outline(drawing)),
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE,
+                height=SIZE,
+                width=SIZE,
+                seed=seed,
+            )
+            yield np.asarray(out.images[0])
+        report("drawn", 1.0)
+
+
+def _write(pixels: np.ndarray, path: Path) -> None:
+    with new_file(path) as aside:
+        Image.fromarray(pixels).save(aside)
 
 
 if __name__ == "__main__":

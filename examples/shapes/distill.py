@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from data import Drawings, encode, training_drawings
-from demo import GUIDANCE, MODEL, reference
+from demo import GUIDANCE
 from draw import SIZE
 from fit import TrainingPlan, fit
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
+from torch_model import MODEL, reference
 from train import TIME_IDS, half, prompt_table
 
 from controlnext.models.cross_normalization import Control, CrossNormalization, inject

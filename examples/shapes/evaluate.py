@@ -15,9 +15,10 @@ from typing import Any
 
 import draw
 import numpy as np
-from demo import GUIDANCE, reference
+from demo import GUIDANCE
 from PIL import Image
 from score import colours_right, overlap
+from torch_model import reference
 
 from controlnext.evaluation.metrics import psnr
 from controlnext.runtime import Pipeline

@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnext.bundle.files import check_writable, new_file
 from controlnext.closeable import Closeable
-from controlnext.errors import InputError
+from controlnext.errors import InputError, MissingDependencyError
 from controlnext.image_input import ImageReader, open_image
 from controlnext.runtime.media.recipe import Recipe, text_chunks
 
@@ -36,6 +36,8 @@ def read_image(path: Path, change: Change | None = None) -> Image.Image:
     image = open_image(path)
     try:
         return (change or ImageReader(str(path)).read_rgb)(image)
+    except MissingDependencyError:  # no fault of the file
+        raise
     except InputError as error:
         raise type(error)(f"{path}: {error}", argument=error.argument) from error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from controlnext.errors import InputError, blames
+from controlnext.errors import InputError, MissingDependencyError, blames
 from controlnext.image_input import Bands, ImageReader
 from controlnext.runtime.request import VideoRequest
 from controlnext.runtime.vae import control_array, read_images
@@ -64,6 +64,8 @@ def read_one(name: str, given: Any, reader: ImageReader) -> Bands:
     """Return the single image ``given``; errors call it ``name``."""
     try:
         images = read_images(given, reader)
+    except MissingDependencyError:
+        raise
     except InputError as error:
         raise InputError(f"{name}: {error}", argument=error.argument) from error
     if len(images) > 1:

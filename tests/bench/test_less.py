@@ -137,6 +137,10 @@ def test_a_long_image_is_warmed_up_with_a_short_one(
         (["--measure=image", "--threads=1000000"], ["--threads is 1000000", "an integer from 1 to"]),
         (["--measure=image", "--sdcpp=/nowhere"], ["--sdcpp is '/nowhere'", "no program"]),
         (["--measure=image", "--tiny-decoder"], ["--tiny-decoder", "no bundle has a tiny VAE"]),
+        (
+            ["--measure=image", "--few-steps=60"],
+            ["--few-steps is 60", "supports 1 to 50 steps", "reduce --few-steps"],
+        ),
         (["--measure=image", "--sampler=flow_euler"], ["--sampler", "no sampler 'flow_euler'", "unipc"]),
     ],
 )
@@ -144,6 +148,16 @@ def test_what_has_no_effect_is_refused(
     cli: Cli, bundle: Path, arguments: list[str], words: list[str]
 ) -> None:
     assert_refused(cli("bench", bundle, *arguments), *words)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_run_leaves_no_directory(cli: Cli, bundle: Path, tmp_path: Path, there: bool) -> None:
+    """But for one that was there before."""
+    output = tmp_path / "new" / "results"
+    if there:
+        output.mkdir(parents=True)
+    assert_refused(cli("bench", bundle, "--threads=1000000", "--output", output), "--threads")
+    assert output.exists() == output.parent.exists() == there
 
 
 def test_where_nothing_could_be_measured_the_reasons_are_written(

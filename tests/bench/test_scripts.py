@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,7 +23,9 @@ import operators
 import pictures
 import pytest
 import speed
+import torch_model
 import train
+import typer
 import vae_tiling
 from draw import SIZE
 from PIL import Image
@@ -30,6 +33,7 @@ from PIL import Image
 import controlnext.export
 from controlnext.bundle.manifest import Manifest
 from controlnext.bundle.reader import read_manifest
+from controlnext.cli.app import make_application
 from controlnext.families import get_family
 from controlnext.weights import Checkpoint, load_checkpoint
 from support.cli import Cli
@@ -84,20 +88,32 @@ def test_the_distillation_writes_a_lora_of_the_model(tmp_path: Path, monkeypatch
     monkeypatch.setattr(distill, "RUNS", (2,))
     file = tmp_path / "lora.safetensors"
     distill.main(["--output", str(file), "--steps", "2", "--batch", "2", "--drawings", "4"])
-    plain, distilled = (demo.reference(lora=lora).denoiser.state_dict() for lora in ([], [str(file)]))
+    plain, distilled = (torch_model.reference(lora=lora).denoiser.state_dict() for lora in ([], [str(file)]))
     changed = {name for name, tensor in plain.items() if not tensor.equal(distilled[name])}
     assert changed == {
         name for name in plain if name.endswith(tuple(f"{end}.weight" for end in distill.LAYERS))
     }
 
 
-def test_the_demo_writes_a_strip_for_each_outline(
+def test_the_demo_draws_each_outline_and_ends_with_what_to_try(
     shapes_bundle_fp16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Three commands, which the command line takes, of files that are there."""
     strips = tmp_path / "demo.png"
     demo.main([str(shapes_bundle_fp16), str(strips), "--count", "2", "--steps", "1"])
-    assert Image.open(strips).size == (4 * SIZE, 2 * SIZE)
-    assert capsys.readouterr().out.count("PSNR") == 2
+    assert Image.open(strips).size == (2 * SIZE, 2 * SIZE)
+    said = capsys.readouterr().out
+    assert said.count("% of the shape") == 2
+    commands = [
+        shlex.split(line, comments=True)[1:]
+        for line in said.replace("\\\n", "").splitlines()
+        if "  controlnext" in line
+    ]
+    assert [command[0] for command in commands] == ["run", "serve", "verify"]
+    assert Path(commands[0][commands[0].index("--control-image") + 1]).is_file()
+    application = typer.main.get_command(make_application())
+    for command, *arguments in commands:
+        application.commands[command].make_context(command, arguments)
 
 
 def test_the_pictures_of_the_readme_are_made(shapes_bundle_fp16: Path, tmp_path: Path) -> None:

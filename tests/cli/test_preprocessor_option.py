@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from controlnext.errors import InputError
 from controlnext.runtime.media.image_files import ImageFiles
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.preprocess import preprocess
+from support.cli import Cli, assert_refused
+from support.fake_bundle import write_fake_bundle
+from support.runs import run
 from support.stand_in_models import write_detector, write_estimator, write_map_model
 
 FRAMES = 3
@@ -77,3 +81,12 @@ def test_a_clip_is_made_before_the_run(clip: Path, tmp_path: Path) -> None:
 def test_an_image_is_made(clip: Path, tmp_path: Path) -> None:
     with ImageFiles(tmp_path / "out.png") as files, opened("tile", None) as tile:
         assert ControlFiles(files, tile, told)(clip / "0.png", {}).size == (128, 96)
+
+
+def test_a_library_that_is_missing_is_not_laid_to_the_image(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outline: Path
+) -> None:
+    bundle = write_fake_bundle(tmp_path / "bundle")
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    done = run(cli, bundle, prompt="a", control_image=outline, preprocess="canny", output=tmp_path / "x.png")
+    assert_refused(done, "error: OpenCV is not installed", 'run pip install "controlnext[preprocess]"')

@@ -13,6 +13,7 @@ from controlnext.runtime import Pipeline
 from support.cli import Cli, assert_refused
 from support.fake_bundle import write_fake_bundle
 from support.fake_loras import write_fake_lora
+from support.fake_prompts import write_fake_prompts
 from support.recipe import drawing
 from support.runs import assert_same, run
 
@@ -27,6 +28,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         "image": write_fake_bundle(directory / "image"),
         "two controls": write_fake_bundle(directory / "two", controls=2),
         "no text": write_fake_bundle(directory / "bare", text_encoders=False),
+        "two prompts": write_fake_prompts(directory / "prompts", 2),
     }
 
 
@@ -149,6 +151,11 @@ def test_several_controls(cli: Cli, tmp_path: Path, bundles: Bundles, outline: P
         ("image", {"fps": 7}, ["does not support --fps;"]),
         ("image", {"scale": [1, 2]}, ["--scale was given 2 times, but the number of controls is 1"]),
         ("two controls", {}, ["--control-image was given 1 times, but the number of controls is 2"]),
+        (
+            "two prompts",
+            {"ip_adapter_image": "{tmp}/outline.png"},
+            ["--ip-adapter-image was given 1 times, but the number of IP-Adapters is 2; give one per"],
+        ),
     ],
 )
 def test_images_that_cannot_be(

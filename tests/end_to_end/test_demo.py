@@ -13,6 +13,7 @@ from pathlib import Path
 import demo
 import numpy as np
 import pytest
+import torch_model
 from draw import SIZE, held_out, outline
 from evaluate import sample, scores
 from PIL import Image
@@ -54,7 +55,7 @@ def draw(request: pytest.FixtureRequest, shared_folder: Path) -> Draw:
 
 @functools.cache
 def _pytorch_images() -> np.ndarray:
-    return sample(demo.reference(), held_out(COMPARED), **OPTIONS)
+    return sample(torch_model.reference(), held_out(COMPARED), **OPTIONS)
 
 
 # seen: 78 dB in float16, 35 dB in int8

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import demo
 import distill
 import numpy as np
 import pytest
 import torch
+import torch_model
 from draw import held_out
 from evaluate import sample, scores
 from safetensors.torch import load_file
@@ -28,7 +28,7 @@ def test_the_file_is_small() -> None:
 def test_it_is_added_to_every_layer_that_it_names() -> None:
     """To base and increments: each weight becomes the exported one plus the product of the two matrices."""
     lora = load_file(distill.LORA)
-    plain, distilled = (demo.reference(lora=given).denoiser for given in ([], [str(distill.LORA)]))
+    plain, distilled = (torch_model.reference(lora=given).denoiser for given in ([], [str(distill.LORA)]))
     layers = {name.removeprefix("unet.").rpartition(".lora_")[0] for name in lora}
     assert len(lora) == 2 * len(layers)
     for layer, weight in plain.state_dict().items():
@@ -44,7 +44,7 @@ def test_it_is_added_to_every_layer_that_it_names() -> None:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few") / "bundle"
-    export_bundle(demo.checkpoint(lora=[str(distill.LORA)]), "fp32", folder)
+    export_bundle(torch_model.checkpoint(lora=[str(distill.LORA)]), "fp32", folder)
     return folder
 
 

@@ -93,3 +93,13 @@ def operators(model: ir.Model) -> Counter[str]:
     kinds = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
     # a product of sizes is a view more or less
     return Counter(n.op_type for n in model.graph if n.outputs[0].dtype in kinds and n.op_type != "Reshape")
+
+
+@pytest.mark.export
+def test_what_is_done_is_reported_layer_by_layer():
+    """Rising, once for each of the four layers, and a part is left for the way to ONNX."""
+    done: list[float] = []
+    tracing.trace(Layers().eval().requires_grad_(False), SPEC, {}, done.append)
+    assert len(done) >= 4
+    assert done == sorted(done)
+    assert 0 < done[0] < done[-1] < 1

@@ -111,7 +111,7 @@ def test_an_onnx_runtime_that_cannot_be_imported_is_told(monkeypatch: pytest.Mon
     def damaged() -> None:
         raise OSError("libonnxruntime.so: file too short")
 
-    monkeypatch.setattr(environment, "load", damaged)
+    monkeypatch.setattr(environment, "load_onnxruntime", damaged)
     found = describe()
     assert found.providers == []
     assert found.problems == [

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import demo
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_model
 from diffusers import AutoencoderKL, AutoencoderTiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,7 +168,7 @@ def test_the_reference_tiles_only_when_asked(tiny_checkpoint: Callable[[str], Pa
 def test_the_trained_model(shapes_bundle: Path) -> None:
     """A whole run with a prompt, not square. Tiles change single pixels by up to a third of their range, but
     it stays the same image: by 0.02 on average."""
-    reference = demo.reference()
+    reference = torch_model.reference()
     arguments = {"prompt": "a red circle on a blue background", "num_inference_steps": 6, "seed": 3}
     arguments |= {"control_image": drawing(2, 208, 168), "height": 168, "width": 208}
     wanted = reference(**arguments, vae_tiling=True)

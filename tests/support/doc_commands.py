@@ -22,7 +22,7 @@ from support.doc_blocks import ROOT, words_of
 from support.gate import until
 from support.serving import Site
 
-RUN = ("run", "inspect", "batch", "triton")
+RUN = ("run", "inspect", "batch", "triton", "env")
 """Subcommands that run on fake bundles within a second; the others are parsed."""
 SERVER, CLIP = "http://127.0.0.1:8000", "video_1a2b"
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -49,6 +49,7 @@ class Commands:
             return run and self._curl(command)
         checks = {
             "controlnext-export": lambda given: _parse(["export", *given]),
+            "optimum-cli": lambda given: _parse([given[0], *given[2:]]),
             "python": self._script,
             "make": _target,
             "pip": _extras,
@@ -116,7 +117,11 @@ def _stop_after_parsing(parser: argparse.ArgumentParser, given: Sequence[str] | 
 
 def _parse(arguments: Sequence[str]) -> None:
     """Parse a command line of controlnext: options exist, values are accepted, nothing is missing."""
-    commands = typer.main.get_command(make_application()).commands
+    application = typer.main.get_command(make_application())
+    if arguments[0].startswith("-"):
+        assert set(arguments) <= {name for option in application.params for name in option.opts}
+        return
+    commands = application.commands
     commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
 
 

@@ -25,7 +25,7 @@ def traced_once(trace: Trace, directory: Path) -> Trace:
     depends only on the architecture, not on weights or precision."""
 
     @functools.wraps(trace)
-    def kept(module: nn.Module, spec: Any, sizes: Mapping[str, int]) -> ir.Model:
+    def kept(module: nn.Module, spec: Any, sizes: Mapping[str, int], *_report: Any) -> ir.Model:
         if sum(parameter.numel() for parameter in module.parameters()) > LARGEST:
             return trace(module, spec, sizes)
         # functions are told by their places in memory, which differ from process to process
