@@ -58,7 +58,6 @@ def _describe_kernel(folder: Path) -> None:
 def _text(cell: Any) -> str:
     shown = [output for output in cell.outputs if output.get("name") != "stderr"]
     return "".join(output.get("text", "") or _kinds(output) for output in shown)
-    return "".join(output.get("text", "") or _kinds(output) for output in shown)
 
 
 def _kinds(output: Any) -> str:
