@@ -29,7 +29,7 @@ _RULES = tuple(
             rf"\1{HIDDEN}@",
         ),
         # what signs a URL is in its query
-        (r"(://[^\s?#'\"]*)\?[^\s'\")]+", rf"\1?{HIDDEN}"),
+        (r"(://[^\s?#'\"]*)\?[^\s'\")]+?(?=:?(?:[\s'\")]|$))", rf"\1?{HIDDEN}"),
         (
             r"(?i)\b((?:x-(?:amz|goog)-[\w-]+|signature|sig|awsaccesskeyid|(?:access_?|id_?|refresh_?)?token"
             r"|api_?key|password|secret(?:_?key)?)=)[^\s&'\",;)]+",

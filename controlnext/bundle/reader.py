@@ -37,7 +37,8 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{bundle} is not a bundle: it has no {MANIFEST}; make one with controlnext export")
+        lack = f"it has no {MANIFEST}" if bundle.exists() else "there is no such file or directory"
+        raise BundleError(f"{bundle} is not a bundle: {lack}; make one with controlnext export")
     for ours in (path, bundle / ENGINES):
         check_inside(bundle, ours)
     if path.stat().st_size > LARGEST:

@@ -19,7 +19,7 @@ from controlnext.cli.config_file import ConfigCommand
 from controlnext.cli.env import env
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
-from controlnext.cli.option_names import OptionFormatter, OptionNames
+from controlnext.cli.option_names import OptionFormatter, OptionNames, in_plain_words
 from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
 from controlnext.cli.serve import ServeCommand, serve
@@ -86,7 +86,7 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     except MemoryError as error:
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(in_plain_words(error.format_message()), error.exit_code)
 
 
 def make_application() -> typer.Typer:

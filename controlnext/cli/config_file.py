@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from controlnext.cli.option_names import in_plain_words
 from controlnext.cli.verbosity import Command, parameters_of
 from controlnext.errors import InputError
 from controlnext.regular import read_small
@@ -117,7 +118,7 @@ class _Reader:
         try:
             parameter.process_value(self._context, given)
         except typer.TyperException as error:
-            told = getattr(error, "message", "") or str(error)
+            told = in_plain_words(getattr(error, "message", "") or str(error))
             raise InputError(f"{self._file}: {key}: {told}") from error
         except InputError as error:
             raise InputError(f"{self._file}: {key}: {error}", argument=error.argument) from error

@@ -157,6 +157,8 @@ def print_export_plan(plan: ExportPlan, as_json: bool) -> None:
         for graph in plan.estimate.graphs
     ]
     print_table(f"Graphs, by {plan.basis}", ("graph", "precision", "parameters", "size"), graphs)
+    if plan.basis == PUBLISHED and any(one.argument == "vae" for one in plan.sources):
+        print("Its own configuration, which is not here, may let the VAE of --vae have another precision")
     # what is wrong with it is the error of the command
     told = plan.place if plan.place in (FREE, REPLACED) else "not to be had"
     print(f"Output: {plan.bundle} ({told})")

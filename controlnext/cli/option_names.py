@@ -43,6 +43,11 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The libraries' arguments by option, where the names differ."""
 
 
+def in_plain_words(message: str) -> str:
+    """Return a message of the command line's library without the names that its checks have for errors."""
+    return message.replace("Value error, ", "")
+
+
 def argument_of(option: str, accepted: Container[str]) -> str | None:
     """Return the argument among the ``accepted`` ones that ``option`` gives, or None if there is none."""
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)

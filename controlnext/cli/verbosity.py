@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,13 +51,14 @@ def level() -> int:
 
 
 def _be_quiet(given: bool) -> None:
+    if given or not sys.stderr.isatty():
+        # read when the library is imported, which is after this
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not given:
         return
     logging.disable(logging.WARNING)
     _check()
     warnings.simplefilter("ignore")
-    # read when the library is imported, which is after this
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _be_verbose(given: bool) -> None:

@@ -139,7 +139,7 @@ def read_recipe(path: Path) -> Recipe:
     recipe, parameters = read_chunks(path)
     if recipe is None:
         told = "the parameters of another program" if parameters else "no arguments"
-        raise InputError(f"{path} has {told} in it; give an image that this package wrote, as a PNG")
+        raise InputError(f"{path} has {told} in it; give a PNG that run, batch or a server wrote")
     return recipe
 
 

@@ -47,9 +47,10 @@ class ClipWork:
 
     def __init__(self, service: Service, call: ClipFields, files: ClipUploads, path: Path) -> None:
         call.check(service.settings)
-        _check_uploads(files)
         self._service, self._call, self._files, self._path = service, call, files, path
+        # first, since no file helps where no bundle makes clips
         self.profile = service.choose(call.model, "video")
+        _check_uploads(files)
         self.seed = call.chosen_seed()
         self.size, self.seconds = call.size or "auto", self._foreseen()
         self.steps = (0, call.steps(self.profile.family, service.settings))

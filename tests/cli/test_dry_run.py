@@ -91,6 +91,15 @@ def test_what_would_be_fetched_is_what_is_fetched(
     assert after["basis"] == "the weights themselves"
 
 
+def test_a_vae_whose_configuration_is_not_here_may_have_another_precision(
+    cli: Cli, hub: StubHub, tmp_path: Path
+) -> None:
+    """The published one overflows in float16; the one that is given may not."""
+    done = _dry(cli, tmp_path / "new", *HUB, f"--vae={MODEL}/base")
+    assert "its own configuration, which is not here, may" in done.out.lower(), done.err
+    assert hub.downloads == []
+
+
 def test_offline_the_files_of_an_earlier_download_are_told(
     cli: Cli, hub: StubHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

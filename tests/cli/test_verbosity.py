@@ -72,6 +72,18 @@ def test_without_an_option_there_are_warnings_too() -> None:
     assert not any(level in line for level in ("info", "debug") for line in err)
 
 
+def test_the_hubs_library_draws_bars_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks a variable when it is imported; what the user set stays."""
+    variable = "HF_HUB_DISABLE_PROGRESS_BARS"
+    for given in ("0", ""):
+        monkeypatch.setenv(variable, given)
+        if not given:
+            monkeypatch.delenv(variable)
+        program = _TELLS.replace('print("result")', f"import os; print(os.environ['{variable}'])")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == (given or "1")
+
+
 @pytest.mark.parametrize("option", ["--verbose", "-v"])
 def test_verbose_tells_the_debug_log_of_this_package_and_each_task_once(option: str) -> None:
     out, err = _told(option)

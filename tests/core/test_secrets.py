@@ -25,6 +25,7 @@ TEXTS = {
     "one of a name": (f"'user:{CANARY}@owner/name' is no path", "'***@owner/name'"),
     "one of digits": ("ftp://me:1234567@host/toy", "ftp://***@host/toy"),
     "a signed URL": (f"https://b/k?X-Amz-Signature={CANARY}&X-Amz-Date=1", "https://b/k?***"),
+    "one before a colon": (f"https://b/k?sig={CANARY}: offline", "https://b/k?***: offline"),
     "one in quotes": (f"url=URL('https://b/k?sig={CANARY}') failed", "url=URL('https://b/k?***') failed"),
     "a query alone": (f"with url: /k?X-Amz-Credential={CANARY} (x", "with url: /k?X-Amz-Credential=*** (x"),
     "a header": (f"Authorization: Bearer {CANARY}", "Authorization: Bearer ***"),

@@ -124,3 +124,9 @@ def test_an_error_within_a_stream_is_an_event(here: Site, monkeypatch: pytest.Mo
     assert "secret" not in str(event)
     with pytest.raises(openai.APIError, match="the server failed"):
         list(here.openai().images.generate(prompt="a", stream=True, extra_body=image_call()))
+
+
+def test_a_clip_of_a_server_of_images(site: Site) -> None:
+    """What no file would help is said before a file is asked for."""
+    error = site.refused(400, "POST", "/v1/videos", data={"prompt": "a cat"}, files=[("n", ("", b""))])
+    assert error["message"] == "no model makes clips"
