@@ -68,7 +68,7 @@ def draw(bundle: Path, drawings: Sequence[Drawing], steps: int) -> Iterator[np.n
                 width=SIZE,
                 seed=seed,
             )
-            yield np.asarray(out.images[0])
+            yield np.asarray(out.images, np.uint8)[0]
         report("drawn", 1.0)
 
 

@@ -15,18 +15,20 @@ from support.recipe import drawing
 from support.wheels import FOLDERS, PROJECT, ROOT, CleanEnvironment, contents
 
 pytestmark = pytest.mark.export
+OPTIMUM = ("controlnext/cli/optimum_register/", "optimum/commands/register/")
+"""Where the command of optimum is written, and where optimum looks for it."""
 METADATA = f"controlnext-{controlnext.__version__}.dist-info"
 
 
 def _expected() -> dict[str, bytes]:
-    """Return the files of the directories, by where the package has them: in the nearest one's package."""
-    packages = {ROOT / folder: package.replace(".", "/") for package, folder in FOLDERS.items()}
-    found = {}
-    for path in (path for folder in packages for path in folder.rglob("*") if path.is_file()):
-        folder = next(parent for parent in path.parents if parent in packages)
-        if "__pycache__" not in path.parts:
-            found[f"{packages[folder]}/{path.relative_to(folder)}"] = path.read_bytes()
-    return found
+    """Return the files of the four directories, by where the wheel has them."""
+    found = {
+        f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}": path.read_bytes()
+        for package, folder in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    return {name.replace(*OPTIMUM): content for name, content in found.items()}
 
 
 def test_the_wheel_has_every_file_of_the_package_and_no_other(wheel: Path) -> None:
