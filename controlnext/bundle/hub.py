@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from controlnext.bundle.card import CARD, model_card
@@ -33,22 +34,31 @@ def hub_copy(
     ``subfolder``: the directory of the bundle in the repository, of which alone files are fetched.
 
     Raises:
-        BundleError: there is no such repository or revision, or no copy of it where the hub is not asked.
+        BundleError: there is no such repository or revision, it holds no bundle, which is found before
+            anything large is fetched, or there is no copy of it where the hub is not asked.
         MissingDependencyError: huggingface_hub is not installed.
     """
     with extra("hub"):
         from huggingface_hub import snapshot_download
+    fetch = partial(
+        snapshot_download,
+        repository,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    manifest, files = (f"{subfolder}/{name}" if subfolder else name for name in (MANIFEST, "*"))
     with _explained(repository, revision, f"there is no directory {repository}, and "):
-        directory = snapshot_download(
-            repository,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-            allow_patterns=None if subfolder is None else f"{subfolder}/*",
-        )
-    return Path(directory, subfolder or "")
+        directory = Path(fetch(revision=revision, allow_patterns=manifest))
+        if not (directory / manifest).is_file():
+            raise BundleError(
+                f"{repository} at the hub is not a bundle: it has no {manifest}; make one with controlnext"
+                " export, which takes checkpoints of the hub as --base"
+            )
+        # of the same commit, whatever is pushed meanwhile
+        fetch(revision=directory.name, allow_patterns=files)
+    return directory / (subfolder or "")
 
 
 def push_bundle(
@@ -76,7 +86,8 @@ def push_bundle(
     files[str(place / MANIFEST)] = str(bundle / MANIFEST)
     operations = [CommitOperationAdd(path, local) for path, local in files.items()]
     with _explained(repository, revision):
-        api.create_repo(repository, private=private, exist_ok=True)
+        # a name without an owner is the user's
+        repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(repository, branch=revision, exist_ok=True)
         if not api.file_exists(repository, CARD, revision=revision):

@@ -21,12 +21,12 @@ from controlnext.runtime.loras.store import Loras
 from controlnext.runtime.memory import MemoryGuard
 from controlnext.runtime.pipelines.controls import Controls
 from controlnext.runtime.pipelines.decoding import LatentDecoder
-from controlnext.runtime.pipelines.pretrained import Pretrained
+from controlnext.runtime.pipelines.pretrained import Pretrained, refuse_torch_dtype
 from controlnext.runtime.random import TorchGenerator
 from controlnext.runtime.request import CommonRequest
 from controlnext.runtime.samplers import Sampler, make_sampler
 from controlnext.runtime.sizes import OwnSize, Size, choose_size, warn_if_large
-from controlnext.types import Feed, FloatArray, Precision
+from controlnext.types import Feed, FloatArray
 
 
 class Pipeline(LatentDecoder, Pretrained):
@@ -102,12 +102,7 @@ class Pipeline(LatentDecoder, Pretrained):
             InputError: an unknown backend or device, less than one thread, or a bundle for another class.
             MissingDependencyError: the backend's library is not installed.
         """
-        if torch_dtype is not None:
-            raise InputError(
-                f"torch_dtype is {torch_dtype}, but a bundle has its own precision; leave it out, and load a"
-                f" bundle that was exported with the `precision` that you need: {', '.join(Precision)}",
-                argument="torch_dtype",
-            )
+        refuse_torch_dtype(torch_dtype)
         return cls.of(
             Bundle.open(
                 bundle, backend, device, provider=provider, threads=threads, cache=cache, offload=offload

@@ -8,7 +8,19 @@ from typing import Any, Self
 
 from controlnext.bundle.hub import hub_copy, push_bundle, save_bundle
 from controlnext.bundle.remote import is_remote
+from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
+from controlnext.types import Precision
+
+
+def refuse_torch_dtype(value: object) -> None:
+    """Raise :class:`InputError` for diffusers' argument ``torch_dtype``, unless it is None."""
+    if value is not None:
+        raise InputError(
+            f"torch_dtype is {value}, but a bundle has its own precision; leave it out, and load a bundle"
+            f" that was exported with the `precision` that you need: {', '.join(Precision)}",
+            argument="torch_dtype",
+        )
 
 
 class Pretrained(ABC):
@@ -47,6 +59,7 @@ class Pretrained(ABC):
             BundleError: there is none, or the hub does not give it.
             MissingDependencyError: huggingface_hub is not installed; directories do not need it.
         """
+        refuse_torch_dtype(options.get("torch_dtype"))
         if is_remote(repo_or_path):
             parts = [str(repo_or_path).rstrip("/"), *([subfolder] if subfolder else [])]
             return cls.load("/".join(parts), **options)

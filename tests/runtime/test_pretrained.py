@@ -19,7 +19,7 @@ from controlnext.runtime import ImagePipeline, Pipeline
 from support.fake_bundle import write_fake_bundle
 from support.hub_site import go_offline, stand_in_hub
 from support.image_calls import arguments
-from support.stub_hub import GATED, Repository, StubHub
+from support.stub_hub import GATED, USER, Repository, StubHub
 
 NAME = "somebody/bundle"
 
@@ -95,6 +95,27 @@ def test_offline(hub: StubHub, bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
     go_offline(monkeypatch)
     Pipeline.from_pretrained(NAME, cache=False).close()
     Pipeline.from_pretrained(NAME, cache=False, local_files_only=True).close()
+
+
+def test_a_checkpoint_is_refused_before_it_is_fetched(
+    hub: StubHub, tiny_checkpoint_dir: Path, bundle: Path
+) -> None:
+    """What a user of diffusers tries first, a directory that is not there, an argument without meaning."""
+    hub.repositories[NAME] = Repository(tiny_checkpoint_dir / "base")
+    with pytest.raises(BundleError, match=rf"{NAME} at the hub is not a bundle: it has no controlnext\.json"):
+        Pipeline.from_pretrained(NAME)
+    hub.repositories[NAME] = Repository(bundle)
+    with pytest.raises(BundleError, match=r"it has no nowhere/controlnext\.json"):
+        Pipeline.from_pretrained(NAME, subfolder="nowhere")
+    with pytest.raises(InputError, match="torch_dtype is float16"):
+        Pipeline.from_pretrained(NAME, torch_dtype="float16")
+    assert hub.downloads == []
+
+
+def test_a_name_without_an_owner_is_the_users(hub: StubHub, bundle: Path) -> None:
+    with Pipeline.load(bundle, cache=False) as pipe:
+        assert f"/{USER}/mine/commit/" in pipe.push_to_hub("mine")
+    assert [*hub.repositories] == [f"{USER}/mine"]
 
 
 def test_what_is_refused_is_one_line(hub: StubHub, bundle: Path, tmp_path: Path) -> None:

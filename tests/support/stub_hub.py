@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 from support.stub_uploads import committed, upload_modes
 
 GATED = "GatedRepo"
+USER = "me"
+"""Who asks: the owner of repositories that are named without one."""
 _STATUS = {GATED: 403, "RepoNotFound": 401, "RevisionNotFound": 404, "EntryNotFound": 404}
 
 
@@ -92,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b'{"errors": [], "warnings": []}')
         elif parts == ["api", "repos", "create"]:
             asked = json.loads(body)
-            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            name = "/".join([asked.get("organization") or USER, asked["name"]])
             if name not in hub.repositories:
                 assert hub.root is not None
                 folder = hub.root / name.replace("/", "--")
