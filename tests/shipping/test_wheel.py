@@ -42,6 +42,11 @@ def test_the_wheel_has_every_file_of_the_package_and_no_other(wheel: Path) -> No
     } <= set(found)
 
 
+def test_optimum_is_no_package_of_this_distribution(wheel: Path) -> None:
+    """diffusers asks whose version optimum's is, and would be told this one."""
+    assert contents(wheel)[f"{METADATA}/top_level.txt"].split() == [b"controlnext"]
+
+
 def test_the_sdist_gives_the_same_wheel_as_the_checkout(built: Path) -> None:
     """With the same metadata, and under the same name."""
     one, other = (next((built / folder).iterdir()) for folder in ("wheel", "wheel-of-sdist"))
