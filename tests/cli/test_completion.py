@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import shellingham
 
 from support.cli import Cli
 
@@ -37,9 +38,16 @@ def test_subcommands_options_and_names_are_completed(words: list[str], found: li
     assert _completed("controlnext", *words) == found
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_a_shell_is_shown(cli: Cli, shell: str) -> None:
-    done = cli("--show-completion", shell)
+@pytest.mark.parametrize(
+    ("shell", "word"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --command")]
+)
+def test_the_script_of_the_shell_that_calls_is_shown(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, shell: str, word: str
+) -> None:
+    """The command line's library looks for that shell among the processes above this one."""
+    monkeypatch.setattr(shellingham, "detect_shell", lambda: (shell, f"/bin/{shell}"))
+    done = cli("--show-completion")
     assert (done.status, done.err) == (0, "")
     assert "_CONTROLNEXT_COMPLETE" in done.out
+    assert word in done.out
     assert "--install-completion" in cli("--help").out
