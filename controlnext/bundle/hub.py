@@ -53,8 +53,8 @@ def hub_copy(
         directory = Path(fetch(revision=revision, allow_patterns=manifest))
         if not (directory / manifest).is_file():
             raise BundleError(
-                f"{repository} at the hub is not a bundle: it has no {manifest}; make one with controlnext"
-                " export, which takes checkpoints of the hub as --base"
+                f"{repository} at the hub is not a bundle: it has no {manifest}; make one of a checkpoint"
+                " with controlnext export"
             )
         # of the same commit, whatever is pushed meanwhile
         fetch(revision=directory.name, allow_patterns=files)
