@@ -31,9 +31,9 @@ from controlnext.engines.onnxruntime.providers import (
     choose_provider,
     provider_options,
 )
-from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine, first_line
+from controlnext.engines.onnxruntime.sessions import DeviceEngine, OrtEngine
 from controlnext.engines.threads import check_threads
-from controlnext.errors import BundleError, ControlNeXtError, WorkError
+from controlnext.errors import BundleError, ControlNeXtError, WorkError, first_line
 from controlnext.families import get_family
 from controlnext.onnx_runtime import load_onnxruntime
 from controlnext.types import Precision

@@ -11,7 +11,7 @@ import numpy as np
 from controlnext.bundle.manifest import Manifest
 from controlnext.engines.base import Engine
 from controlnext.engines.steps import StepKind
-from controlnext.errors import WorkError
+from controlnext.errors import WorkError, first_line
 from controlnext.tensor_spec import TensorSpec
 from controlnext.types import Feed
 
@@ -166,8 +166,3 @@ def _output_names(session: Any) -> list[str]:
 
 def _chosen(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: values[name] for name in names}
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from controlnext.errors import WorkError
+from controlnext.errors import WorkError, first_line
 from controlnext.runtime.cluster.deployment import QUIET, application
 from controlnext.runtime.cluster.elsewhere import APPLICATION
 from controlnext.runtime.cluster.spec import ClusterSpec
@@ -126,14 +126,10 @@ def _start(serve: Any, **options: Any) -> None:
             serve.start(**options)
         except _LATE as error:
             raise WorkError(
-                f"Ray Serve's proxy did not start in time ({_first_line(error)}); try again when this machine"
+                f"Ray Serve's proxy did not start in time ({first_line(error)}); try again when this machine"
                 f" is less busy, or set {READY_CHECK} to more seconds than {SETTINGS[READY_CHECK]} where Ray"
                 " is started"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
@@ -141,7 +137,7 @@ def _deploy(serve: Any, spec: ClusterSpec, load: Load | None) -> None:
         serve.run(application(spec, load), name=APPLICATION, route_prefix="/", logging_config=QUIET)
     except _LATE as error:
         raise WorkError(
-            f"the replicas did not start: {_first_line(error)}; try again when the cluster is less busy"
+            f"the replicas did not start: {first_line(error)}; try again when the cluster is less busy"
         ) from error
     except RuntimeError as error:
         raise WorkError(f"the replicas did not start: {_reason(serve, error)}") from error
