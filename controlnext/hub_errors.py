@@ -16,6 +16,7 @@ def refusal_of(repository: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -33,6 +34,8 @@ def refusal_of(repository: str, revision: str | None, error: Exception) -> str:
             f"the hub shows no repository {repository}: check the spelling; if it is a private or gated one,"
             f" ask for access at {page} and {LOG_IN}"
         )
+    if isinstance(error, RemoteEntryNotFoundError):
+        return f"{repository} has no such file: its files are at {page}/tree/{revision or 'main'}"
     # before 1.0 a file that the cache lacks gives this error too, without a response
     if not isinstance(error, HfHubHTTPError) or error.response is None:
         return ""

@@ -15,11 +15,12 @@ from controlnext.cli import verbosity
 from controlnext.cli.batch import batch
 from controlnext.cli.bench import bench
 from controlnext.cli.build import build
+from controlnext.cli.completion import COMPLETION, complete_by_shell
 from controlnext.cli.config_file import ConfigCommand
 from controlnext.cli.env import env
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
-from controlnext.cli.option_names import OptionFormatter, OptionNames, in_plain_words
+from controlnext.cli.option_names import OptionFormatter, OptionNames, reword
 from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
 from controlnext.cli.serve import ServeCommand, serve
@@ -39,16 +40,16 @@ _MISTAKES = {
 """Errors of a path that was given."""
 
 
-def main() -> None:
-    """Run the console script ``controlnext``."""
-    sys.exit(call(make_application(), sys.argv[1:], "controlnext"))
+def main(arguments: list[str]) -> int:
+    """Run ``controlnext`` and return the exit status."""
+    return call(make_application(), arguments, "controlnext")
 
 
-def export_main() -> None:
-    """Run the console script ``controlnext-export``: the same as ``controlnext export``."""
+def export_main(arguments: list[str]) -> int:
+    """Run ``controlnext-export``, the same as ``controlnext export``, and return the exit status."""
     application = typer.Typer()
     application.command(cls=ConfigCommand)(export)
-    sys.exit(call(application, sys.argv[1:], "controlnext-export"))
+    return call(application, arguments, "controlnext-export")
 
 
 def export_in_optimum(arguments: list[str]) -> int:
@@ -58,12 +59,13 @@ def export_in_optimum(arguments: list[str]) -> int:
     """
     application = typer.Typer(add_completion=False)
     application.command(cls=ConfigCommand)(export)
-    return call(application, arguments, "optimum-cli export controlnext")
+    return call(application, arguments, "optimum-cli export controlnext", completes=False)
 
 
-def call(application: typer.Typer, arguments: list[str], name: str) -> int:
+def call(application: typer.Typer, arguments: list[str], name: str, *, completes: bool = True) -> int:
     """Run the command line ``arguments`` and return the exit status.
 
+    ``completes``: whether the program ``name`` has options that let shells complete.
     Bad input and work that failed become one line on stderr; any other exception is a bug and is not caught.
     """
     names = OptionNames(make_application())
@@ -75,6 +77,8 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     command = typer.main.get_command(application)
     try:
         _check_text(arguments)
+        if completes and arguments[:1] and arguments[0] in COMPLETION:
+            complete_by_shell(command, name, *arguments)
         with verbosity.undone():
             return command.main(arguments, prog_name=name, standalone_mode=False) or 0
     except ControlNeXtError as error:
@@ -86,7 +90,8 @@ def call(application: typer.Typer, arguments: list[str], name: str) -> int:
     except MemoryError as error:
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
-        return _fail(in_plain_words(error.format_message()), error.exit_code)
+        reword(error)
+        return _fail(error.format_message(), error.exit_code)
 
 
 def make_application() -> typer.Typer:

@@ -1,8 +1,20 @@
-"""Shell completion of options whose values have names."""
+"""Completion by the shell: its script, and options whose values have names.
+
+The options ``--install-completion`` and ``--show-completion`` are those of the command line's library, which
+takes them without a value alone; here the shell may be named.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from controlnext.errors import InputError
+
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+_INSTALL, _SHOW = COMPLETION = ("--install-completion", "--show-completion")
 
 
 def among(names: Iterable[str]) -> Callable[[str], list[str]]:
@@ -13,3 +25,33 @@ def among(names: Iterable[str]) -> Callable[[str], list[str]]:
         return [name for name in known if name.startswith(incomplete)]
 
     return complete
+
+
+def complete_by_shell(command: Any, program: str, option: str, *shells: str) -> None:
+    """Print the script that has a shell complete ``program``, or install it; by default for the shell that
+    calls. Exits with status 0.
+
+    Raises :class:`InputError` for a shell that has none.
+    """
+    from typer import Context
+    from typer.completion import install_callback, show_callback
+
+    shell = " ".join(shells) or _calling_shell()
+    if shell not in SHELLS:
+        raise InputError(
+            f"there is no completion for the shell {shell or '(unknown)'}; name one:"
+            f" {program} {option} {' or '.join(SHELLS)}"
+        )
+    with Context(command, info_name=program) as context:
+        {_INSTALL: install_callback, _SHOW: show_callback}[option](context, command.params[0], shell)
+
+
+def _calling_shell() -> str:
+    """Return the name of the shell that calls; where that is another, such as make's, the user's own."""
+    import shellingham
+
+    try:
+        shell, _ = shellingham.detect_shell()
+    except shellingham.ShellDetectionFailure:
+        shell = ""
+    return shell if shell in SHELLS else Path(os.environ.get("SHELL", "")).name or shell

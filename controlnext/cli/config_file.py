@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from controlnext.cli.option_names import in_plain_words
+from controlnext.cli.option_names import ARGUMENTS, AT_FAULT, reword
 from controlnext.cli.verbosity import Command, parameters_of
-from controlnext.errors import InputError
+from controlnext.errors import EngineError, InputError
 from controlnext.regular import read_small
 
 _NAME = "config"
@@ -24,7 +24,9 @@ _NUMBERS = "N"
 
 def _read(context: typer.Context, file: Path | None) -> None:
     if file is not None and not context.resilient_parsing:
-        context.default_map = _Reader(context, file).defaults()
+        reader = _Reader(context, file)
+        context.default_map = reader.defaults()
+        context.meta[_NAME] = reader.origins
 
 
 Config = Annotated[
@@ -51,6 +53,29 @@ class ConfigCommand(Command):
         super().__init__(*given, **named)
         self.params = [*self.params, *parameters_of(_options)]
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error that blames a value of the file names the file and the key."""
+        try:
+            return super().invoke(ctx)
+        except EngineError:  # it is told with the command that builds one
+            raise
+        except InputError as error:
+            origin = _origin(ctx, error.argument)
+            if not origin:
+                raise
+            told = str(error).removeprefix(error.argument or "")
+            told = f" {told.lstrip()}" if AT_FAULT.match(told) else f": {error}"
+            raise InputError(origin + told) from error
+
+
+def _origin(context: typer.Context, argument: str | None) -> str:
+    """Return the file and the key that ``argument`` was read from; empty where it was not."""
+    for name, origin in context.meta.get(_NAME, {}).items():
+        source = getattr(context.get_parameter_source(name), "name", "")
+        if argument in ARGUMENTS.get(name, (name,)) and source == "DEFAULT_MAP":
+            return str(origin)
+    return ""
+
 
 class _Reader:
     """Reads the options of the command of a context from a file."""
@@ -60,6 +85,8 @@ class _Reader:
         self._known: Mapping[str, Any] = {
             _key(parameter): parameter for parameter in context.command.params if parameter.name != _NAME
         }
+        self.origins: dict[str, str] = {}
+        """File and key of each value, by the names of parameters."""
 
     def defaults(self) -> dict[str, Any]:
         """Return the values by the names of parameters.
@@ -76,6 +103,7 @@ class _Reader:
             if parameter.name in found:
                 raise InputError(f"{self._file}: {written} is given twice, as {key} too; remove one")
             found[parameter.name] = self._checked(written, parameter, value)
+            self.origins[parameter.name] = f"{self._file}: {written}"
         return found
 
     def _content(self) -> dict[str, Any]:
@@ -118,7 +146,8 @@ class _Reader:
         try:
             parameter.process_value(self._context, given)
         except typer.TyperException as error:
-            told = in_plain_words(getattr(error, "message", "") or str(error))
+            reword(error)
+            told = getattr(error, "message", "") or str(error)
             raise InputError(f"{self._file}: {key}: {told}") from error
         except InputError as error:
             raise InputError(f"{self._file}: {key}: {error}", argument=error.argument) from error
@@ -132,8 +161,9 @@ class _Reader:
             return value
         if number := _number_of(parameter, self._context):
             if isinstance(value, bool) or not isinstance(value, (int, number)):
-                kind, example = ("an integer", "2") if number is int else ("a number", "1.5")
-                raise self._wrong(key, value, kind, value if _is_number(value) else example)
+                kind, example = ("an integer", 2) if number is int else ("a number", 1.5)
+                own = parameter.default if isinstance(parameter.default, number) else example
+                raise self._wrong(key, value, kind, value if _is_number(value) else own)
             return value
         if isinstance(value, int) and not isinstance(value, bool) and _may_be_number(parameter):
             return str(value)

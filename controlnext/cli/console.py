@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,8 @@ def progress(quiet: bool) -> Iterator[Progress]:
 def _interruptible() -> Iterator[Callable[[], None]]:
     """Yield a function that raises :class:`KeyboardInterrupt` after Ctrl-C; leaving the block raises it too.
 
-    Some libraries swallow the exception when it comes in one of their callbacks, and would work on.
+    Some libraries swallow the exception when it comes in one of their callbacks, and would work on. Python
+    swallows it in a callback of its own, where it prints a traceback: not here.
     """
     interrupted = False
 
@@ -66,12 +68,18 @@ def _interruptible() -> Iterator[Callable[[], None]]:
         if interrupted:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handle)
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            told(unraisable)
+
+    before, told = signal.signal(signal.SIGINT, handle), sys.unraisablehook
+    sys.unraisablehook = tell
     try:
         yield check
         check()
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = told
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def make_plan(
     """
     for name in backends:
         if name not in accepted:
-            raise InputError(f"unknown backend {name!r}; accepted: {', '.join(accepted)}")
+            raise InputError(f"unknown backend {name!r}; accepted: {', '.join(accepted)}", argument="backend")
     names = [name for name in FLAVORS if name in backends]
     ranges = {name: parse_range(name, text) for name, text in sizes.items() if text is not None}
     check_sizes(family, ranges)

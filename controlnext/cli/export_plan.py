@@ -160,7 +160,7 @@ def print_export_plan(plan: ExportPlan, as_json: bool) -> None:
     if plan.basis == PUBLISHED and any(one.argument == "vae" for one in plan.sources):
         print("Its own configuration, which is not here, may let the VAE of --vae have another precision")
     # what is wrong with it is the error of the command
-    told = plan.place if plan.place in (FREE, REPLACED) else "not to be had"
+    told = plan.place if plan.place in (FREE, REPLACED) else "cannot be written: the error follows"
     print(f"Output: {plan.bundle} ({told})")
     work = f", {_size(plan.estimate.disk_at_work)} while it is made"
     work = work if plan.estimate.disk_at_work > plan.estimate.disk else ""

@@ -6,6 +6,7 @@ Messages of the libraries name Python arguments in backticks; the command line s
 from __future__ import annotations
 
 import copy
+import difflib
 import logging
 import re
 import shlex
@@ -43,9 +44,20 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The libraries' arguments by option, where the names differ."""
 
 
-def in_plain_words(message: str) -> str:
-    """Return a message of the command line's library without the names that its checks have for errors."""
-    return message.replace("Value error, ", "")
+_CHECK = "Value error, "
+"""The words of the library before the message of a check of its own."""
+
+
+def reword(error: typer.TyperException) -> None:
+    """Have the message of an error of the command line's library say what was given, without the library's
+    names for errors and without suggestions that are not near."""
+    if (near := getattr(error, "possibilities", None)) and (given := getattr(error, "option_name", None)):
+        error.possibilities = difflib.get_close_matches(given, near, n=1)  # type: ignore[attr-defined]
+    if isinstance(error, typer.BadParameter) and (cause := error.__cause__) and hasattr(cause, "errors"):
+        found = cause.errors()[0]
+        told = found["msg"].removeprefix(_CHECK).partition(", unable")[0]
+        asked = told.replace("Input should", "it must", 1)
+        error.message = told if asked == told else f"{found['input']}; {asked}"
 
 
 def argument_of(option: str, accepted: Container[str]) -> str | None:
@@ -60,7 +72,8 @@ AS_WRITTEN: Mapping[str, bool] = MappingProxyType({"as_written": True})
 """The ``extra`` of a log record whose names in backticks are no arguments of a command."""
 
 _NAMED = re.compile(r"`(\w+)`")
-_AT_FAULT = re.compile(" (is|has|was|begins) ")
+AT_FAULT = re.compile(" (is|has|was|begins) ")
+"""The words after the argument at fault, where a message begins with it."""
 
 
 class OptionNames:
@@ -89,7 +102,7 @@ class OptionNames:
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
         message, argument = str(error), error.argument
         # "num_inference_steps is 0": the argument at fault without backticks
-        if argument in self._options and _AT_FAULT.match(message.removeprefix(argument)):
+        if argument in self._options and AT_FAULT.match(message.removeprefix(argument)):
             message = self._options[argument] + message.removeprefix(argument)
         return self.translate(message)
 

@@ -36,6 +36,7 @@ def _check_seed(seed: int | None) -> int | None:
 Bundle = Annotated[
     str,
     typer.Argument(
+        metavar="BUNDLE",
         help="Path to the bundle directory, or where it lies: s3://..., gs://..., hf://owner/name.",
         show_default=False,
     ),

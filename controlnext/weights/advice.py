@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from controlnext import families as registry
@@ -23,6 +24,18 @@ _OTHER_BASES = (
     ("InstructPix2Pix", {"in_channels": 8}),
     ("Stable Diffusion 2", {"use_linear_projection": True, "cross_attention_dim": 1024}),
 )
+
+
+@contextmanager
+def tells_usual_base(family: Family, given: object) -> Iterator[None]:
+    """Have an error of the block say which base is read where none was ``given``."""
+    try:
+        yield
+    except CheckpointError as error:
+        if given is not None:
+            raise
+        told = f"no `base` is given, and of the usual one of {family.name}: {error}"
+        raise CheckpointError(told, argument=error.argument) from error
 
 
 def other_base(family: Family, directory: Path) -> str:

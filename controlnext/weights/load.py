@@ -17,6 +17,7 @@ from controlnext.image_prompts import IMAGE_ENCODER
 from controlnext.tensor_spec import numbered_controls
 from controlnext.weights import control as control_weights
 from controlnext.weights import trained
+from controlnext.weights.advice import tells_usual_base
 from controlnext.weights.base import Base, random_base, read_base
 from controlnext.weights.beside import tell_other_controls, tell_other_trained, tell_unused, trained_beside
 from controlnext.weights.checkpoint import Checkpoint, NetworkWeights
@@ -91,7 +92,7 @@ def load_checkpoint(
     with blames("control"):
         weight_sources = _control_sources(family, _each(control))
         controls, sources = _read_controls(family, variant, weight_sources)
-    with blames("base"):
+    with blames("base"), tells_usual_base(family, base):
         loaded = read_base(family, base or family.default_base, vae, leave_out, scheduler, preview_vae)
     with blames("control"):
         for one in controls:

@@ -6,6 +6,7 @@ The choices are those of :func:`~controlnext.weights.load_checkpoint` itself.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from controlnext.errors import CheckpointError, blames
 from controlnext.families import Family
 from controlnext.families.schema import VAE
 from controlnext.lora_names import split_scale
+from controlnext.weights.advice import tells_usual_base
 from controlnext.weights.base import without_networks
 from controlnext.weights.choices import (
     beside_adapter,
@@ -103,7 +105,8 @@ def wanted_files(
     for argument, values, choice, companions in entries:
         for given in values:
             if given is not None:
-                with blames(argument):
+                usual = tells_usual_base(family, base) if argument == "base" else nullcontext()
+                with blames(argument), usual:
                     found.append(_wanted(argument, given, choice, companions))
     return [_without_trained(family, one) for one in found] if unet_weights else found
 

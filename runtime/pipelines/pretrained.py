@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
 from controlnext.bundle.hub import hub_copy, push_bundle, save_bundle
 from controlnext.bundle.remote import is_remote
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
 from controlnext.types import Precision
+
+_OFFLOAD = "Pipeline.load(..., offload=True)"
+_PARTS = "no attribute: the networks are graphs of the bundle (`pipe.bundle`)"
+_BY_ITSELF = "done by the graphs themselves"
+INSTEAD: Mapping[str, str] = MappingProxyType(
+    {
+        "scheduler": 'the call\'s sampler, such as sampler="euler"',
+        "to": "Pipeline.load(..., device=...)",
+        "device": "`backend`",
+        "dtype": "the bundle's precision, `pipe.bundle.manifest.precision`",
+        "enable_model_cpu_offload": _OFFLOAD,
+        "enable_sequential_cpu_offload": _OFFLOAD,
+        "enable_vae_tiling": "the call's vae_tiling=True",
+        "enable_vae_slicing": "done always: images are decoded one by one",
+        "enable_attention_slicing": _BY_ITSELF,
+        "enable_xformers_memory_efficient_attention": _BY_ITSELF,
+        "load_lora_weights": "add_lora",
+        "set_adapters": 'the call\'s lora={"name": scale}',
+        "unload_lora_weights": "remove_lora",
+        "fuse_lora": "`lora` of the export",
+        "load_ip_adapter": "`ip_adapter` of the export",
+        "set_ip_adapter_scale": "the call's ip_adapter_scale",
+        "load_textual_inversion": "`textual_inversion` of the export",
+        "set_progress_bar_config": "stream, which yields the steps",
+        **dict.fromkeys(("unet", "transformer", "vae", "text_encoder", "tokenizer", "controlnet"), _PARTS),
+    }
+)
+"""Our own in place of the attributes of diffusers' pipelines, by name."""
 
 
 def refuse_torch_dtype(value: object) -> None:
@@ -27,6 +57,18 @@ class Pretrained(ABC):
     """The part of a pipeline that fetches its bundle, saves it and sends it."""
 
     bundle: Bundle
+
+    if not TYPE_CHECKING:  # else every name would be an attribute to them
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise :class:`AttributeError`, for an attribute of diffusers' with what takes its place."""
+            raise _no_attribute(self, name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            """Set an attribute; raise :class:`AttributeError` for those of diffusers' in :data:`INSTEAD`."""
+            if name in INSTEAD:
+                raise _no_attribute(self, name)
+            super().__setattr__(name, value)
 
     @classmethod
     @abstractmethod
@@ -119,3 +161,11 @@ class Pretrained(ABC):
             create_pr=create_pr,
             licence=licence,
         )
+
+
+def _no_attribute(pipeline: Pretrained, name: str) -> AttributeError:
+    kind = type(pipeline).__name__
+    told = f"{kind} has no attribute {name!r}"
+    if name in INSTEAD:
+        told += f"; what {name} is in diffusers is here {INSTEAD[name]}"
+    return AttributeError(told)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlnext.errors import InputError
+from controlnext.errors import InputError, first_line
+from controlnext.hub_errors import refusal_of
 from controlnext.optional import is_installed
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?(:(?P<file>[\w./-]+))?")
 _HUB = "https://huggingface.co"
+"""The hub, unless the environment names another in HF_ENDPOINT."""
 _ONNX = ".onnx"
 
 
@@ -67,13 +70,14 @@ def _from_hub(argument: str, model: ModelFile) -> Path:
     try:
         return Path(hf_hub_download(**where))
     except Exception as error:  # no connection: each network library has its own exception
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = refusal_of(model.hub_id, model.revision, error) or first_line(error)
         raise _absent(argument, model, f"it cannot be downloaded: {reason}") from error
 
 
 def _absent(argument: str, model: ModelFile, reason: str) -> InputError:
+    hub = os.environ.get("HF_ENDPOINT", _HUB).rstrip("/")
     return InputError(
         f"the model {model.file} of {model.hub_id} is not on this machine ({reason}); download it from"
-        f" {_HUB}/{model.hub_id} and set `{argument}` to its path",
+        f" {hub}/{model.hub_id} and set `{argument}` to its path",
         argument=argument,
     )

@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ import controlnext
 from controlnext.bundle.files import MANIFEST
 from controlnext.bundle.manifest import ParityRow
 from controlnext.cli import export_main
-from controlnext.cli.console import progress
 from controlnext.types import Precision
 from support.cli import Cli, Done, assert_refused
 
@@ -236,36 +232,3 @@ def _without_torch(arguments: list[str]) -> Done:
     code = f"import sys; {block}; sys.argv[1:] = {arguments}; from controlnext.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return Done(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.mark.parametrize("reported", [True, False])
-def test_an_interrupt_that_a_library_swallows_ends_the_work_all_the_same(reported: bool) -> None:
-    """KeyboardInterrupt is raised at the next report, or at the end of the block."""
-
-    def work() -> None:
-        with progress(quiet=True) as report:
-            with suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-            if reported:
-                report("what comes next", 0.5)
-                pytest.fail("the work went on")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-
-
-@pytest.mark.export
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path, tiny_checkpoint_dir: Path) -> None:
-    """Ctrl-C during an export: status 130, no traceback, no partial files."""
-    target = tmp_path / "new" / "bundle"
-    command = [sys.executable, "-m", "controlnext", "export", "--model", "sdxl", "--output", str(target)]
-    process = subprocess.Popen(
-        [*command, *_sources(tiny_checkpoint_dir)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(target.parent.glob(".bundle.*")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert list(target.parent.iterdir()) == []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import shellingham
 
-from support.cli import Cli
+from support.cli import Cli, assert_refused
 
 
 def _completed(*words: str) -> list[str]:
@@ -38,9 +39,12 @@ def test_subcommands_options_and_names_are_completed(words: list[str], found: li
     assert _completed("controlnext", *words) == found
 
 
-@pytest.mark.parametrize(
+SCRIPTS = pytest.mark.parametrize(
     ("shell", "word"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete --command")]
 )
+
+
+@SCRIPTS
 def test_the_script_of_the_shell_that_calls_is_shown(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, shell: str, word: str
 ) -> None:
@@ -51,3 +55,38 @@ def test_the_script_of_the_shell_that_calls_is_shown(
     assert "_CONTROLNEXT_COMPLETE" in done.out
     assert word in done.out
     assert "--install-completion" in cli("--help").out
+
+
+@SCRIPTS
+def test_the_shell_may_be_named(cli: Cli, shell: str, word: str) -> None:
+    """As for packages, which have the scripts of all."""
+    done = cli("--show-completion", shell)
+    assert (done.status, done.err) == (0, "")
+    assert word in done.out
+
+
+def test_below_another_shell_it_is_the_users_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shellingham, "detect_shell", lambda: ("sh", "/bin/sh"))
+    monkeypatch.setenv("SHELL", "/usr/bin/zsh")
+    assert "compdef" in cli("--show-completion").out
+
+
+def test_a_shell_without_completion_is_refused_with_those_that_have_it(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shellingham, "detect_shell", lambda: ("sh", "/bin/sh"))
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    for given in ([], ["tcsh"]):
+        assert_refused(
+            cli("--show-completion", *given),
+            "no completion for the shell tcsh; name one: controlnext --show-completion bash or zsh",
+        )
+
+
+def test_it_is_installed_for_a_named_shell(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = cli("--install-completion", "bash")
+    assert (done.status, done.err) == (0, "")
+    (script,) = tmp_path.glob(".bash_completions/*")
+    assert "_CONTROLNEXT_COMPLETE" in script.read_text()
+    assert str(script) in done.out

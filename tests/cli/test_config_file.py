@@ -13,6 +13,7 @@ from controlnext.cli.app import call, make_application
 from controlnext.cli.config_file import ConfigCommand
 from controlnext.cli.options import Threads
 from support.cli import Cli, assert_refused
+from support.fake_bundle import write_fake_bundle
 
 Write = Callable[[str], Path]
 COMMANDS = typer.main.get_command(make_application()).commands  # type: ignore[attr-defined]
@@ -92,7 +93,12 @@ def test_commands_with_many_options_have_it(name: str) -> None:
         ('lora-rank = "4"', ['given.toml: lora-rank is "4"; it must be an integer: write lora-rank = 4']),
         ("lora_rank = 1.5", ["given.toml: lora_rank is 1.5; it must be an integer"]),
         ("lora-rank = true", ["given.toml: lora-rank is true; it must be an integer"]),
-        ("lora-rank = -1", ["given.toml: lora-rank: "]),
+        (
+            "lora-rank = -1",
+            ["given.toml: lora-rank: -1; it must be greater than or equal to 0"],
+        ),
+        ('random-weights = "x"', ['random-weights is "x"; it must be an integer: write random-weights = 2']),
+        ('model = "sdxxl"', ["given.toml: model: unknown model 'sdxxl'; accepted: sd15, sdxl"]),
         ("random-weights = -1", ["given.toml: random-weights: -1 is negative"]),
         ('force = "yes"', ['given.toml: force is "yes"; it must be true or false: write force = true']),
         ("base = 5", ['given.toml: base is 5; it must be a text: write base = "5"']),
@@ -111,8 +117,28 @@ def test_commands_with_many_options_have_it(name: str) -> None:
 def test_a_mistake_is_one_line_with_file_and_key(
     cli: Cli, tmp_path: Path, write: Write, text: str, words: list[str]
 ) -> None:
-    done = cli("export", "--model", "sdxl", "--output", tmp_path / "new", "--config", write(text))
+    model = () if text.startswith("model") else ("--model", "sdxl")
+    done = cli("export", *model, "--output", tmp_path / "new", "--config", write(text))
     assert_refused(done, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("port = 99999", "given.toml: port is 99999; it must be"),
+        ('device = "gpu"', "given.toml: device: unknown device 'gpu'; accepted: auto"),
+        ("queue = -1", "given.toml: queue is -1; it must be"),
+        ('port = "abc"', 'given.toml: port is "abc"; it must be an integer: write port = 8000'),
+    ],
+)
+def test_what_the_command_finds_wrong_later_names_file_and_key(
+    cli: Cli, tmp_path: Path, write: Write, text: str, words: str
+) -> None:
+    """If the value is the file's: one of the command line is told as ever."""
+    bundle = write_fake_bundle(tmp_path / "toy")
+    assert_refused(cli("serve", bundle, "--config", write(text)), words)
+    done = cli("serve", bundle, "--config", write('device = "cpu"'), "--device=gpu")
+    assert done.err.startswith("controlnext: error: unknown device 'gpu'")
 
 
 def test_a_file_that_is_not_there_is_told(cli: Cli, tmp_path: Path) -> None:
@@ -126,4 +152,4 @@ def test_the_arguments_of_serve_may_be_in_the_file(cli: Cli, tmp_path: Path, wri
     """The bundles, and a cluster."""
     given = write(f'bundles = ["{tmp_path}/nothing"]\nport = 0\nquiet = true\n')
     assert_refused(cli("serve", "--config", given), "nothing is not a bundle")
-    assert_refused(cli("serve", "--config", write("replicas = 2"), "b"), "--replicas is for a Ray cluster")
+    assert_refused(cli("serve", "--config", write("replicas = 2"), "b"), "replicas is for a Ray cluster")

@@ -15,9 +15,8 @@ from controlnext.versions import check_versions
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have nothing be installed but what is written into the returned directory."""
-    monkeypatch.setattr(
-        sys, "path", [str(tmp_path), *(one for one in sys.path if "site-packages" not in one)]
-    )
+    bare = [one for one in sys.path if "site-packages" not in one and not [*Path(one).glob("*.egg-info")]]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *bare])
     install(tmp_path, "controlnext", "0.1.0", "numpy>=2.0", 'transformers>=5.20; extra == "export"')
     return tmp_path
 

@@ -143,6 +143,9 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, giv
     with pytest.raises(InputError, match=message) as caught:
         make_preprocessor("depth", weights=given)
     assert caught.value.argument == "weights"
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/")
+    with pytest.raises(InputError, match=f"download it from https://hub.example/{id_} and set"):
+        make_preprocessor("depth", weights=given)
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class ControlNeXtExportCommand(BaseOptimumCLICommand):
         try:
             with extra("export"):
                 try:
-                    from controlnext.cli import export_in_optimum
+                    from controlnext.cli.app import export_in_optimum
                 except ModuleNotFoundError:
                     check_versions("export")  # what is missing may not fit to what is there
                     raise
