@@ -8,13 +8,15 @@ from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from controlnext.bundle.files import sha256
 from controlnext.cli.option_names import argument_of
 from controlnext.errors import InputError
 from controlnext.lora_names import split_scale
 from controlnext.regular import check_regular
 from controlnext.runtime.media.image_files import MakeRecipe
-from controlnext.runtime.media.recipe import InputFile, Recipe, portable_name, read_recipe
+from controlnext.runtime.media.recipe import InputFile, Recipe, read_recipe
 from controlnext.runtime.recipes import IMAGES, make_recipe
 from controlnext.runtime.samplers.steps import GIVEN_STEPS
 from controlnext.secrets import HIDDEN
@@ -30,19 +32,25 @@ _ONE_OF = ("steps", *GIVEN_STEPS)
 """Options of which a run has one."""
 
 
-def recipe_of_run(pipeline: Pipeline, request: Any, given: Mapping[str, Any]) -> MakeRecipe | None:
-    """Return what makes the recipe of a run's images of its options; None for clips."""
+def recipe_of_run(
+    pipeline: Pipeline, request: Any, given: Mapping[str, Any], like: Path | None = None
+) -> MakeRecipe | None:
+    """Return what makes the recipe of a run's images of its options; None for clips.
+
+    ``like``: an image whose files have the same names in the recipe, wherever they were found now.
+    """
     if pipeline.family.task != "image":
         return None
+    names = {} if like is None else _names(read_recipe(like))
 
     def make(size: tuple[int, int]) -> Recipe:
         paths = {name: given[name] for name in IMAGES if name in given}
         files = {
-            name: [InputFile.of(path) for path in (several if isinstance(several, list) else [several])]
+            name: [_input_file(path, names) for path in (several if isinstance(several, list) else [several])]
             for name, several in paths.items()
         }
         loras = [Path(split_scale(one)[0]) for one in given.get("lora", ())]
-        files["lora"] = [InputFile(portable_name(path), "") for path in loras]
+        files["lora"] = [_input_file(path, names) for path in loras]
         models = given.get("preprocessor_model", ())
         return make_recipe(
             pipeline,
@@ -54,6 +62,16 @@ def recipe_of_run(pipeline: Pipeline, request: Any, given: Mapping[str, Any]) ->
         )
 
     return make
+
+
+def _names(recipe: Recipe) -> dict[str, str]:
+    """Return the names of a recipe's files by their checksums."""
+    return {file.sha256: file.name for several in recipe.files.values() for file in several if file.sha256}
+
+
+def _input_file(path: Path, names: Mapping[str, str]) -> InputFile:
+    found = InputFile.of(path)
+    return replace(found, name=names.get(found.sha256, found.name))
 
 
 def like_image(path: Path, pipeline: Pipeline, asked: Mapping[str, Any]) -> dict[str, Any]:

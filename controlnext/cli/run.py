@@ -153,7 +153,7 @@ def run(
             count = math.prod(step.latents.shape[:-3])
             images = pipeline.result_images(request, step.latents)
             sizes: list[tuple[int, int]] = []
-            recipe = None if no_metadata else recipe_of_run(pipeline, request, given)
+            recipe = None if no_metadata else recipe_of_run(pipeline, request, given, like)
             written = files.save(_reported(images, count, report, sizes), None, recipe)
         ran_by = pipeline.backend
     wide, high = sizes[0]

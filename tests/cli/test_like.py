@@ -47,6 +47,21 @@ def test_the_same_image_bit_for_bit(cli: Cli, tmp_path: Path, bundle: Path) -> N
             assert again.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.usefixtures("made")
+def test_from_another_directory_it_is_the_same_file(
+    cli: Cli, tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the paths are from there, files that are given again among them."""
+    away = tmp_path / "away"
+    away.mkdir()
+    monkeypatch.chdir(tmp_path.parent)
+    here = Path(tmp_path.name)
+    for output, given in (("second", {}), ("third", {"control_image": here / "outline.png"})):
+        done = run(cli, bundle, like=here / "first-2.png", **given, output=away / f"{output}.png")
+        assert (done.status, done.err) == (0, "")
+        assert (away / f"{output}-1.png").read_bytes() == (tmp_path / "first-1.png").read_bytes()
+
+
 def test_given_options_count_more(cli: Cli, tmp_path: Path, bundle: Path, made: dict[str, Any]) -> None:
     drawing(3, 64, 48).save(tmp_path / "other.png")
     changed = {"control_image": tmp_path / "other.png", "sampler": "unipc", "num_images": 1, "seed": 0}
