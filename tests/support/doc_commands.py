@@ -17,6 +17,7 @@ import typer
 from packaging.requirements import Requirement
 
 from controlnext.cli.app import make_application
+from controlnext.cli.completion import SHELLS
 from support.cli import Cli
 from support.doc_blocks import ROOT, words_of
 from support.gate import until
@@ -119,7 +120,7 @@ def _parse(arguments: Sequence[str]) -> None:
     """Parse a command line of controlnext: options exist, values are accepted, nothing is missing."""
     application = typer.main.get_command(make_application())
     if arguments[0].startswith("-"):
-        assert set(arguments) <= {name for option in application.params for name in option.opts}
+        assert set(arguments) <= {name for option in application.params for name in option.opts} | {*SHELLS}
         return
     commands = application.commands
     commands[arguments[0]].make_context(arguments[0], list(arguments[1:]))
