@@ -181,7 +181,7 @@ class Request(StepEndArguments, ImagePromptArguments, StartArguments, CommonRequ
 
 
 @dataclass(frozen=True, eq=False)
-class VideoRequest(CommonRequest):
+class VideoRequest(StepEndArguments, CommonRequest):
     """The arguments of a call of :class:`~controlnext.runtime.VideoPipeline`, which describes them."""
 
     image: Any = None
@@ -217,6 +217,7 @@ class VideoRequest(CommonRequest):
             )
         if self.image is None:
             raise InputError("no reference image was given; set `image`", argument="image")
+        self.check_step_end()
 
     def _left(self, name: str) -> bool:
         """Whether an argument that may be None is None."""

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from controlnext.errors import InputError, blames
-from controlnext.image_input import ImageReader
-from controlnext.runtime.denoise import Denoising, Step
-from controlnext.runtime.image_processing import preprocess_for_clip
-from controlnext.runtime.memory import MemoryGuard
-from controlnext.runtime.pipelines.base import Pipeline
-from controlnext.runtime.pipelines.clip import Clip, frame_count, read_one
-from controlnext.runtime.pipelines.clip_denoising import ClipDenoising
+from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
-from controlnext.runtime.random import TorchGenerator
-from controlnext.runtime.request import Scale, VideoRequest, as_floats
-from controlnext.runtime.sizes import OwnSize
-from controlnext.runtime.step_cache import open_step_cache
-from controlnext.runtime.step_parts import StepPart
-from controlnext.runtime.vae import control_array
+from controlnext.runtime.pipelines.video_runs import VideoRuns
+from controlnext.runtime.request import Scale, VideoRequest
+from controlnext.runtime.step_end import LATENTS, StepEnd
 from controlnext.types import FloatArray
-from controlnext.windows import Window, clip_windows
 
 
 @dataclass(frozen=True)
@@ -43,7 +30,7 @@ class VideoOutput:
     latents: FloatArray
 
 
-class VideoPipeline(Pipeline, task="video"):
+class VideoPipeline(VideoRuns, task="video"):
     """A pipeline that makes clips: Stable Video Diffusion (arXiv:2311.15127) with a control for every frame.
 
     A guided batch has the unconditional half first: zeros for the image's embedding and latents, and the
@@ -78,6 +65,10 @@ class VideoPipeline(Pipeline, task="video"):
         vae_tiling: not supported for clips; must be False.
         cache_interval: the whole denoiser runs at every step of that number, its shallow part between, which
             is faster (docs/fewer.md); 1: at every step.
+        generator: a seeded NumPy or torch generator in place of ``seed``.
+        callback_on_step_end: is called after each step with pipeline, step, timestep and tensors by name; it
+            may return ``{"latents": ...}`` to go on with.
+        callback_on_step_end_tensor_inputs: the names of these tensors, of which there is ``latents``.
         num_frames: number of frames of the result, at least 1 (those of the control clip).
         frames_per_batch, overlap: a longer clip is denoised in windows of ``frames_per_batch`` frames;
             neighbours share ``overlap`` frames.
@@ -116,6 +107,9 @@ class VideoPipeline(Pipeline, task="video"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        generator: Any = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -142,6 +136,9 @@ class VideoPipeline(Pipeline, task="video"):
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -171,6 +168,9 @@ class VideoPipeline(Pipeline, task="video"):
         output_type: str = "pil",
         vae_tiling: bool = False,
         cache_interval: int = 1,
+        generator: Any = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = (LATENTS,),
         num_frames: int | None = None,
         frames_per_batch: int = 14,
         overlap: int = 4,
@@ -201,6 +201,9 @@ class VideoPipeline(Pipeline, task="video"):
             output_type=output_type,
             vae_tiling=vae_tiling,
             cache_interval=cache_interval,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             num_frames=num_frames,
             frames_per_batch=frames_per_batch,
             overlap=overlap,
@@ -211,89 +214,9 @@ class VideoPipeline(Pipeline, task="video"):
         )
         return self.steps(request)
 
-    def _read(self, request: VideoRequest) -> tuple[list[Clip], OwnSize]:
-        clips = [Clip(given) for given in self.controls.each("control_images", request.control_images)]
-        return clips, OwnSize(clips[0].size)
-
-    def _start(
-        self, request: VideoRequest, clips: list[Clip], height: int, width: int, guard: MemoryGuard
-    ) -> Denoising:
-        sampler = self.sampler(request)
-        generator = TorchGenerator(request.seed)
-        frames = frame_count(request, clips)
-        windows = clip_windows(frames, request.frames_per_batch, request.overlap)
-        low, high = request.min_guidance_scale, request.max_guidance_scale
-        high = self.family.default_guidance if high is None else high
-        guidance = np.linspace(low, high, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
-        scales = [as_floats("control_scale", s) for s in self.controls.each_scale(request.control_scale)]
-        steps = len(sampler.timesteps)
-        guided = self.guided_steps(request, steps, 1) if high >= 1 else 0
-        strengths = self.controls.schedules([_single(scale) for scale in scales], request, steps, guided)
-        sizes = [{"batch": 2 if guided else 1, "frames": window.stop - window.start} for window in windows]
-        open_step_cache(self.bundle, request.cache_interval, (height, width), sizes)
-        image, constants = self._image(request, height, width, guided > 0, generator)
-        factor = self.family.vae_factor
-        shape = (1, frames, image.shape[1], height // factor, width // factor)
-        latents = self.noise(request, shape, generator) * np.float32(sampler.init_noise_sigma)
-
-        control = partial(self._control, clips, height, width)
-        # several windows do not fit into the memory that one needs
-        single = control(windows[0]) if len(windows) == 1 else {}
-        denoiser = self.denoiser({**constants, **single})
-        parts = [StepPart(denoiser, (height, width, w.stop - w.start)) for w in windows]
-        return ClipDenoising(
-            sampler=sampler,
-            latents=latents,
-            generator=generator,
-            parts=parts,
-            guided_steps=guided,
-            guard=guard,
-            cache_interval=request.cache_interval,
-            windows=windows,
-            image=image,
-            strengths=strengths,
-            guidance=guidance,
-            control=None if single else control,
-        )
-
     def finish(self, request: VideoRequest, latents: FloatArray) -> VideoOutput:
         """Return what a call returns for the latents of the last step."""
         return VideoOutput(self._images(request, latents), latents)
 
-    def _control(self, clips: list[Clip], height: int, width: int, window: Window) -> dict[str, FloatArray]:
-        """Return the control inputs of a window; the first frame is always that of the clip."""
-        numbers = [0, *range(window.start + 1, window.stop)]
-        return self.controls.images([clip.array(numbers, height, width) for clip in clips])
-
     def _arrange(self, images: Any) -> Images:
         return [images] if isinstance(images, list) else images[None]
-
-    def _image(
-        self, request: VideoRequest, height: int, width: int, guided: bool, generator: TorchGenerator
-    ) -> tuple[FloatArray, dict[str, np.ndarray]]:
-        """Return the reference image as latents (rows, C, h, w), and the inputs constant over the steps."""
-        bundle, options = self.bundle, self.bundle.manifest.options
-        (pixels,) = bundle.manifest.graphs["image_encoder"].inputs
-        with blames("image"):
-            bands = read_one("image", request.image, ImageReader("image"))
-            (own,) = control_array([bands], *bands[0].size[::-1])
-            clip = preprocess_for_clip(
-                own, options["image_mean"], options["image_std"], int(pixels.shape[-1])
-            )
-        embedding = bundle.engine("image_encoder").run({pixels.name: clip})["image_embeds"]
-        sample = control_array([bands], height, width) * np.float32(2) - np.float32(1)
-        sample = sample + np.float32(request.noise_aug_strength) * generator.randn(sample.shape)
-        parameters = bundle.engine("vae_encoder").run({"sample": sample})["latent_parameters"]
-        mean = np.split(parameters, 2, axis=1)[0]
-        if guided:
-            mean, embedding = (np.concatenate([np.zeros_like(a), a]) for a in (mean, embedding))
-        constants = self.conditioning(height, width, len(mean))
-        return mean, {**constants, "encoder_hidden_states": embedding[:, None]}
-
-
-def _single(scale: FloatArray) -> FloatArray:
-    if scale.size != 1:
-        raise InputError(
-            f"control_scale has shape {scale.shape}; give one number for the clip", argument="control_scale"
-        )
-    return scale.reshape(1)

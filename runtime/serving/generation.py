@@ -45,7 +45,7 @@ class Generation:
     ) -> None:
         self._service, self._profile = service, profile
         self._arguments, self._on_step, self._finish = arguments, on_step, finish
-        self._beside: asyncio.Task[Any] | None = None
+        self._beside: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self.begun: asyncio.Future[None] = self._loop.create_future()
         self.task = asyncio.create_task(self._run())
@@ -68,9 +68,9 @@ class Generation:
                     finishing = self._attend(asyncio.to_thread(self._finish, model.pipe, result))
                     result = await asyncio.shield(finishing)
             finally:
-                if self._beside is not None:
-                    # a thread that uses the model's engines
-                    await asyncio.wait([self._beside])
+                if self._beside:
+                    # threads that use the model's engines
+                    await asyncio.wait(self._beside)
             self._profile.pace.done(model.batcher)
             return result
 
@@ -98,16 +98,17 @@ class Generation:
 
     def _took(self, pipe: Pipeline, step: Step) -> None:
         self._begin()
-        if self._on_step is None or self.task.done() or (self._beside and not self._beside.done()):
+        if self._on_step is None or self.task.done() or not all(work.done() for work in self._beside):
             return
         if (work := self._on_step(pipe, step)) is not None:
             self._attend(work)
 
     def _attend(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start work beside the run that uses the model: it is not let go before that has ended."""
-        self._beside = asyncio.create_task(work)
-        self._beside.add_done_callback(_take_note)
-        return self._beside
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(_take_note)
+        return task
 
     def _begin(self) -> None:
         if not self.begun.done():

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from controlnext.errors import InputError
-from controlnext.runtime import Batcher, ImagePipeline, Pipeline
+from controlnext.runtime import Batcher, ImagePipeline, Pipeline, VideoPipeline
 from support.fake_bundle import write_fake_bundle
+from support.idle_clips import idle_pipeline, no_noise
 from support.image_calls import arguments
+from support.recipe import drawing
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,45 @@ def test_without_tensors_and_an_error(pipe: ImagePipeline) -> None:
 def test_what_is_refused(pipe: ImagePipeline, given: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         pipe(**arguments(**given))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> VideoPipeline:
+    made = idle_pipeline(tmp_path_factory.mktemp("clips") / "bundle", no_noise)
+    assert isinstance(made, VideoPipeline)
+    return made
+
+
+def _clip(**changes: Any) -> dict[str, Any]:
+    control = [drawing(number, 24, 16) for number in range(3)]
+    given = {"image": drawing(1, 24, 16), "control_images": control, "num_inference_steps": 2}
+    return given | {"output_type": "latent"} | changes
+
+
+def test_a_clip_takes_generators(clips: VideoPipeline) -> None:
+    """A torch generator is the seed; NumPy's are others, equal for equal seeds."""
+    made = clips(**_clip(generator=torch.Generator().manual_seed(5))).latents
+    np.testing.assert_allclose(made, clips(**_clip(seed=5)).latents, atol=1e-3, rtol=1e-5)
+    first, again = (clips(**_clip(generator=np.random.default_rng(3))).latents for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, made)
+    with pytest.raises(InputError, match="generator has 2 entries for 1 images"):
+        clips(**_clip(generator=[np.random.default_rng(1)] * 2))
+
+
+def test_the_callback_of_a_clip(clips: VideoPipeline) -> None:
+    """It is told of each step, and the run goes on with the latents that it returns."""
+    seen: list[Any] = []
+
+    def told(own: Any, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((own, step, timestep, tensors["latents"].shape))
+        return {"latents": 0 * tensors["latents"]} if step == 1 else {}
+
+    assert not clips(**_clip(callback_on_step_end=told)).latents.any()
+    steps = list(clips.stream(**_clip()))
+    assert seen == [(clips, step.index, step.timestep, step.latents.shape) for step in steps]
+    with pytest.raises(InputError, match="only 'latents' can be had"):
+        clips(**_clip(callback_on_step_end_tensor_inputs=["image_embeds"]))
 
 
 def test_a_dtype_is_told_what_takes_its_place(tmp_path: Path) -> None:

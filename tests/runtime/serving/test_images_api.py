@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import openai
 import pytest
 from PIL import ExifTags, Image
 
-from controlnext.runtime import Pipeline
+from controlnext.runtime import ImagePipeline, Pipeline
 from controlnext.runtime.preprocess import preprocess
 from controlnext.runtime.unfinished import partial_steps
+from controlnext.types import FloatArray
 from support.gate import until
 from support.images import drawn
 from support.recipe import drawing
@@ -67,6 +69,27 @@ def test_openais_client_streams_partial_images(client: openai.OpenAI, alone: Pip
     expected = alone.decode(steps[3].latents)
     assert all(np.array_equal(pixels_of(event.b64_json), expected[event.image_index]) for event in partial)
     assert first.usage.total_tokens == 0
+
+
+def test_an_unfinished_image_that_takes_longer_than_the_rest_is_not_lost(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result waits for it."""
+    decode = ImagePipeline.unfinished
+
+    def slow(pipe: ImagePipeline, latents: FloatArray) -> Any:
+        time.sleep(0.5)
+        return decode(pipe, latents)
+
+    monkeypatch.setattr(ImagePipeline, "unfinished", slow)
+    extra = {**USUAL, "control_image": text_of(CONTROL)}
+    with client.images.generate(
+        prompt="a red circle", stream=True, partial_images=1, extra_body=extra
+    ) as stream:
+        assert [event.type for event in stream] == [
+            "image_generation.partial_image",
+            "image_generation.completed",
+        ]
 
 
 def test_the_steps_may_be_given(site: Site, alone: Pipeline) -> None:
