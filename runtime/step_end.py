@@ -94,18 +94,22 @@ def latents_after_step(
         names = request.callback_on_step_end_tensor_inputs
         # a copy: the sampler may remember the array
         given = callback(pipe, index, timestep, {name: latents.copy() for name in names})
+        if given is not None and not isinstance(given, Mapping):
+            raise _of_callback(f"{given!r}; it must return tensors by name, or None")
         if given is None or LATENTS not in given:
             return latents
         changed = np.asarray(given[LATENTS], np.float32)
         if changed.shape != latents.shape:
-            raise InputError(
-                f"callback_on_step_end returned latents of shape {changed.shape}; they must have"
-                f" {latents.shape}",
-                argument="callback_on_step_end",
-            )
+            raise _of_callback(f"latents of shape {changed.shape}; they must have {latents.shape}")
+        if not np.isfinite(changed).all():
+            raise _of_callback("latents with NaN or infinity; they must be finite")
         return changed
 
     return call
+
+
+def _of_callback(returned: str) -> InputError:
+    return InputError(f"callback_on_step_end returned {returned}", argument="callback_on_step_end")
 
 
 def _is_generator(given: object) -> bool:

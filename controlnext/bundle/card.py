@@ -12,6 +12,14 @@ from controlnext.secrets import without_secrets
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CALLS = {
+    "image": (
+        'out = pipe("a prompt", control_image=control, seed=0)  # a PIL image or an array',
+        'out.images[0].save("image.png")',
+    ),
+    "video": ("out = pipe(image=image, control_images=frames, seed=0)  # PIL images or arrays",),
+}
+"""Calls by the task of a family."""
 _TASKS = {"image": "text-to-image", "video": "image-to-video"}
 
 
@@ -45,7 +53,10 @@ def model_card(manifest: Manifest, repository: str, licence: str | None = None) 
         "from controlnext.runtime import Pipeline",
         "",
         f"pipe = Pipeline.from_pretrained({json.dumps(repository)})",
+        *_CALLS.get(family.task, ()),
         "```",
+        "",
+        "It needs the package controlnext with its extras cpu (or gpu) and hub.",
         "",
         "## Licence",
         "",

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from controlnext.bundle.card import CARD, model_card
 from controlnext.bundle.files import MANIFEST, new_folder
 from controlnext.bundle.format import check_size
 from controlnext.bundle.reader import read_manifest
-from controlnext.errors import BundleError, ControlNeXtError, first_line
-from controlnext.hub_errors import refusal_of
+from controlnext.errors import BundleError, ControlNeXtError, InputError, first_line
+from controlnext.hub_errors import LOG_IN, refusal_of
 from controlnext.optional import extra
+
+_NEITHER = "{!r} is neither a directory nor a hub id; give the path of a bundle, or owner/name"
 
 
 def hub_copy(
@@ -39,26 +42,46 @@ def hub_copy(
         MissingDependencyError: huggingface_hub is not installed.
     """
     with extra("hub"):
-        from huggingface_hub import snapshot_download
-    fetch = partial(
-        snapshot_download,
-        repository,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-    )
-    manifest, files = (f"{subfolder}/{name}" if subfolder else name for name in (MANIFEST, "*"))
-    with _explained(repository, revision, f"there is no directory {repository}, and "):
-        directory = Path(fetch(revision=revision, allow_patterns=manifest))
-        if not (directory / manifest).is_file():
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+    asked: Any = {
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
+    place = PurePosixPath(inner_directory(subfolder))
+    with _explained(repository, revision, f"there is no directory {repository}, and ", _NEITHER):
+        try:
+            manifest = hf_hub_download(repository, str(place / MANIFEST), revision=revision, **asked)
+        except RemoteEntryNotFoundError as error:
             raise BundleError(
-                f"{repository} at the hub is not a bundle: it has no {manifest}; make one of a checkpoint"
-                " with controlnext export"
-            )
+                f"{repository} at the hub is not a bundle: it has no {place / MANIFEST}; make one of a"
+                " checkpoint with controlnext export"
+            ) from error
+        bundle = Path(manifest).parent
+        # the repository may have other bundles too
+        names = [glob.escape(str(place / name)) for name in read_manifest(bundle).files]
         # of the same commit, whatever is pushed meanwhile
-        fetch(revision=directory.name, allow_patterns=files)
-    return directory / (subfolder or "")
+        commit = bundle.parents[len(place.parts) - 1].name if place.parts else bundle.name
+        snapshot_download(repository, revision=commit, allow_patterns=names, **asked)
+    return bundle
+
+
+def inner_directory(subfolder: object) -> str:
+    """Return the directory of a bundle in a repository as names with slashes between; "" for its top.
+
+    Raises :class:`InputError` for what is no such directory.
+    """
+    if subfolder is None:
+        return ""
+    place = PurePosixPath(subfolder) if isinstance(subfolder, str) else PurePosixPath("..")
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(
+            f"subfolder is {subfolder!r}; give a directory within the repository, such as 'fp16'",
+            argument="subfolder",
+        )
+    return "" if place == PurePosixPath() else str(place)
 
 
 def push_bundle(
@@ -81,11 +104,12 @@ def push_bundle(
     with extra("hub"):
         from huggingface_hub import CommitOperationAdd, HfApi
     manifest = read_manifest(bundle)
-    place, api = PurePosixPath(subfolder or ""), HfApi(token=token)
+    _check_texts(repo_id=repository, revision=revision, commit_message=commit_message, licence=licence)
+    place, api = PurePosixPath(inner_directory(subfolder)), HfApi(token=token)
     files = {str(place / name): str(check_size(bundle, manifest, name)) for name in manifest.files}
     files[str(place / MANIFEST)] = str(bundle / MANIFEST)
     operations = [CommitOperationAdd(path, local) for path, local in files.items()]
-    with _explained(repository, revision):
+    with _explained(repository, revision, unknown="repo_id is {!r}, which is no id; give owner/name"):
         # a name without an owner is the user's
         repository = api.create_repo(repository, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
@@ -108,30 +132,44 @@ def save_bundle(bundle: Path, directory: Path, *, force: bool = False, licence: 
 
     ``force``: replace a bundle that is there.
     """
+    _check_texts(licence=licence)
     manifest = read_manifest(bundle)
-    with new_folder(directory, force) as made:
-        for name in (*manifest.files, MANIFEST):
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            # what the hub's cache has is links
-            source = bundle / name if name == MANIFEST else check_size(bundle, manifest, name)
-            shutil.copyfile(source, made / name)
-        (made / CARD).write_text(model_card(manifest, directory.name, licence), encoding="utf-8")
+    try:
+        with new_folder(directory, force) as made:
+            for name in (*manifest.files, MANIFEST):
+                (made / name).parent.mkdir(parents=True, exist_ok=True)
+                # what the hub's cache has is links
+                source = bundle / name if name == MANIFEST else check_size(bundle, manifest, name)
+                shutil.copyfile(source, made / name)
+            (made / CARD).write_text(model_card(manifest, directory.name, licence), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"the bundle cannot be copied to {directory}: {error.strerror}; give another directory",
+            argument="save_directory",
+        ) from error
     return directory
 
 
 @contextmanager
-def _explained(repository: str, revision: str | None, begin: str = "") -> Iterator[None]:
-    """Turn the errors of huggingface_hub into one line that begins with ``begin``."""
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+def _explained(repository: str, revision: str | None, begin: str = "", unknown: str = "") -> Iterator[None]:
+    """Turn the errors of huggingface_hub into one line that begins with ``begin``.
+
+    ``unknown``: that for a name which no repository can have.
+    """
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+    )
 
     try:
         yield
     except ControlNeXtError:
         raise
     except HFValidationError as error:
-        raise BundleError(
-            f"{repository} is neither a directory nor a hub id; give the path of a bundle, or owner/name"
-        ) from error
+        raise BundleError(unknown.format(repository)) from error
+    except LocalTokenNotFoundError as error:
+        raise InputError(f"there is no token here; {LOG_IN}", argument="token") from error
     except Exception as error:  # no connection: each network library has its own exception
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         reason = refusal_of(repository, revision, error) or refusal_of(repository, revision, cause)
@@ -142,3 +180,11 @@ def _explained(repository: str, revision: str | None, begin: str = "") -> Iterat
             )
         told = f"the hub cannot be reached ({first_line(cause)}); try again later"
         raise BundleError(begin + (reason or told)) from error
+
+
+def _check_texts(**given: object) -> None:
+    """Raise :class:`InputError` for an argument that is neither None nor a text with letters in it."""
+    for name, value in given.items():
+        left = value is None and name != "repo_id"
+        if not (left or (isinstance(value, str) and value)):
+            raise InputError(f"{name} is {value!r}; it must be a text", argument=name)

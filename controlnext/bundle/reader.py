@@ -36,8 +36,12 @@ def read_manifest(bundle: Path) -> Manifest:
     the registry (:mod:`controlnext.bundle.manifest_check`).
     """
     path = bundle / MANIFEST
-    if not path.is_file():
+    try:
         lack = f"it has no {MANIFEST}" if bundle.exists() else "there is no such file or directory"
+        there = path.is_file()
+    except OSError as error:
+        there, lack = False, f"it cannot be looked into: {error.strerror}"
+    if not there:
         raise BundleError(f"{bundle} is not a bundle: {lack}; make one with controlnext export")
     for ours in (path, bundle / ENGINES):
         check_inside(bundle, ours)

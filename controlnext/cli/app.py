@@ -6,6 +6,7 @@ import errno
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -31,6 +32,8 @@ from controlnext.errors import ControlNeXtError, InputError, one_line
 from controlnext.hints import silence_hints
 from controlnext.secrets import hide_secrets_of_tracebacks
 
+MARKUP: Literal["markdown"] = "markdown"
+"""The form of help texts, whose lines are joined."""
 FAILED, BAD_INPUT = 1, 2
 """Exit statuses: the work failed; the input cannot be used."""
 _MISTAKES = {
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def export_main(arguments: list[str]) -> int:
     """Run ``controlnext-export``, the same as ``controlnext export``, and return the exit status."""
-    application = typer.Typer()
+    application = typer.Typer(rich_markup_mode=MARKUP)
     application.command(cls=ConfigCommand)(export)
     return call(application, arguments, "controlnext-export")
 
@@ -57,7 +60,7 @@ def export_in_optimum(arguments: list[str]) -> int:
 
     Completion by the shell is left out: it is a matter of the program, which is optimum's.
     """
-    application = typer.Typer(add_completion=False)
+    application = typer.Typer(add_completion=False, rich_markup_mode=MARKUP)
     application.command(cls=ConfigCommand)(export)
     return call(application, arguments, "optimum-cli export controlnext", completes=False)
 
@@ -96,7 +99,7 @@ def call(application: typer.Typer, arguments: list[str], name: str, *, completes
 
 def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
-    application = typer.Typer()
+    application = typer.Typer(rich_markup_mode=MARKUP)
     application.callback(invoke_without_command=True)(_describe)
     application.command(cls=ConfigCommand)(export)
     for command in (build, run, triton, verify, bench, inspect, env):

@@ -28,7 +28,7 @@ def env(as_json: options.Json = False) -> None:
 
 
 def _print(found: Environment) -> None:
-    memory = "unknown" if found.memory is None else f"{found.memory / 2**30:.1f} GiB"
+    memory = "unknown" if found.memory is None else f"{found.memory / 1e9:.1f} GB"
     rows = [
         ("controlnext", found.controlnext),
         ("Python", found.python),

@@ -53,6 +53,7 @@ ClipSkip = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("calibration"),
         metavar="DIR",
         help="Path to a directory of int8 calibration images, each with its prompt in NAME.txt.",
         show_default="drawn examples",

@@ -146,7 +146,7 @@ def print_export_plan(plan: ExportPlan, as_json: bool) -> None:
         return
     print(f"{plan.bundle}: {plan.family}, variant {plan.variant}, {plan.precision}")
     rows = [row for one in plan.sources for row in _rows(one)]
-    print_table("Files", ("for", "from", "file", "size", ""), rows)
+    print_table("Files", ("for", "file", "size", ""), rows)
     for problem in dict.fromkeys(one.problem for one in plan.sources if one.problem):
         print(f"{problem}; the files of an earlier download are listed")
     print(f"To read: {_size(plan.read)} on this machine")
@@ -158,7 +158,7 @@ def print_export_plan(plan: ExportPlan, as_json: bool) -> None:
     ]
     print_table(f"Graphs, by {plan.basis}", ("graph", "precision", "parameters", "size"), graphs)
     if plan.basis == PUBLISHED and any(one.argument == "vae" for one in plan.sources):
-        print("Its own configuration, which is not here, may let the VAE of --vae have another precision")
+        print("The precision of the VAE's graphs depends on the config.json of --vae, which is not here yet")
     # what is wrong with it is the error of the command
     told = plan.place if plan.place in (FREE, REPLACED) else "cannot be written: the error follows"
     print(f"Output: {plan.bundle} ({told})")
@@ -187,12 +187,13 @@ def _warnings(plan: ExportPlan) -> list[str]:
 
 
 def _rows(one: Wanted) -> list[tuple[str, ...]]:
+    """Return a row of where the files come from, and one of each file."""
     option = f"--{one.argument.replace('_', '-')}"
     origin = one.given + (f" ({one.revision[:8]})" if one.revision else "")
-    return [
-        (option, origin, file.name, _size(file.bytes), "here" if file.here else "to fetch")
-        for file in one.files
+    files = [
+        ("", f"  {file.name}", _size(file.bytes), "here" if file.here else "to fetch") for file in one.files
     ]
+    return [(option, origin, "", ""), *files]
 
 
 def _size(size: int | None) -> str:

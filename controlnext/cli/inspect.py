@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from controlnext.bundle.format import check_file
+from controlnext.bundle.format import check_file, read_json
 from controlnext.bundle.manifest import Graph, ImagePrompt, Manifest, TensorEntry
 from controlnext.bundle.reader import read_manifest
 from controlnext.bundle.remote import is_remote
@@ -52,7 +52,7 @@ def inspect(bundle: Subject, as_json: options.Json = False) -> None:
         here = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
-        _print(manifest)
+        _print(directory, manifest)
         print_table("Backends", ("backend", "installed", "graphs"), list(_backends(directory, manifest)))
 
 
@@ -86,7 +86,7 @@ def _inspect_image(path: Path, *, as_json: bool) -> None:
     print_table("Files", ("for", "file", "sha256"), files)
 
 
-def _print(manifest: Manifest) -> None:
+def _print(directory: Path, manifest: Manifest) -> None:
     print(f"{manifest.family}, variant {manifest.variant}, {manifest.precision}")
     if manifest.precision.integer_products and (form := known_int8_form()):
         print(f"On this processor ONNX Runtime multiplies int8 as {form}.")
@@ -113,10 +113,14 @@ def _print(manifest: Manifest) -> None:
         [(s.role, s.name, s.sha256[:16], s.detail) for s in manifest.sources],
     )
     if manifest.scheduler:
+        values = read_json(directory / "scheduler" / "scheduler_config.json")
         print_table(
             "Scheduler",
-            ("setting", "from", ""),
-            [(key, setting.origin, setting.name) for key, setting in sorted(manifest.scheduler.items())],
+            ("setting", "value", "from", ""),
+            [
+                (key, str(values.get(key, "")), setting.origin, setting.name)
+                for key, setting in sorted(manifest.scheduler.items())
+            ],
         )
     print_table("Made with", ("tool", "version"), list(manifest.tools.items()))
     if manifest.parity:

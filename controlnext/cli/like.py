@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -83,13 +83,16 @@ def like_image(path: Path, pipeline: Pipeline, asked: Mapping[str, Any]) -> dict
     recipe = read_recipe(path)
     _check(path, recipe, pipeline, asked)
     accepted = {field.name for field in fields(pipeline.request)}
+    _tell_unknown(path, recipe, {argument_of(option, accepted) for option in asked})
     taken = {name: value for name, value in asked.items() if value is not None}
     found = dict(taken)
     for option in asked:
         argument = argument_of(option, accepted)
         if option in taken or argument is None or (option in _ONE_OF and any(o in taken for o in _ONE_OF)):
             continue
-        value = _of_files(path, recipe, argument) or recipe.arguments.get(argument)
+        value = _of_files(path, recipe, argument)
+        if value is None and argument not in IMAGES:
+            value = recipe.arguments.get(argument)
         if value is not None:
             found[option] = value if option not in _LISTS or isinstance(value, list) else [value]
     found.setdefault("preprocess", recipe.preprocess)
@@ -113,6 +116,26 @@ def _check(path: Path, recipe: Recipe, pipeline: Pipeline, asked: Mapping[str, A
     texts = [recipe.arguments.get(name) for name in ("prompt", "negative_prompt")]
     if any(isinstance(text, str) and HIDDEN in text for text in texts):
         logger.warning("%s has *** in place of what looked like a secret; the result may differ", path)
+
+
+def _tell_unknown(path: Path, recipe: Recipe, known: Set[str | None]) -> None:
+    """Warn of arguments of the image that a run has no options for, such as those of a later version."""
+    images = recipe.files.keys() - known
+    if unknown := sorted({name for name in recipe.arguments if name not in known or name in IMAGES} | images):
+        logger.warning(
+            "%s was made with %s, which this command cannot give; the result may differ",
+            path,
+            ", ".join(unknown),
+        )
+
+
+def tell_backend(path: Path, ran_by: str) -> None:
+    """Warn if the image was made by another backend than that which made it now."""
+    recipe = read_recipe(path)
+    if recipe.backend not in ("", ran_by):
+        logger.warning(
+            "%s was made by %s, and now by %s: the result may differ a little", path, recipe.backend, ran_by
+        )
 
 
 def _of_files(path: Path, recipe: Recipe, argument: str) -> Any:

@@ -118,7 +118,10 @@ class OptionNames:
 
 
 class OptionFormatter(logging.Formatter):
-    """Formatter of the libraries' log records that shows options in place of arguments, and no secrets."""
+    """Formatter of the libraries' log records that shows options in place of arguments, and no secrets.
+
+    Besides logging's own attributes a pattern may have ``%(mark)s``: the level of warnings and errors.
+    """
 
     def __init__(self, names: OptionNames, pattern: str) -> None:
         super().__init__(pattern)
@@ -133,10 +136,11 @@ class OptionFormatter(logging.Formatter):
 
         A record with ``extra=AS_WRITTEN`` keeps its names.
         """
+        record = copy.copy(record)
+        record.mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         if AS_WRITTEN.items() <= vars(record).items():
             return visible(super().format(record))
         if isinstance(given := record.args, tuple):
-            record = copy.copy(record)
             record.args = tuple(
                 self._names.describe(one) if isinstance(one, ControlNeXtError) else one for one in given
             )

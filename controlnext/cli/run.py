@@ -15,7 +15,7 @@ from PIL import Image
 from controlnext.cli import options, run_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
-from controlnext.cli.like import like_image, recipe_of_run
+from controlnext.cli.like import like_image, recipe_of_run, tell_backend
 from controlnext.cli.option_names import argument_of
 from controlnext.cli.preprocessors import ControlFiles, opened
 from controlnext.errors import InputError
@@ -156,6 +156,8 @@ def run(
             recipe = None if no_metadata else recipe_of_run(pipeline, request, given, like)
             written = files.save(_reported(images, count, report, sizes), None, recipe)
         ran_by = pipeline.backend
+    if like is not None:
+        tell_backend(like, ran_by)
     wide, high = sizes[0]
     seconds = round(time.monotonic() - started, 1)
     if as_json:
@@ -165,8 +167,9 @@ def run(
             {**result, "steps": step.total, "seed": request.seed, "seconds": seconds, "backend": ran_by}
         )
     else:
-        number = f"{count} of " if count > 1 else ""
-        print(f"{_span(written)}: {number}{wide} x {high}, {step.total} steps, {seconds} s, {ran_by}")
+        number = f"{count} {kind.made} of " if count > 1 else ""
+        length = "1 step" if step.total == 1 else f"{step.total} steps"
+        print(f"{_span(written)}: {number}{wide} x {high}, {length}, {seconds} s, {ran_by}")
 
 
 def _span(paths: Sequence[Path]) -> str:

@@ -18,6 +18,7 @@ IMAGES, CLIPS = "Options of image bundles", "Options of video bundles"
 ControlImage = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=local_path("control_image"),
         metavar="PATH",
         help="Path to the control image (for a clip: video file or directory of images); once per control.",
         show_default=False,
@@ -112,6 +113,7 @@ Lora = Annotated[
 IpAdapterImage = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=local_path("ip_adapter_image"),
         metavar="FILE",
         help="Path to an image prompt; once per IP-Adapter, or several that act together for one.",
         show_default=False,
@@ -147,6 +149,7 @@ Image = Annotated[
     typer.Option(
         "--image",
         "--init-image",
+        parser=local_path("image"),
         metavar="FILE",
         help="Path to the image to start from; for a clip, to animate.",
     ),
@@ -162,6 +165,7 @@ MaskImage = Annotated[
     typer.Option(
         "--mask-image",
         "--mask",
+        parser=local_path("mask_image"),
         metavar="FILE",
         help="Path to the mask: white where the input image is to be inpainted.",
         rich_help_panel=IMAGES,

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from controlnext.cli.options import local_path
+
 LIMITS, LOG = "Limits", "Log"
 
 Bundles = Annotated[
     list[str],
     typer.Argument(
-        metavar="BUNDLE...",
+        metavar="BUNDLE",
         help="Paths or locations of the bundle directories; the name of a directory is the name of its"
         " model.",
         show_default=False,
@@ -23,6 +25,7 @@ Port = Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one."
 ApiKeys = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("api_keys"),
         metavar="FILE",
         help="Path to a file of keys, one a line, of which each request needs one.",
         show_default="no key is needed",
@@ -31,6 +34,7 @@ ApiKeys = Annotated[
 Loras = Annotated[
     Path | None,
     typer.Option(
+        parser=local_path("loras"),
         metavar="DIR",
         help="Path to a directory of LoRAs (.safetensors) that requests may choose by name.",
         show_default=False,

@@ -23,8 +23,8 @@ from controlnext.errors import InputError
 PACKAGE = logging.getLogger("controlnext")
 """The logger above those of all modules."""
 PANEL = "Messages"
-PATTERN = "controlnext: %(message)s"
-VERBOSE_PATTERN = "controlnext: %(relativeCreated)d ms, %(name)s: %(message)s"
+PATTERN = "controlnext: %(mark)s%(message)s"
+VERBOSE_PATTERN = "controlnext: %(mark)s%(relativeCreated)d ms, %(name)s: %(message)s"
 """Forms of a log line. The time is that since the command was started."""
 
 

@@ -31,7 +31,12 @@ Report = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="Text prompt of the sampling run.")]
 ControlImage = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Path to the control image of the sampling run.")
+    Path | None,
+    typer.Option(
+        parser=local_path("control_image"),
+        metavar="FILE",
+        help="Path to the control image of the sampling run.",
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Number of denoising steps of the sampling run.")]
 Height = Annotated[int | None, typer.Option(help="Image height of the sampling run in pixels.")]

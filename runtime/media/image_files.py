@@ -51,6 +51,8 @@ class ImageFiles(Closeable):
 
     subject = "prompt"
     """The argument that such a run requires."""
+    made = "images"
+    """The name of its results."""
     takes = ()
     """The options that are passed to this class."""
 

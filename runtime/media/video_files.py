@@ -136,6 +136,8 @@ class ClipFiles(Closeable):
 
     subject = "image"
     """The argument that such a run requires."""
+    made = "frames"
+    """The name of its results."""
     takes = ("fps", "frames")
     """The options that are passed to this class."""
 

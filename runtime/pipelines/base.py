@@ -55,6 +55,11 @@ class Pipeline(LatentDecoder, Pretrained):
         self._scheduler = read_json(bundle.file("scheduler/scheduler_config.json"))
         self._loras = Loras(bundle.manifest)
 
+    def __repr__(self) -> str:
+        """Return the class, the bundle and its precision."""
+        manifest = self.bundle.manifest
+        return f"{type(self).__name__}({str(self.bundle.path)!r}, {manifest.variant}, {manifest.precision})"
+
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
         """Return the pipeline of an open bundle; raise :class:`InputError` if this class is not for it."""

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from controlnext.bundle.hub import hub_copy, push_bundle, save_bundle
+from controlnext.bundle.hub import hub_copy, inner_directory, push_bundle, save_bundle
 from controlnext.bundle.remote import is_remote
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
+from controlnext.runtime.pipelines.diffusers_names import INSTEAD, LOADING, check_arguments, no_attribute
 from controlnext.types import Precision
 
-_OFFLOAD = "Pipeline.load(..., offload=True)"
-_PARTS = "no attribute: the networks are graphs of the bundle (`pipe.bundle`)"
-_BY_ITSELF = "done by the graphs themselves"
-INSTEAD: Mapping[str, str] = MappingProxyType(
-    {
-        "scheduler": 'the call\'s sampler, such as sampler="euler"',
-        "to": "Pipeline.load(..., device=...)",
-        "device": "`backend`",
-        "dtype": "the bundle's precision, `pipe.bundle.manifest.precision`",
-        "enable_model_cpu_offload": _OFFLOAD,
-        "enable_sequential_cpu_offload": _OFFLOAD,
-        "enable_vae_tiling": "the call's vae_tiling=True",
-        "enable_vae_slicing": "done always: images are decoded one by one",
-        "enable_attention_slicing": _BY_ITSELF,
-        "enable_xformers_memory_efficient_attention": _BY_ITSELF,
-        "load_lora_weights": "add_lora",
-        "set_adapters": 'the call\'s lora={"name": scale}',
-        "unload_lora_weights": "remove_lora",
-        "fuse_lora": "`lora` of the export",
-        "load_ip_adapter": "`ip_adapter` of the export",
-        "set_ip_adapter_scale": "the call's ip_adapter_scale",
-        "load_textual_inversion": "`textual_inversion` of the export",
-        "set_progress_bar_config": "stream, which yields the steps",
-        **dict.fromkeys(("unet", "transformer", "vae", "text_encoder", "tokenizer", "controlnet"), _PARTS),
-    }
-)
-"""Our own in place of the attributes of diffusers' pipelines, by name."""
 
-
-def refuse_torch_dtype(value: object) -> None:
-    """Raise :class:`InputError` for diffusers' argument ``torch_dtype``, unless it is None."""
+def refuse_torch_dtype(value: object, argument: str = "torch_dtype") -> None:
+    """Raise :class:`InputError` for diffusers' argument ``torch_dtype`` or ``dtype``, unless it is None."""
     if value is not None:
         raise InputError(
-            f"torch_dtype is {value}, but a bundle has its own precision; leave it out, and load a bundle"
+            f"{argument} is {value}, but a bundle has its own precision; leave it out, and load a bundle"
             f" that was exported with the `precision` that you need: {', '.join(Precision)}",
-            argument="torch_dtype",
+            argument=argument,
         )
 
 
@@ -62,12 +34,12 @@ class Pretrained(ABC):
 
         def __getattr__(self, name: str) -> Any:
             """Raise :class:`AttributeError`, for an attribute of diffusers' with what takes its place."""
-            raise _no_attribute(self, name)
+            raise no_attribute(self, name)
 
         def __setattr__(self, name: str, value: object) -> None:
             """Set an attribute; raise :class:`AttributeError` for those of diffusers' in :data:`INSTEAD`."""
             if name in INSTEAD:
-                raise _no_attribute(self, name)
+                raise no_attribute(self, name)
             super().__setattr__(name, value)
 
     @classmethod
@@ -91,27 +63,45 @@ class Pretrained(ABC):
         """Load a bundle from a directory or from the model hub, into whose cache it is downloaded once.
 
         Args:
-            repo_or_path: a directory, ``owner/name`` at the hub, or a location such as ``s3://...``.
-            revision: branch, tag or commit.
+            repo_or_path: a directory, ``owner/name`` or ``owner/name@revision`` at the hub, or a location
+                such as ``s3://...``.
+            revision: branch, tag or commit at the hub.
             subfolder: the directory of the bundle there.
             token, cache_dir, local_files_only, force_download: as of huggingface_hub's ``snapshot_download``.
             options: those of :meth:`Pipeline.load`.
 
         Raises:
             BundleError: there is none, or the hub does not give it.
+            InputError: a value of another kind, or a revision of what is not at the hub.
+            TypeError: an unknown argument; of diffusers' own it says what takes their place.
             MissingDependencyError: huggingface_hub is not installed; directories do not need it.
         """
-        refuse_torch_dtype(options.get("torch_dtype"))
-        if is_remote(repo_or_path):
-            parts = [str(repo_or_path).rstrip("/"), *([subfolder] if subfolder else [])]
-            return cls.load("/".join(parts), **options)
-        place = Path(repo_or_path)
-        if isinstance(repo_or_path, Path) or place.exists():
-            return cls.load(place / (subfolder or ""), **options)
+        for dtype in ("torch_dtype", "dtype"):
+            refuse_torch_dtype(options.pop(dtype, None), dtype)
+        accepted = inspect.signature(cls.load).parameters
+        check_arguments(f"{cls.__name__}.from_pretrained", options, accepted, LOADING)
+        folder = inner_directory(subfolder)
+        if not isinstance(repo_or_path, str | Path):
+            raise InputError(
+                f"repo_or_path is {repo_or_path!r}; give a directory, a hub id or a location such as s3://...",
+                argument="repo_or_path",
+            )
+        remote = is_remote(repo_or_path)
+        if remote or isinstance(repo_or_path, Path) or _is_there(Path(repo_or_path)):
+            if revision is not None:
+                raise InputError(
+                    f"revision is {revision!r}, but {repo_or_path} is no id of the hub; remove it",
+                    argument="revision",
+                )
+            if remote:
+                location = str(repo_or_path)
+                return cls.load(f"{location.rstrip('/')}/{folder}" if folder else location, **options)
+            return cls.load(Path(repo_or_path) / folder, **options)
+        repository, _, named = repo_or_path.partition("@")
         copy = hub_copy(
-            repo_or_path,
-            revision=revision,
-            subfolder=subfolder,
+            repository,
+            revision=revision or named or None,
+            subfolder=folder,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
@@ -125,8 +115,13 @@ class Pretrained(ABC):
         """Copy the bundle to a new directory, with a model card; return it.
 
         ``force``: replace a bundle that is there.
-        Raises :class:`InputError` for a directory with other files.
+        Raises :class:`InputError` for a directory with other files, or where none can be made.
         """
+        if not isinstance(save_directory, str | Path):
+            raise InputError(
+                f"save_directory is {save_directory!r}; give the path of a new directory",
+                argument="save_directory",
+            )
         return save_bundle(self.bundle.path, Path(save_directory), force=force, licence=licence)
 
     def push_to_hub(
@@ -148,6 +143,7 @@ class Pretrained(ABC):
 
         Raises:
             BundleError: the hub refuses it, or cannot be reached.
+            InputError: a value that no hub takes.
             MissingDependencyError: huggingface_hub is not installed.
         """
         return push_bundle(
@@ -163,9 +159,9 @@ class Pretrained(ABC):
         )
 
 
-def _no_attribute(pipeline: Pretrained, name: str) -> AttributeError:
-    kind = type(pipeline).__name__
-    told = f"{kind} has no attribute {name!r}"
-    if name in INSTEAD:
-        told += f"; what {name} is in diffusers is here {INSTEAD[name]}"
-    return AttributeError(told)
+def _is_there(place: Path) -> bool:
+    """Return whether a path is there, or is one that no hub id could be."""
+    try:
+        return place.exists()
+    except OSError:
+        return True

@@ -10,6 +10,7 @@ from PIL import Image
 
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
+from controlnext.runtime.pipelines.diffusers_names import tells_names
 from controlnext.runtime.pipelines.video_runs import VideoRuns
 from controlnext.runtime.request import Scale, VideoRequest
 from controlnext.runtime.step_end import LATENTS, StepEnd
@@ -88,6 +89,7 @@ class VideoPipeline(VideoRuns, task="video"):
     request = VideoRequest
     memory_savers = ("frames_per_batch", "decode_chunk_size", "offload")
 
+    @tells_names
     def __call__(
         self,
         image: Any = None,
@@ -149,6 +151,7 @@ class VideoPipeline(VideoRuns, task="video"):
         )
         return self._run(request)
 
+    @tells_names
     def stream(
         self,
         image: Any = None,
@@ -179,11 +182,7 @@ class VideoPipeline(VideoRuns, task="video"):
         noise_aug_strength: float = 0.02,
         decode_chunk_size: int | None = None,
     ) -> Iterator[Step]:
-        """Yield the steps of such a call one by one; the arguments are those of the call.
-
-        They are checked before this returns. :meth:`decode` turns any step's latents into a clip; those of
-        the last step are the result.
-        """
+        """Yield the steps of such a call one by one; see :meth:`Pipeline.stream`."""
         request = VideoRequest(
             image=image,
             control_images=control_images,

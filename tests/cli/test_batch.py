@@ -156,7 +156,7 @@ def test_ctrl_c_keeps_what_is_done(bundle: Path, jobs: Path, tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.startswith(f"controlnext: stopped; what is done stays in {output}")
+    assert said.startswith(f"controlnext: warning: stopped; what is done stays in {output}")
     assert said.count("\n") == 1
     summary = json.loads(subprocess.check_output(command, text=True))
     assert 1 <= summary["done_before"] < 12

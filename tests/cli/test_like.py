@@ -218,3 +218,46 @@ def test_images_of_other_web_uis_are_shown_and_not_made(cli: Cli, tmp_path: Path
     assert shown.status == 0
     assert "Steps: 20, \\x1b[31mSeed: 1" in shown.out
     assert_refused(run(cli, bundle, like=path), "the parameters of another program")
+
+
+@pytest.mark.usefixtures("made")
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"later": 1, "generator": 2}, "was made with generator, later, which this command cannot give"),
+        ({"image": "/etc/passwd"}, "was made with image, which this command cannot give"),
+    ],
+)
+def test_what_a_run_cannot_follow_is_told(
+    cli: Cli,
+    tmp_path: Path,
+    bundle: Path,
+    changed: dict[str, Any],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A path among the arguments, which is no file of the image, is not read."""
+    with Image.open(tmp_path / "first-1.png") as image:
+        text = json.loads(image.info["controlnext"])
+        text["arguments"] |= changed
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text("controlnext", json.dumps(text))
+        image.save(tmp_path / "edited.png", pnginfo=chunks)
+    done = run(cli, bundle, like=tmp_path / "edited.png", output=tmp_path / "new.png")
+    assert done.status == 0
+    assert words in caplog.text
+
+
+@pytest.mark.usefixtures("made")
+def test_another_backend_is_told(
+    cli: Cli, tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Image.open(tmp_path / "first-1.png") as image:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add_text(
+            "controlnext", image.info["controlnext"].replace("onnxruntime on cpu", "other on cpu")
+        )
+        image.save(tmp_path / "edited.png", pnginfo=chunks)
+    done = run(cli, bundle, like=tmp_path / "edited.png", output=tmp_path / "new.png")
+    assert done.status == 0
+    assert "edited.png was made by other on cpu, and now by onnxruntime on cpu" in caplog.text

@@ -95,7 +95,11 @@ def test_what_libraries_log_is_shown_with_options_and_other_handlers_get_it_as_i
     names: OptionNames,
 ) -> None:
     record = logging.makeLogRecord(
-        {"msg": "going on without %s: %s; set `precision`", "args": ("`vae`", ENGINE)}
+        {
+            "levelno": logging.INFO,
+            "msg": "going on without %s: %s; set `precision`",
+            "args": ("`vae`", ENGINE),
+        }
     )
     shown = OptionFormatter(names, "controlnext: %(message)s").format(record)
     assert shown == f"controlnext: going on without --vae: {BUILD}; set --precision"
@@ -121,7 +125,7 @@ sys.exit(call(application, [], "work"))
 def test_warnings_and_errors_of_a_command_name_options() -> None:
     """Run in a new interpreter, because pytest captures the log in this one."""
     done = subprocess.run([sys.executable, "-c", _LOGS], capture_output=True, text=True, check=False)
-    warning, error = "a file: give it with --unet-weights", "error: give --control a file"
+    warning, error = "warning: a file: give it with --unet-weights", "error: give --control a file"
     assert done.stderr == f"controlnext: {warning}\ncontrolnext: {error}\n"
     assert done.returncode == 2
 

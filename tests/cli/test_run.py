@@ -41,7 +41,7 @@ def test_several_images_are_numbered(cli: Cli, tmp_path: Path, bundles: Bundles,
     done = run(cli, bundles["image"], **flags, output=output)
     assert (done.status, done.err) == (0, "")
     files = [tmp_path / "new" / f"image-{number}.png" for number in (1, 2)]
-    assert f"{files[0]} to {files[1]}: 2 of 32 x 16, 3 steps" in done.out
+    assert f"{files[0]} to {files[1]}: 2 images of 32 x 16, 3 steps" in done.out
     with Pipeline.load(bundles["image"]) as pipe:
         wanted = pipe(
             "a red circle",

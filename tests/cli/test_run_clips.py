@@ -52,7 +52,7 @@ def test_a_clip_is_the_pipelines(
         **flags,
     )
     assert (done.status, done.err) == (0, "")
-    assert f"{tmp_path / 'frames'}: 6 of {WIDTH} x {HEIGHT}, 1 steps" in done.out
+    assert f"{tmp_path / 'frames'}: 6 frames of {WIDTH} x {HEIGHT}, 1 step" in done.out
     with Pipeline.load(svd) as pipe:
         wanted = pipe(
             drawing(1, 64, 48),

@@ -61,14 +61,14 @@ def test_every_subcommand_has_both(name: str, cli: Cli) -> None:
 
 @pytest.mark.parametrize("option", ["--quiet", "-q"])
 def test_quiet_leaves_results_and_errors(option: str) -> None:
-    assert _told(option) == ("result\n", ["controlnext: a line of error"])
+    assert _told(option) == ("result\n", ["controlnext: error: a line of error"])
 
 
 def test_without_an_option_there_are_warnings_too() -> None:
     out, err = _told()
     assert out == "result\n"
-    assert "controlnext: a line of warning" in err
-    assert "controlnext: a line of error" in err
+    assert "controlnext: warning: a line of warning" in err
+    assert "controlnext: error: a line of error" in err
     assert not any(level in line for level in ("info", "debug") for line in err)
 
 

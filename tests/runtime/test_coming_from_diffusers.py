@@ -5,16 +5,22 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from diffusers import StableDiffusion3Pipeline, StableDiffusionXLControlNetPipeline
+from diffusers import (
+    StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 
-from controlnext.runtime import ImagePipeline
-from controlnext.runtime.pipelines.pretrained import INSTEAD
+from controlnext.errors import InputError
+from controlnext.runtime import ImagePipeline, Pipeline, VideoPipeline
+from controlnext.runtime.pipelines.diffusers_names import ARGUMENTS, INSTEAD, LOADING
 
 TEXT = (Path(__file__).parents[2] / "docs" / "coming-from-diffusers.md").read_text()
 _NAME = re.compile(r"`(\w+)`")
-_EARLIER = {"enable_vae_tiling", "enable_vae_slicing"}
+_EARLIER = {"enable_vae_tiling", "disable_vae_tiling", "enable_vae_slicing"}
 """Attributes of diffusers' pipelines until it moved them to their VAEs."""
 _ATTRIBUTE = re.compile(r"`(?:pipe\.)?(\w+)")
 
@@ -46,10 +52,10 @@ def test_attributes_of_diffusers_pipelines_are_told_and_refused() -> None:
     table = TEXT.partition("\n\nAround")[2].partition("###")[0]
     rows = [line.strip("| ").split(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
     assert sorted(name for there in rows for name in _ATTRIBUTE.findall(there)) == sorted(INSTEAD)
-    parts = inspect.signature(StableDiffusionXLControlNetPipeline.__init__).parameters
-    of_sd3 = inspect.signature(StableDiffusion3Pipeline.__init__).parameters
+    theirs = StableDiffusion3Pipeline, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+    parts = {name for kind in theirs for name in inspect.signature(kind.__init__).parameters}
     for name in INSTEAD:
-        known = name in parts or name in of_sd3 or name in _EARLIER
+        known = name in parts or name in _EARLIER
         assert known or hasattr(StableDiffusionXLControlNetPipeline, name), name
         assert not hasattr(ImagePipeline, name)
 
@@ -57,7 +63,7 @@ def test_attributes_of_diffusers_pipelines_are_told_and_refused() -> None:
 @pytest.mark.parametrize("name", ["scheduler", "to", "enable_model_cpu_offload"])
 def test_an_attribute_of_diffusers_says_what_takes_its_place(name: str) -> None:
     pipe = object.__new__(ImagePipeline)
-    told = f"ImagePipeline has no attribute '{name}'; what {name} is in diffusers is here "
+    told = f"ImagePipeline has no attribute '{name}'; in place of diffusers' {name}: "
     with pytest.raises(AttributeError, match=told):
         getattr(pipe, name)
     with pytest.raises(AttributeError, match=told):
@@ -71,3 +77,46 @@ def test_other_attributes_are_as_python_has_them() -> None:
     assert pipe.note == "mine"  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"ImagePipeline has no attribute 'notes'$"):
         _ = pipe.notes  # type: ignore[attr-defined]
+
+
+def test_every_argument_that_a_call_lacks_says_what_takes_its_place() -> None:
+    """Of diffusers' call; and none is told of that a call has."""
+    theirs = inspect.signature(StableDiffusionXLControlNetPipeline.__call__).parameters
+    ours = inspect.signature(ImagePipeline.__call__).parameters
+    assert {*theirs} - {*ours, "kwargs"} <= {*ARGUMENTS}
+    assert not {*ARGUMENTS} & {*ours, *inspect.signature(VideoPipeline.__call__).parameters}
+    assert not {*LOADING} & {*inspect.signature(ImagePipeline.load).parameters}
+
+
+@pytest.mark.parametrize("method", ["__call__", "stream"])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            {"controlnet_conditioning_scale": 1},
+            "in place of diffusers' controlnet_conditioning_scale: c",
+        ),
+        (
+            {"guidance_scal": 1},
+            r"got an unexpected keyword argument 'guidance_scal'; did you mean 'guid",
+        ),
+        ({"zzz": 1}, "got an unexpected keyword argument 'zzz'$"),
+    ],
+)
+def test_an_argument_that_a_call_lacks(method: str, given: dict[str, Any], words: str) -> None:
+    pipe = object.__new__(ImagePipeline)
+    with pytest.raises(TypeError, match=words):
+        getattr(pipe, method)("a prompt", **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "words"),
+    [
+        ({"dtype": "float16"}, InputError, "dtype is float16, but a bundle has its own precision"),
+        ({"variant": "fp16"}, TypeError, r"Pipeline.from_pretrained\(\) got .*: a bundle of that precision"),
+        ({"provder": "cuda"}, TypeError, "did you mean 'provider'"),
+    ],
+)
+def test_an_argument_that_loading_lacks(given: dict[str, Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        Pipeline.from_pretrained("owner/name", **given)

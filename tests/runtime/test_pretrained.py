@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,9 +124,10 @@ def test_what_is_refused_is_one_line(hub: StubHub, bundle: Path, tmp_path: Path)
         Pipeline.from_pretrained("nobody/nothing")
     with pytest.raises(BundleError, match="neither a directory nor a hub id"):
         Pipeline.from_pretrained("a/b/c d")
-    hub.repositories[NAME] = Repository(tmp_path, refuses={"list": GATED, "upload": 403})
+    hub.repositories[NAME] = Repository(tmp_path, refuses={"file": GATED})
     with pytest.raises(BundleError, match=f"{NAME} is gated"):
         Pipeline.from_pretrained(NAME)
+    hub.repositories[NAME] = Repository(tmp_path, refuses={"upload": 403})
     with (
         Pipeline.load(bundle, cache=False) as pipe,
         pytest.raises(BundleError, match=f"the hub refuses access to {NAME}"),
@@ -173,3 +175,80 @@ except MissingDependencyError as error:
 def test_without_the_library_it_says_what_to_install() -> None:
     said = subprocess.check_output([sys.executable, "-c", _WITHOUT], text=True)
     assert 'huggingface_hub, which is not installed; run pip install "controlnext[hub]"' in said
+
+
+@pytest.mark.parametrize("given", [None, 1, b"x", []])
+def test_what_is_no_place_is_refused(given: object) -> None:
+    with pytest.raises(InputError, match=r"repo_or_path is .*; give a directory, a hub id or a location"):
+        Pipeline.from_pretrained(given)  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_too_long_is_no_bundle() -> None:
+    for load in (Pipeline.load, Pipeline.from_pretrained):
+        with pytest.raises(BundleError, match="it cannot be looked into: File name too long"):
+            load("x" * 3000)  # type: ignore[operator]
+
+
+def test_a_location_without_a_name_is_refused_as_it_is() -> None:
+    with pytest.raises(InputError, match="bundle s3:// names no directory"):
+        Pipeline.from_pretrained("s3://")
+
+
+def test_other_bundles_of_the_repository_are_not_fetched(hub: StubHub, bundle: Path, tmp_path: Path) -> None:
+    """Neither for the one at its top, nor for one in a directory, however that is written."""
+    with Pipeline.load(bundle, device="cpu", cache=False) as pipe:
+        pipe.push_to_hub(NAME)
+        pipe.push_to_hub(NAME, subfolder="fp32/small/")
+    Pipeline.from_pretrained(NAME, cache=False).close()
+    assert not [one for one in hub.downloads if "small" in one]
+    hub.downloads.clear()
+    asked: Any = {"subfolder": "./fp32/small/", "cache_dir": tmp_path / "another", "cache": False}
+    with Pipeline.from_pretrained(f"{NAME}@main", **asked) as pipe:
+        assert pipe.bundle.path.parts[-2:] == ("fp32", "small")
+    assert hub.downloads
+    assert all("small" in one for one in hub.downloads)
+
+
+@pytest.mark.parametrize("subfolder", ["../up", "/root", 1, b"x"])
+def test_a_subfolder_is_within_the_repository(bundle: Path, subfolder: Any) -> None:
+    with pytest.raises(InputError, match=r"subfolder is .*; give a directory within the repository"):
+        Pipeline.from_pretrained(bundle, subfolder=subfolder)
+    with (
+        Pipeline.load(bundle, device="cpu", cache=False) as pipe,
+        pytest.raises(InputError, match="subfolder is"),
+    ):
+        pipe.push_to_hub(NAME, subfolder=subfolder)
+
+
+@pytest.mark.parametrize("place", ["{bundle}", "hf://owner/name"])
+def test_a_revision_is_of_ids_of_the_hub(bundle: Path, place: str) -> None:
+    with pytest.raises(InputError, match=r"revision is 'v1', but .* is no id of the hub"):
+        Pipeline.from_pretrained(place.format(bundle=bundle), revision="v1")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"repo_id": None}, "repo_id is None; it must be a text"),
+        ({"repo_id": "a/b/c"}, "repo_id is 'a/b/c', which is no id; give owner/name"),
+        ({"revision": 1}, "revision is 1; it must be a text"),
+        ({"commit_message": ""}, "commit_message is ''; it must be a text"),
+        ({"licence": 3}, "licence is 3; it must be a text"),
+    ],
+)
+def test_what_no_hub_takes_is_refused(hub: StubHub, bundle: Path, given: dict[str, Any], words: str) -> None:
+    with (
+        Pipeline.load(bundle, device="cpu", cache=False) as pipe,
+        pytest.raises((InputError, BundleError), match=words),
+    ):
+        pipe.push_to_hub(**{"repo_id": NAME, **given})
+    assert hub.commits == []
+
+
+def test_where_a_bundle_cannot_be_saved_is_told(bundle: Path, tmp_path: Path) -> None:
+    with Pipeline.load(bundle, device="cpu", cache=False) as pipe:
+        for directory in (None, 3):
+            with pytest.raises(InputError, match=r"save_directory is .*; give the path of a new directory"):
+                pipe.save_pretrained(directory)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"cannot be copied to .*: File name too long"):
+            pipe.save_pretrained(tmp_path / ("x" * 300))

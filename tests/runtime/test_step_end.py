@@ -107,6 +107,11 @@ def test_without_tensors_and_an_error(pipe: ImagePipeline) -> None:
         ({"callback_on_step_end": 3}, "give a function"),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "only 'latents' can be had"),
         ({"callback_on_step_end": lambda *_: {"latents": np.zeros(3)}}, r"shape \(3,\)"),
+        ({"callback_on_step_end": lambda *_: 1}, "returned 1; it must return tensors by name, or None"),
+        (
+            {"callback_on_step_end": lambda *given: {"latents": given[3]["latents"] * np.nan}},
+            "returned latents with NaN or infinity",
+        ),
     ],
 )
 def test_what_is_refused(pipe: ImagePipeline, given: dict[str, Any], words: str) -> None:

@@ -1,5 +1,6 @@
 /** The section of the control image: the drawing board, its tools, and the ways in which an image gets there. */
 
+import { ApiError } from "./api.js";
 import { $, numberOf, setNumber, sizeOf } from "./fields.js";
 import { Sketch } from "./sketch.js";
 
@@ -51,6 +52,15 @@ export class Board {
     if (images) fields.control_image = list(this.canvases().map((canvas) => canvas.toDataURL("image/png")));
     if (this.#edgesAreTheServers) fields.preprocess = "canny";
     return fields;
+  }
+
+  /** Throw where nothing is drawn that would have an effect, in the words of the page. */
+  check() {
+    this.#rememberScale();
+    if (this.drawn || this.scales.every((scale) => scale === 0)) return;
+    throw new ApiError("Draw a control image, or open one; with a control scale of 0 none is needed.", {
+      param: "control_image",
+    });
   }
 
   /** The control images to send. A server makes edges of all of them or of none, so that those of one of

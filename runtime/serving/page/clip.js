@@ -1,5 +1,6 @@
 /** A clip: a job on the server, followed until it is done. */
 
+import { ApiError } from "./api.js";
 import { $, commonFields, defined, numberOf } from "./fields.js";
 import * as output from "./output.js";
 
@@ -28,6 +29,7 @@ export class Clips {
   }
 
   async make(signal, say) {
+    check();
     const form = new FormData();
     for (const [name, value] of Object.entries(this.#fields())) form.append(name, value);
     for (const file of chosen("reference")) form.append("input_reference", file);
@@ -64,6 +66,16 @@ export class Clips {
   async remove() {
     await this.api.deleteClip(this.last);
     output.empty("video");
+  }
+}
+
+/** Throw where a file is not chosen, in the words of the page. */
+function check() {
+  for (const [id, param, what] of [
+    ["reference", "input_reference", "the image that the clip shows moving"],
+    ["frames", "control_clip", "the control: a video, or its images"],
+  ]) {
+    if (!$(id).files.length) throw new ApiError(`Choose ${what}.`, { param });
   }
 }
 

@@ -28,6 +28,7 @@ export class Stills {
   }
 
   async make(signal, say) {
+    this.board.check();
     const fields = this.#fields();
     const controls = this.board.pictures();
     const partials = Math.min(PARTIALS, Math.max((fields.num_inference_steps || 20) - 1, 1));

@@ -89,16 +89,15 @@ def test_a_drawn_control_becomes_an_image(visit: Visit) -> None:
 
 def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
     page = visit.page
-    page.fill("#prompt", "a red circle")
-    page.fill("#steps", "900")
+    for field, text in {"prompt": "a red circle", "scale": "0", "steps": "900"}.items():
+        page.fill(f"#{field}", text)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("[role=alert]:has-text('at most 150')")
-    assert page.evaluate("document.activeElement.id") == "steps"
-    assert page.get_attribute("#steps", "aria-invalid") == "true"
-    page.fill("#steps", "4")
+    assert page.get_attribute("#steps:focus", "aria-invalid") == "true"
+    page.fill("#scale", "1")
     page.click("#generate")
     page.wait_for_selector("#sketch[aria-invalid]:focus")
-    assert "control_image" in page.inner_text("#alert")
+    assert "Draw a control image, or open one" in page.inner_text("#alert")
     assert page.get_attribute("#steps", "aria-invalid") is None
 
 
@@ -209,6 +208,8 @@ def test_a_clip_is_made_shown_and_deleted(
     files = [tmp_path / f"{number}.png" for number in (10, 9, 1)]
     for file in files:
         drawing(len(file.name), 64, 48).save(file)
+    page.click("#generate")
+    page.wait_for_selector("[role=alert]:has-text('Choose the image')")
     page.set_input_files("#reference", files[0])
     page.set_input_files("#frames", files)
     for field, text in {"steps": "2", "width": "64", "height": "48", "fps": "5"}.items():
@@ -239,6 +240,7 @@ def test_a_clip_is_made_shown_and_deleted(
 
 def test_cancel_ends_the_request(visit: Visit) -> None:
     page = visit.page
+    page.fill("#scale", "0")
     page.route("**/v1/images/generations", lambda _route: None)  # never answered
     page.focus("#generate")
     page.keyboard.press("Enter")
