@@ -60,7 +60,7 @@ class ConfigCommand(Command):
         except EngineError:  # it is told with the command that builds one
             raise
         except InputError as error:
-            origin = _origin(ctx, error.argument)
+            origin = _origin(ctx, error)
             if not origin:
                 raise
             told = str(error).removeprefix(error.argument or "")
@@ -68,13 +68,22 @@ class ConfigCommand(Command):
             raise InputError(origin + told) from error
 
 
-def _origin(context: typer.Context, argument: str | None) -> str:
-    """Return the file and the key that ``argument`` was read from; empty where it was not."""
+def _origin(context: typer.Context, error: InputError) -> str:
+    """Return the file and the key of the value that an error blames, or names; empty where it has none."""
     for name, origin in context.meta.get(_NAME, {}).items():
         source = getattr(context.get_parameter_source(name), "name", "")
-        if argument in ARGUMENTS.get(name, (name,)) and source == "DEFAULT_MAP":
+        own = ARGUMENTS.get(name, (name, name.removesuffix("s")))
+        named = error.argument in own or (
+            error.argument is None
+            and any(f"{word} " in str(error) for word in (_option(name), f"`{own[0]}`"))
+        )
+        if named and source == "DEFAULT_MAP":
             return str(origin)
     return ""
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 class _Reader:
@@ -140,7 +149,7 @@ class _Reader:
     def _checked(self, key: str, parameter: Any, value: Any) -> Any:
         several = parameter.multiple or parameter.nargs != 1
         if isinstance(value, list) and not several:
-            raise self._wrong(key, value, "one value, not a list", value[0] if value else '"..."')
+            raise self._wrong(key, value, "one value, not a list", _toml(value[0]) if value else '"..."')
         checked = [self._one(key, parameter, one) for one in (value if isinstance(value, list) else [value])]
         given = checked if several else checked[0]
         try:

@@ -65,11 +65,13 @@ def choose_provider(available: Collection[str], device: str, provider: str) -> s
             f"unknown provider {provider!r}; accepted: auto, {', '.join(PROVIDERS)}", argument="provider"
         )
     present = [name for name, one in PROVIDERS.items() if one.names[0] in available]
-    requested = f"device {device}" if provider == "auto" else f"provider {provider}"
+    argument, value = ("device", device) if provider == "auto" else ("provider", provider)
+    requested = f"{argument} {value}"
     if CUDA not in present and (provider == CUDA or (provider == "auto" and kind == "cuda")):
         raise InputError(
             f"{requested} was requested, but this ONNX Runtime has no CUDA; set `device` to cpu, or run"
-            ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"'
+            ' pip uninstall onnxruntime, then pip install "controlnext[gpu]"',
+            argument=argument,
         )
     if provider == "auto":
         return CUDA if kind == "cuda" or (kind == "auto" and CUDA in present) else CPU

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from types import MappingProxyType
 from typing import ParamSpec, TypeVar
+
+from controlnext.families.values import did_you_mean
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -111,8 +112,8 @@ def check_arguments(
             told = f"{function}() got an unexpected keyword argument {name!r}"
             if name in instead:
                 told += f"; in place of diffusers' {name}: {instead[name]}"
-            elif near := difflib.get_close_matches(name, known, n=1):
-                told += f"; did you mean {near[0]!r}?"
+            else:
+                told += did_you_mean(name, known)
             raise TypeError(told)
 
 

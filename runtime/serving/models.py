@@ -91,7 +91,8 @@ class Models:
             if bundle.name in self._places:
                 other = self._places[bundle.name].bundle.path
                 raise InputError(
-                    f"{other} and {path} have the same name {bundle.name!r}; rename one of the directories"
+                    f"{other} and {path} have the same name {bundle.name!r}; rename one of the directories",
+                    argument="bundles",
                 )
             self._places[bundle.name] = _Place(bundle, bundle.bytes)
             metrics.watch(bundle.name, self._places[bundle.name])

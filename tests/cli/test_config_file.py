@@ -98,6 +98,8 @@ def test_commands_with_many_options_have_it(name: str) -> None:
             ["given.toml: lora-rank: -1; it must be greater than or equal to 0"],
         ),
         ('random-weights = "x"', ['random-weights is "x"; it must be an integer: write random-weights = 2']),
+        ("height = 512", ["given.toml: height: --height is for engines only"]),
+        ('model = ["sdxl"]', ['model is ["sdxl"]; it must be one value, not a list: write model = "sdxl"']),
         ('model = "sdxxl"', ["given.toml: model: unknown model 'sdxxl'; accepted: sd15, sdxl"]),
         ("random-weights = -1", ["given.toml: random-weights: -1 is negative"]),
         ('force = "yes"', ['given.toml: force is "yes"; it must be true or false: write force = true']),
@@ -127,6 +129,7 @@ def test_a_mistake_is_one_line_with_file_and_key(
     [
         ("port = 99999", "given.toml: port is 99999; it must be"),
         ('device = "gpu"', "given.toml: device: unknown device 'gpu'; accepted: auto"),
+        ('device = "cuda"', "given.toml: device: device cuda was requested"),
         ("queue = -1", "given.toml: queue is -1; it must be"),
         ('port = "abc"', 'given.toml: port is "abc"; it must be an integer: write port = 8000'),
     ],
@@ -151,5 +154,5 @@ def test_a_file_that_is_not_there_is_told(cli: Cli, tmp_path: Path) -> None:
 def test_the_arguments_of_serve_may_be_in_the_file(cli: Cli, tmp_path: Path, write: Write) -> None:
     """The bundles, and a cluster."""
     given = write(f'bundles = ["{tmp_path}/nothing"]\nport = 0\nquiet = true\n')
-    assert_refused(cli("serve", "--config", given), "nothing is not a bundle")
+    assert_refused(cli("serve", "--config", given), "given.toml: bundles: ", "nothing is not a bundle")
     assert_refused(cli("serve", "--config", write("replicas = 2"), "b"), "replicas is for a Ray cluster")

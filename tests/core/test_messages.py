@@ -71,6 +71,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     ClipFiles,
     Settings,
     ServerSettings,
+    Models,
     Models.use,
     ImageCall,
     ClipCall,

@@ -26,12 +26,12 @@ function curl(call) {
 }
 
 function curlClip(call) {
-  const clip = quoted(`${call.base}/videos/ID`);
+  const clip = `"${call.base}/videos/$id"`;
   return [
-    `${command(call)} | jq .id`,
+    `id=$(${command(call)} | jq -r .id)`,
     "# again until its status is completed",
     `${request(clip, call.keyed)} | jq .status,.progress`,
-    `${request(clip.replace("ID", "ID/content"), call.keyed)} -o result.mp4`,
+    `${request(clip.replace("$id", "$id/content"), call.keyed)} -o result.mp4`,
   ].join("\n");
 }
 
