@@ -17,10 +17,17 @@ from controlnext.weights.shipped import original_layout
 _WEIGHT = ".weight"
 
 
+MOST_RANK = 4096
+"""A rank above the width of most layers: what LoRAs change of a layer has no larger one."""
+
+
 def check_lora_rank(family: Family, rank: int) -> None:
-    """Raise :class:`InputError` for a rank that is not an integer from 0, and for a family without LoRAs."""
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
-        raise InputError(f"lora_rank is {rank!r}; it must be an integer of at least 0", argument="lora_rank")
+    """Raise :class:`InputError` for a rank that is not an integer of that range, and for a family without
+    LoRAs."""
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank <= MOST_RANK:
+        raise InputError(
+            f"lora_rank is {rank!r}; it must be an integer from 0 to {MOST_RANK}", argument="lora_rank"
+        )
     if rank:
         check_takes_loras(family, "lora_rank")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 import controlnext
+from controlnext.hub_cache import name_of
 from controlnext.runtime.media.recipe import SCHEMA, BundleOrigin, InputFile, Recipe, portable_name
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.request import Request
@@ -57,7 +58,7 @@ def make_recipe(
         schema=SCHEMA,
         version=controlnext.__version__,
         bundle=BundleOrigin(
-            _bundle_name(bundle.path.resolve()),
+            name_of(bundle.path.resolve()),
             bundle.checksum,
             family.name,
             manifest.variant,
@@ -70,13 +71,6 @@ def make_recipe(
         preprocess=preprocess,
         preprocessor_model=[_portable_model(one) for one in preprocessor_model],
     )
-
-
-def _bundle_name(path: Path) -> str:
-    """Return the name of a bundle's directory; in the cache of the hub that of the repository."""
-    if path.parent.name == "snapshots":
-        return "/".join(path.parents[1].name.split(2 * "-")[1:])
-    return path.name
 
 
 def _lora_files(pipe: Pipeline, request: Request, given: Sequence[InputFile] | None) -> dict[str, InputFile]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from controlnext.bundle.card import CARD, model_card
 from controlnext.bundle.files import MANIFEST, new_folder
-from controlnext.bundle.format import check_size
+from controlnext.bundle.format import check_file
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, ControlNeXtError, InputError, first_line
 from controlnext.hub_errors import LOG_IN, refusal_of
@@ -106,7 +106,7 @@ def push_bundle(
     manifest = read_manifest(bundle)
     _check_texts(repo_id=repository, revision=revision, commit_message=commit_message, licence=licence)
     place, api = PurePosixPath(inner_directory(subfolder)), HfApi(token=token)
-    files = {str(place / name): str(check_size(bundle, manifest, name)) for name in manifest.files}
+    files = {str(place / name): str(check_file(bundle, manifest, name)) for name in manifest.files}
     files[str(place / MANIFEST)] = str(bundle / MANIFEST)
     operations = [CommitOperationAdd(path, local) for path, local in files.items()]
     with _explained(repository, revision, unknown="repo_id is {!r}, which is no id; give owner/name"):
@@ -139,7 +139,7 @@ def save_bundle(bundle: Path, directory: Path, *, force: bool = False, licence: 
             for name in (*manifest.files, MANIFEST):
                 (made / name).parent.mkdir(parents=True, exist_ok=True)
                 # what the hub's cache has is links
-                source = bundle / name if name == MANIFEST else check_size(bundle, manifest, name)
+                source = bundle / name if name == MANIFEST else check_file(bundle, manifest, name)
                 shutil.copyfile(source, made / name)
             (made / CARD).write_text(model_card(manifest, directory.name, licence), encoding="utf-8")
     except OSError as error:

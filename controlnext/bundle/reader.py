@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from controlnext.errors import BundleError, blames
 
 LARGEST = 64 << 20
 """The largest manifest in bytes: those of the largest models have a thousandth."""
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class _Header(msgspec.Struct):
@@ -37,12 +41,16 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST
     try:
-        lack = f"it has no {MANIFEST}" if bundle.exists() else "there is no such file or directory"
+        lack, fix = f"it has no {MANIFEST}", "make one with controlnext export"
+        if not bundle.exists():
+            lack = "there is no such file or directory"
+            fix += f", or give hf://{bundle} for one of the hub" if _HUB_ID.fullmatch(str(bundle)) else ""
         there = path.is_file()
     except OSError as error:
         there, lack = False, f"it cannot be looked into: {error.strerror}"
+        fix = "give another path"
     if not there:
-        raise BundleError(f"{bundle} is not a bundle: {lack}; make one with controlnext export")
+        raise BundleError(f"{bundle} is not a bundle: {lack}; {fix}")
     for ours in (path, bundle / ENGINES):
         check_inside(bundle, ours)
     if path.stat().st_size > LARGEST:

@@ -96,7 +96,7 @@ class RemoteFiles:
             return BundleError(
                 f"{self.title} is not a bundle: it has no {MANIFEST}; make one with controlnext export"
             )
-        return BundleError(f"there is nothing at {self.title}, or it is not shown to you; check the spelling")
+        return _nothing_at(self.title)
 
     @contextmanager
     def _explained(self, title: str) -> Iterator[None]:
@@ -107,6 +107,8 @@ class RemoteFiles:
         except ControlNeXtError:
             raise
         except (FileNotFoundError, IsADirectoryError) as error:
+            if _status(error.__cause__) in (401, 403, 404):  # what the hub says of a repository
+                raise _nothing_at(title) from error
             if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
                 # what HTTP's filesystem makes of an error of the connection
                 raise WorkError(
@@ -189,7 +191,17 @@ def _explanation(error: Exception, title: str, reason: str) -> ControlNeXtError:
 def _is_refusal(error: Exception) -> bool:
     if isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
         return True
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None) or getattr(error, "status", None)
     # what gcsfs makes of a status 403
-    return status in (401, 403) or str(error).startswith("Forbidden")
+    return _status(error) in (401, 403) or str(error).startswith("Forbidden")
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the status of the HTTP answer that an error is about; None for other errors."""
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None) or getattr(error, "status", None)
+
+
+def _nothing_at(title: str) -> BundleError:
+    return BundleError(
+        f"there is nothing at {title}, or it is not shown to you; check the spelling", argument="bundle"
+    )

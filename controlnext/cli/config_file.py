@@ -119,7 +119,7 @@ class _Reader:
         import tomllib  # here, as most commands need it not
 
         try:
-            return tomllib.loads(read_small(self._file).decode())
+            return tomllib.loads(read_small(self._file).decode("utf-8-sig"))
         except OSError as error:
             hint = ""
             if any(parameter.name == "write_config" for parameter in self._context.command.params):

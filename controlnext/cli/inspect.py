@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -26,6 +26,7 @@ from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.image_prompts import KINDS
 from controlnext.runtime.media.recipe import read_chunks
 
+SCHEDULER = Path("scheduler", "scheduler_config.json")
 Subject = Annotated[
     str,
     typer.Argument(
@@ -49,7 +50,8 @@ def inspect(bundle: Subject, as_json: options.Json = False) -> None:
             check_file(directory, manifest, name)
             report("checksums", done / len(manifest.files))
     if as_json:
-        here = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
+        here: dict[str, Any] = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
+        here |= {"scheduler_config": read_json(directory / SCHEDULER)}
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(directory, manifest)
@@ -113,7 +115,7 @@ def _print(directory: Path, manifest: Manifest) -> None:
         [(s.role, s.name, s.sha256[:16], s.detail) for s in manifest.sources],
     )
     if manifest.scheduler:
-        values = read_json(directory / "scheduler" / "scheduler_config.json")
+        values = read_json(directory / SCHEDULER)
         print_table(
             "Scheduler",
             ("setting", "value", "from", ""),

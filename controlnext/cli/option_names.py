@@ -44,6 +44,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """The libraries' arguments by option, where the names differ."""
 
 
+_NEAR = 0.75
+"""How like what was written a suggestion has to be, from 0 to 1."""
 _CHECK = "Value error, "
 """The words of the library before the message of a check of its own."""
 
@@ -52,7 +54,7 @@ def reword(error: typer.TyperException) -> None:
     """Have the message of an error of the command line's library say what was given, without the library's
     names for errors and without suggestions that are not near."""
     if (near := getattr(error, "possibilities", None)) and (given := getattr(error, "option_name", None)):
-        error.possibilities = difflib.get_close_matches(given, near, n=1)  # type: ignore[attr-defined]
+        error.possibilities = difflib.get_close_matches(given, near, n=1, cutoff=_NEAR)  # type: ignore[attr-defined]
     if isinstance(error, typer.BadParameter) and (cause := error.__cause__) and hasattr(cause, "errors"):
         found = cause.errors()[0]
         told = found["msg"].removeprefix(_CHECK).partition(", unable")[0]

@@ -109,8 +109,10 @@ class Sources:
             clip_skip=clip_skip,
             ip_adapter=kinds,
             leave_out=self._leave_out(family),
+            scheduler=parse_settings(self.scheduler or ()),
             random_seed=0,
         )
+        _check_sampler(checkpoint)
         unasked = () if self.preview_vae else (PREVIEW_VAE,)
         networks = {name: one for name, one in checkpoint.networks.items() if name not in unasked}
         return replace(checkpoint, networks=networks)

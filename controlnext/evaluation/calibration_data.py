@@ -86,7 +86,8 @@ def read_examples(directory: Path) -> list[Example]:
         raise InputError(f"calibration {directory} has no image; add NAME.png and its prompt as NAME.txt")
     if missing := [p.name for p in images if p.with_suffix(".txt") not in texts]:
         raise InputError(
-            f"calibration {directory}: no prompt for {missing[:5]}; add a .txt file of the same name for each"
+            f"calibration {directory}: no prompt for {', '.join(missing[:5])}; add a .txt file of the same"
+            " name for each"
         )
     return [Example(_prompt(p.with_suffix(".txt")), read_image(p)) for p in images]
 

@@ -32,7 +32,7 @@ def tells_usual_base(family: Family, given: object) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        if given is not None:
+        if given is not None or error.argument not in (None, "base"):
             raise
         told = f"no `base` is given, and of the usual one of {family.name}: {error}"
         raise CheckpointError(told, argument=error.argument) from error

@@ -9,6 +9,7 @@ from typing import Any
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
 from controlnext.families.graph_spec import CLASS
+from controlnext.hub_cache import name_of
 from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
 from controlnext.weights.config_check import check_unknown, check_values
 from controlnext.weights.json_files import INDEX, read_json
@@ -26,7 +27,7 @@ def check_index(family: Family, directory: Path, parts: Collection[str]) -> None
     if not (directory / INDEX).is_file():
         return
     index = read_json(directory / INDEX)
-    what = f"{directory.name}: its {INDEX}"
+    what = f"{name_of(directory)}: its {INDEX}"
     _check_pipeline(family, what, index)
     components = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
     scheduler = read_json(directory / SCHEDULER).get(CLASS)

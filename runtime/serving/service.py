@@ -108,7 +108,8 @@ class Service:
             profile = self.profiles[model]
             if profile.bundle.task != task:
                 raise InputError(
-                    f"the model {model} makes {_RESULTS[profile.bundle.task]}, not {_RESULTS[task]}",
+                    f"the model {model} makes {_RESULTS[profile.bundle.task]}, not {_RESULTS[task]};"
+                    f" send this to {_ROUTES[profile.bundle.task]}",
                     argument="model",
                 )
             return profile
@@ -121,3 +122,4 @@ class Service:
 
 
 _RESULTS = {"image": "images", "video": "clips"}
+_ROUTES = {"image": "/v1/images/generations", "video": "/v1/videos"}

@@ -122,6 +122,33 @@ def test_what_cannot_be_fetched_is_told_as_in_an_export(cli: Cli, hub: StubHub, 
     assert hub.downloads == []
 
 
+def test_settings_that_an_export_refuses_are_refused_before_anything_is_fetched(
+    cli: Cli, hub: StubHub, tmp_path: Path
+) -> None:
+    for option, words in (
+        ("--scheduler=foo", "--scheduler 'foo' is not a setting"),
+        ("--scheduler=prediction_type=zzz", "prediction_type"),
+        ("--lora-rank=99999", "--lora-rank is 99999; it must be an integer from 0 to 4096"),
+        ("--vae=nobody/nothing", "error: nobody/nothing: no such file"),
+    ):
+        done = _dry(cli, tmp_path / "new", *HUB, option)
+        assert done.status == 2
+        assert words in done.err
+    assert hub.downloads == []
+
+
+def test_the_usual_base_is_named_where_none_was_given(
+    cli: Cli, hub: StubHub, folder: Path, tmp_path: Path
+) -> None:
+    """Here the hub has no such repository."""
+    control = f"--control={folder}/control.safetensors"
+    assert hub.repositories
+    assert_refused(
+        _dry(cli, tmp_path / "new", control),
+        "no --base is given, and of the usual one of sdxl: stabilityai/stable-diffusion-xl-base-1.0: no such",
+    )
+
+
 def test_what_is_read_on_this_machine_is_told(cli: Cli, folder: Path, tmp_path: Path) -> None:
     """For people, with sizes; the trained tensors beside a control only where no others are given."""
     shutil.copy(folder / "control.safetensors", folder / "controlnet.safetensors")

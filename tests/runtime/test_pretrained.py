@@ -252,3 +252,20 @@ def test_where_a_bundle_cannot_be_saved_is_told(bundle: Path, tmp_path: Path) ->
                 pipe.save_pretrained(directory)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"cannot be copied to .*: File name too long"):
             pipe.save_pretrained(tmp_path / ("x" * 300))
+
+
+def test_a_damaged_bundle_is_neither_sent_nor_copied(hub: StubHub, bundle: Path, tmp_path: Path) -> None:
+    """A byte that was changed since the export."""
+    damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
+    with Pipeline.load(damaged, device="cpu", cache=False) as pipe:
+        graph = damaged / "unet" / "model.onnx"
+        content = bytearray(graph.read_bytes())
+        content[len(content) // 2] ^= 1
+        graph.unlink()
+        graph.write_bytes(content)
+        with pytest.raises(BundleError, match=r"model\.onnx is damaged"):
+            pipe.push_to_hub(NAME)
+        with pytest.raises(BundleError, match=r"model\.onnx is damaged"):
+            pipe.save_pretrained(tmp_path / "copy")
+    assert hub.commits == []
+    assert not (tmp_path / "copy").exists()

@@ -64,6 +64,11 @@ class _IdleEngine(Engine):
 def idle_pipeline(directory: Path, answer: Answer, variant: str = "v2") -> Pipeline:
     """Make a bundle in ``directory`` and return its pipeline."""
     write_clip_manifest(directory, variant)
+    return open_idle(directory, answer)
+
+
+def open_idle(directory: Path, answer: Answer) -> Pipeline:
+    """Return the pipeline of such a bundle."""
     return Pipeline.of(Bundle(directory, IdleBackend(answer), cache=False))
 
 

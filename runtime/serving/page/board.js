@@ -153,8 +153,8 @@ export class Board {
   }
 
   async #take(files) {
-    const file = [...files].find(({ type }) => type.startsWith("image/"));
-    if (!file || document.body.dataset.task !== "image") return;
+    if (!files.length || document.body.dataset.task !== "image") return;
+    const file = [...files].find(({ type }) => type.startsWith("image/")) ?? files[0];
     try {
       await this.#open(file);
       $("sketch-state").textContent = `Opened ${file.name}`;

@@ -16,17 +16,12 @@ from PIL import Image
 from playwright.sync_api import Route
 
 from controlnext.runtime import Pipeline
-from controlnext.runtime.bundle import Bundle
 from controlnext.runtime.preprocess import preprocess
 from support.browser import Visit, decode, open_browser
 from support.fake_bundle import write_fake_bundle
-from support.idle_clips import IdleBackend, idle_pipeline, no_noise
+from support.idle_clips import idle_pipeline, no_noise, open_idle
 from support.recipe import drawing
 from support.serving import Site, open_pipeline, serve
-
-
-def idle(path: Path) -> Pipeline:
-    return Pipeline.of(Bundle(path, IdleBackend(no_noise), cache=False))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     idle_pipeline(clips, no_noise).close()
 
     def load(path: Path) -> Pipeline:
-        return idle(path) if path == clips else open_pipeline(path)
+        return open_idle(path, no_noise) if path == clips else open_pipeline(path)
 
     with serve([toy, pair, clips], load=load) as made:
         yield made
@@ -98,6 +93,8 @@ def test_an_error_is_shown_at_its_field(visit: Visit) -> None:
     page.click("#generate")
     page.wait_for_selector("#sketch[aria-invalid]:focus")
     assert "Draw a control image, or open one" in page.inner_text("#alert")
+    page.set_input_files("#open-file", __file__)
+    page.wait_for_selector("[role=alert]:has-text('test_page.py is not an image')")
     assert page.get_attribute("#steps", "aria-invalid") is None
 
 
@@ -221,7 +218,9 @@ def test_a_clip_is_made_shown_and_deleted(
         page.click("#download")
     # openai's client polls less often
     monkeypatch.setattr("openai.resources.videos.Videos._sleep", lambda *_: time.sleep(0.01))
-    monkeypatch.setattr(Pipeline, "load", lambda path: idle(site.models.describe(Path(path).name).path))
+    monkeypatch.setattr(
+        Pipeline, "load", lambda path: open_idle(site.models.describe(Path(path).name).path, no_noise)
+    )
     for language in ("openai", "controlnext"):
         page.check(f"[name=language][value={language}]")
         code = page.inner_text("#code")

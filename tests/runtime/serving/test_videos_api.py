@@ -259,7 +259,7 @@ def test_a_video_of_too_many_pixels(site: Site, tmp_path: Path) -> None:
 def test_requests_for_the_other_kind(site: Site) -> None:
     call = {"prompt": "a", "model": "clips"}
     error = site.refused(400, "POST", "/v1/images/generations", json=call)
-    assert error["message"] == "the model clips makes clips, not images"
+    assert error["message"] == "the model clips makes clips, not images; send this to /v1/videos"
 
 
 def test_clips_are_kept_for_a_while(idle: Site, monkeypatch: pytest.MonkeyPatch) -> None:
