@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def hub_copy(
     with extra("hub"):
         from huggingface_hub import hf_hub_download, snapshot_download
         from huggingface_hub.errors import RemoteEntryNotFoundError
+    _check_token(token)
     asked: Any = {
         "token": token,
         "cache_dir": cache_dir,
@@ -104,6 +106,7 @@ def push_bundle(
     with extra("hub"):
         from huggingface_hub import CommitOperationAdd, HfApi
     manifest = read_manifest(bundle)
+    _check_token(token)
     _check_texts(repo_id=repository, revision=revision, commit_message=commit_message, licence=licence)
     place, api = PurePosixPath(inner_directory(subfolder)), HfApi(token=token)
     files = {str(place / name): str(check_file(bundle, manifest, name)) for name in manifest.files}
@@ -188,3 +191,14 @@ def _check_texts(**given: object) -> None:
         left = value is None and name != "repo_id"
         if not (left or (isinstance(value, str) and value)):
             raise InputError(f"{name} is {value!r}; it must be a text", argument=name)
+
+
+def _check_token(token: object) -> None:
+    """Raise :class:`InputError`, which does not show it, for a token that no request can carry."""
+    if token is None or isinstance(token, bool):
+        return
+    if not isinstance(token, str) or not re.fullmatch("[!-~]+", token):
+        raise InputError(
+            "token is not the text of a token; give it without spaces and line ends, such as hf_...",
+            argument="token",
+        )

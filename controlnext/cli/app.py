@@ -21,7 +21,7 @@ from controlnext.cli.config_file import ConfigCommand
 from controlnext.cli.env import env
 from controlnext.cli.export import export
 from controlnext.cli.inspect import inspect
-from controlnext.cli.option_names import OptionFormatter, OptionNames, reword
+from controlnext.cli.option_names import OptionFormatter, OptionNames, reword, where_to_look
 from controlnext.cli.ray_options import RayCommand
 from controlnext.cli.run import run
 from controlnext.cli.serve import ServeCommand, serve
@@ -94,7 +94,7 @@ def call(application: typer.Typer, arguments: list[str], name: str, *, completes
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
         reword(error)
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(error.format_message().rstrip(".") + where_to_look(error), error.exit_code)
 
 
 def make_application() -> typer.Typer:

@@ -115,10 +115,15 @@ def batch(
     if as_json:
         print_json({"output": str(output), **summary})
     else:
-        told = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in summary.items())
+        told = ", ".join(_counted(value, name.replace("_", " ")) for name, value in summary.items())
         print(f"{output / LEDGER}: {told}")
     if summary["failed"]:
         raise typer.Exit(1)
+
+
+def _counted(number: float, what: str) -> str:
+    """Return a number with what it counts, in the singular for one."""
+    return f"{number} {what.removesuffix('s') if number == 1 else what}"
 
 
 def _summary(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from controlnext.bundle.remote import is_remote, local_copy
 from controlnext.cli.console import progress
+from controlnext.errors import InputError
 
 
 def fetch_bundle(location: str | Path, *, quiet: bool = False) -> Path:
@@ -13,6 +14,8 @@ def fetch_bundle(location: str | Path, *, quiet: bool = False) -> Path:
 
     Raises as :func:`controlnext.bundle.remote.local_copy`.
     """
+    if not str(location):
+        raise InputError("bundle is empty; give the path of a directory", argument="bundle")
     if not is_remote(location):
         return Path(location)
     with progress(quiet) as report:

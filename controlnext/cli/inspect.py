@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -50,8 +50,7 @@ def inspect(bundle: Subject, as_json: options.Json = False) -> None:
             check_file(directory, manifest, name)
             report("checksums", done / len(manifest.files))
     if as_json:
-        here: dict[str, Any] = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
-        here |= {"scheduler_config": read_json(directory / SCHEDULER)}
+        here = {"int8_form": known_int8_form()} if manifest.precision.integer_products else {}
         print_json({"bundle": str(bundle), **msgspec.to_builtins(manifest), **here})
     else:
         _print(directory, manifest)

@@ -62,6 +62,15 @@ def reword(error: typer.TyperException) -> None:
         error.message = told if asked == told else f"{found['input']}; {asked}"
 
 
+def where_to_look(error: typer.TyperException) -> str:
+    """Return where the options are listed, for an error of what is missing or not known; empty for others."""
+    context = getattr(error, "ctx", None)
+    missing = isinstance(error, typer.BadParameter) and not error.message
+    if context is None or not (missing or type(error).__name__ == "UsageError"):
+        return ""
+    return f"; {context.command_path} --help lists what it takes"
+
+
 def argument_of(option: str, accepted: Container[str]) -> str | None:
     """Return the argument among the ``accepted`` ones that ``option`` gives, or None if there is none."""
     return next((name for name in ARGUMENTS.get(option, (option,)) if name in accepted), None)

@@ -200,7 +200,7 @@ def _override(default: SamplingRun, family: Family, **overrides: Any) -> Samplin
         )
     run = replace(default, **{name: value for name, value in overrides.items() if value is not None})
     if run.steps < 1:
-        raise InputError(f"the number of steps is {run.steps}; it must be a positive integer")
+        raise InputError(f"steps is {run.steps}; it must be a positive integer", argument="steps")
     for size in (run.width, run.height):
         if size < family.size_multiple or size % family.size_multiple:
             raise InputError(

@@ -234,6 +234,7 @@ def test_a_revision_is_of_ids_of_the_hub(bundle: Path, place: str) -> None:
         ({"revision": 1}, "revision is 1; it must be a text"),
         ({"commit_message": ""}, "commit_message is ''; it must be a text"),
         ({"licence": 3}, "licence is 3; it must be a text"),
+        ({"token": "hf_secret\n"}, "token is not the text of a token; give it without"),
     ],
 )
 def test_what_no_hub_takes_is_refused(hub: StubHub, bundle: Path, given: dict[str, Any], words: str) -> None:
