@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import controlnext
-from controlnext.hub_cache import name_of
+from controlnext.hub_names import name_of
 from controlnext.runtime.media.recipe import SCHEMA, BundleOrigin, InputFile, Recipe, portable_name
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.request import Request

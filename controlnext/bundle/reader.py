@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from controlnext.bundle.names import check_inside
 from controlnext.bundle.schema import check_precisions, upgrade
 from controlnext.bundle.unknown import without_unknown
 from controlnext.errors import BundleError, blames
+from controlnext.hub_names import is_repository
 
 LARGEST = 64 << 20
 """The largest manifest in bytes: those of the largest models have a thousandth."""
-
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class _Header(msgspec.Struct):
@@ -44,7 +41,7 @@ def read_manifest(bundle: Path) -> Manifest:
         lack, fix = f"it has no {MANIFEST}", "make one with controlnext export"
         if not bundle.exists():
             lack = "there is no such file or directory"
-            fix += f", or give hf://{bundle} for one of the hub" if _HUB_ID.fullmatch(str(bundle)) else ""
+            fix += f", or give hf://{bundle} for one of the hub" if is_repository(str(bundle)) else ""
         there = path.is_file()
     except OSError as error:
         there, lack = False, f"it cannot be looked into: {error.strerror}"

@@ -86,6 +86,7 @@ def export(
     if not precision.calibrated and (calibration or compute):
         calibrated = " or ".join(known for known in Precision if known.calibrated)
         raise InputError(f"--calibration and --compute require --precision {calibrated}; remove them")
+    sources.check()
     examples = default_examples() if calibration is None else read_examples(calibration)
     with progress(quiet=as_json) as report, extra("export"):
         check_versions("export")

@@ -182,6 +182,8 @@ def _check_options(pipeline: Pipeline, kind: type[Files], asked: Mapping[str, An
     title, controls = pipeline.family.title, len(pipeline.controls)
     given = {name: value for name, value in asked.items() if value is not None}
     accepts = {field.name for field in fields(pipeline.request)}
+    if not pipeline.family.vae_tiling:
+        accepts -= {"vae_tiling"}
     takes = {name: name in (*OWN, *kind.takes) or argument_of(name, accepts) is not None for name in asked}
     wrong = [name for name in given if not takes[name]]
     if wrong:

@@ -6,15 +6,18 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from controlnext.cli import options
-from controlnext.errors import CheckpointError, InputError
+from controlnext.errors import CheckpointError, InputError, blames
 from controlnext.families import Family
 from controlnext.families.schema import PREVIEW_VAE
+from controlnext.hub_names import split_hub_id
 from controlnext.image_prompts import KINDS
+from controlnext.lora_names import split_scale
 from controlnext.runtime.samplers import make_sampler
 
 if TYPE_CHECKING:
@@ -74,6 +77,22 @@ class Sources:
         )
         _check_sampler(checkpoint)
         return checkpoint
+
+    def check(self) -> None:
+        """Raise :class:`CheckpointError` for a path that is not there and is no hub id, which needs no
+        PyTorch."""
+        if self.random_weights is not None:
+            return
+        loras = [split_scale(one)[0] for one in self.lora or ()]
+        several = {"control": self.control, "unet_weights": self.unet_weights, "lora": loras}
+        several |= {"ip_adapter": self.ip_adapter}
+        single = {"base": self.base, "vae": self.vae, "preview_vae": self.preview_vae}
+        single |= {"ip_adapter_image_encoder": self.ip_adapter_image_encoder}
+        for argument, values in {**several, **{name: [one] for name, one in single.items()}}.items():
+            with blames(argument):
+                for given in values or ():
+                    if given is not None and not Path(given).expanduser().exists():
+                        split_hub_id(given)
 
     def wanted(self, family: Family) -> list[Wanted]:
         """Return the files that :meth:`load` reads; nothing is downloaded. Raises as :meth:`load` does."""

@@ -85,6 +85,7 @@ def verify(
         return
     directory = fetch_bundle(bundle, quiet=as_json)
     manifest = read_manifest(directory)
+    sources.check()
     original = sources.control or sources.random_weights is not None
     _check_backends(backend or ())
     if sources.given and not original:

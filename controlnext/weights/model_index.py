@@ -9,7 +9,7 @@ from typing import Any
 from controlnext.errors import CheckpointError
 from controlnext.families import Family
 from controlnext.families.graph_spec import CLASS
-from controlnext.hub_cache import name_of
+from controlnext.hub_names import name_of
 from controlnext.weights.base_keys import COMPONENTS, MODEL_INDEX
 from controlnext.weights.config_check import check_unknown, check_values
 from controlnext.weights.json_files import INDEX, read_json

@@ -14,6 +14,7 @@ from pathlib import Path
 from controlnext.errors import CheckpointError, blames
 from controlnext.families import Family
 from controlnext.families.schema import VAE
+from controlnext.hub_names import split_hub_id
 from controlnext.lora_names import split_scale
 from controlnext.weights.advice import tells_usual_base
 from controlnext.weights.base import without_networks
@@ -33,7 +34,7 @@ from controlnext.weights.ip_adapter import only_file
 from controlnext.weights.load import Given
 from controlnext.weights.lora import choose_lora
 from controlnext.weights.textual_inversion import choose_inversion, split_token
-from controlnext.weights.weight_source import Beside, Choice, split_hub_id, wanted_of
+from controlnext.weights.weight_source import Beside, Choice, wanted_of
 
 _LOOKED_AT = ("*", "*/*")
 """The files of a directory that a choice looks at: down to ``unet/config.json``."""

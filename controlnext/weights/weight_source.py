@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote
 
 from controlnext.bundle.files import sha256
 from controlnext.bundle.manifest import Source
 from controlnext.errors import CheckpointError
+from controlnext.hub_names import split_hub_id
 from controlnext.weights.hub import fetch
 from controlnext.weights.lazy import SUFFIXES, LazyTensor, is_weight_file, read_file
 
 log = logging.getLogger(__name__)
 
-# owner/name, a revision (of which only those under refs/ have a slash that is not written %2F), a path inside
-_HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:@(refs/\w+/[\w.-]+|[\w.%+-]+))?((?:/[\w.-]+)*)")
 _FILE = r"{stem}(?:\.(\w+))?(?:-\d+-of-(\d+))?(?:\.(\w+))?\.((?i:{suffixes}))"
 _SUFFIXES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 
@@ -72,18 +70,6 @@ def resolve(given: str | Path, choice: Choice, beside: Beside = lambda _file, _n
     except CheckpointError as error:
         raise CheckpointError(f"{given}: no such file or directory here, and {error}") from error
     return WeightSource(directory / inside, str(given), commit)
-
-
-def split_hub_id(given: str | Path) -> tuple[str, str | None, str]:
-    """Return repository, revision and directory or file of a hub id; raise :class:`CheckpointError` for text
-    that is none."""
-    match = _HUB_ID.fullmatch(str(given))
-    if not match:
-        raise CheckpointError(
-            f"{given}: no such file or directory, and not a hub id"
-            " (owner/name[@revision][/directory or file])"
-        )
-    return match[1], unquote(match[2] or "") or None, match[3].strip("/")
 
 
 def wanted_of(

@@ -90,6 +90,8 @@ class Models:
             bundle = check_bundle(path, load)
             if bundle.name in self._places:
                 other = self._places[bundle.name].bundle.path
+                if other == bundle.path:
+                    raise InputError(f"{path} is given twice; give it once", argument="bundles")
                 raise InputError(
                     f"{other} and {path} have the same name {bundle.name!r}; rename one of the directories",
                     argument="bundles",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,13 +53,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--api-keys", "{tmp}/empty"], ["empty has no key", "--api-keys"]),
         (["--backend", "magic"], ["unknown backend 'magic'", "onnxruntime"]),
         (["{tmp}"], ["is not a bundle"]),
-        (["{bundle}"], ["have the same name 'fake'", "rename one"]),
+        (["{bundle}"], ["is given twice; give it once"]),
+        (["{tmp}/other/fake"], ["have the same name 'fake'", "rename one"]),
     ],
 )
 def test_what_is_refused(
     cli: Cli, tmp_path: Path, bundle: Path, options: list[str], words: list[str]
 ) -> None:
     (tmp_path / "empty").touch()
+    shutil.copytree(bundle, tmp_path / "other" / "fake")
     given = [option.format(tmp=tmp_path, bundle=bundle) for option in options]
     assert_refused(cli("serve", bundle, "--port", 0, *given), *words)
 
