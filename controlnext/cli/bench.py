@@ -11,6 +11,8 @@ import msgspec
 
 from controlnext.bench.choices import DEFAULT_MEASURES
 from controlnext.bundle.files import check_writable, new_file
+from controlnext.bundle.reader import read_manifest
+from controlnext.bundle.remote import is_remote
 from controlnext.bundle.scratch import temporary_directory
 from controlnext.cli import bench_options, options
 from controlnext.cli.bundles import fetch_bundle
@@ -138,6 +140,9 @@ def _check_choice(
             "--model was given without --random-weights; give --random-weights SEED, or export your weights"
             " and give the bundle"
         )
+    for bundle in bundles:
+        if not is_remote(bundle):
+            read_manifest(Path(bundle))
 
 
 def _export(

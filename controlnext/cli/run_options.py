@@ -252,7 +252,8 @@ Output = Annotated[
     typer.Option(
         parser=local_path("output"),
         metavar="PATH",
-        help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames.",
+        help="Path to the output image, or to the output clip: .mp4, .gif or a new directory of frames. An"
+        " image or video file that is there is replaced.",
         show_default="image.png or clip.mp4",
     ),
 ]

@@ -115,7 +115,7 @@ function controlnext({ fields, files }) {
     "from controlnext.runtime import Pipeline",
     ...(preprocess ? ["from controlnext.runtime.preprocess import preprocess"] : []),
     "",
-    `with Pipeline.load(${python(`build/${model}`)}) as pipe:`,
+    `with Pipeline.load(${python(`build/${model}`)}) as pipe:  # the directory of the bundle`,
     ...calling([...images, ...argumentsOf({ ...rest, ...sides(size) })]),
     'out.images[0].save("image.png")',
   ].join("\n");
