@@ -67,7 +67,8 @@ class Pretrained(ABC):
                 such as ``s3://...``.
             revision: branch, tag or commit at the hub.
             subfolder: the directory of the bundle there.
-            token, cache_dir, local_files_only, force_download: as of huggingface_hub's ``snapshot_download``.
+            token, cache_dir, local_files_only, force_download: for ids of the hub, as of huggingface_hub's
+                ``snapshot_download``.
             options: those of :meth:`Pipeline.load`.
 
         Raises:
