@@ -154,7 +154,9 @@ def read_chunks(path: Path) -> tuple[Recipe | None, str | None]:
             texts = {name: image.info.get(name) for name in (PARAMETERS, RECIPE)}
     except Exception as error:  # the errors of Pillow's decoders for damaged files share no other class
         told = getattr(error, "strerror", None) or str(error)
-        reason = "it is not a PNG file, or a damaged one" if isinstance(error, UnidentifiedImageError) else told
+        reason = (
+            "it is not a PNG file, or a damaged one" if isinstance(error, UnidentifiedImageError) else told
+        )
         raise InputError(f"cannot read the arguments in {path}: {reason}; give a PNG image") from error
     for name, text in texts.items():
         if isinstance(text, str) and len(text) > LONGEST:

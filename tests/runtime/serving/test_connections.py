@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPResponse
@@ -76,8 +77,17 @@ def test_a_second_head_that_does_not_come_ends_the_connection(
 
 
 def test_a_request_may_take_longer_than_its_head(here: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Connection, "head_seconds", 0.001)
-    assert here.http.post("/v1/images/generations", json=image_call()).status_code == 200
+    monkeypatch.setattr(Connection, "head_seconds", 1.0)
+    body = json.dumps(image_call()).encode()
+
+    def slowly() -> Iterator[bytes]:
+        yield body[:9]
+        time.sleep(1.5)
+        yield body[9:]
+
+    headers = {"Content-Type": "application/json"}
+    answer = here.http.post("/v1/images/generations", content=slowly(), headers=headers)
+    assert answer.status_code == 200, answer.text
 
 
 def test_a_request_for_another_protocol_is_served_without_advice(
