@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from functools import partial
@@ -291,5 +292,8 @@ def test_bundles_that_cannot_be_served(tmp_path: Path, bundles: list[Path], metr
     bare = write_fake_bundle(tmp_path / "first", "sd15", text_encoders=False)
     assert "has no text_encoder to read prompts" in refused(bare)
     assert "is not a bundle" in refused(bundles[0], tmp_path)
-    same = refused(bundles[0], bundles[1], bundles[0])
-    assert same == f"{bundles[0]} and {bundles[0]} have the same name 'first'; rename one of the directories"
+    twice = refused(bundles[0], bundles[1], bundles[0])
+    assert twice == f"{bundles[0]} is given twice; give it once"
+    other = Path(shutil.copytree(bundles[0], tmp_path / "elsewhere" / "first"))
+    same = refused(bundles[0], other)
+    assert same == f"{bundles[0]} and {other} have the same name 'first'; rename one of the directories"
