@@ -85,7 +85,6 @@ def verify(
         return
     directory = fetch_bundle(bundle, quiet=as_json)
     manifest = read_manifest(directory)
-    sources.check()
     original = sources.control or sources.random_weights is not None
     _check_backends(backend or ())
     if sources.given and not original:
@@ -93,6 +92,7 @@ def verify(
             f"{', '.join(sources.given)} was given without --control; add --control to compare with the"
             " original weights, or remove it to compare with the bundle's own"
         )
+    sources.check()
     if report is not None and report.suffix != ".html":
         raise InputError(f"report {report} is not an .html file; give --report FILE.html")
     if report is not None:
