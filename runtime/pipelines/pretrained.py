@@ -87,17 +87,13 @@ class Pretrained(ABC):
                 f"repo_or_path is {repo_or_path!r}; give a directory, a hub id or a location such as s3://...",
                 argument="repo_or_path",
             )
-        remote = is_remote(repo_or_path)
-        if remote or isinstance(repo_or_path, Path) or _is_there(Path(repo_or_path)):
+        if isinstance(repo_or_path, Path) or is_remote(repo_or_path) or _is_there(Path(repo_or_path)):
             if revision is not None:
                 raise InputError(
                     f"revision is {revision!r}, but {repo_or_path} is no id of the hub; remove it",
                     argument="revision",
                 )
-            if remote:
-                location = str(repo_or_path)
-                return cls.load(f"{location.rstrip('/')}/{folder}" if folder else location, **options)
-            return cls.load(Path(repo_or_path) / folder, **options)
+            return cls.load(_join(repo_or_path, folder), **options)
         repository, _, named = repo_or_path.partition("@")
         copy = hub_copy(
             repository,
@@ -158,6 +154,13 @@ class Pretrained(ABC):
             create_pr=create_pr,
             licence=licence,
         )
+
+
+def _join(location: str | Path, folder: str) -> str | Path:
+    """Return the location of a directory in a local or a remote one, as :meth:`Pretrained.load` takes it."""
+    if not is_remote(location):
+        return Path(location) / folder
+    return f"{str(location).rstrip('/')}/{folder}" if folder else str(location)
 
 
 def _is_there(place: Path) -> bool:
