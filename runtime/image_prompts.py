@@ -48,19 +48,8 @@ class ImagePrompts:
 
         Raises :class:`InputError` for arguments that do not fit the adapters or the prompts.
         """
-        given = {
-            name: getattr(request, name)
-            for name in ("ip_adapter_image", "ip_adapter_image_embeds")
-            if getattr(request, name) is not None
-        }
         if not self._adapters:
-            if given:
-                (name,) = given
-                raise InputError(
-                    f"{name} was given, but the bundle has no IP-Adapter; export it with `ip_adapter`, or"
-                    f" remove `{name}`",
-                    argument=name,
-                )
+            _check_no_prompts(request)
             return PromptInputs()
         scales = self._scales(request)
         feed, sizes = {}, {}
@@ -137,6 +126,20 @@ class ImagePrompts:
         if self._nothing is None:
             self._nothing = run(np.zeros_like(arrays[0]))
         return [np.broadcast_to(self._nothing, own.shape), own]
+
+
+def _check_no_prompts(request: Request) -> None:
+    """Raise :class:`InputError` for image prompts, or a scale of them, that no IP-Adapter would read."""
+    scale = "ip_adapter_scale"
+    given = [
+        name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if getattr(request, name) is not None
+    ] + [scale] * bool((as_floats(scale, request.ip_adapter_scale) != 1).any())
+    if given:
+        raise InputError(
+            f"{given[0]} was given, but the bundle has no IP-Adapter; export it with `ip_adapter`, or remove"
+            f" `{given[0]}`",
+            argument=given[0],
+        )
 
 
 def _images(given: Any, request: Request) -> list[list[Any]]:

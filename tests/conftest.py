@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from controlnext.cli import main
+from controlnext.cli import console, main
 from support.cli import Cli, Done
 from support.exports import export_shapes, export_tiny, once
 from support.without_torch import TORCH_HERE
@@ -138,7 +139,11 @@ def shapes_bundle_int8(shared_folder: Path) -> Path:
 
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Return a function that runs ``controlnext`` (or another entry point) in this process."""
+    """Return a function that runs ``controlnext`` (or another entry point) in this process.
+
+    However long that takes, there are no lines on its progress.
+    """
+    monkeypatch.setattr(console, "LINE_SECONDS", math.inf)
 
     def run(*arguments: object, entry: Callable[[], None] = main) -> Done:
         monkeypatch.setattr(sys, "argv", ["controlnext", *map(str, arguments)])

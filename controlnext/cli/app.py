@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import typer
+from typer.core import TyperGroup
 
 import controlnext
 from controlnext.bundle.files import is_full
@@ -41,6 +42,10 @@ _MISTAKES = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
 """Errors of a path that was given."""
+
+
+class _Group(verbosity.PlainFlags, TyperGroup):
+    """The command above the subcommands."""
 
 
 def main(arguments: list[str]) -> int:
@@ -99,7 +104,7 @@ def call(application: typer.Typer, arguments: list[str], name: str, *, completes
 
 def make_application() -> typer.Typer:
     """Return the command line with all of its subcommands."""
-    application = typer.Typer(rich_markup_mode=MARKUP)
+    application = typer.Typer(cls=_Group, rich_markup_mode=MARKUP)
     application.callback(invoke_without_command=True)(_describe)
     application.command(cls=ConfigCommand)(export)
     for command in (build, run, triton, verify, bench, inspect, env):

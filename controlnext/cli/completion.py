@@ -31,8 +31,10 @@ def complete_by_shell(command: Any, program: str, option: str, *shells: str) -> 
     """Print the script that has a shell complete ``program``, or install it; by default for the shell that
     calls. Exits with status 0.
 
-    Raises :class:`InputError` for a shell that has none.
+    Raises :class:`InputError` for a shell that has none, or if there is no home directory to install it in.
     """
+    if option == _INSTALL and not os.environ.get("HOME", "default"):
+        raise InputError("HOME is empty; set it to the directory that the shell reads its configuration from")
     from typer import Context
     from typer.completion import install_callback, show_callback
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,17 +16,20 @@ from typing import Any
 import msgspec
 
 from controlnext.cli.verbosity import is_quiet
-from controlnext.errors import visible
+from controlnext.errors import one_line, visible
 from controlnext.secrets import hidden
 from controlnext.types import Progress
 
 logger = logging.getLogger(__name__)
 
+LINE_SECONDS = 10.0
+"""Where stderr is no terminal, the time before the first line on the progress, and between two."""
+
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Show a progress bar on stderr, unless ``quiet``, with ``--quiet``, or if stderr is not a terminal;
-    yield its callback.
+    """Show a progress bar on stderr, or now and then a line if that is not a terminal; yield its callback.
+    With ``quiet`` or ``--quiet`` there is neither.
 
     The callback raises :class:`KeyboardInterrupt` after Ctrl-C, and logs each new task at level DEBUG.
     """
@@ -35,17 +39,21 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
     console = Console(stderr=True)
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    bars = Bars(*columns, console=console, disable=quiet or is_quiet() or not console.is_terminal)
+    is_shown = not (quiet or is_quiet())
+    bars = Bars(*columns, console=console, disable=not (is_shown and console.is_terminal))
     with _interruptible() as check, bars:
-        task, last = bars.add_task("", total=1.0), ""
+        task, last, due = bars.add_task("", total=1.0), "", time.monotonic() + LINE_SECONDS
 
         def report(what: str, done: float) -> None:
-            nonlocal last
+            nonlocal last, due
             check()
             if what != last:
                 logger.debug("%s (%.0f %%)", what, 100 * done)
                 last = what
             bars.update(task, description=what, completed=done)
+            if is_shown and bars.disable and time.monotonic() >= due:
+                due = time.monotonic() + LINE_SECONDS
+                print(f"controlnext: {done:.0%}: {one_line(what)}", file=sys.stderr, flush=True)
 
         yield report
 

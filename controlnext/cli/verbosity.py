@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from controlnext.cli.completion import COMPLETION
 from controlnext.cli.option_names import OptionFormatter
 from controlnext.errors import InputError
 
@@ -112,7 +113,19 @@ def parameters_of(function: Any) -> list[Any]:
     return list(typer.main.get_command(application).params)
 
 
-class Command(TyperCommand):
+class PlainFlags:
+    """The part of a command or a group whose help shows no type for options that take no value."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        """Return the parameters, as the base class does."""
+        params: list[Any] = super().get_params(context)  # type: ignore[misc]
+        for parameter in params:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = "[SHELL]" if set(parameter.opts) & set(COMPLETION) else ""
+        return params
+
+
+class Command(PlainFlags, TyperCommand):
     """A subcommand: besides its own options it has those of this module, which it need not take."""
 
     def __init__(self, *given: Any, **named: Any) -> None:

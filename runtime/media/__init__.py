@@ -1,1 +1,7 @@
 """Images and videos from and to files."""
+
+from __future__ import annotations
+
+from controlnext.runtime.media.clips import export_to_video, load_video
+
+__all__ = ["export_to_video", "load_video"]

@@ -90,3 +90,16 @@ def test_it_is_installed_for_a_named_shell(cli: Cli, tmp_path: Path, monkeypatch
     (script,) = tmp_path.glob(".bash_completions/*")
     assert "_CONTROLNEXT_COMPLETE" in script.read_text()
     assert str(script) in done.out
+
+
+def test_without_a_home_it_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line's library would write to the root of the file system."""
+    monkeypatch.setenv("HOME", "")
+    assert_refused(cli("--install-completion", "bash"), "HOME is empty; set it to the directory")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["export", "--help"]])
+def test_help_shows_no_value_for_options_that_take_none(cli: Cli, arguments: list[str]) -> None:
+    shown = cli(*arguments).out
+    assert "<bool>" not in shown
+    assert ("[SHELL]" in shown) == (len(arguments) == 1)

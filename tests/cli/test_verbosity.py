@@ -12,7 +12,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from controlnext.cli import verbosity
+from controlnext.cli import console, verbosity
 from controlnext.cli.app import call, make_application
 from controlnext.cli.console import progress
 from controlnext.cli.verbosity import Command
@@ -120,6 +120,27 @@ def test_no_progress_bar_is_drawn_with_quiet(
         with progress(quiet=False) as report:
             report("work", 0.5)
     assert ("work" in capfd.readouterr().err) != quiet
+
+
+def test_without_a_terminal_a_long_command_tells_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """None in the first ten seconds, then one for ten seconds at most; on one line whatever it says."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    lines = ["controlnext: 20%: second\\x1b task", "controlnext: 90%: third"]
+    for quiet, expected in ((False, lines), (True, [])):
+        with progress(quiet) as report:
+            for seconds, what, done in (
+                (9, "first", 0.1),
+                (10, "second\x1b\ntask", 0.2),
+                (19, "third", 0.5),
+                (75, "third", 0.9),
+            ):
+                now = float(seconds)
+                report(what, done)
+        assert capfd.readouterr().err.splitlines() == expected
+        now = 0.0
 
 
 @pytest.mark.parametrize("level", [logging.ERROR, logging.INFO, logging.DEBUG])

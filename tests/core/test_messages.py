@@ -26,6 +26,7 @@ from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.jobs import read_jobs
 from controlnext.runtime.cluster.config import write_config
+from controlnext.runtime.media import export_to_video, load_video
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.preprocess.maps import Depth
 from controlnext.runtime.preprocess.plain import Tile
@@ -69,6 +70,8 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     PosePreprocessor,
     Tile,
     ClipFiles,
+    load_video,
+    export_to_video,
     Settings,
     ServerSettings,
     Models,

@@ -142,7 +142,7 @@ def test_both_forms_of_a_denoiser_are_its_graph(
     found = {}
     for form in {UINT8_UINT8, int8_form()}:
         monkeypatch.setattr(int8, "int8_form", lambda form=form: form)
-        with open_engine(bundle, manifest, folder, device="cpu", cache=False) as engine:
+        with open_engine(bundle, manifest, folder, "onnxruntime", "cpu", cache=False) as engine:
             assert engine.backend == f"onnxruntime on cpu, int8 as {form}"
             feed = make_feed(engine)
             found[form] = engine.run(feed)["noise_pred"]
@@ -160,10 +160,10 @@ def test_an_older_bundle_is_refused_where_it_would_be_wrong(
     for name in UINT8_PARTS:
         del manifest.files[f"unet/{name}"]
     monkeypatch.setattr(int8, "int8_form", lambda: UINT8_INT8)
-    open_engine(bundle, manifest, "unet", device="cpu", cache=False).close()
+    open_engine(bundle, manifest, "unet", "onnxruntime", "cpu", cache=False).close()
     monkeypatch.setattr(int8, "int8_form", lambda: UINT8_UINT8)
     with pytest.raises(BundleError, match="export the bundle again with `precision` int8"):
-        open_engine(bundle, manifest, "unet", device="cpu", cache=False)
+        open_engine(bundle, manifest, "unet", "onnxruntime", "cpu", cache=False)
 
 
 def test_another_use_of_int8_is_an_error() -> None:

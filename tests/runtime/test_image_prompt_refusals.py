@@ -97,10 +97,24 @@ def test_as_many_as_there_are_adapters(tmp_path: Path) -> None:
         pytest.raises(InputError, match="has 2 IP-Adapters; ip_adapter_image must be a list of 2 entries"),
     ):
         feed(two, ip_adapter_image=colours(1))
-    with (
-        Pipeline.load(write_fake_bundle(tmp_path / "none"), device="cpu", cache=False) as none,
-        pytest.raises(InputError, match="the bundle has no IP-Adapter; export it with `ip_adapter`"),
-    ):
-        feed(none, ip_adapter_image=colours(1))
     with pytest.raises(InputError, match="ip_adapter_image and ip_adapter_image_embeds were given"):
         Request(prompt="a", ip_adapter_image=colours(1), ip_adapter_image_embeds=np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ip_adapter_image": colours(1)}, "ip_adapter_image was given, but the bundle has no IP-Adapter"),
+        ({"ip_adapter_scale": 0.5}, "ip_adapter_scale was given, but the bundle has no IP-Adapter"),
+        ({"ip_adapter_scale": [1.0, 0.2]}, "ip_adapter_scale was given, but the bundle has no IP-Adapter"),
+        ({"ip_adapter_scale": "high"}, "ip_adapter_scale is 'high'; give numbers"),
+        ({"ip_adapter_scale": 1.0}, ""),
+    ],
+)
+def test_a_bundle_without_adapters(tmp_path: Path, given: dict[str, Any], message: str) -> None:
+    with Pipeline.load(write_fake_bundle(tmp_path / "none"), device="cpu", cache=False) as none:
+        if not message:
+            assert not feed(none, **given)
+            return
+        with pytest.raises(InputError, match=message):
+            feed(none, **given)

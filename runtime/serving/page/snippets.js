@@ -127,25 +127,22 @@ function controlnextClip({ fields, files }) {
   const guided = guidance === undefined ? {} : { max_guidance_scale: guidance };
   const isVideo = frames.length === 1 && VIDEO.test(frames[0]);
   const clip = isVideo
-    ? `files.control(Path(${python(frames[0])}), ImageReader().read_rgb)`
+    ? `load_video(${python(frames[0])})`
     : `[${frames.map((name) => `Image.open(${python(name)})`).join(", ")}]`;
   const rate = fps === undefined ? "" : `, fps=${fps}`;
   return [
-    "from pathlib import Path",
-    "",
     "from PIL import Image",
     "",
-    ...(isVideo ? ["from controlnext.image_input import ImageReader"] : []),
     "from controlnext.runtime import Pipeline",
-    "from controlnext.runtime.media.video_files import ClipFiles",
+    `from controlnext.runtime.media import export_to_video${isVideo ? ", load_video" : ""}`,
     "",
-    `with Pipeline.load(${python(`build/${model}`)}) as pipe, ClipFiles(Path("result.mp4")${rate}) as files:`,
+    `with Pipeline.load(${python(`build/${model}`)}) as pipe:  # the directory of the bundle`,
     ...calling([
       `image=Image.open(${python(image)})`,
       `control_images=${clip}`,
       ...argumentsOf({ ...rest, ...guided, ...sides(size) }),
     ]),
-    "    files.save(iter(out.frames[0]))",
+    `export_to_video(out.frames[0], "result.mp4"${rate})`,
   ].join("\n");
 }
 

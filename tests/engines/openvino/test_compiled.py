@@ -23,6 +23,9 @@ from support.recipe import rand
 pytestmark = needs_openvino
 
 FP32 = 2e-5
+INT8 = 0.03
+"""Sums in another order move some values to the next step of their grid. With amx_int8 the two models differ
+by 0.016, and each by as much from the graph's literal meaning; with AVX2 alone by less than FP32."""
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_opening_reads_a_graph_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("variant", "precision", "limit"),
     [
         *((variant, "fp32", FP32) for variant in ("sd15", "sdxl", "sd3", "svd")),
-        ("sdxl", "int8", FP32),
+        ("sdxl", "int8", INT8),
     ],
 )
 def test_a_request_has_its_results_however_the_graph_is_compiled(
