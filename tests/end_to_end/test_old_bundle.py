@@ -43,7 +43,7 @@ def test_it_gives_the_recorded_latents_and_keeps_its_files(
         options = json.loads(file.metadata()["options"])
     given = load_file(KEPT / "recorded.safetensors")
     wanted = given.pop("output")
-    with Pipeline.load(bundle, device="cpu") as pipeline:
+    with Pipeline.load(bundle, "onnxruntime", "cpu") as pipeline:
         found = pipeline(**given, **options, output_type="latent").latents
         images = pipeline(**given, **options, output_type="np").images
     assert np.linalg.norm(found - wanted) <= TOLERANCE * np.linalg.norm(wanted)
