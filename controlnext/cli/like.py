@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import fields
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -32,8 +32,23 @@ _ONE_OF = ("steps", *GIVEN_STEPS)
 """Options of which a run has one."""
 
 
+class Like(NamedTuple):
+    """An image and the recipe in it, as they are before the run, which may replace the image."""
+
+    path: Path
+    recipe: Recipe
+
+
+def read_like(path: Path | None) -> Like | None:
+    """Return the image of a run that is to be done again; None if there is none.
+
+    Raises :class:`InputError` for a file without a recipe.
+    """
+    return None if path is None else Like(path, read_recipe(path))
+
+
 def recipe_of_run(
-    pipeline: Pipeline, request: Any, given: Mapping[str, Any], like: Path | None = None
+    pipeline: Pipeline, request: Any, given: Mapping[str, Any], like: Like | None = None
 ) -> MakeRecipe | None:
     """Return what makes the recipe of a run's images of its options; None for clips.
 
@@ -41,7 +56,7 @@ def recipe_of_run(
     """
     if pipeline.family.task != "image":
         return None
-    names = {} if like is None else _names(read_recipe(like))
+    names = {} if like is None else _names(like.recipe)
 
     def make(size: tuple[int, int]) -> Recipe:
         paths = {name: given[name] for name in IMAGES if name in given}
@@ -74,13 +89,13 @@ def _input_file(path: Path, names: Mapping[str, str]) -> InputFile:
     return replace(found, name=names.get(found.sha256, found.name))
 
 
-def like_image(path: Path, pipeline: Pipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run with those of the recipe in the image ``path`` in place of missing ones.
+def like_image(like: Like, pipeline: Pipeline, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run with those of the recipe in an image in place of missing ones.
 
     Files are looked for beside the image and in the current directory, and are those of the image or none.
     Raises :class:`InputError` if a file is not found, or the image was made in another way than a run's.
     """
-    recipe = read_recipe(path)
+    path, recipe = like
     _check(path, recipe, pipeline, asked)
     accepted = {field.name for field in fields(pipeline.request)}
     _tell_unknown(path, recipe, {argument_of(option, accepted) for option in asked})
@@ -129,9 +144,9 @@ def _tell_unknown(path: Path, recipe: Recipe, known: Set[str | None]) -> None:
         )
 
 
-def tell_backend(path: Path, ran_by: str) -> None:
+def tell_backend(like: Like, ran_by: str) -> None:
     """Warn if the image was made by another backend than that which made it now."""
-    recipe = read_recipe(path)
+    path, recipe = like
     if recipe.backend not in ("", ran_by):
         logger.warning(
             "%s was made by %s, and now by %s: the result may differ a little", path, recipe.backend, ran_by

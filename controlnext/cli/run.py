@@ -15,7 +15,7 @@ from PIL import Image
 from controlnext.cli import options, run_options
 from controlnext.cli.bundles import fetch_bundle
 from controlnext.cli.console import print_json, progress
-from controlnext.cli.like import like_image, recipe_of_run, tell_backend
+from controlnext.cli.like import like_image, read_like, recipe_of_run, tell_backend
 from controlnext.cli.option_names import argument_of
 from controlnext.cli.preprocessors import ControlFiles, opened
 from controlnext.errors import InputError
@@ -134,6 +134,7 @@ def run(
     }
     from controlnext.runtime import Pipeline
 
+    made = read_like(like)
     directory = fetch_bundle(bundle, quiet=as_json)
     started = time.monotonic()
     with (
@@ -142,7 +143,7 @@ def run(
     ):
         report("loading", 0.0)
         kind = FILES[pipeline.family.task]
-        given = _check_options(pipeline, kind, asked if like is None else like_image(like, pipeline, asked))
+        given = _check_options(pipeline, kind, like_image(made, pipeline, asked) if made else asked)
         with (
             kind(output, **{name: given[name] for name in kind.takes if name in given}) as files,
             opened(given.get("preprocess"), preprocessor_model) as preprocessor,
@@ -153,11 +154,11 @@ def run(
             count = math.prod(step.latents.shape[:-3])
             images = pipeline.result_images(request, step.latents)
             sizes: list[tuple[int, int]] = []
-            recipe = None if no_metadata else recipe_of_run(pipeline, request, given, like)
+            recipe = None if no_metadata else recipe_of_run(pipeline, request, given, made)
             written = files.save(_reported(images, count, report, sizes), None, recipe)
         ran_by = pipeline.backend
-    if like is not None:
-        tell_backend(like, ran_by)
+    if made:
+        tell_backend(made, ran_by)
     wide, high = sizes[0]
     seconds = round(time.monotonic() - started, 1)
     if as_json:

@@ -249,15 +249,17 @@ def test_what_a_run_cannot_follow_is_told(
 
 
 @pytest.mark.usefixtures("made")
+@pytest.mark.parametrize("output", ["new.png", "edited.png"])
 def test_another_backend_is_told(
-    cli: Cli, tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
+    output: str, cli: Cli, tmp_path: Path, bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also where the new image takes the place of the old one."""
     with Image.open(tmp_path / "first-1.png") as image:
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(
             "controlnext", image.info["controlnext"].replace("onnxruntime on cpu", "other on cpu")
         )
         image.save(tmp_path / "edited.png", pnginfo=chunks)
-    done = run(cli, bundle, like=tmp_path / "edited.png", output=tmp_path / "new.png")
+    done = run(cli, bundle, like=tmp_path / "edited.png", output=tmp_path / output)
     assert done.status == 0
     assert "edited.png was made by other on cpu, and now by onnxruntime on cpu" in caplog.text

@@ -11,8 +11,10 @@ import pytest
 
 from controlnext.runtime import Pipeline
 from controlnext.runtime.serving.settings import ServerSettings
+from support.browser import Visit, open_browser
 from support.fake_bundle import write_fake_bundle
 from support.fake_clips import write_fake_clips
+from support.idle_clips import idle_pipeline, no_noise, open_idle
 from support.ray_site import shared_server
 from support.serving import KEYS, Site, connected, open_pipeline, serve
 
@@ -113,3 +115,30 @@ def site(request: pytest.FixtureRequest) -> Site:
 @pytest.fixture(scope="package")
 def client(site: Site) -> openai.OpenAI:
     return site.openai()
+
+
+@pytest.fixture(scope="module")
+def page_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("served")
+    toy, clips = write_fake_bundle(folder / "toy", shallow=True), folder / "clips"
+    pair = write_fake_bundle(folder / "pair", controls=2)
+    idle_pipeline(clips, no_noise).close()
+
+    def load(path: Path) -> Pipeline:
+        return open_idle(path, no_noise) if path == clips else open_pipeline(path)
+
+    with serve([toy, pair, clips], load=load) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tab(page_site: Site) -> Iterator[Visit]:
+    """Return the only tab: to open one takes longer than to open the page again."""
+    with open_browser() as browser:
+        yield Visit(browser, f"{page_site.address}/")
+
+
+@pytest.fixture
+def visit(tab: Visit) -> Visit:
+    tab.open()
+    return tab

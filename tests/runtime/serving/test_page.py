@@ -5,50 +5,16 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 from playwright.sync_api import Route
 
-from controlnext.runtime import Pipeline
 from controlnext.runtime.preprocess import preprocess
-from support.browser import Visit, decode, open_browser
-from support.fake_bundle import write_fake_bundle
-from support.idle_clips import idle_pipeline, no_noise, open_idle
-from support.recipe import drawing
-from support.serving import Site, open_pipeline, serve
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("served")
-    toy, clips = write_fake_bundle(folder / "toy", shallow=True), folder / "clips"
-    pair = write_fake_bundle(folder / "pair", controls=2)
-    idle_pipeline(clips, no_noise).close()
-
-    def load(path: Path) -> Pipeline:
-        return open_idle(path, no_noise) if path == clips else open_pipeline(path)
-
-    with serve([toy, pair, clips], load=load) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def tab(site: Site) -> Iterator[Visit]:
-    """Return the only tab: to open one takes longer than to open the page again."""
-    with open_browser() as browser:
-        yield Visit(browser, f"{site.address}/")
-
-
-@pytest.fixture
-def visit(tab: Visit) -> Visit:
-    tab.open()
-    return tab
+from support.browser import Visit, decode
+from support.serving import Site
 
 
 def test_a_drawn_control_becomes_an_image(visit: Visit) -> None:
@@ -118,7 +84,7 @@ def test_edges_are_shown_as_the_server_makes_them(visit: Visit, tmp_path: Path) 
     assert "preprocess" not in visit.sent[1]
 
 
-def test_the_code_makes_the_same_image(visit: Visit, site: Site, tmp_path: Path) -> None:
+def test_the_code_makes_the_same_image(visit: Visit, page_site: Site, tmp_path: Path) -> None:
     """openai's client and this package in Python; curl's arguments are the request's fields."""
     page = visit.page
     photo = np.random.RandomState(1).randint(0, 255, (32, 32, 3), np.uint8)
@@ -136,7 +102,7 @@ def test_the_code_makes_the_same_image(visit: Visit, site: Site, tmp_path: Path)
     expected = visit.pixels("#image")
     for language in ("openai", "controlnext"):
         page.check(f"[name=language][value={language}]")
-        code = page.inner_text("#code").replace("build/toy", str(site.models.describe("toy").path))
+        code = page.inner_text("#code").replace("build/toy", str(page_site.models.describe("toy").path))
         with contextlib.chdir(tmp_path):
             exec(code, {})
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "image.png")), expected)
@@ -197,46 +163,6 @@ def test_images_are_dropped_pasted_and_taken_back(visit: Visit) -> None:
     assert visit.pixels("#sketch").min() == 255
 
 
-def test_a_clip_is_made_shown_and_deleted(
-    visit: Visit, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = visit.page
-    page.select_option("#model", "clips")
-    files = [tmp_path / f"{number}.png" for number in (10, 9, 1)]
-    for file in files:
-        drawing(len(file.name), 64, 48).save(file)
-    page.click("#generate")
-    page.wait_for_selector("[role=alert]:has-text('Choose the image')")
-    page.set_input_files("#reference", files[0])
-    page.set_input_files("#frames", files)
-    for field, text in {"steps": "2", "width": "64", "height": "48", "fps": "5"}.items():
-        page.fill(f"#{field}", text)
-    assert "64x48" in visit.generate()
-    page.wait_for_selector("#video[style*=ratio]")  # its size is known: it can be played
-    assert page.evaluate("[video.videoWidth, video.videoHeight]") == [64, 48]
-    with page.expect_download() as saved:
-        page.click("#download")
-    # openai's client polls less often
-    monkeypatch.setattr("openai.resources.videos.Videos._sleep", lambda *_: time.sleep(0.01))
-    monkeypatch.setattr(
-        Pipeline, "load", lambda path: open_idle(site.models.describe(Path(path).name).path, no_noise)
-    )
-    for language in ("openai", "controlnext"):
-        page.check(f"[name=language][value={language}]")
-        code = page.inner_text("#code")
-        assert code.index('"1.png"') < code.index('"9.png"') < code.rindex('"10.png"')
-        with contextlib.chdir(tmp_path):
-            exec(code, {})
-        assert saved.value.path().read_bytes() == (tmp_path / "result.mp4").read_bytes()
-        (tmp_path / "result.mp4").unlink()
-    name = saved.value.suggested_filename.removesuffix(".mp4")
-    assert site.http.get(f"/v1/videos/{name}").status_code == 200
-    page.click("#delete")
-    page.wait_for_selector("#placeholder:has-text('The clip will appear here')")
-    assert site.http.get(f"/v1/videos/{name}").status_code == 404
-    assert not visit.errors
-
-
 def test_cancel_ends_the_request(visit: Visit) -> None:
     page = visit.page
     page.fill("#scale", "0")
@@ -285,15 +211,15 @@ def test_nothing_scrolls_sideways_on_a_phone(tab: Visit) -> None:
         assert tab.page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_files_come_with_a_policy_and_are_sent_once(site: Site) -> None:
-    first = site.http.get("/")
+def test_files_come_with_a_policy_and_are_sent_once(page_site: Site) -> None:
+    first = page_site.http.get("/")
     assert first.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in first.headers["content-security-policy"]
     assert first.headers["x-content-type-options"] == "nosniff"
-    again = site.http.get("/", headers={"If-None-Match": first.headers["etag"]})
+    again = page_site.http.get("/", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     named = re.findall(r'(?:href|src)="(page/[^"]+)"', first.text)
-    assert {site.http.get(f"/{name}").status_code for name in named} == {200}
+    assert {page_site.http.get(f"/{name}").status_code for name in named} == {200}
     assert len(named) == 3
-    assert site.http.get("/page/..%2fpage.py").status_code == 404
-    assert site.http.get("/page/page.py").status_code == 404
+    assert page_site.http.get("/page/..%2fpage.py").status_code == 404
+    assert page_site.http.get("/page/page.py").status_code == 404
