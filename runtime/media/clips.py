@@ -10,7 +10,8 @@ from PIL import Image
 
 from controlnext.errors import InputError
 from controlnext.image_input import ImageReader
-from controlnext.runtime.media.video_files import DEFAULT_FPS, ClipFiles, open_clip
+from controlnext.runtime.media.clip_formats import DEFAULT_FPS
+from controlnext.runtime.media.video_files import ClipFiles, open_clip
 
 
 def load_video(path: str | Path, frames: int | None = None) -> list[Image.Image]:

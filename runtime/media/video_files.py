@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,33 +23,16 @@ from controlnext.errors import InputError, WorkError
 from controlnext.image_input import IMAGE_SUFFIXES
 from controlnext.optional import extra
 from controlnext.regular import check_regular
+from controlnext.runtime.media.clip_formats import (
+    DEFAULT_FPS,
+    FORMATS,
+    HIGHEST_FPS,
+    LOWEST_FPS,
+    encoder_options,
+)
 from controlnext.runtime.media.image_files import Change, MakeRecipe, read_image
 
-DEFAULT_FPS = Fraction(7)
-"""As in diffusers for Stable Video Diffusion."""
-LOWEST_FPS, HIGHEST_FPS = 0.1, 240
-
 _ACCEPTED = "give a directory of images or a video file (MP4, GIF, WebM and others)"
-
-
-@dataclass(frozen=True)
-class Format:
-    """The encoding of a file format in FFmpeg's names, and the most frames a second that it can have."""
-
-    codec: str
-    pixels: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    highest_fps: int = HIGHEST_FPS
-
-
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        # quality at which the losses of H.264 are hardly seen
-        ".mp4": Format("libx264", "yuv420p", {"crf": "17"}),
-        # a GIF counts in hundredths of a second, and viewers slow down what is faster than two of them
-        ".gif": Format("gif", "pal8", highest_fps=50),
-    }
-)
 _ENDINGS = ", ".join(FORMATS)
 _READ = (
     *("mov", "matroska", "gif", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "apng", "ivf", "mxf", "nut"),
@@ -117,7 +99,7 @@ def write_clip(path: Path, images: Iterator[Image.Image], fps: Fraction) -> None
             aside.open("wb") as file,
             av.open(file, "w", format=ending[1:]) as video,
         ):
-            stream = video.add_stream(kind.codec, fps, kind.options, pix_fmt=kind.pixels, **size)
+            stream = video.add_stream(kind.codec, fps, encoder_options(kind), pix_fmt=kind.pixels, **size)
             # to what FFmpeg turns RGB unless told otherwise; players guess where it is not noted
             stream.codec_context.colorspace = av.video.reformatter.Colorspace.ITU601
             for image in chain([first], images):

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from controlnext.errors import InputError
 from controlnext.families import Family
-from controlnext.runtime.media.video_files import HIGHEST_FPS, LOWEST_FPS
+from controlnext.runtime.media.clip_formats import HIGHEST_FPS, LOWEST_FPS
 from controlnext.runtime.serving.calls import CommonCall, Text
 from controlnext.runtime.serving.factors import Strength
 from controlnext.runtime.serving.settings import ServerSettings

@@ -14,8 +14,9 @@ from PIL import Image
 
 from controlnext.errors import InputError, WorkError
 from controlnext.runtime.denoise import Step
+from controlnext.runtime.media.clip_formats import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS
 from controlnext.runtime.media.inline_images import decode_image
-from controlnext.runtime.media.video_files import DEFAULT_FPS, HIGHEST_FPS, LOWEST_FPS, write_clip
+from controlnext.runtime.media.video_files import write_clip
 from controlnext.runtime.pipelines.base import Pipeline
 from controlnext.runtime.serving.access_log import RequestFacts
 from controlnext.runtime.serving.clip_calls import ClipFields

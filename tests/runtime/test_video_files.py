@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from controlnext.errors import InputError, MissingDependencyError
-from controlnext.runtime.media.video_files import FORMATS, ClipFiles, open_clip, write_clip
+from controlnext.runtime.media.clip_formats import FORMATS
+from controlnext.runtime.media.video_files import ClipFiles, open_clip, write_clip
 
 WIDTH, HEIGHT = 48, 32
 
