@@ -71,6 +71,7 @@ ARGUMENTS: Mapping[str, str] = MappingProxyType(
             ("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"), _SIZE
         ),
         "motion_bucket_id": "nothing: it is that of the control's training",
+        "fps": "that of the file: export_to_video of controlnext.runtime.media",
         "num_videos_per_prompt": "a call for each clip",
         "callback": "callback_on_step_end",
         "callback_steps": "callback_on_step_end, which is called after each",

@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionXLControlNetPipeline,
+    StableVideoDiffusionPipeline,
 )
 
 from controlnext.errors import InputError
@@ -45,6 +46,15 @@ def test_what_takes_its_place_is_an_argument(there: str, here: str) -> None:
     elif here.startswith("`"):
         first = _NAME.findall(here.replace('={"name": scale}', "").partition(";")[0])
         assert not first or first[0] in own or here.startswith("`controlnext")
+
+
+def test_the_table_of_clips_has_what_differs() -> None:
+    table = TEXT.partition("### Clips")[2].partition("\n\nIn place")[0]
+    told = {name for row in table.splitlines() for name in _NAME.findall(row.partition(" | ")[0])}
+    theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
+    lacking = {*theirs} - {*inspect.signature(VideoPipeline.__call__).parameters}
+    assert told - {"StableVideoDiffusionPipeline"} == lacking
+    assert lacking <= {*ARGUMENTS}
 
 
 def test_attributes_of_diffusers_pipelines_are_told_and_refused() -> None:
