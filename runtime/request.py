@@ -257,7 +257,11 @@ def as_floats(name: str, values: object) -> FloatArray:
 def _check_texts(name: str, prompt: object) -> None:
     several = isinstance(prompt, (list, tuple)) and prompt and all(isinstance(text, str) for text in prompt)
     if not isinstance(prompt, str) and not several:
-        raise InputError(f"{name} is {prompt!r}; it must be a text or a list of texts", argument=name)
+        # an image in second place, as other pipelines take it
+        hint = "; the control image is `control_image`" if hasattr(prompt, "size") else ""
+        raise InputError(
+            f"{name} is {reprlib.repr(prompt)}; it must be a text or a list of texts{hint}", argument=name
+        )
 
 
 def check_loras(given: object) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -143,7 +143,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
     However long that takes, there are no lines on its progress.
     """
-    monkeypatch.setattr(console, "LINE_SECONDS", math.inf)
+    monkeypatch.setattr(console, "LINE_SECONDS", threading.TIMEOUT_MAX)
 
     def run(*arguments: object, entry: Callable[[], None] = main) -> Done:
         monkeypatch.setattr(sys, "argv", ["controlnext", *map(str, arguments)])

@@ -98,7 +98,7 @@ def call(application: typer.Typer, arguments: list[str], name: str, *, completes
     except MemoryError as error:
         return _fail(f"there is not enough memory ({error})", FAILED)
     except typer.TyperException as error:
-        reword(error)
+        reword(error, arguments)
         return _fail(error.format_message().rstrip(".") + where_to_look(error), error.exit_code)
 
 

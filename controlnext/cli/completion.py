@@ -14,6 +14,11 @@ from typing import Any
 from controlnext.errors import InputError
 
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+_AT_ONCE = """
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  %(complete_func)s "$@"
+fi
+"""
 _INSTALL, _SHOW = COMPLETION = ("--install-completion", "--show-completion")
 
 
@@ -44,8 +49,19 @@ def complete_by_shell(command: Any, program: str, option: str, *shells: str) -> 
             f"there is no completion for the shell {shell or '(unknown)'}; name one:"
             f" {program} {option} {' or '.join(SHELLS)}"
         )
+    _complete_at_once()
     with Context(command, info_name=program) as context:
         {_INSTALL: install_callback, _SHOW: show_callback}[option](context, command.params[0], shell)
+
+
+def _complete_at_once() -> None:
+    """Have zsh's script complete when zsh loads it, which is at the first tab: the library's defines a
+    function there, and completes from the second tab on."""
+    from typer import _completion_shared
+
+    scripts = _completion_shared._completion_scripts
+    if _AT_ONCE not in scripts["zsh"]:
+        scripts["zsh"] += _AT_ONCE
 
 
 def _calling_shell() -> str:

@@ -15,6 +15,7 @@ import typer
 from controlnext.cli.option_names import ARGUMENTS, AT_FAULT, reword
 from controlnext.cli.verbosity import Command, parameters_of
 from controlnext.errors import EngineError, InputError
+from controlnext.families.values import did_you_mean
 from controlnext.regular import read_small
 
 _NAME = "config"
@@ -140,10 +141,8 @@ class _Reader:
         }
         if key in off:
             return f"write {off[key]} = false"
-        import difflib
-
-        if near := difflib.get_close_matches(key, self._known, n=1):
-            return f"did you mean {near[0]}?"
+        if near := did_you_mean(key, self._known):
+            return near.removeprefix("; ")
         return f"accepted: {', '.join(sorted(self._known))}"
 
     def _checked(self, key: str, parameter: Any, value: Any) -> Any:
@@ -152,6 +151,11 @@ class _Reader:
             raise self._wrong(key, value, "one value, not a list", _toml(value[0]) if value else '"..."')
         checked = [self._one(key, parameter, one) for one in (value if isinstance(value, list) else [value])]
         given = checked if several else checked[0]
+        self._process(key, parameter, given)
+        return given
+
+    def _process(self, key: str, parameter: Any, given: Any) -> None:
+        """Raise :class:`InputError` for a value that the option does not take."""
         try:
             parameter.process_value(self._context, given)
         except typer.TyperException as error:
@@ -160,7 +164,6 @@ class _Reader:
             raise InputError(f"{self._file}: {key}: {told}") from error
         except InputError as error:
             raise InputError(f"{self._file}: {key}: {error}", argument=error.argument) from error
-        return given
 
     def _one(self, key: str, parameter: Any, value: Any) -> Any:
         """Return a value as the option takes it; raise :class:`InputError` for one of another kind."""
@@ -177,9 +180,10 @@ class _Reader:
         if isinstance(value, int) and not isinstance(value, bool) and _may_be_number(parameter):
             return str(value)
         if not isinstance(value, str):
-            raise self._wrong(
-                key, value, "a text", f'"{value}"' if isinstance(value, int | float) else '"..."'
-            )
+            if isinstance(value, float | int):  # a text of a number is no value of most options either
+                self._process(key, parameter, [str(value)] if parameter.multiple else str(value))
+                raise self._wrong(key, value, "a text", f'"{value}"')
+            raise self._wrong(key, value, "a text", '"..."')
         return value
 
     def _wrong(self, key: str, value: Any, accepted: str, example: object) -> InputError:

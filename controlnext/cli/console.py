@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from controlnext.types import Progress
 
 logger = logging.getLogger(__name__)
 
-LINE_SECONDS = 10.0
-"""Where stderr is no terminal, the time before the first line on the progress, and between two."""
+LINE_SECONDS, STILL_SECONDS = 10.0, 60.0
+"""Where stderr is no terminal, the time before the first line on the progress and between two, and between
+those that say the same."""
 
 
 @contextmanager
@@ -41,21 +43,49 @@ def progress(quiet: bool) -> Iterator[Progress]:
     columns = BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
     is_shown = not (quiet or is_quiet())
     bars = Bars(*columns, console=console, disable=not (is_shown and console.is_terminal))
-    with _interruptible() as check, bars:
-        task, last, due = bars.add_task("", total=1.0), "", time.monotonic() + LINE_SECONDS
+    with _interruptible() as check, bars, _lines(is_shown and not console.is_terminal) as lines:
+        task, last = bars.add_task("", total=1.0), ""
 
         def report(what: str, done: float) -> None:
-            nonlocal last, due
+            nonlocal last
             check()
             if what != last:
                 logger.debug("%s (%.0f %%)", what, 100 * done)
                 last = what
             bars.update(task, description=what, completed=done)
-            if is_shown and bars.disable and time.monotonic() >= due:
-                due = time.monotonic() + LINE_SECONDS
-                print(f"controlnext: {done:.0%}: {one_line(what)}", file=sys.stderr, flush=True)
+            lines(what, done)
 
         yield report
+
+
+@contextmanager
+def _lines(shown: bool) -> Iterator[Progress]:
+    """Print a line on the progress now and then if it is ``shown``, also while nothing moves; yield the
+    callback."""
+    state, began, ended = ("", 0.0), time.monotonic(), threading.Event()
+
+    def take(what: str, done: float) -> None:
+        nonlocal state
+        state = (what, done)
+
+    def tell() -> None:
+        told, when = ("", 0.0), began
+        while not ended.wait(LINE_SECONDS):
+            now, (what, done) = time.monotonic(), state
+            if what and ((what, done) != told or now - when >= STILL_SECONDS):
+                told, when = (what, done), now
+                line = f"controlnext: {done:.0%}: {one_line(what)} ({now - began:.0f} s)"
+                print(line, file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    if shown:
+        thread.start()
+    try:
+        yield take
+    finally:
+        ended.set()
+        if shown:
+            thread.join()
 
 
 @contextmanager

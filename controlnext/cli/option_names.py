@@ -6,17 +6,18 @@ Messages of the libraries name Python arguments in backticks; the command line s
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import re
 import shlex
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence, Set
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import typer
 
 from controlnext.errors import ControlNeXtError, EngineError, visible
+from controlnext.families.values import nearest
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -50,16 +51,26 @@ _CHECK = "Value error, "
 """The words of the library before the message of a check of its own."""
 
 
-def reword(error: typer.TyperException) -> None:
+def reword(error: typer.TyperException, arguments: Sequence[str] = ()) -> None:
     """Have the message of an error of the command line's library say what was given, without the library's
-    names for errors and without suggestions that are not near."""
-    if (near := getattr(error, "possibilities", None)) and (given := getattr(error, "option_name", None)):
-        error.possibilities = difflib.get_close_matches(given, near, n=1, cutoff=_NEAR)  # type: ignore[attr-defined]
+    names for errors and without suggestions that are not near. ``arguments``: the command line."""
+    if hasattr(error, "possibilities") and (context := getattr(error, "ctx", None)):
+        _suggest(error, {option for one in context.command.params for option in one.opts}, arguments)
     if isinstance(error, typer.BadParameter) and (cause := error.__cause__) and hasattr(cause, "errors"):
         found = cause.errors()[0]
         told = found["msg"].removeprefix(_CHECK).partition(", unable")[0]
         asked = told.replace("Input should", "it must", 1)
         error.message = told if asked == told else f"{found['input']}; {asked}"
+
+
+def _suggest(error: Any, options: Set[str], arguments: Sequence[str]) -> None:
+    """Have the error for an unknown option name those that may be meant."""
+    given = error.option_name
+    # of -control-image the library tells -c alone
+    for whole in arguments:
+        if whole.startswith(given) and f"-{whole}" in options:
+            error.message, given = f"No such option: {whole}", f"-{whole}"
+    error.possibilities = [given] if given in options else nearest(given, options, _NEAR)
 
 
 def where_to_look(error: typer.TyperException) -> str:
@@ -83,6 +94,7 @@ AS_WRITTEN: Mapping[str, bool] = MappingProxyType({"as_written": True})
 """The ``extra`` of a log record whose names in backticks are no arguments of a command."""
 
 _NAMED = re.compile(r"`(\w+)`")
+_NO_PLACE = re.compile(r"\S+: no such file or directory")
 AT_FAULT = re.compile(" (is|has|was|begins) ")
 """The words after the argument at fault, where a message begins with it."""
 
@@ -112,6 +124,8 @@ class OptionNames:
         if isinstance(error, EngineError):
             return f"{self.translate(error.problem)}; build one: {self._build_command(error)}"
         message, argument = str(error), error.argument
+        if argument in self._options and _NO_PLACE.match(message):
+            message = f"{self._options[argument]} {message}"
         # "num_inference_steps is 0": the argument at fault without backticks
         if argument in self._options and AT_FAULT.match(message.removeprefix(argument)):
             message = self._options[argument] + message.removeprefix(argument)

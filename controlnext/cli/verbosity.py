@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from controlnext.errors import InputError
 PACKAGE = logging.getLogger("controlnext")
 """The logger above those of all modules."""
 PANEL = "Messages"
+_OF_LIST = re.compile(r"<list\[(.+)\]>")
 PATTERN = "controlnext: %(mark)s%(message)s"
 VERBOSE_PATTERN = "controlnext: %(mark)s%(relativeCreated)d ms, %(name)s: %(message)s"
 """Forms of a log line. The time is that since the command was started."""
@@ -114,7 +116,8 @@ def parameters_of(function: Any) -> list[Any]:
 
 
 class PlainFlags:
-    """The part of a command or a group whose help shows no type for options that take no value."""
+    """The part of a command or a group whose help shows no type for options that take no value, and of those
+    that may be repeated the type of one."""
 
     def get_params(self, context: Any) -> list[Any]:
         """Return the parameters, as the base class does."""
@@ -122,6 +125,8 @@ class PlainFlags:
         for parameter in params:
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = "[SHELL]" if set(parameter.opts) & set(COMPLETION) else ""
+            elif parameter.metavar is None and getattr(parameter, "multiple", False):
+                parameter.metavar = _OF_LIST.sub(r"<\1>", parameter.display_type(context))
         return params
 
 

@@ -135,6 +135,8 @@ def verify(
         print_json({"bundle": str(bundle), "parity": comparison.rows})
     else:
         print_parity(comparison.rows)
+        if report is not None:
+            print(f"wrote {report}")
     check_parity(comparison.rows)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
@@ -99,5 +100,20 @@ _WORDS: Mapping[Any, str] = MappingProxyType(
 
 def did_you_mean(given: object, known: Iterable[str]) -> str:
     """Return a hint for messages that reject a name, ``"; did you mean prediction_type?"``, or nothing."""
-    near = difflib.get_close_matches(str(given), list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(str(given), known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def nearest(given: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return the names that may be meant by one that is not known: two at most that have all its words, or
+    whose words are among its own; else one that is written alike, by ``cutoff``."""
+    names, words = list(known), _words(given)
+    longer = [name for name in names if words and words <= _words(name)]
+    shorter = [name for name in names if _words(name) and _words(name) < words]
+    if whole := longer or shorter:
+        return difflib.get_close_matches(given, whole, 2, cutoff=0)
+    return difflib.get_close_matches(given, names, 1, cutoff)
+
+
+def _words(name: str) -> set[str]:
+    return {word for word in re.split(r"[_-]+", name.lower()) if word}

@@ -16,18 +16,20 @@ LOWEST_FPS, HIGHEST_FPS = 0.1, 240
 
 @dataclass(frozen=True)
 class Format:
-    """The encoding of a file format in FFmpeg's names, and the most frames a second that it can have."""
+    """The encoding of a file format in FFmpeg's names, the most frames a second that it can have, and whether
+    its sides must be even."""
 
     codec: str
     pixels: str
     options: Mapping[str, str] = field(default_factory=dict)
     highest_fps: int = HIGHEST_FPS
+    even_sides: bool = False
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         # quality at which the losses of H.264 are hardly seen
-        ".mp4": Format("libx264", "yuv420p", {"crf": "17"}),
+        ".mp4": Format("libx264", "yuv420p", {"crf": "17"}, even_sides=True),
         # a GIF counts in hundredths of a second, and viewers slow down what is faster than two of them
         ".gif": Format("gif", "pal8", highest_fps=50),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ class Clip:
     """The images of a control clip, read on demand; the last few are cached."""
 
     def __init__(self, given: Any) -> None:
+        if isinstance(given, (str, Path)):
+            raise InputError(
+                f"control_images is {str(given)!r}; read the video first:"
+                " controlnext.runtime.media.load_video(path)",
+                argument="control_images",
+            )
         if given is None or not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
             raise InputError(
                 "no control clip was given; set `control_images` to a sequence of images",

@@ -66,10 +66,10 @@ ARGUMENTS: Mapping[str, str] = MappingProxyType(
         "eta": 'a sampler that adds noise, such as sampler="euler_a"',
         "return_dict": "nothing: a call returns an object with its results and latents",
         "guess_mode": "nothing: it is ControlNet's, not ControlNeXt's",
-        **dict.fromkeys(("original_size", "target_size", "crops_coords_top_left"), _SIZE),
-        **dict.fromkeys(
-            ("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"), _SIZE
-        ),
+        "guidance_rescale": "nothing: guidance is not rescaled",
+        **dict.fromkeys(("original_size", "target_size"), _SIZE),
+        **dict.fromkeys(("negative_original_size", "negative_target_size"), _SIZE),
+        **dict.fromkeys(("crops_coords_top_left", "negative_crops_coords_top_left"), "nothing: it is (0, 0)"),
         "motion_bucket_id": "nothing: it is that of the control's training",
         "fps": "that of the file: export_to_video of controlnext.runtime.media",
         "num_videos_per_prompt": "a call for each clip",
@@ -86,7 +86,10 @@ LOADING: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("providers", "device_map"), "device, backend and provider"),
         **dict.fromkeys(("provider_options", "session_options"), "threads, cache and offload"),
         **dict.fromkeys(("controlnet", "vae", "unet", "scheduler", "safety_checker"), _PARTS),
-        **dict.fromkeys(("use_safetensors", "use_io_binding", "slim", "low_cpu_mem_usage"), _BY_ITSELF),
+        "use_safetensors": "nothing: no weights of a bundle are pickled",
+        "use_io_binding": "nothing: inputs that stay the same are bound always",
+        "low_cpu_mem_usage": "offload=True",
+        "slim": "nothing: graphs take every size",
         **dict.fromkeys(("resume_download", "proxies"), "nothing: the library of the hub does it by itself"),
         "custom_pipeline": "nothing: no code of a repository is run",
         "trust_remote_code": "nothing: no code of a repository is run",
@@ -112,7 +115,8 @@ def check_arguments(
         if name not in known:
             told = f"{function}() got an unexpected keyword argument {name!r}"
             if name in instead:
-                told += f"; in place of diffusers' {name}: {instead[name]}"
+                whose = "" if instead is LOADING else "diffusers' "
+                told += f"; in place of {whose}{name}: {instead[name]}"
             else:
                 told += did_you_mean(name, known)
             raise TypeError(told)

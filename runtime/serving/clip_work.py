@@ -125,6 +125,12 @@ class ClipWork:
                 f" {field}",
                 argument=field,
             )
+        if call.seconds is not None and frames > controls:
+            raise InputError(
+                f"{call.seconds:g} seconds are {frames} frames, but the control has {controls}; give fewer"
+                " seconds or a lower fps, or an image for every frame",
+                argument="seconds",
+            )
         return frames
 
     def _write(self, pipe: Pipeline, result: Any) -> None:

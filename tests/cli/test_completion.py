@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,4 +103,37 @@ def test_without_a_home_it_is_not_installed(cli: Cli, monkeypatch: pytest.Monkey
 def test_help_shows_no_value_for_options_that_take_none(cli: Cli, arguments: list[str]) -> None:
     shown = cli(*arguments).out
     assert "<bool>" not in shown
+    assert "<list" not in shown
     assert ("[SHELL]" in shown) == (len(arguments) == 1)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_completes_at_the_first_tab(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """zsh loads the installed script when it completes for the first time."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli("--install-completion", "zsh").status == 0
+    assert "$zsh_eval_context[-1] == loadautofunc" in (tmp_path / ".zfunc" / "_controlnext").read_text()
+    (tmp_path / "typed.zsh").write_text(_TYPED)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["zsh", "-f", "typed.zsh"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "inspect" in done.stdout, done.stdout
+
+
+_TYPED = """
+zmodload zsh/zpty
+zpty shell zsh -i
+zpty -w -n shell $'PS1=; print rea""dy\\n'
+zpty -r -m shell begun '*ready*'
+zpty -w -n shell $'controlnext ins\\t'
+zpty -r -m shell typed '*inspect*'
+print -r -- "$typed"
+zpty -d shell
+"""

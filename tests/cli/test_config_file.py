@@ -110,6 +110,7 @@ def test_commands_with_many_options_have_it(name: str) -> None:
         ("lora = [1]", ['given.toml: lora is 1; it must be a text: write lora = "1"']),
         ("[base]\npath = 1", ["given.toml: base is a table; it must be a text"]),
         ('precision = "int4"', ["given.toml: precision: ", "int4", "fp16"]),
+        ("precision = 16", ["given.toml: precision: ", "'16'", "fp16"]),
         ('compute = "int8"', ["given.toml: compute: 'int8' is not one of fp32, fp16"]),
         ('output = "s3://b/x"', ["given.toml: output: ", "must be a path on this machine"]),
         ("lora-rank = 1\nlora_rank = 2", ["given.toml: lora_rank is given twice"]),

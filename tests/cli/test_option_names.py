@@ -25,6 +25,7 @@ from controlnext.errors import (
     ParityError,
     WorkError,
 )
+from support.cli import Cli
 
 ENGINE = EngineError(
     "no engine",
@@ -72,6 +73,26 @@ def test_the_argument_at_fault_begins_a_message_without_backticks(names: OptionN
     error = InputError(f"num_inference_steps {verb} 0", argument="num_inference_steps")
     assert names.describe(error) == f"--steps {verb} 0"
     assert names.describe(InputError("steps of num_inference_steps has", argument=None)).startswith("steps")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--guidance-scale", "3"], "--guidance-scale (Possible options: --guidance, --scale)"),
+        (["--num-inference-steps", "3"], "--num-inference-steps (Possible options: --steps)"),
+        (["-control-image", "a.png"], "-control-image (Possible options: --control-image)"),
+        (["--promt", "a"], "--promt (Possible options: --prompt)"),
+        (["--zzz"], "--zzz"),
+    ],
+)
+def test_an_option_of_another_name_is_told_by_its_words(cli: Cli, given: list[str], told: str) -> None:
+    done = cli("run", "bundle", *given)
+    assert done.err == f"controlnext: error: No such option: {told}\n"
+
+
+def test_the_option_is_told_whose_value_is_not_there(names: OptionNames) -> None:
+    error = CheckpointError("nobody/nothing: no such file or directory here, and ...", argument="vae")
+    assert names.describe(error).startswith("--vae nobody/nothing: no such file")
 
 
 def test_every_entry_of_the_table_is_an_option(names: OptionNames) -> None:

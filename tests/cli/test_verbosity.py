@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from controlnext.cli.console import progress
 from controlnext.cli.verbosity import Command
 from controlnext.runtime.serving.log_format import write_log
 from support.cli import Cli, assert_refused
+from support.gate import until
 
 COMMANDS = typer.main.get_command(make_application()).commands  # type: ignore[attr-defined]
 
@@ -125,22 +128,34 @@ def test_no_progress_bar_is_drawn_with_quiet(
 def test_without_a_terminal_a_long_command_tells_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """None in the first ten seconds, then one for ten seconds at most; on one line whatever it says."""
-    now = 0.0
-    monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    lines = ["controlnext: 20%: second\\x1b task", "controlnext: 90%: third"]
-    for quiet, expected in ((False, lines), (True, [])):
+    """Also while nothing moves, and on one line whatever it says."""
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(console, "STILL_SECONDS", 0.05)
+    told: list[str] = []
+
+    def wait_for(pattern: str) -> None:
+        def is_told() -> bool:
+            told.append(capfd.readouterr().err)
+            return re.search(pattern, "".join(told), re.MULTILINE) is not None
+
+        until(is_told)
+
+    with progress(quiet=False) as report:
+        report("first", 0.1)
+        wait_for(r"^controlnext: 10%: first \(\d+ s\)$")
+        report("second\x1b\ntask", 0.2)
+        wait_for(r"(^controlnext: 20%: second\\x1b task \(\d+ s\)\n){2}")
+
+
+def test_a_quiet_or_short_command_tells_no_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for quiet, seconds in ((True, 0.01), (False, 10)):
+        monkeypatch.setattr(console, "LINE_SECONDS", seconds)
         with progress(quiet) as report:
-            for seconds, what, done in (
-                (9, "first", 0.1),
-                (10, "second\x1b\ntask", 0.2),
-                (19, "third", 0.5),
-                (75, "third", 0.9),
-            ):
-                now = float(seconds)
-                report(what, done)
-        assert capfd.readouterr().err.splitlines() == expected
-        now = 0.0
+            report("work", 0.5)
+            time.sleep(0.1)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("level", [logging.ERROR, logging.INFO, logging.DEBUG])

@@ -26,7 +26,7 @@ from controlnext.export import export_bundle
 from controlnext.runtime import Pipeline
 from controlnext.runtime.bulk.jobs import read_jobs
 from controlnext.runtime.cluster.config import write_config
-from controlnext.runtime.media import export_to_video, load_video
+from controlnext.runtime.media import export_to_video, load_video, video_fps
 from controlnext.runtime.media.video_files import ClipFiles
 from controlnext.runtime.preprocess.maps import Depth
 from controlnext.runtime.preprocess.plain import Tile
@@ -71,6 +71,7 @@ PUBLIC: tuple[Callable[..., Any], ...] = (
     Tile,
     ClipFiles,
     load_video,
+    video_fps,
     export_to_video,
     Settings,
     ServerSettings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from controlnext import processor
 from controlnext.errors import InputError
-from controlnext.runtime.media import export_to_video, load_video
+from controlnext.runtime.media import export_to_video, load_video, video_fps
 from controlnext.runtime.media.clip_formats import FORMATS, encoder_options
 
 
@@ -49,18 +50,25 @@ def test_frames_a_second(tmp_path: Path, given: dict[str, Any], expected: float)
 @pytest.mark.parametrize(
     ("frames", "output", "fps", "words"),
     [
-        ([], "clip.mp4", 7, "frames must be images of Pillow, all of one size, at least one"),
-        ([np.zeros((8, 8, 3))], "clip.mp4", 7, "frames must be images of Pillow"),
-        ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], "clip.mp4", 7, "all of one size"),
+        ([], "clip.mp4", 7, r"frames is empty; give images of Pillow or an array \(frames, height, wid"),
+        (None, "clip.mp4", 7, "frames is of type NoneType; give images of Pillow"),
+        ([np.zeros((8, 8, 3))], "clip.mp4", 7, r"frames has entries of type ndarray; .*out\.frames\[0\]"),
+        ([_images(2)], "clip.mp4", 7, r"frames has entries of type list; give .*, such as out\.frames\[0\]"),
+        (np.zeros((1, 3, 8, 8, 3)), "clip.mp4", 7, r"an array of shape \(1, 3, 8, 8, 3\) and type float64"),
+        (np.zeros((3, 8, 8, 3), int), "clip.mp4", 7, r"an array of shape \(3, 8, 8, 3\) and type int64"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 16))], "clip.mp4", 7, "8 x 16 and 8 x 8 pixels; gi"),
+        ([Image.new("RGB", (64, 63))], "clip.mp4", 7, "64 x 63 pixels, and the sides of an MP4 must be even"),
+        ("clip.mp4", _images(1), 7, "output is \\[<.*; give the path of a file"),
+        (_images(1), "", 7, "output is ''; give the path of a file"),
         (_images(1), "clip.webm", 7, "does not have the suffix of a clip"),
         (_images(1), "clip.mp4", 0, "cannot have 0 frames a second"),
         (_images(1), "clip.mp4", "7", "fps is '7'; it must be a number"),
-        (5, "clip.mp4", 7, "frames must be images of Pillow"),
+        (5, "clip.mp4", 7, "frames is of type int; give images of Pillow"),
         (_images(1), 5, 7, "output is 5; give the path of a file"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, frames: Any, output: Any, fps: Any, words: str) -> None:
-    place = tmp_path / output if isinstance(output, str) else output
+    place = tmp_path / output if isinstance(output, str) and output else output
     with pytest.raises(InputError, match=words):
         export_to_video(frames, place, fps)
     assert not list(tmp_path.iterdir())
@@ -72,10 +80,36 @@ def test_a_number_of_frames_is_a_whole_one(tmp_path: Path, frames: Any) -> None:
         load_video(tmp_path, frames)
 
 
-@pytest.mark.parametrize("path", [None, 5, "missing.mp4"])
-def test_what_cannot_be_read(path: Any) -> None:
-    with pytest.raises(InputError, match=r"cannot read video missing\.mp4|path is (None|5); give the path"):
-        load_video(path)
+@pytest.mark.parametrize("read", [load_video, video_fps])
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (None, "path is None; give the path of a video or of a directory of images"),
+        ("", "path is ''; give the path"),
+        (_images(1), "path is .{1,200}; give the path"),
+        ("missing.mp4", r"cannot read video missing\.mp4"),
+        ("https://host/a.mp4", "path is https://host/a.mp4, which is not fetched; download it"),
+    ],
+)
+def test_what_cannot_be_read(read: Callable[..., object], path: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read(path)
+
+
+def test_frames_of_an_array(tmp_path: Path) -> None:
+    """As a call gives for ``output_type`` "np"."""
+    frames = np.stack([np.asarray(image) for image in _images(3)]).astype(np.float32) / 255
+    for name in ("of-array", "of-images"):
+        export_to_video(frames if name == "of-array" else _images(3), tmp_path / name)
+    made = [load_video(tmp_path / name) for name in ("of-array", "of-images")]
+    assert [image.tobytes() for image in made[0]] == [image.tobytes() for image in made[1]]
+
+
+def test_the_rate_of_a_video(tmp_path: Path) -> None:
+    """The usual one of a clip for a directory; that of a film is the same number again when it is written."""
+    for fps in (10, 30000 / 1001):
+        assert video_fps(export_to_video(_images(2), tmp_path / "clip.mp4", fps)) == fps
+    assert video_fps(export_to_video(_images(2), tmp_path / "frames")) == 7
 
 
 @pytest.mark.parametrize("sets", [{"avx2"}, {"avx2", "avx512f"}])

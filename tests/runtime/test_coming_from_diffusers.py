@@ -111,6 +111,8 @@ def test_every_argument_that_a_call_lacks_says_what_takes_its_place() -> None:
             r"got an unexpected keyword argument 'guidance_scal'; did you mean guid",
         ),
         ({"zzz": 1}, "got an unexpected keyword argument 'zzz'$"),
+        ({"steps": 1}, r"'steps'; did you mean num_inference_steps\?"),
+        ({"num_images": 1}, r"'num_images'; did you mean num_images_per_prompt\?"),
     ],
 )
 def test_an_argument_that_a_call_lacks(method: str, given: dict[str, Any], words: str) -> None:

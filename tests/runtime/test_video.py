@@ -183,6 +183,10 @@ def test_a_clip_may_be_shorter_than_its_control(pipe: Pipeline) -> None:
         ({"image": np.full((16, 24, 3), np.nan)}, "image: .* has values from nan"),
         ({"image": Image.new("RGB", (1, 9))}, "the image is 1 x 9 pixels; give one of 2 x 2 or more"),
         ({"control_images": None}, "no control clip was given; set `control_images`"),
+        (
+            {"control_images": "a.mp4"},
+            r"control_images is 'a.mp4'; read the video first: controlnext",
+        ),
         ({"control_images": drawing(1, 24, 16)}, "set `control_images` to a sequence of images"),
         ({"control_images": iter([])}, "no control clip was given"),
         ({"control_images": []}, "control_images is empty; give one image for every frame"),

@@ -29,9 +29,9 @@ function curlClip(call) {
   const clip = `"${call.base}/videos/$id"`;
   return [
     `id=$(${command(call)} | jq -r .id)`,
-    "# again until its status is completed",
-    `${request(clip, call.keyed)} | jq .status,.progress`,
-    `${request(clip.replace("$id", "$id/content"), call.keyed)} -o result.mp4`,
+    `while ${request(clip, call.keyed)} |`,
+    `  jq -e '.status == "queued" or .status == "in_progress"' > /dev/null; do sleep 1; done`,
+    `${request(clip.replace("$id", "$id/content"), call.keyed)} --fail -o result.mp4`,
   ].join("\n");
 }
 
@@ -129,12 +129,14 @@ function controlnextClip({ fields, files }) {
   const clip = isVideo
     ? `load_video(${python(frames[0])})`
     : `[${frames.map((name) => `Image.open(${python(name)})`).join(", ")}]`;
-  const rate = fps === undefined ? "" : `, fps=${fps}`;
+  const own = isVideo ? `, fps=video_fps(${python(frames[0])})` : "";
+  const rate = fps === undefined ? own : `, fps=${fps}`;
+  const reads = isVideo ? `, load_video${fps === undefined ? ", video_fps" : ""}` : "";
   return [
     "from PIL import Image",
     "",
     "from controlnext.runtime import Pipeline",
-    `from controlnext.runtime.media import export_to_video${isVideo ? ", load_video" : ""}`,
+    `from controlnext.runtime.media import export_to_video${reads}`,
     "",
     `with Pipeline.load(${python(`build/${model}`)}) as pipe:  # the directory of the bundle`,
     ...calling([

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from controlnext.runtime import Pipeline
+from controlnext.runtime.media import video_fps
 from controlnext.runtime.media.video_files import write_clip
 from support.browser import Visit
 from support.idle_clips import no_noise, open_idle
@@ -62,11 +63,11 @@ def test_a_clip_is_made_shown_and_deleted(visit: Visit, page_site: Site, tmp_pat
 
 @pytest.mark.usefixtures("here_too")
 def test_the_code_reads_a_video(visit: Visit, tmp_path: Path) -> None:
-    """At the frames a second of the request, or at those that are usual."""
+    """At the frames a second of the request, or at those of the video."""
     page = visit.page
     page.select_option("#model", "clips")
     drawing(1, 64, 48).save(tmp_path / "person.png")
-    write_clip(tmp_path / "poses.mp4", (drawing(seed, 64, 48) for seed in range(3)), Fraction(7))
+    write_clip(tmp_path / "poses.mp4", (drawing(seed, 64, 48) for seed in range(3)), Fraction(10))
     page.set_input_files("#reference", tmp_path / "person.png")
     page.set_input_files("#frames", tmp_path / "poses.mp4")
     page.fill("#steps", "2")
@@ -81,3 +82,4 @@ def test_the_code_reads_a_video(visit: Visit, tmp_path: Path) -> None:
         with contextlib.chdir(tmp_path):
             exec(code, {})
         assert saved.value.path().read_bytes() == (tmp_path / "result.mp4").read_bytes()
+        assert video_fps(tmp_path / "result.mp4") == float(fps or 10)

@@ -220,6 +220,7 @@ def test_a_clip_that_fails(idle: Site, held: Engines) -> None:
         ({"num_frames": 7}, FILES, "num_frames", "this server takes at most 6"),
         ({"seconds": 9}, FILES, "seconds", "this server makes at most 6"),
         ({"seconds": 1, "num_frames": 1}, FILES, "seconds", "remove one"),
+        ({"seconds": 0.7}, FILES, "seconds", "0.7 seconds are 4 frames, but the control has 3"),
         ({"fps": 1000}, FILES, "fps", "fps is '1000'"),
         ({"frames": 2}, FILES, "frames", "there is no field frames"),
         ({}, FILES + FILES[1:] * 2, "num_frames", "this server makes at most 6"),
