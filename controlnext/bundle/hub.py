@@ -108,6 +108,9 @@ def push_bundle(
     manifest = read_manifest(bundle)
     _check_token(token)
     _check_texts(repo_id=repository, revision=revision, commit_message=commit_message, licence=licence)
+    for name, flag in (("private", private), ("create_pr", create_pr)):
+        if not isinstance(flag, bool | None):
+            raise InputError(f"{name} is {flag!r}; it must be True or False", argument=name)
     place, api = PurePosixPath(inner_directory(subfolder)), HfApi(token=token)
     files = {str(place / name): str(check_file(bundle, manifest, name)) for name in manifest.files}
     files[str(place / MANIFEST)] = str(bundle / MANIFEST)
@@ -190,7 +193,8 @@ def _check_texts(**given: object) -> None:
     for name, value in given.items():
         left = value is None and name != "repo_id"
         if not (left or (isinstance(value, str) and value)):
-            raise InputError(f"{name} is {value!r}; it must be a text", argument=name)
+            wanted = "owner/name" if name == "repo_id" else "a text"
+            raise InputError(f"{name} is {value!r}; it must be {wanted}", argument=name)
 
 
 def _check_token(token: object) -> None:

@@ -98,6 +98,19 @@ LOADING: Mapping[str, str] = MappingProxyType(
 """Our own in place of the arguments of ``from_pretrained`` in diffusers and optimum, by name."""
 
 
+SHARING: Mapping[str, str] = MappingProxyType(
+    {
+        "license": "licence",
+        **dict.fromkeys(
+            ("safe_serialization", "max_shard_size", "variant"), "nothing: files are sent as they are"
+        ),
+        "push_to_hub": "the method push_to_hub",
+        "commit_description": "commit_message",
+    }
+)
+"""Our own in place of the arguments of ``push_to_hub`` and ``save_pretrained`` in diffusers, by name."""
+
+
 def no_attribute(pipeline: object, name: str) -> AttributeError:
     """Return the error for an attribute that a pipeline does not have."""
     told = f"{type(pipeline).__name__} has no attribute {name!r}"
@@ -122,14 +135,19 @@ def check_arguments(
             raise TypeError(told)
 
 
-def tells_names(call: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def tells_names(
+    instead: Mapping[str, str],
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """Have a method tell what takes the place of an argument that it does not have."""
-    accepted = tuple(inspect.signature(call).parameters)
 
-    @wraps(call)
-    def checked(*given: Parameters.args, **named: Parameters.kwargs) -> Result:
-        if not named.keys() <= {*accepted}:
-            check_arguments(f"{type(given[0]).__name__}.{call.__name__}", named, accepted, ARGUMENTS)
-        return call(*given, **named)
+    def decorate(call: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        accepted = tuple(inspect.signature(call).parameters)
 
-    return checked
+        @wraps(call)
+        def checked(*given: Parameters.args, **named: Parameters.kwargs) -> Result:
+            check_arguments(f"{type(given[0]).__name__}.{call.__name__}", named, accepted, instead)
+            return call(*given, **named)
+
+        return checked
+
+    return decorate

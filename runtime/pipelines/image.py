@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
-from controlnext.runtime.pipelines.diffusers_names import tells_names
+from controlnext.runtime.pipelines.diffusers_names import ARGUMENTS, tells_names
 from controlnext.runtime.pipelines.image_runs import ImageRuns
 from controlnext.runtime.request import Prompt, Request, Scale, Scales
 from controlnext.runtime.step_end import LATENTS, StepEnd
@@ -104,7 +104,7 @@ class ImagePipeline(ImageRuns, task="image"):
     request = Request
     memory_savers = ("vae_tiling", "offload")
 
-    @tells_names
+    @tells_names(ARGUMENTS)
     def __call__(
         self,
         prompt: Prompt | None = None,
@@ -190,7 +190,7 @@ class ImagePipeline(ImageRuns, task="image"):
         )
         return self._run(request)
 
-    @tells_names
+    @tells_names(ARGUMENTS)
     def stream(
         self,
         prompt: Prompt | None = None,

@@ -11,7 +11,14 @@ from controlnext.bundle.hub import hub_copy, inner_directory, push_bundle, save_
 from controlnext.bundle.remote import is_remote
 from controlnext.errors import InputError
 from controlnext.runtime.bundle import Bundle
-from controlnext.runtime.pipelines.diffusers_names import INSTEAD, LOADING, check_arguments, no_attribute
+from controlnext.runtime.pipelines.diffusers_names import (
+    INSTEAD,
+    LOADING,
+    SHARING,
+    check_arguments,
+    no_attribute,
+    tells_names,
+)
 from controlnext.types import Precision
 
 
@@ -106,6 +113,7 @@ class Pretrained(ABC):
         )
         return cls.load(copy, **options)
 
+    @tells_names(SHARING)
     def save_pretrained(
         self, save_directory: str | Path, *, force: bool = False, licence: str | None = None
     ) -> Path:
@@ -121,6 +129,7 @@ class Pretrained(ABC):
             )
         return save_bundle(self.bundle.path, Path(save_directory), force=force, licence=licence)
 
+    @tells_names(SHARING)
     def push_to_hub(
         self,
         repo_id: str,

@@ -122,6 +122,20 @@ def test_an_argument_that_a_call_lacks(method: str, given: dict[str, Any], words
 
 
 @pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"license": "mit"}, "in place of diffusers' license: licence$"),
+        ({"max_shard_size": "5GB"}, "nothing: files are sent as they are"),
+        ({"licens": "mit"}, r"did you mean licence\?"),
+    ],
+)
+@pytest.mark.parametrize("method", ["push_to_hub", "save_pretrained"])
+def test_an_argument_that_sharing_lacks(method: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        getattr(object.__new__(ImagePipeline), method)("me/name", **given)
+
+
+@pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
         ({"dtype": "float16"}, InputError, "dtype is float16, but a bundle has its own precision"),

@@ -229,7 +229,10 @@ def test_a_revision_is_of_ids_of_the_hub(bundle: Path, place: str) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"repo_id": None}, "repo_id is None; it must be a text"),
+        ({"repo_id": None}, "repo_id is None; it must be owner/name"),
+        ({"repo_id": ""}, "repo_id is ''; it must be owner/name"),
+        ({"private": "yes"}, "private is 'yes'; it must be True or False"),
+        ({"create_pr": 1}, "create_pr is 1; it must be True or False"),
         ({"repo_id": "a/b/c"}, "repo_id is 'a/b/c', which is no id; give owner/name"),
         ({"revision": 1}, "revision is 1; it must be a text"),
         ({"commit_message": ""}, "commit_message is ''; it must be a text"),
