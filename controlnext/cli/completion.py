@@ -59,8 +59,9 @@ def _complete_at_once() -> None:
     function there, and completes from the second tab on."""
     from typer import _completion_shared
 
-    scripts = _completion_shared._completion_scripts
-    if _AT_ONCE not in scripts["zsh"]:
+    # it is no public name: without it the first tab does nothing
+    scripts = getattr(_completion_shared, "_completion_scripts", {})
+    if "zsh" in scripts and _AT_ONCE not in scripts["zsh"]:
         scripts["zsh"] += _AT_ONCE
 
 

@@ -122,11 +122,13 @@ class PlainFlags:
     def get_params(self, context: Any) -> list[Any]:
         """Return the parameters, as the base class does."""
         params: list[Any] = super().get_params(context)  # type: ignore[misc]
-        for parameter in params:
-            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+        for parameter in (one for one in params if one.metavar is None):
+            # before 0.29 the library shows no type of flags, and of a list that of one
+            shown = getattr(parameter, "display_type", None)
+            if getattr(parameter, "is_flag", False):
                 parameter.metavar = "[SHELL]" if set(parameter.opts) & set(COMPLETION) else ""
-            elif parameter.metavar is None and getattr(parameter, "multiple", False):
-                parameter.metavar = _OF_LIST.sub(r"<\1>", parameter.display_type(context))
+            elif getattr(parameter, "multiple", False) and shown:
+                parameter.metavar = _OF_LIST.sub(r"<\1>", shown(context))
         return params
 
 

@@ -95,7 +95,9 @@ def test_commands_with_many_options_have_it(name: str) -> None:
         ("lora-rank = true", ["given.toml: lora-rank is true; it must be an integer"]),
         (
             "lora-rank = -1",
-            ["given.toml: lora-rank: -1; it must be greater than or equal to 0"],
+            [
+                "given.toml: lora-rank: -1"
+            ],  # the rest is the library's, which says it in another way before 0.29
         ),
         ('random-weights = "x"', ['random-weights is "x"; it must be an integer: write random-weights = 2']),
         ("height = 512", ["given.toml: height: --height is for engines only"]),
