@@ -79,6 +79,16 @@ ARGUMENTS: Mapping[str, str] = MappingProxyType(
 )
 """Our own in place of the arguments of a call of diffusers' pipelines, by name."""
 
+CLIP_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        **ARGUMENTS,
+        "guidance_scale": "max_guidance_scale, that of the last frame",
+        **dict.fromkeys(("prompt", "negative_prompt"), "nothing: a clip is made of image and control_images"),
+        "control_image": "control_images, an image for every frame",
+    }
+)
+"""The same for a call that makes a clip."""
+
 LOADING: Mapping[str, str] = MappingProxyType(
     {
         "variant": "a bundle of that precision",

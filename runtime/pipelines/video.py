@@ -10,7 +10,7 @@ from PIL import Image
 
 from controlnext.runtime.denoise import Step
 from controlnext.runtime.pipelines.decoding import Images
-from controlnext.runtime.pipelines.diffusers_names import ARGUMENTS, tells_names
+from controlnext.runtime.pipelines.diffusers_names import CLIP_ARGUMENTS, tells_names
 from controlnext.runtime.pipelines.video_runs import VideoRuns
 from controlnext.runtime.request import Scale, VideoRequest
 from controlnext.runtime.step_end import LATENTS, StepEnd
@@ -89,7 +89,7 @@ class VideoPipeline(VideoRuns, task="video"):
     request = VideoRequest
     memory_savers = ("frames_per_batch", "decode_chunk_size", "offload")
 
-    @tells_names(ARGUMENTS)
+    @tells_names(CLIP_ARGUMENTS)
     def __call__(
         self,
         image: Any = None,
@@ -151,7 +151,7 @@ class VideoPipeline(VideoRuns, task="video"):
         )
         return self._run(request)
 
-    @tells_names(ARGUMENTS)
+    @tells_names(CLIP_ARGUMENTS)
     def stream(
         self,
         image: Any = None,

@@ -17,7 +17,7 @@ from diffusers import (
 
 from controlnext.errors import InputError
 from controlnext.runtime import ImagePipeline, Pipeline, VideoPipeline
-from controlnext.runtime.pipelines.diffusers_names import ARGUMENTS, INSTEAD, LOADING
+from controlnext.runtime.pipelines.diffusers_names import ARGUMENTS, CLIP_ARGUMENTS, INSTEAD, LOADING
 
 TEXT = (Path(__file__).parents[2] / "docs" / "coming-from-diffusers.md").read_text()
 _NAME = re.compile(r"`(\w+)`")
@@ -54,7 +54,8 @@ def test_the_table_of_clips_has_what_differs() -> None:
     theirs = inspect.signature(StableVideoDiffusionPipeline.__call__).parameters
     lacking = {*theirs} - {*inspect.signature(VideoPipeline.__call__).parameters}
     assert told - {"StableVideoDiffusionPipeline"} == lacking
-    assert lacking <= {*ARGUMENTS}
+    assert lacking <= {*CLIP_ARGUMENTS}
+    assert not {*CLIP_ARGUMENTS} & {*inspect.signature(VideoPipeline.__call__).parameters}
 
 
 def test_attributes_of_diffusers_pipelines_are_told_and_refused() -> None:
@@ -119,6 +120,12 @@ def test_an_argument_that_a_call_lacks(method: str, given: dict[str, Any], words
     pipe = object.__new__(ImagePipeline)
     with pytest.raises(TypeError, match=words):
         getattr(pipe, method)("a prompt", **given)
+
+
+@pytest.mark.parametrize("name", ["prompt", "guidance_scale", "control_image", "fps"])
+def test_an_argument_of_images_that_a_clip_lacks(name: str) -> None:
+    with pytest.raises(TypeError, match=f"in place of diffusers' {name}: "):
+        object.__new__(VideoPipeline)(**{name: 1})
 
 
 @pytest.mark.parametrize(
