@@ -129,7 +129,7 @@ def test_settings_that_an_export_refuses_are_refused_before_anything_is_fetched(
         ("--scheduler=foo", "--scheduler 'foo' is not a setting"),
         ("--scheduler=prediction_type=zzz", "prediction_type"),
         ("--lora-rank=99999", "--lora-rank is 99999; it must be an integer from 0 to 4096"),
-        ("--vae=nobody/nothing", "error: nobody/nothing: no such file"),
+        ("--vae=nobody/nothing", "error: --vae nobody/nothing: no such file"),
     ):
         done = _dry(cli, tmp_path / "new", *HUB, option)
         assert done.status == 2
