@@ -18,6 +18,7 @@ from controlnext.engines import Backend, Engine, select_backend
 from controlnext.engines.offload import OffloadBackend
 from controlnext.errors import BundleError, InputError
 from controlnext.families import get_family
+from controlnext.families.values import check_flags
 
 
 class Bundle(Closeable):
@@ -57,9 +58,7 @@ class Bundle(Closeable):
         """Open a bundle; arguments and errors are those of :meth:`controlnext.runtime.Pipeline.load`."""
         if not isinstance(path, (str, os.PathLike)):
             raise InputError(f"bundle is {path!r}; give the path of a directory", argument="bundle")
-        for name, given in (("cache", cache), ("offload", offload)):
-            if not isinstance(given, bool):
-                raise InputError(f"{name} is {given!r}; it must be True or False", argument=name)
+        check_flags(cache=cache, offload=offload)
         chosen = select_backend(backend, device, provider, threads)
         return cls(local_copy(path), OffloadBackend(chosen) if offload else chosen, cache)
 

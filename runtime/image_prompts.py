@@ -131,15 +131,18 @@ class ImagePrompts:
 def _check_no_prompts(request: Request) -> None:
     """Raise :class:`InputError` for image prompts, or a scale of them, that no IP-Adapter would read."""
     scale = "ip_adapter_scale"
-    given = [
-        name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if getattr(request, name) is not None
-    ] + [scale] * bool((as_floats(scale, request.ip_adapter_scale) != 1).any())
-    if given:
-        raise InputError(
-            f"{given[0]} was given, but the bundle has no IP-Adapter; export it with `ip_adapter`, or remove"
-            f" `{given[0]}`",
-            argument=given[0],
-        )
+    given = {
+        "ip_adapter_image": request.ip_adapter_image is not None,
+        "ip_adapter_image_embeds": request.ip_adapter_image_embeds is not None,
+        scale: (as_floats(scale, request.ip_adapter_scale) != 1).any(),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(
+                f"{name} was given, but the bundle has no IP-Adapter; export it with `ip_adapter`, or remove"
+                f" `{name}`",
+                argument=name,
+            )
 
 
 def _images(given: Any, request: Request) -> list[list[Any]]:

@@ -16,6 +16,7 @@ from controlnext.bundle.files import MANIFEST, new_folder
 from controlnext.bundle.format import check_file
 from controlnext.bundle.reader import read_manifest
 from controlnext.errors import BundleError, ControlNeXtError, InputError, first_line
+from controlnext.families.values import check_flags
 from controlnext.hub_errors import LOG_IN, refusal_of
 from controlnext.optional import extra
 
@@ -108,9 +109,7 @@ def push_bundle(
     manifest = read_manifest(bundle)
     _check_token(token)
     _check_texts(repo_id=repository, revision=revision, commit_message=commit_message, licence=licence)
-    for name, flag in (("private", private), ("create_pr", create_pr)):
-        if not isinstance(flag, bool | None):
-            raise InputError(f"{name} is {flag!r}; it must be True or False", argument=name)
+    check_flags(private=False if private is None else private, create_pr=create_pr)
     place, api = PurePosixPath(inner_directory(subfolder)), HfApi(token=token)
     files = {str(place / name): str(check_file(bundle, manifest, name)) for name in manifest.files}
     files[str(place / MANIFEST)] = str(bundle / MANIFEST)

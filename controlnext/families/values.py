@@ -14,10 +14,19 @@ from inspect import Parameter
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeGuard, Union, get_args, get_origin
 
+from controlnext.errors import InputError
+
 
 def is_integer(value: Any) -> TypeGuard[int]:
     """Return whether a value is an integer."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_flags(**given: object) -> None:
+    """Raise :class:`InputError` for the first argument that is neither True nor False."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; it must be True or False", argument=name)
 
 
 def is_number(value: Any) -> bool:

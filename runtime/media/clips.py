@@ -13,9 +13,12 @@ from PIL import Image
 
 from controlnext.bundle.remote import is_remote
 from controlnext.errors import InputError
+from controlnext.families.values import is_integer
 from controlnext.image_input import ImageReader
 from controlnext.runtime.media.clip_formats import DEFAULT_FPS, FORMATS
+from controlnext.runtime.media.image_files import unchanged
 from controlnext.runtime.media.video_files import ClipFiles, open_clip
+from controlnext.runtime.vae import to_pil
 from controlnext.types import FloatArray
 
 _FRAMES = "give images of Pillow or an array (frames, height, width, 3) of floats from 0 to 1"
@@ -31,7 +34,7 @@ def load_video(path: str | Path, frames: int | None = None) -> list[Image.Image]
         InputError: no frame can be read, or ``frames`` is not a number of 1 or more.
         MissingDependencyError: PyAV is not installed; directories do not need it.
     """
-    if frames is not None and (isinstance(frames, bool) or not isinstance(frames, int) or frames < 1):
+    if frames is not None and (not is_integer(frames) or frames < 1):
         raise InputError(f"frames is {frames!r}; it must be at least 1", argument="frames")
     place = _video(path)
     with open_clip(place, ImageReader(str(place)).read_rgb, frames) as clip:
@@ -43,8 +46,7 @@ def video_fps(path: str | Path) -> float:
 
     Raises as :func:`load_video`.
     """
-    place = _video(path)
-    with open_clip(place, ImageReader(str(place)).read_rgb, 1) as clip:
+    with open_clip(_video(path), unchanged, 1) as clip:
         return float(clip.fps or DEFAULT_FPS)
 
 
@@ -108,7 +110,7 @@ def _images(frames: Any) -> list[Image.Image]:
                 " out.frames[0]",
                 argument="frames",
             )
-        return [Image.fromarray(frame) for frame in (frames.clip(0, 1) * 255).round().astype(np.uint8)]
+        return to_pil(frames.clip(0, 1))
     if not isinstance(frames, Sequence) or isinstance(frames, str) or not frames:
         given = "empty" if isinstance(frames, (list, tuple)) else f"of type {type(frames).__name__}"
         raise InputError(f"frames is {given}; {_FRAMES}", argument="frames")

@@ -130,15 +130,21 @@ def no_attribute(pipeline: object, name: str) -> AttributeError:
 
 
 def check_arguments(
-    function: str, given: Iterable[str], accepted: Iterable[str], instead: Mapping[str, str]
+    function: str,
+    given: Iterable[str],
+    accepted: Iterable[str],
+    instead: Mapping[str, str],
+    whose: str = "diffusers' ",
 ) -> None:
-    """Raise :class:`TypeError`, as Python does, for a name that is not accepted, with what helps."""
+    """Raise :class:`TypeError`, as Python does, for a name that is not accepted, with what helps.
+
+    ``whose``: the names in ``instead`` are told as theirs.
+    """
     known = [*accepted]
     for name in given:
         if name not in known:
             told = f"{function}() got an unexpected keyword argument {name!r}"
             if name in instead:
-                whose = "" if instead is LOADING else "diffusers' "
                 told += f"; in place of {whose}{name}: {instead[name]}"
             else:
                 told += did_you_mean(name, known)

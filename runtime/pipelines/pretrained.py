@@ -87,7 +87,8 @@ class Pretrained(ABC):
         for dtype in ("torch_dtype", "dtype"):
             refuse_torch_dtype(options.pop(dtype, None), dtype)
         accepted = inspect.signature(cls.load).parameters
-        check_arguments(f"{cls.__name__}.from_pretrained", options, accepted, LOADING)
+        # they are diffusers' and optimum's
+        check_arguments(f"{cls.__name__}.from_pretrained", options, accepted, LOADING, whose="")
         folder = inner_directory(subfolder)
         if not isinstance(repo_or_path, str | Path):
             raise InputError(

@@ -129,14 +129,14 @@ function controlnextClip({ fields, files }) {
   const clip = isVideo
     ? `load_video(${python(frames[0])})`
     : `[${frames.map((name) => `Image.open(${python(name)})`).join(", ")}]`;
-  const own = isVideo ? `, fps=video_fps(${python(frames[0])})` : "";
-  const rate = fps === undefined ? own : `, fps=${fps}`;
-  const reads = isVideo ? `, load_video${fps === undefined ? ", video_fps" : ""}` : "";
+  const asVideo = isVideo && fps === undefined;
+  const rate = asVideo ? `video_fps(${python(frames[0])})` : fps;
+  const used = ["export_to_video", ...(isVideo ? ["load_video"] : []), ...(asVideo ? ["video_fps"] : [])];
   return [
     "from PIL import Image",
     "",
     "from controlnext.runtime import Pipeline",
-    `from controlnext.runtime.media import export_to_video${reads}`,
+    `from controlnext.runtime.media import ${used.join(", ")}`,
     "",
     `with Pipeline.load(${python(`build/${model}`)}) as pipe:  # the directory of the bundle`,
     ...calling([
@@ -144,7 +144,7 @@ function controlnextClip({ fields, files }) {
       `control_images=${clip}`,
       ...argumentsOf({ ...rest, ...guided, ...sides(size) }),
     ]),
-    `export_to_video(out.frames[0], "result.mp4"${rate})`,
+    `export_to_video(out.frames[0], "result.mp4"${rate === undefined ? "" : `, fps=${rate}`})`,
   ].join("\n");
 }
 
